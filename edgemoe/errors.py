@@ -1,0 +1,73 @@
+"""Errors that reach the user. Each carries a hint: what to do about it."""
+
+from __future__ import annotations
+
+
+class EdgeMoEError(Exception):
+    """Base of every error raised on purpose.
+
+    Attributes:
+        hint: one line that says what to do, or an empty string.
+    """
+
+    hint: str = ""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """Store ``message`` and, when given, a ``hint`` for the user."""
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+class ModelNotFound(EdgeMoEError):
+    """The model file, catalogue name or repository does not exist."""
+
+
+class BadGguf(EdgeMoEError):
+    """The file is not a GGUF that can be loaded: damaged, truncated or hostile."""
+
+
+class UnsupportedModel(EdgeMoEError):
+    """A sound GGUF that llama.cpp in this version cannot run."""
+
+
+class ConfigError(EdgeMoEError):
+    """A setting has a value that cannot be honoured."""
+
+
+class DoesNotFit(EdgeMoEError):
+    """The model does not fit the memory that was asked for.
+
+    Attributes:
+        needed_bytes: bytes the request needs.
+        free_bytes: bytes there are.
+        suggestion: a setting that would fit.
+    """
+
+    def __init__(self, needed_bytes: int, free_bytes: int, suggestion: str) -> None:
+        """Build the message from the three figures."""
+        super().__init__(
+            f"needs {needed_bytes / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free",
+            suggestion,
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.suggestion = suggestion
+
+
+class BackendMismatch(EdgeMoEError):
+    """llama-cpp-python is not a version whose internals the core was checked against.
+
+    Attributes:
+        found: what was found.
+        tested: what was tested.
+    """
+
+    def __init__(self, found: str, tested: str) -> None:
+        """Name both sides in the message."""
+        super().__init__(
+            f"this llama-cpp-python does not match the engine: found {found}, tested {tested}",
+            f"pip install {tested}",
+        )
+        self.found = found
+        self.tested = tested

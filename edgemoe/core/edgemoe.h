@@ -1,0 +1,135 @@
+#pragma once
+
+// The whole C interface between the core and Python. Mechanism here, policy there.
+//
+// Ownership: every pointer handed in stays the caller's; every output buffer is the caller's and comes with its capacity.
+// Errors: functions return EM_OK or a negative EM_ERROR_*; em_last_error() gives the text for the calling thread.
+// Threads: all functions may be called from any thread, except that one engine is created, loaded and freed by one
+// thread at a time. em_cancel, em_residency, em_stats and em_drain may be called while the model computes.
+//
+// Ordering, and why no computation reads a slot that a copy writes:
+//   - a slot is in exactly one state of em_slot_state (slots.h), changed only under its layer's mutex;
+//   - the compute thread holds the layer's mutex from looking an expert up until the device has finished with it;
+//   - the copy thread writes a slot's bytes only in state LOADING, in which no lookup can return it;
+//   - LOADING becomes RESIDENT under the mutex, after the copy stream was synchronised.
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#    define EM_API extern "C" __declspec(dllexport)
+#else
+#    define EM_API extern "C" __attribute__((visibility("default")))
+#endif
+
+#define EM_ABI_VERSION 1
+
+enum em_status {
+    EM_OK               = 0,
+    EM_ERROR_ARGUMENT   = -1,
+    EM_ERROR_MISMATCH   = -2, // the loaded ggml is not the one the core was written against
+    EM_ERROR_DEVICE     = -3, // no such device, or it cannot be opened
+    EM_ERROR_NO_MEMORY  = -4, // the device has no room for what was asked
+    EM_ERROR_STATE      = -5, // called in the wrong order
+};
+
+enum em_expert_state { EM_COLD = 0, EM_PENDING = 1, EM_RESIDENT = 2 };
+
+typedef struct em_engine em_engine;
+
+// What Python asks of an engine when it is made.
+typedef struct {
+    int32_t struct_bytes;
+    int32_t prefill_tokens;   // a batch of at least so many tokens is a prefill
+    int32_t stream_tokens;    // prefill: a cold expert with so many tokens is streamed; 0 never
+    int32_t stream_slots;     // staging places of an expert on the device for prefill, an even number; 0 none
+    const char * device;      // ggml device name, NULL or empty for none
+} em_options;
+
+// Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
+typedef struct {
+    int32_t struct_bytes;
+    int32_t latency_us;
+    int64_t bandwidth;
+    int64_t capacity;
+    int32_t fail_alloc;
+    int32_t fail_copy;
+    int32_t fail_compute;
+    int32_t jitter_us;
+    uint64_t seed;
+} em_sim_options;
+
+// One expert layer, in the order the layers run.
+typedef struct {
+    int32_t struct_bytes;
+    int32_t block;        // number in the tensor names
+    int32_t experts;
+    int32_t slots;
+    int32_t understood;   // 1 fused, 0 runs as plain llama.cpp, -1 not seen yet
+    int32_t reserved;
+    int64_t expert_bytes; // one expert, all projections
+} em_layer_info;
+
+// One upload: expert into the slot of victim (-1: a free slot).
+typedef struct {
+    int32_t layer;
+    int32_t expert;
+    int32_t victim;
+} em_load;
+
+// Counters since the engine was made; nanoseconds and bytes. Meanings in types.py, ExpertStats.
+typedef struct {
+    int64_t tokens;
+    int64_t hits, misses;
+    int64_t prefill_hits, prefill_streamed, prefill_misses;
+    int64_t uploads, upload_bytes, streamed_bytes, failed_uploads;
+    int64_t joins, device_fallbacks;
+    int64_t moe_ns, device_ns, cpu_ns, join_ns;
+    int64_t slots, slot_bytes, resident, pending;
+    int64_t fused_layers, plain_layers;
+    int64_t dropped_events;
+} em_stats_t;
+
+// --- meeting ggml ---
+EM_API int32_t      em_abi_version(void);
+EM_API int32_t      em_struct_bytes(int32_t which); // 0 options, 1 sim options, 2 layer info, 3 load, 4 stats
+EM_API const char * em_last_error(void);
+EM_API int32_t      em_symbol_count(void);
+EM_API const char * em_symbol_name(int32_t i);
+EM_API int32_t      em_symbol_set(int32_t i, void * address);
+// Compare everything assumed of ggml with what is loaded. On EM_ERROR_MISMATCH em_last_error names the difference.
+EM_API int32_t      em_check(void);
+// The registry entry, for ggml_backend_load; NULL before a successful em_check.
+EM_API void *       ggml_backend_init(void);
+// The buffer type for llama_model_params.tensor_buft_overrides.
+EM_API void *       em_buffer_type(void);
+// Address of bool (*)(void * engine): true once em_cancel was called; for llama_set_abort_callback.
+EM_API void *       em_abort_callback(void);
+
+// --- the sim device ---
+EM_API int32_t em_sim_configure(const em_sim_options * options);
+
+// --- engines: one per loaded model ---
+EM_API em_engine * em_engine_new(const em_options * options);
+EM_API void        em_engine_free(em_engine * engine);
+// Between begin and end, on the same thread, llama.cpp sees our devices; never otherwise.
+EM_API int32_t     em_begin_load(em_engine * engine, int32_t sim_is_gpu);
+EM_API int32_t     em_end_load(em_engine * engine);
+// Stop copies and let go of the device; must precede the freeing of the model.
+EM_API int32_t     em_engine_stop(em_engine * engine);
+EM_API int32_t     em_layer_count(em_engine * engine);
+EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
+// (Re)allocate device slots: slots[layer]. Residency of changed layers is lost. EM_ERROR_NO_MEMORY leaves that layer and
+// those after it without slots.
+EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
+// Queue uploads; returns how many were taken.
+EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);
+// Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
+EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
+// em_expert_state per (layer, expert), row by row.
+EM_API int32_t     em_residency(em_engine * engine, uint8_t * out, int64_t capacity);
+EM_API int32_t     em_stats(em_engine * engine, em_stats_t * out);
+// Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
+EM_API int64_t     em_drain(em_engine * engine, int32_t * out, int64_t capacity);
+EM_API int32_t     em_cancel(em_engine * engine, int32_t cancelled);
+// Free and total bytes of the engine's device.
+EM_API int32_t     em_device_memory(em_engine * engine, int64_t * free_bytes, int64_t * total_bytes);

@@ -1,0 +1,222 @@
+#pragma once
+
+// State of one engine and the functions of the core's rooms. See edgemoe.h for the ordering rules.
+
+#include "edgemoe.h"
+#include "ggml_abi.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+// Op numbers of the ggml that is loaded, looked up by name.
+struct em_ops {
+    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom;
+};
+extern em_ops OP;
+
+int  em_fail(int status, const std::string & text); // remembers the text for em_last_error, returns status
+bool em_host_checked();
+
+inline int64_t em_now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+inline size_t em_align(size_t n, size_t a) { return (n + a - 1) / a * a; }
+
+// ---- slots ----
+
+// Legal transitions, all in em_slot_move: FREE -> LOADING -> RESIDENT -> LOADING, LOADING -> FREE (copy failed).
+enum class em_slot_state : uint8_t { FREE, LOADING, RESIDENT };
+
+struct em_slot {
+    em_slot_state state  = em_slot_state::FREE;
+    int32_t       expert = -1;
+};
+
+enum em_projection { PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_GATE_UP, PROJ_COUNT };
+
+struct em_layer_t;
+
+// Hangs on the extra field of every expert weight of ours: from the tensor to its place in the engine.
+struct em_weight_ref {
+    em_engine *  engine;
+    em_layer_t * layer;
+    int          projection;
+};
+
+struct em_layer_t {
+    em_weight_ref ref[PROJ_COUNT] = {};
+    int32_t       block   = -1;
+    int32_t       experts = 0;
+    ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
+    ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
+    size_t        expert_bytes       = 0;
+    std::atomic<int> understood{-1};
+
+    std::mutex            mutex; // guards everything below
+    std::vector<em_slot>  slots;
+    std::vector<int32_t>  slot_of; // expert -> slot in state RESIDENT, else -1
+    std::vector<uint8_t>  state;   // expert -> em_expert_state
+    int32_t               resident = 0;
+    ggml_context *        ctx      = nullptr;
+    ggml_backend_buffer * buffer   = nullptr; // holds device_weight and device_bias
+    size_t                buffer_bytes = 0;
+    ggml_tensor *         device_weight[PROJ_COUNT] = {}; // [K, N, slots]
+    ggml_tensor *         device_bias[PROJ_COUNT]   = {}; // [N, experts]
+};
+
+// A growing piece of memory: on the host (pinned where the device offers it) or on the device.
+struct em_region {
+    ggml_backend_buffer_type * buft = nullptr;
+    ggml_backend_buffer *      buffer = nullptr;
+    std::vector<char>          plain; // when buft is null
+    char *                     base = nullptr;
+    size_t                     size = 0;
+
+    bool ensure(size_t bytes); // contents are lost when it grows; false: no memory
+    void release();
+};
+
+struct em_counters {
+    std::atomic<int64_t> tokens{0}, hits{0}, misses{0}, prefill_hits{0}, prefill_streamed{0}, prefill_misses{0};
+    std::atomic<int64_t> uploads{0}, upload_bytes{0}, streamed_bytes{0}, failed_uploads{0}, joins{0}, device_fallbacks{0};
+    std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, dropped_events{0};
+};
+
+// Staging places on the device for experts that are streamed through in a prefill; one set per weight shape.
+struct em_stage {
+    const em_layer_t *    like   = nullptr;
+    int32_t               places = 0;
+    ggml_context *        ctx    = nullptr;
+    ggml_backend_buffer * buffer = nullptr;
+    ggml_tensor *         weight[PROJ_COUNT] = {};
+};
+
+struct em_engine {
+    em_options  options{};
+    std::string device_name;
+
+    // Filled while the model loads, then fixed.
+    std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
+    bool loaded = false;
+
+    // Device side. Null when there is none, or after it died.
+    ggml_backend_device * device = nullptr;
+    ggml_backend *        exec   = nullptr; // stream of the hot pairs
+    ggml_backend *        stream = nullptr; // stream of prefill staging
+    ggml_backend *        copy   = nullptr; // stream of the uploads, owned by copy_thread
+    std::atomic<bool>     device_dead{false};
+
+    std::mutex compute_mutex; // one computation at a time; guards the regions and the stages
+    em_region  io_device, io_host, stage_host, cpu_scratch;
+    std::vector<char> arena;
+    std::vector<std::unique_ptr<em_stage>> stages;
+
+    // Uploads: requests in, residency out.
+    std::thread             copy_thread;
+    std::mutex              queue_mutex;
+    std::condition_variable queue_changed;
+    std::deque<em_load>     queue;
+    bool                    copying = false; // an upload is under way
+    bool                    stopping = false;
+    std::mutex              copy_mutex; // held during one upload, and while slots are reallocated
+    em_region               copy_host;
+
+    std::atomic<bool> cancelled{false};
+    em_counters       count;
+
+    std::mutex           ring_mutex;
+    std::vector<int32_t> ring;
+    size_t               ring_used = 0;
+};
+
+// ---- rooms ----
+
+// host.cpp
+int em_host_check();
+
+// api.cpp
+void em_record(em_engine * e, int32_t layer, const ggml_tensor * ids);
+
+// slots.cpp
+int  em_slots_set(em_engine * e, const int32_t * slots, int32_t count);
+void em_slots_release(em_engine * e);
+void em_copy_start(em_engine * e);
+void em_copy_stop(em_engine * e);
+bool em_device_failed(ggml_backend * backend); // and clears the failure
+void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, ggml_tensor * const * to, int32_t expert,
+                      int32_t place);
+
+// backend.cpp
+ggml_backend_buffer_type * em_buft();
+ggml_backend_reg *         em_reg();
+em_layer_t *               em_layer_of(const ggml_tensor * weight, int * projection, em_engine ** engine);
+em_engine *                em_loading();
+void                       em_set_loading(em_engine * e, bool sim_is_gpu);
+bool                       em_sim_is_gpu();
+bool                       em_is_ours(const ggml_tensor * t);
+
+// sim.cpp
+ggml_backend_device * em_sim_device();
+bool em_sim_take_error(ggml_backend * stream);
+void em_sim_set_threads(ggml_backend * stream, int n);
+void em_sim_set_abort(ggml_backend * stream, ggml_abort_callback fn, void * data);
+
+// block.cpp: the expert block of one layer, found in a graph
+constexpr int EM_BLOCK_NODES = 24;
+
+struct em_block {
+    em_engine *   engine = nullptr;
+    em_layer_t *  layer  = nullptr;
+    int           layer_index = 0;
+    int           first = 0, last = 0; // node range in the graph, both included; last is the down projection
+    int           count = 0;           // nodes to compute, views included
+    ggml_tensor * node[EM_BLOCK_NODES];
+    ggml_tensor * ids = nullptr;       // [k, tokens]
+    int64_t       k = 0, tokens = 0;
+
+    ggml_tensor * down() const { return node[count - 1]; }
+};
+
+enum class em_found { NOTHING, UNKNOWN, BLOCK };
+// Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not understood.
+em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
+
+// pairs.cpp: a set of (token, slot of k) pairs computed as a graph of their own
+struct em_pair {
+    int32_t token, k, expert, place; // place: slot or staging place on the device, unused on the CPU
+};
+
+struct em_side { // where a pair graph runs
+    ggml_backend *              backend;
+    bool                        device;
+    ggml_tensor * const *       weight; // per projection
+    ggml_tensor * const *       bias;
+    em_region *                 memory;  // inputs and intermediates
+    em_region *                 staging; // device only: host side of inputs and results
+};
+
+struct em_launch { // a pair graph under way
+    ggml_context * ctx    = nullptr;
+    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised
+    int            status = STATUS_SUCCESS;
+};
+
+// Starts the pairs; the device side returns before it has finished.
+em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n);
+// Copies rows to where the block's result belongs.
+void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
+
+// moe.cpp
+struct em_context { // one per llama context that opened our backend
+    ggml_backend * cpu = nullptr;
+    std::vector<char> arena;
+};
+int em_graph_compute(em_context * c, ggml_cgraph * graph);

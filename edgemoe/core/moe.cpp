@@ -1,0 +1,384 @@
+// One layer's experts: hot pairs on the device, cold pairs on the CPU at the same time, joined once.
+
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace {
+
+// Most pairs of one device graph: bounds its memory (rows of n_embd + 3 n_ff floats each).
+constexpr int64_t MAX_PAIRS = 2048;
+
+// Results go where the graph wants them, unless that memory is also an input that later pairs still read.
+class block_output {
+  public:
+    block_output(em_engine * e, em_block & b) : block(b), original(b.down()->data) {
+        if (overlaps_input()) {
+            memory.resize(G.ggml_nbytes(b.down()));
+            b.down()->data = memory.data();
+        }
+    }
+    ~block_output() {
+        if (block.down()->data != original) {
+            memcpy(original, memory.data(), memory.size());
+            block.down()->data = original;
+        }
+    }
+
+  private:
+    bool overlaps_input() const {
+        const char * lo = static_cast<const char *>(original);
+        const char * hi = lo + G.ggml_nbytes(block.down());
+        for (int i = 0; i < block.count; ++i) {
+            for (const ggml_tensor * s : block.node[i]->src) {
+                const char * d = s ? static_cast<const char *>(s->data) : nullptr;
+                if (d && d < hi && lo < d + G.ggml_nbytes(s)) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+    em_block &        block;
+    void *            original;
+    std::vector<char> memory;
+};
+
+struct split {
+    std::vector<em_pair> hot, cold;
+};
+
+struct run {
+    em_context * c;
+    em_engine *  e;
+    em_block &   b;
+
+    em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr}; }
+    em_side device_side() const {
+        return {e->exec, true, b.layer->device_weight, b.layer->device_bias, &e->io_device, &e->io_host};
+    }
+
+    bool start_hot(const em_pair * pairs, int64_t n, em_launch & launch) {
+        launch = em_pairs_launch(e, device_side(), b, pairs, n);
+        return launch.status == STATUS_SUCCESS;
+    }
+    // Waits for the device and brings its rows home. False: the device failed, nothing was written.
+    bool join(em_launch & launch, const em_pair * pairs, int64_t n, int64_t started) {
+        const int64_t waiting = em_now_ns();
+        G.ggml_backend_synchronize(e->exec);
+        const int64_t done = em_now_ns();
+        e->count.joins += 1;
+        e->count.join_ns += done - waiting;
+        e->count.device_ns += done - started;
+        const bool ok = !em_device_failed(e->exec);
+        if (ok) {
+            em_pairs_scatter(b, pairs, n, launch.result);
+        }
+        return ok;
+    }
+    int compute_cold(const std::vector<em_pair> & pairs) {
+        const int64_t started = em_now_ns();
+        int           status  = STATUS_SUCCESS;
+        for (size_t i = 0; i < pairs.size() && status == STATUS_SUCCESS; i += MAX_PAIRS) {
+            const int64_t n = std::min<int64_t>(MAX_PAIRS, int64_t(pairs.size() - i));
+            em_launch launch = em_pairs_launch(e, cpu_side(), b, &pairs[i], n);
+            status = launch.status;
+            if (status == STATUS_SUCCESS) {
+                em_pairs_scatter(b, &pairs[i], n, launch.result);
+            }
+            G.ggml_free(launch.ctx);
+        }
+        e->count.cpu_ns += em_now_ns() - started;
+        return status;
+    }
+    int redo_on_cpu(const em_pair * pairs, int64_t n) {
+        e->count.device_fallbacks += 1;
+        return compute_cold(std::vector<em_pair>(pairs, pairs + n));
+    }
+    int compute(const split & s);
+};
+
+int run::compute(const split & s) {
+    int64_t   hot_n   = std::min<int64_t>(MAX_PAIRS, int64_t(s.hot.size()));
+    int64_t   started = em_now_ns();
+    em_launch launch;
+    bool      running = hot_n > 0 && start_hot(s.hot.data(), hot_n, launch);
+    int       status  = s.cold.empty() ? int(STATUS_SUCCESS) : compute_cold(s.cold);
+    // The first chunk ran beside the cold pairs; the others, only in large batches, follow one by one.
+    for (int64_t at = 0; at < int64_t(s.hot.size()) && status == STATUS_SUCCESS;) {
+        const bool ok = running && join(launch, &s.hot[at], hot_n, started);
+        if (launch.ctx) {
+            G.ggml_free(launch.ctx);
+            launch.ctx = nullptr;
+        }
+        if (!ok) {
+            status = redo_on_cpu(&s.hot[at], hot_n);
+        }
+        at += hot_n;
+        hot_n   = std::min<int64_t>(MAX_PAIRS, int64_t(s.hot.size()) - at);
+        started = em_now_ns();
+        running = hot_n > 0 && status == STATUS_SUCCESS && start_hot(&s.hot[at], hot_n, launch);
+    }
+    if (launch.ctx) { // left early: the device must not write into memory that is gone
+        G.ggml_backend_synchronize(e->exec);
+        G.ggml_free(launch.ctx);
+    }
+    return status;
+}
+
+const int32_t * ids_row(const ggml_tensor * ids, int64_t t) {
+    return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+}
+
+// Needs the layer's mutex, and it must be kept until the device is done.
+split split_pairs(const em_block & b) {
+    split s;
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        const int32_t * row = ids_row(b.ids, t);
+        for (int64_t i = 0; i < b.k; ++i) {
+            const int32_t slot = b.layer->slot_of.empty() ? -1 : b.layer->slot_of[row[i]];
+            (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
+        }
+    }
+    return s;
+}
+
+em_stage * stage_for(em_engine * e, const em_layer_t & layer);
+
+// Experts of a prefill that are streamed through the stage, in waves of half its places: while one half computes, the other
+// half is filled.
+int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, em_stage & stage, std::vector<em_pair> & failed) {
+    em_engine *   e    = r.e;
+    const int32_t half = stage.places / 2;
+    em_launch     launch;
+    std::vector<em_pair> running, next;
+    int64_t started = em_now_ns();
+    auto finish = [&] {
+        if (launch.ctx) {
+            if (launch.status != STATUS_SUCCESS || !r.join(launch, running.data(), int64_t(running.size()), started)) {
+                failed.insert(failed.end(), running.begin(), running.end());
+                e->count.device_fallbacks += 1;
+            }
+            G.ggml_free(launch.ctx);
+            launch.ctx = nullptr;
+        }
+    };
+    if (!e->stage_host.ensure(r.b.layer->expert_bytes * size_t(half))) {
+        for (const auto & pairs : by_expert) {
+            failed.insert(failed.end(), pairs.begin(), pairs.end());
+        }
+        return STATUS_SUCCESS;
+    }
+    size_t at = 0;
+    for (int wave = 0; at < by_expert.size(); ++wave) {
+        next.clear();
+        for (int32_t i = 0; i < half && at < by_expert.size(); ++i, ++at) {
+            const int64_t n = int64_t(next.size() + by_expert[at].size());
+            if (i > 0 && n > MAX_PAIRS) {
+                break;
+            }
+            const int32_t place = (wave % 2) * half + i;
+            em_upload_expert(e->stream, e->stage_host.base + size_t(i) * r.b.layer->expert_bytes, *r.b.layer, stage.weight,
+                             by_expert[at][0].expert, place);
+            e->count.streamed_bytes += int64_t(r.b.layer->expert_bytes);
+            for (em_pair p : by_expert[at]) {
+                p.place = place;
+                next.push_back(p);
+            }
+        }
+        G.ggml_backend_synchronize(e->stream);
+        const bool arrived = !em_device_failed(e->stream);
+        finish(); // the wave before, computed while this one was copied
+        if (!arrived) {
+            failed.insert(failed.end(), next.begin(), next.end());
+            continue;
+        }
+        running.swap(next);
+        started = em_now_ns();
+        em_side side = r.device_side();
+        side.weight  = stage.weight;
+        launch = em_pairs_launch(e, side, r.b, running.data(), int64_t(running.size()));
+    }
+    finish();
+    return STATUS_SUCCESS;
+}
+
+// A large batch: resident experts on the device, well used others streamed there, the rest on the CPU.
+int compute_prefill(run & r, split s) {
+    em_engine * e     = r.e;
+    em_stage *  stage = e->options.stream_tokens > 0 ? stage_for(e, *r.b.layer) : nullptr;
+    std::vector<std::vector<em_pair>> streamed;
+    if (stage) {
+        std::vector<std::vector<em_pair>> by_expert(size_t(r.b.layer->experts));
+        for (const em_pair & p : s.cold) {
+            by_expert[size_t(p.expert)].push_back(p);
+        }
+        s.cold.clear();
+        for (auto & pairs : by_expert) {
+            if (int64_t(pairs.size()) >= e->options.stream_tokens) {
+                e->count.prefill_streamed += int64_t(pairs.size());
+                streamed.push_back(std::move(pairs));
+            } else {
+                s.cold.insert(s.cold.end(), pairs.begin(), pairs.end());
+            }
+        }
+    }
+    e->count.prefill_hits += int64_t(s.hot.size());
+    e->count.prefill_misses += int64_t(s.cold.size());
+    int status = r.compute(s);
+    if (status == STATUS_SUCCESS && !streamed.empty()) {
+        std::vector<em_pair> failed;
+        status = stream_waves(r, streamed, *stage, failed);
+        if (status == STATUS_SUCCESS && !failed.empty()) {
+            status = r.compute_cold(failed);
+        }
+    }
+    return status;
+}
+
+em_stage * stage_for(em_engine * e, const em_layer_t & layer) {
+    auto same = [&](const em_layer_t & other) {
+        for (int p = 0; p < PROJ_COUNT; ++p) {
+            const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
+            if (!a != !o || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
+                return false;
+            }
+        }
+        return true;
+    };
+    for (auto & s : e->stages) {
+        if (same(*s->like)) {
+            return s->places > 0 ? s.get() : nullptr;
+        }
+    }
+    e->stages.push_back(std::make_unique<em_stage>());
+    em_stage & s = *e->stages.back();
+    s.like = &layer;
+    const int32_t places = std::min(e->options.stream_slots, layer.experts) / 2 * 2;
+    if (places < 2) {
+        return nullptr;
+    }
+    s.ctx = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT, nullptr, true});
+    ggml_backend_buffer_type * buft = G.ggml_backend_dev_buffer_type(e->device);
+    const size_t align = G.ggml_backend_buft_get_alignment(buft);
+    size_t total = align;
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (const ggml_tensor * w = layer.weight[p]) {
+            const int64_t ne[3] = {w->ne[0], w->ne[1], places};
+            s.weight[p] = G.ggml_new_tensor(s.ctx, w->type, 3, ne);
+            total += em_align(G.ggml_backend_buft_get_alloc_size(buft, s.weight[p]), align);
+        }
+    }
+    s.buffer = G.ggml_backend_buft_alloc_buffer(buft, total);
+    if (!s.buffer) {
+        return nullptr; // remembered: places stays 0
+    }
+    G.ggml_backend_buffer_clear(s.buffer, 0);
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(s.buffer)), align));
+    for (ggml_tensor * w : s.weight) {
+        if (w) {
+            G.ggml_backend_tensor_alloc(s.buffer, w, at);
+            at += em_align(G.ggml_backend_buft_get_alloc_size(buft, w), align);
+        }
+    }
+    s.places = places;
+    return &s;
+}
+
+// Nodes [from, to) as they are, on ggml-cpu.
+int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
+    if (from >= to) {
+        return STATUS_SUCCESS;
+    }
+    const size_t size   = size_t(to - from);
+    const size_t needed = G.ggml_graph_overhead_custom(size, false) + 256;
+    if (c->arena.size() < needed) {
+        c->arena.resize(needed);
+    }
+    ggml_context * ctx  = G.ggml_init({c->arena.size(), c->arena.data(), true});
+    ggml_cgraph *  part = G.ggml_new_graph_custom(ctx, size, false);
+    for (int i = from; i < to; ++i) {
+        G.ggml_graph_add_node(part, G.ggml_graph_node(graph, i));
+    }
+    const int status = G.ggml_backend_graph_compute(c->cpu, part);
+    G.ggml_free(ctx);
+    return status;
+}
+
+// Nothing of this layer is or can be on the device: it runs as in llama.cpp.
+bool all_cold(em_engine * e, em_layer_t & layer) {
+    if (!e->exec || e->device_dead) {
+        return true;
+    }
+    std::lock_guard<std::mutex> lock(layer.mutex);
+    return layer.resident == 0;
+}
+
+int run_block(em_context * c, em_block & b) {
+    em_engine * e = b.engine;
+    run r{c, e, b};
+    std::lock_guard<std::mutex> compute(e->compute_mutex);
+    std::lock_guard<std::mutex> lock(b.layer->mutex);
+    block_output output(e, b);
+    split s = split_pairs(b);
+    if (b.tokens >= e->options.prefill_tokens) {
+        return compute_prefill(r, std::move(s));
+    }
+    e->count.hits += int64_t(s.hot.size());
+    e->count.misses += int64_t(s.cold.size());
+    return r.compute(s);
+}
+
+// A layer that stays on the CPU still counts its misses and takes part in the routing history.
+void account_plain(const em_block & b) {
+    em_engine * e = b.engine;
+    (b.tokens >= e->options.prefill_tokens ? e->count.prefill_misses : e->count.misses) += b.k * b.tokens;
+}
+
+} // namespace
+
+int em_graph_compute(em_context * c, ggml_cgraph * graph) {
+    const int64_t started = em_now_ns();
+    const int     n       = G.ggml_graph_n_nodes(graph);
+    int           status  = STATUS_SUCCESS;
+    int           plain   = 0; // first node not computed yet
+    em_engine *   engine  = nullptr;
+    for (int i = 0; i < n && status == STATUS_SUCCESS; ++i) {
+        em_block b;
+        const em_found found = em_block_find(graph, i, n, &b);
+        if (found == em_found::NOTHING) {
+            continue;
+        }
+        engine = b.engine;
+        if (b.layer) {
+            b.layer->understood = b.layer->understood == 0 ? 0 : found == em_found::BLOCK;
+        }
+        if (found == em_found::UNKNOWN) {
+            continue;
+        }
+        em_record(b.engine, b.layer->block, b.ids);
+        const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
+                                     b.engine->exec && !b.engine->device_dead;
+        if (all_cold(b.engine, *b.layer) && !prefill_streams) {
+            account_plain(b);
+        } else {
+            status = run_plain(c, graph, plain, b.first);
+            if (status == STATUS_SUCCESS) {
+                status = run_block(c, b);
+            }
+            plain = b.last + 1;
+        }
+        i = b.last;
+    }
+    if (status == STATUS_SUCCESS) {
+        status = plain == 0 ? G.ggml_backend_graph_compute(c->cpu, graph) : run_plain(c, graph, plain, n);
+    }
+    if (engine) {
+        engine->count.moe_ns += em_now_ns() - started;
+        if (engine->cancelled) {
+            status = STATUS_ABORTED;
+        }
+    }
+    return status;
+}

@@ -1,0 +1,253 @@
+// A set of pairs as a graph of its own: the block's nodes again, with the pairs in the place of tokens and k.
+//
+// One token keeps ggml's fast matrix-vector shape, ids [P, 1] over a broadcast activation; more tokens take ids [1, P] over one
+// activation row per pair. Kernels, and so results, are those ggml would have used for the undivided block.
+
+#include "engine.h"
+
+#include <cstring>
+
+namespace {
+
+struct clone_map {
+    const ggml_tensor * from[EM_BLOCK_NODES * 3];
+    ggml_tensor *       to[EM_BLOCK_NODES * 3];
+    int                 count = 0;
+
+    ggml_tensor * find(const ggml_tensor * t) const {
+        for (int i = 0; i < count; ++i) {
+            if (from[i] == t) {
+                return to[i];
+            }
+        }
+        return nullptr;
+    }
+    ggml_tensor * add(const ggml_tensor * t, ggml_tensor * c) {
+        from[count] = t, to[count] = c, ++count;
+        return c;
+    }
+};
+
+struct builder {
+    const em_side &  side;
+    const em_block & block;
+    const em_pair *  pairs;
+    int64_t          n;
+    ggml_context *   ctx = nullptr;
+    clone_map        map;
+    ggml_tensor *    ids_place  = nullptr; // rows of the weights
+    ggml_tensor *    ids_expert = nullptr; // rows of the biases
+    ggml_tensor *    inputs[EM_BLOCK_NODES];
+    const ggml_tensor * input_of[EM_BLOCK_NODES];
+    int              input_count = 0;
+
+    bool single() const { return block.tokens == 1; }
+
+    ggml_tensor * make(int type, int64_t rows0, int64_t d1, int64_t d2) {
+        const int64_t ne[3] = {rows0, d1, d2};
+        return G.ggml_new_tensor(ctx, type, 3, ne);
+    }
+    ggml_tensor * make_rows(int64_t width) { return single() ? make(TYPE_F32, width, n, 1) : make(TYPE_F32, width, 1, n); }
+    ggml_tensor * make_ids() { return single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1); }
+
+    ggml_tensor * ids(bool of_bias) {
+        ggml_tensor *& t = of_bias && side.device ? ids_expert : ids_place;
+        if (!t) {
+            t = make_ids();
+        }
+        return t;
+    }
+    // One row for all pairs: no gathering needed.
+    static bool shared(const em_block & b, const ggml_tensor * t) { return t->ne[1] == 1 && (t->ne[2] == 1 || b.tokens == 1); }
+
+    ggml_tensor * source(const ggml_tensor * t) {
+        if (ggml_tensor * c = map.find(t)) {
+            return c;
+        }
+        ggml_tensor * c = shared(block, t) && single() ? make(TYPE_F32, t->ne[0], 1, 1) : make_rows(t->ne[0]);
+        inputs[input_count] = c, input_of[input_count] = t, ++input_count;
+        return map.add(t, c);
+    }
+    ggml_tensor * clone(const ggml_tensor * t);
+    void          fill_input(int i, char * to) const;
+    void          fill_ids(int32_t * to, bool of_bias) const;
+};
+
+int projection_of(const ggml_tensor * const * table, const ggml_tensor * t) {
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (table[p] == t) {
+            return p;
+        }
+    }
+    return -1;
+}
+
+ggml_tensor * builder::clone(const ggml_tensor * t) {
+    ggml_tensor * c = make_rows(t->ne[0]);
+    c->op = t->op;
+    memcpy(c->op_params, t->op_params, sizeof(c->op_params));
+    if (t->op == OP.mul_mat_id) {
+        c->src[0] = side.weight[projection_of(block.layer->weight, t->src[0])];
+        c->src[1] = source(t->src[1]);
+        c->src[2] = ids(false);
+    } else if (t->op == OP.add_id) {
+        c->src[0] = source(t->src[0]);
+        c->src[1] = side.bias[projection_of(block.layer->bias, t->src[1])];
+        c->src[2] = ids(true);
+    } else {
+        for (int i = 0; i < GGML_SOURCES; ++i) {
+            c->src[i] = t->src[i] ? source(t->src[i]) : nullptr;
+        }
+        if (t->op == OP.view) {
+            memcpy(c->nb, c->src[0]->nb, sizeof(c->nb));
+            c->view_src  = c->src[0];
+            c->view_offs = t->view_offs;
+        }
+    }
+    return map.add(t, c);
+}
+
+void builder::fill_input(int i, char * to) const {
+    const ggml_tensor * t    = input_of[i];
+    const char *        from = static_cast<const char *>(t->data);
+    const size_t        row  = size_t(t->ne[0]) * 4;
+    if (inputs[i]->ne[1] == 1 && inputs[i]->ne[2] == 1) {
+        const em_pair & p = pairs[0];
+        memcpy(to, from + (t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + (t->ne[2] == 1 ? 0 : p.token) * t->nb[2], row);
+        return;
+    }
+    for (int64_t j = 0; j < n; ++j) {
+        const em_pair & p = pairs[j];
+        memcpy(to + j * row, from + (t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + (t->ne[2] == 1 ? 0 : p.token) * t->nb[2], row);
+    }
+}
+
+void builder::fill_ids(int32_t * to, bool of_bias) const {
+    for (int64_t j = 0; j < n; ++j) {
+        to[j] = side.device && !of_bias ? pairs[j].place : pairs[j].expert;
+    }
+}
+
+constexpr size_t HOST_ALIGN = 64;
+
+size_t host_bytes(const ggml_tensor * t) { return em_align(G.ggml_nbytes(t), HOST_ALIGN); }
+
+// Lays every tensor without memory one behind the other. Returns false when there is no room to be had.
+bool place_all(builder & b, ggml_tensor ** all, int count) {
+    em_region & m     = *b.side.memory;
+    const bool  dev   = b.side.device;
+    const size_t align = dev ? G.ggml_backend_buft_get_alignment(m.buft) : HOST_ALIGN;
+    auto bytes = [&](const ggml_tensor * t) {
+        return em_align(dev ? G.ggml_backend_buft_get_alloc_size(m.buft, t) : G.ggml_nbytes(t), align);
+    };
+    size_t total = align;
+    for (int i = 0; i < count; ++i) {
+        total += all[i]->view_src ? 0 : bytes(all[i]);
+    }
+    if (!m.ensure(total)) {
+        return false;
+    }
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(m.base), align));
+    for (int i = 0; i < count; ++i) {
+        ggml_tensor * t = all[i];
+        if (t->view_src) {
+            if (dev) {
+                G.ggml_backend_view_init(t);
+            } else {
+                t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
+            }
+            continue;
+        }
+        if (dev) {
+            G.ggml_backend_tensor_alloc(m.buffer, t, at);
+        } else {
+            t->data = at;
+        }
+        at += bytes(t);
+    }
+    return true;
+}
+
+// Inputs and ids to the device, the graph, and the way back of the result; everything asynchronous.
+const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
+    size_t total = host_bytes(result) + 2 * HOST_ALIGN + 2 * em_align(size_t(b.n) * 4, HOST_ALIGN);
+    for (int i = 0; i < b.input_count; ++i) {
+        total += host_bytes(b.inputs[i]);
+    }
+    if (!b.side.staging->ensure(total)) {
+        status = STATUS_ALLOC_FAILED;
+        return nullptr;
+    }
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(b.side.staging->base), HOST_ALIGN));
+    auto send = [&](ggml_tensor * t) {
+        G.ggml_backend_tensor_set_async(b.side.backend, t, at, 0, G.ggml_nbytes(t));
+        at += host_bytes(t);
+    };
+    for (int i = 0; i < b.input_count; ++i) {
+        b.fill_input(i, at);
+        send(b.inputs[i]);
+    }
+    for (int of_bias = 0; of_bias < 2; ++of_bias) {
+        if (ggml_tensor * t = of_bias ? b.ids_expert : b.ids_place) {
+            b.fill_ids(reinterpret_cast<int32_t *>(at), of_bias);
+            send(t);
+        }
+    }
+    status = G.ggml_backend_graph_compute_async(b.side.backend, graph);
+    if (status == STATUS_SUCCESS) {
+        G.ggml_backend_tensor_get_async(b.side.backend, result, at, 0, G.ggml_nbytes(result));
+    }
+    return reinterpret_cast<const float *>(at);
+}
+
+const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
+    for (int i = 0; i < b.input_count; ++i) {
+        b.fill_input(i, static_cast<char *>(b.inputs[i]->data));
+    }
+    b.fill_ids(static_cast<int32_t *>(b.ids_place->data), false);
+    status = G.ggml_backend_graph_compute(b.side.backend, graph);
+    return static_cast<const float *>(result->data);
+}
+
+} // namespace
+
+em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n) {
+    constexpr size_t tensors = EM_BLOCK_NODES * 3;
+    constexpr size_t nodes   = 64;
+    const size_t     needed  = G.ggml_tensor_overhead() * tensors + G.ggml_graph_overhead_custom(nodes, false) + 256;
+
+    builder   b{side, block, pairs, n};
+    em_launch launch;
+    launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
+    for (int i = 0; i < block.count; ++i) {
+        b.clone(block.node[i]);
+    }
+    ggml_tensor * result = b.map.find(block.down());
+    ggml_cgraph * graph  = G.ggml_new_graph_custom(b.ctx, nodes, false);
+    G.ggml_build_forward_expand(graph, result);
+
+    ggml_tensor * all[EM_BLOCK_NODES * 3 + 2];
+    int           count = 0;
+    all[count++] = b.ids_place;
+    if (b.ids_expert) {
+        all[count++] = b.ids_expert;
+    }
+    for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
+        all[count++] = b.map.to[i];
+    }
+    if (!place_all(b, all, count)) {
+        launch.status = STATUS_ALLOC_FAILED;
+        return launch;
+    }
+    launch.result = side.device ? run_on_device(b, graph, result, launch.status) : run_on_cpu(b, graph, result, launch.status);
+    return launch;
+}
+
+void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows) {
+    ggml_tensor * out   = block.down();
+    const int64_t width = out->ne[0];
+    char *        base  = static_cast<char *>(out->data);
+    for (int64_t j = 0; j < n; ++j) {
+        memcpy(base + pairs[j].k * out->nb[1] + pairs[j].token * out->nb[2], rows + j * width, size_t(width) * 4);
+    }
+}

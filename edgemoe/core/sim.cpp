@@ -1,0 +1,329 @@
+// sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
+// faults on demand. Kernels are ggml-cpu's, so its results are exact.
+//
+// llama.cpp sees it as a GPU only while a model that asked for it loads. Streams opened by llama.cpp compute in the calling
+// thread; streams of the core (parameter "async") have their worker.
+
+#include "engine.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+
+namespace {
+
+struct sim_state {
+    std::mutex      mutex; // guards everything here
+    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 1};
+    int64_t         used = 0, allocations = 0, copies = 0, computations = 0;
+    std::mt19937_64 random{1};
+    std::mutex      link; // one transfer at a time
+};
+
+sim_state & state() {
+    static sim_state s;
+    return s;
+}
+
+// ---- faults and delays ----
+
+bool nth(int64_t & counter, int32_t period, bool once) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    ++counter;
+    return period > 0 && (once ? counter == period : counter % period == 0);
+}
+
+void jitter() {
+    int64_t us = 0;
+    {
+        std::lock_guard<std::mutex> lock(state().mutex);
+        if (state().options.jitter_us > 0) {
+            us = int64_t(state().random() % uint64_t(state().options.jitter_us + 1));
+        }
+    }
+    if (us > 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds(us));
+    }
+}
+
+void transfer(void * to, const void * from, size_t size) {
+    em_sim_options o;
+    {
+        std::lock_guard<std::mutex> lock(state().mutex);
+        o = state().options;
+    }
+    double us = o.latency_us;
+    if (o.bandwidth > 0) {
+        us += double(size) / double(o.bandwidth) * 1e6;
+    }
+    if (us > 0) {
+        std::lock_guard<std::mutex> lock(state().link);
+        std::this_thread::sleep_for(std::chrono::duration<double, std::micro>(us));
+    }
+    memcpy(to, from, size);
+}
+
+// ---- memory ----
+
+void buffer_free(ggml_backend_buffer * b) {
+    {
+        std::lock_guard<std::mutex> lock(state().mutex);
+        state().used -= int64_t(b->size);
+    }
+    free(b->context);
+}
+void * buffer_base(ggml_backend_buffer * b) {
+    return reinterpret_cast<void *>(em_align(reinterpret_cast<size_t>(b->context), 128));
+}
+void buffer_memset(ggml_backend_buffer *, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
+    memset(static_cast<char *>(t->data) + offset, value, size);
+}
+void buffer_set(ggml_backend_buffer *, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    transfer(static_cast<char *>(t->data) + offset, data, size);
+}
+void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    transfer(data, static_cast<const char *>(t->data) + offset, size);
+}
+void buffer_clear(ggml_backend_buffer * b, uint8_t value) { memset(buffer_base(b), value, b->size); }
+
+const char * buft_name(ggml_backend_buffer_type *) { return "SIM"; }
+
+ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
+    sim_state & s = state();
+    const bool fail = size > 0 && nth(s.allocations, s.options.fail_alloc, true);
+    {
+        std::lock_guard<std::mutex> lock(s.mutex);
+        if (fail || s.used + int64_t(size) > s.options.capacity) {
+            return nullptr;
+        }
+        s.used += int64_t(size);
+    }
+    void * memory = malloc(size + 256);
+    if (!memory) {
+        std::lock_guard<std::mutex> lock(s.mutex);
+        s.used -= int64_t(size);
+        return nullptr;
+    }
+    ggml_backend_buffer_i i{};
+    i.free_buffer   = buffer_free;
+    i.get_base      = buffer_base;
+    i.memset_tensor = buffer_memset;
+    i.set_tensor    = buffer_set;
+    i.get_tensor    = buffer_get;
+    i.clear         = buffer_clear;
+    return G.ggml_backend_buffer_init(buft, i, memory, size);
+}
+
+size_t buft_alignment(ggml_backend_buffer_type *) { return 128; }
+bool   buft_is_host(ggml_backend_buffer_type *) { return false; }
+
+// ---- stream ----
+
+struct sim_stream {
+    ggml_backend *                    cpu = nullptr;
+    bool                              async = false;
+    std::thread                       worker;
+    std::mutex                        mutex;
+    std::condition_variable           changed;
+    std::deque<std::function<void()>> work;
+    bool                              busy = false, stopping = false;
+    std::atomic<bool>                 failed{false};
+
+    void run() {
+        std::unique_lock<std::mutex> lock(mutex);
+        for (;;) {
+            changed.wait(lock, [&] { return stopping || !work.empty(); });
+            if (work.empty()) {
+                return; // stopping, and everything done
+            }
+            auto task = std::move(work.front());
+            work.pop_front();
+            busy = true;
+            lock.unlock();
+            jitter();
+            task();
+            lock.lock();
+            busy = false;
+            changed.notify_all();
+        }
+    }
+    void submit(std::function<void()> task) {
+        if (!async) {
+            task();
+            return;
+        }
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            work.push_back(std::move(task));
+        }
+        changed.notify_all();
+    }
+    void wait() {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return work.empty() && !busy; });
+    }
+};
+
+sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
+
+const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 0x51, 0x70, 0x6f, 0x72, 0x74, 0x73, 0x02};
+
+const char * backend_name(ggml_backend *) { return "SIM"; }
+
+void backend_free(ggml_backend * b) {
+    sim_stream * s = stream_of(b);
+    if (s->worker.joinable()) {
+        {
+            std::lock_guard<std::mutex> lock(s->mutex);
+            s->stopping = true;
+        }
+        s->changed.notify_all();
+        s->worker.join();
+    }
+    G.ggml_backend_free(s->cpu);
+    delete s;
+    delete b;
+}
+
+void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    sim_stream * s  = stream_of(b);
+    char *       to = static_cast<char *>(t->data) + offset;
+    s->submit([=] {
+        if (s->async && nth(state().copies, state().options.fail_copy, false)) {
+            memset(to, 0xff, size); // NaN in every float format
+            s->failed = true;
+            return;
+        }
+        transfer(to, data, size);
+    });
+}
+
+void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    const char * from = static_cast<const char *>(t->data) + offset;
+    stream_of(b)->submit([=] { transfer(data, from, size); });
+}
+
+void backend_synchronize(ggml_backend * b) { stream_of(b)->wait(); }
+
+int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
+    sim_stream * s = stream_of(b);
+    if (!s->async) {
+        return G.ggml_backend_graph_compute(s->cpu, graph);
+    }
+    s->submit([=] {
+        if (nth(state().computations, state().options.fail_compute, false) ||
+            G.ggml_backend_graph_compute(s->cpu, graph) != STATUS_SUCCESS) {
+            s->failed = true;
+        }
+    });
+    return STATUS_SUCCESS;
+}
+
+// ---- device ----
+
+ggml_backend_device device;
+
+const char * device_name(ggml_backend_device *) { return "sim"; }
+const char * device_description(ggml_backend_device *) { return "simulated GPU"; }
+int          device_type(ggml_backend_device *) { return em_sim_is_gpu() ? DEV_GPU : DEV_CPU; }
+
+void device_memory(ggml_backend_device *, size_t * free, size_t * total) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    *total = size_t(state().options.capacity);
+    *free  = size_t(state().options.capacity - state().used);
+}
+
+void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
+    *props = {};
+    props->name        = device_name(dev);
+    props->description = device_description(dev);
+    props->type        = device_type(dev);
+    device_memory(dev, &props->memory_free, &props->memory_total);
+}
+
+ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
+    ggml_backend * cpu = G.ggml_backend_cpu_init();
+    if (!cpu) {
+        return nullptr;
+    }
+    sim_stream * s = new sim_stream;
+    s->cpu   = cpu;
+    s->async = params && strcmp(params, "async") == 0;
+    if (s->async) {
+        G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
+        s->worker = std::thread([s] { s->run(); });
+    }
+    ggml_backend * b = new ggml_backend{};
+    b->guid                   = GUID;
+    b->iface.get_name         = backend_name;
+    b->iface.free             = backend_free;
+    b->iface.set_tensor_async = backend_set_async;
+    b->iface.get_tensor_async = backend_get_async;
+    b->iface.synchronize      = backend_synchronize;
+    b->iface.graph_compute    = backend_compute;
+    b->device                 = dev;
+    b->context                = s;
+    return b;
+}
+
+ggml_backend_buffer_type * device_buft(ggml_backend_device *) {
+    static ggml_backend_buffer_type buft = [] {
+        ggml_backend_buffer_type b{};
+        b.iface.get_name      = buft_name;
+        b.iface.alloc_buffer  = buft_alloc;
+        b.iface.get_alignment = buft_alignment;
+        b.iface.is_host       = buft_is_host;
+        b.device              = &device;
+        return b;
+    }();
+    return &buft;
+}
+
+bool device_supports_op(ggml_backend_device *, const ggml_tensor * op) {
+    return G.ggml_backend_dev_supports_op(G.ggml_backend_dev_by_type(DEV_CPU), op);
+}
+
+bool device_supports_buft(ggml_backend_device * dev, ggml_backend_buffer_type * buft) { return buft == device_buft(dev); }
+
+} // namespace
+
+bool em_sim_take_error(ggml_backend * b) { return b->device == &device && stream_of(b)->failed.exchange(false); }
+
+void em_sim_set_threads(ggml_backend * b, int n) {
+    if (!stream_of(b)->async) {
+        G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
+    }
+}
+
+void em_sim_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
+    if (!stream_of(b)->async) {
+        G.ggml_backend_cpu_set_abort_callback(stream_of(b)->cpu, fn, data);
+    }
+}
+
+ggml_backend_device * em_sim_device() {
+    ggml_backend_device_i & d = device.iface;
+    d.get_name        = device_name;
+    d.get_description = device_description;
+    d.get_memory      = device_memory;
+    d.get_type        = device_type;
+    d.get_props       = device_props;
+    d.init_backend    = device_init;
+    d.get_buffer_type = device_buft;
+    d.supports_op     = device_supports_op;
+    d.supports_buft   = device_supports_buft;
+    device.reg        = em_reg();
+    return &device;
+}
+
+int32_t em_sim_configure(const em_sim_options * o) {
+    if (!o || o->struct_bytes != int32_t(sizeof(*o)) || o->capacity < 0) {
+        return em_fail(EM_ERROR_ARGUMENT, "sim options");
+    }
+    std::lock_guard<std::mutex> lock(state().mutex);
+    state().options = *o;
+    state().allocations = state().copies = state().computations = 0;
+    state().random.seed(o->seed);
+    return EM_OK;
+}

@@ -1,0 +1,258 @@
+// Places for experts on the device, and the thread that fills them.
+
+#include "engine.h"
+
+#include <cstring>
+
+bool em_region::ensure(size_t bytes) {
+    if (bytes <= size) {
+        return true;
+    }
+    release();
+    const size_t wanted = bytes + bytes / 4;
+    if (buft) {
+        buffer = G.ggml_backend_buft_alloc_buffer(buft, wanted);
+        if (!buffer) {
+            return false;
+        }
+        base = static_cast<char *>(G.ggml_backend_buffer_get_base(buffer));
+    } else {
+        plain.resize(wanted);
+        base = plain.data();
+    }
+    size = wanted;
+    return true;
+}
+
+void em_region::release() {
+    if (buffer) {
+        G.ggml_backend_buffer_free(buffer);
+        buffer = nullptr;
+    }
+    std::vector<char>().swap(plain);
+    base = nullptr;
+    size = 0;
+}
+
+// Devices report failures only by ending the process, except ours, which can be asked.
+bool em_device_failed(ggml_backend * backend) {
+    typedef bool (*take_error_t)(ggml_backend *);
+    ggml_backend_reg * reg = G.ggml_backend_dev_backend_reg(backend->device);
+    auto take = reinterpret_cast<take_error_t>(G.ggml_backend_reg_get_proc_address(reg, "edgemoe_take_error"));
+    return take && take(backend);
+}
+
+// Copies all projections of an expert; staging holds expert_bytes and must stay until the backend is synchronised.
+void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, ggml_tensor * const * to, int32_t expert,
+                      int32_t place) {
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (const ggml_tensor * w = layer.weight[p]) {
+            memcpy(staging, static_cast<const char *>(w->data) + size_t(expert) * w->nb[2], w->nb[2]);
+            G.ggml_backend_tensor_set_async(backend, to[p], staging, size_t(place) * w->nb[2], w->nb[2]);
+            staging += w->nb[2];
+        }
+    }
+}
+
+namespace {
+
+void free_layer_slots(em_layer_t & layer) {
+    if (layer.buffer) {
+        G.ggml_backend_buffer_free(layer.buffer);
+    }
+    if (layer.ctx) {
+        G.ggml_free(layer.ctx);
+    }
+    layer.buffer = nullptr, layer.ctx = nullptr, layer.buffer_bytes = 0, layer.resident = 0;
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        layer.device_weight[p] = layer.device_bias[p] = nullptr;
+    }
+    layer.slots.clear();
+    layer.slot_of.assign(size_t(layer.experts), -1);
+    layer.state.assign(size_t(layer.experts), EM_COLD);
+}
+
+bool alloc_layer_slots(em_engine * e, em_layer_t & layer, int32_t slots) {
+    ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(e->device);
+    const size_t               align = G.ggml_backend_buft_get_alignment(buft);
+    layer.ctx = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT * 2, nullptr, true});
+    ggml_tensor * all[PROJ_COUNT * 2];
+    size_t        total = align;
+    for (int i = 0; i < PROJ_COUNT * 2; ++i) {
+        const bool          bias = i >= PROJ_COUNT;
+        const ggml_tensor * from = bias ? layer.bias[i - PROJ_COUNT] : layer.weight[i];
+        if (!(all[i] = nullptr, from)) {
+            continue;
+        }
+        const int64_t ne[3] = {from->ne[0], from->ne[1], bias ? 1 : slots};
+        all[i] = G.ggml_new_tensor(layer.ctx, from->type, 3, ne);
+        (bias ? layer.device_bias[i - PROJ_COUNT] : layer.device_weight[i]) = all[i];
+        total += em_align(G.ggml_backend_buft_get_alloc_size(buft, all[i]), align);
+    }
+    layer.buffer = G.ggml_backend_buft_alloc_buffer(buft, total);
+    if (!layer.buffer) {
+        free_layer_slots(layer);
+        return false;
+    }
+    // Kernels read past the last row of a quantised matrix into its padding, which must not hold NaN.
+    G.ggml_backend_buffer_clear(layer.buffer, 0);
+    layer.buffer_bytes = total;
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(layer.buffer)), align));
+    for (ggml_tensor * t : all) {
+        if (t) {
+            G.ggml_backend_tensor_alloc(layer.buffer, t, at);
+            at += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
+        }
+    }
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (layer.bias[p]) {
+            G.ggml_backend_tensor_set(layer.device_bias[p], layer.bias[p]->data, 0, G.ggml_nbytes(layer.bias[p]));
+        }
+    }
+    layer.slots.resize(size_t(slots));
+    return true;
+}
+
+// The only place where a slot changes state; needs the layer's mutex.
+void em_slot_move(em_layer_t & layer, int32_t slot, em_slot_state to, int32_t expert) {
+    em_slot & s = layer.slots[size_t(slot)];
+    if (s.state == em_slot_state::RESIDENT) { // evicted
+        layer.slot_of[size_t(s.expert)] = -1;
+        layer.state[size_t(s.expert)]   = EM_COLD;
+        layer.resident -= 1;
+    }
+    s.state  = to;
+    s.expert = to == em_slot_state::FREE ? -1 : expert;
+    if (to == em_slot_state::RESIDENT) {
+        layer.slot_of[size_t(expert)] = slot;
+        layer.resident += 1;
+    }
+    layer.state[size_t(expert)] = to == em_slot_state::RESIDENT ? EM_RESIDENT : to == em_slot_state::LOADING ? EM_PENDING : EM_COLD;
+}
+
+int32_t slot_for(const em_layer_t & layer, int32_t victim) {
+    if (victim >= 0) {
+        const int32_t s = layer.slot_of[size_t(victim)];
+        if (s >= 0) {
+            return s;
+        }
+    }
+    for (size_t s = 0; s < layer.slots.size(); ++s) {
+        if (layer.slots[s].state == em_slot_state::FREE) {
+            return int32_t(s);
+        }
+    }
+    return -1;
+}
+
+// One request from the queue; copy_mutex is held, so the layer's slots stay allocated.
+void upload(em_engine * e, const em_load & load) {
+    em_layer_t & layer = *e->layers[size_t(load.layer)];
+    int32_t      slot  = -1;
+    {
+        std::lock_guard<std::mutex> lock(layer.mutex);
+        if (layer.state[size_t(load.expert)] != EM_PENDING || layer.slot_of[size_t(load.expert)] >= 0) {
+            return; // the slots were reallocated meanwhile
+        }
+        slot = slot_for(layer, load.victim);
+        if (slot < 0) {
+            layer.state[size_t(load.expert)] = EM_COLD;
+            return;
+        }
+        em_slot_move(layer, slot, em_slot_state::LOADING, load.expert);
+    }
+    bool ok = e->copy_host.ensure(layer.expert_bytes);
+    if (ok) {
+        em_upload_expert(e->copy, e->copy_host.base, layer, layer.device_weight, load.expert, slot);
+        G.ggml_backend_synchronize(e->copy);
+        ok = !em_device_failed(e->copy);
+    }
+    std::lock_guard<std::mutex> lock(layer.mutex);
+    em_slot_move(layer, slot, ok ? em_slot_state::RESIDENT : em_slot_state::FREE, load.expert);
+    if (ok) {
+        e->count.uploads += 1;
+        e->count.upload_bytes += int64_t(layer.expert_bytes);
+    } else {
+        e->count.failed_uploads += 1;
+    }
+}
+
+void copy_loop(em_engine * e) {
+    std::unique_lock<std::mutex> lock(e->queue_mutex);
+    for (;;) {
+        e->queue_changed.wait(lock, [&] { return e->stopping || !e->queue.empty(); });
+        if (e->stopping) {
+            return;
+        }
+        const em_load load = e->queue.front();
+        e->queue.pop_front();
+        e->copying = true;
+        lock.unlock();
+        {
+            std::lock_guard<std::mutex> copy(e->copy_mutex);
+            upload(e, load);
+        }
+        lock.lock();
+        e->copying = false;
+        e->queue_changed.notify_all();
+    }
+}
+
+} // namespace
+
+int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
+    if (!e->device || count != int32_t(e->layers.size())) {
+        return em_fail(EM_ERROR_ARGUMENT, "no device, or not one slot count per layer");
+    }
+    {
+        std::lock_guard<std::mutex> lock(e->queue_mutex);
+        e->queue.clear();
+    }
+    int status = EM_OK;
+    std::lock_guard<std::mutex> copy(e->copy_mutex);
+    // First everything that shrinks, so that what grows finds the room.
+    for (int pass = 0; pass < 2; ++pass) {
+        for (int32_t i = 0; i < count; ++i) {
+            em_layer_t & layer = *e->layers[size_t(i)];
+            std::lock_guard<std::mutex> lock(layer.mutex);
+            const int32_t wanted = status == EM_OK ? slots[i] : 0;
+            for (uint8_t & s : layer.state) { // what was queued is forgotten
+                s = s == EM_PENDING ? uint8_t(EM_COLD) : s;
+            }
+            if (pass == 0 && wanted != int32_t(layer.slots.size())) {
+                free_layer_slots(layer);
+            }
+            if (pass == 1 && wanted > 0 && layer.slots.empty() && !alloc_layer_slots(e, layer, wanted)) {
+                status = em_fail(EM_ERROR_NO_MEMORY, "the device has no room for " + std::to_string(wanted) +
+                                                         " experts of layer " + std::to_string(i));
+            }
+        }
+    }
+    return status;
+}
+
+void em_slots_release(em_engine * e) {
+    for (auto & layer : e->layers) {
+        std::lock_guard<std::mutex> lock(layer->mutex);
+        free_layer_slots(*layer);
+    }
+}
+
+void em_copy_start(em_engine * e) {
+    if (!e->copy_thread.joinable() && e->copy) {
+        e->stopping    = false;
+        e->copy_thread = std::thread(copy_loop, e);
+    }
+}
+
+void em_copy_stop(em_engine * e) {
+    {
+        std::lock_guard<std::mutex> lock(e->queue_mutex);
+        e->stopping = true;
+        e->queue.clear();
+    }
+    e->queue_changed.notify_all();
+    if (e->copy_thread.joinable()) {
+        e->copy_thread.join();
+    }
+}

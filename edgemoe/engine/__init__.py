@@ -1,0 +1,13 @@
+"""The engine: the only room that touches the native binding and llama_cpp.
+
+``Llama`` is ``llama_cpp.Llama`` with every routed expert placed on its own; ``devices`` lists what could hold the
+hot ones.
+"""
+
+from __future__ import annotations
+
+from .experts import Experts
+from .host import devices
+from .llama import Cancelled, Llama
+
+__all__ = ["Cancelled", "Experts", "Llama", "devices"]

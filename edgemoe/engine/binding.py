@@ -1,0 +1,286 @@
+"""ctypes over the C interface of the core (``edgemoe/core/edgemoe.h``). Structs here mirror structs there."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SimConfig
+from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
+from ..types import ExpertStats, Load
+
+_SUFFIX = {"win32": ".dll", "darwin": ".so"}.get(sys.platform, ".so")
+CORE_PATH = Path(__file__).with_name("edgemoe_core" + _SUFFIX)
+ABI_VERSION = 1
+
+OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
+COLD, PENDING, RESIDENT = 0, 1, 2
+
+_i32, _i64 = ctypes.c_int32, ctypes.c_int64
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("struct_bytes", _i32),
+        ("prefill_tokens", _i32),
+        ("stream_tokens", _i32),
+        ("stream_slots", _i32),
+        ("device", ctypes.c_char_p),
+    ]
+
+
+class _SimOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_bytes", _i32),
+        ("latency_us", _i32),
+        ("bandwidth", _i64),
+        ("capacity", _i64),
+        ("fail_alloc", _i32),
+        ("fail_copy", _i32),
+        ("fail_compute", _i32),
+        ("jitter_us", _i32),
+        ("seed", ctypes.c_uint64),
+    ]
+
+
+class LayerInfo(ctypes.Structure):
+    """One expert layer: its number in the tensor names, its shape, and whether its pattern is understood."""
+
+    _fields_ = [
+        ("struct_bytes", _i32),
+        ("block", _i32),
+        ("experts", _i32),
+        ("slots", _i32),
+        ("understood", _i32),
+        ("reserved", _i32),
+        ("expert_bytes", _i64),
+    ]
+
+
+class _Load(ctypes.Structure):
+    _fields_ = [("layer", _i32), ("expert", _i32), ("victim", _i32)]
+
+
+_STAT_NAMES = (
+    "tokens hits misses prefill_hits prefill_streamed prefill_misses uploads upload_bytes streamed_bytes "
+    "failed_uploads joins device_fallbacks moe_ns device_ns cpu_ns join_ns slots slot_bytes resident pending "
+    "fused_layers plain_layers dropped_events"
+).split()
+
+
+class _Stats(ctypes.Structure):
+    _fields_ = [(name, _i64) for name in _STAT_NAMES]
+
+
+_SIGNATURES = {
+    "em_abi_version": (_i32, []),
+    "em_struct_bytes": (_i32, [_i32]),
+    "em_last_error": (ctypes.c_char_p, []),
+    "em_symbol_count": (_i32, []),
+    "em_symbol_name": (ctypes.c_char_p, [_i32]),
+    "em_symbol_set": (_i32, [_i32, ctypes.c_void_p]),
+    "em_check": (_i32, []),
+    "em_buffer_type": (ctypes.c_void_p, []),
+    "em_abort_callback": (ctypes.c_void_p, []),
+    "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
+    "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
+    "em_engine_free": (None, [ctypes.c_void_p]),
+    "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
+    "em_end_load": (_i32, [ctypes.c_void_p]),
+    "em_engine_stop": (_i32, [ctypes.c_void_p]),
+    "em_layer_count": (_i32, [ctypes.c_void_p]),
+    "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
+    "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
+    "em_submit": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Load), _i32]),
+    "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
+    "em_residency": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
+    "em_stats": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
+    "em_drain": (_i64, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
+    "em_cancel": (_i32, [ctypes.c_void_p, _i32]),
+    "em_device_memory": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i64), ctypes.POINTER(_i64)]),
+}
+
+
+class Core:
+    """The loaded core library, checked against the ggml of this process.
+
+    Raises:
+        BackendMismatch: the ggml that is loaded differs from the one the core was written against.
+        EdgeMoEError: the core is missing from the installation or of another version.
+    """
+
+    def __init__(self, ggml: Sequence[ctypes.CDLL], found: str, tested: str) -> None:
+        """Load the core and hand it every ggml function it needs, looked up in ``ggml`` in order."""
+        if not CORE_PATH.exists():
+            raise EdgeMoEError("the compiled core is missing", "install with: python -m pip install .")
+        self._lib = ctypes.CDLL(str(CORE_PATH))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
+        sizes = [ctypes.sizeof(s) for s in (_Options, _SimOptions, LayerInfo, _Load, _Stats)]
+        ours = [self._lib.em_struct_bytes(i) for i in range(len(sizes))]
+        if self._lib.em_abi_version() != ABI_VERSION or sizes != ours:
+            raise EdgeMoEError("the compiled core is of another version", "reinstall edgemoe")
+        for i in range(self._lib.em_symbol_count()):
+            if address := _address_of(ggml, self._lib.em_symbol_name(i).decode()):
+                self._lib.em_symbol_set(i, address)
+        if self._lib.em_check() != OK:
+            raise BackendMismatch(f"{found} ({self.last_error()})", tested)
+
+    def last_error(self) -> str:
+        """Text of the last failure on this thread."""
+        return str(self._lib.em_last_error().decode())
+
+    def buffer_type(self) -> int:
+        """Address of the buffer type that holds experts."""
+        return int(self._lib.em_buffer_type())
+
+    def abort_callback(self) -> int:
+        """Address of the callback that ends a computation after ``NativeEngine.cancel``."""
+        return int(self._lib.em_abort_callback())
+
+    def configure_sim(self, sim: SimConfig) -> None:
+        """Set the behaviour of the sim device, for the whole process, and restart its fault counters."""
+        options = _SimOptions(
+            ctypes.sizeof(_SimOptions),
+            sim.latency_us,
+            sim.bandwidth,
+            sim.capacity,
+            sim.fail_alloc,
+            sim.fail_copy,
+            sim.fail_compute,
+            sim.jitter_us,
+            sim.seed,
+        )
+        if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
+            raise ConfigError(self.last_error())
+
+    def engine(self, device: str, prefill_tokens: int, stream_tokens: int, stream_slots: int) -> NativeEngine:
+        """Make an engine; ``device`` is a ggml device name or empty for none.
+
+        Raises:
+            ConfigError: there is no such device, or it cannot be opened.
+        """
+        options = _Options(
+            ctypes.sizeof(_Options), prefill_tokens, stream_tokens, stream_slots, device.encode() or None
+        )
+        handle = self._lib.em_engine_new(ctypes.byref(options))
+        if not handle:
+            raise ConfigError(self.last_error(), "edgemoe.engine.devices() lists the devices there are")
+        return NativeEngine(self, handle)
+
+
+class NativeEngine:
+    """One engine of the core. Not thread-safe where ``edgemoe.h`` says so; freed by ``close``."""
+
+    def __init__(self, core: Core, handle: int) -> None:
+        """Take ownership of ``handle``."""
+        self._core = core
+        self._lib = core._lib
+        self._handle: int | None = handle
+        self._drain_buffer = np.empty(1 << 20, dtype=np.int32)
+
+    @property
+    def handle(self) -> int:
+        """The engine's address, for the abort callback's user data."""
+        if self._handle is None:
+            raise EdgeMoEError("the engine is closed")
+        return self._handle
+
+    def begin_load(self, sim_is_gpu: bool) -> None:
+        """From here to ``end_load``, llama.cpp sees our devices on this thread."""
+        self._check(self._lib.em_begin_load(self.handle, int(sim_is_gpu)))
+
+    def end_load(self) -> None:
+        """Hide our devices again and take stock of the expert layers."""
+        self._check(self._lib.em_end_load(self.handle))
+
+    def stop(self) -> None:
+        """Stop copies and let go of the device; must precede the freeing of the model."""
+        if self._handle is not None:
+            self._lib.em_engine_stop(self._handle)
+
+    def close(self) -> None:
+        """Free the engine; the model must be freed already."""
+        if self._handle is not None:
+            self._lib.em_engine_free(self._handle)
+            self._handle = None
+
+    def layers(self) -> list[LayerInfo]:
+        """All expert layers in the order they run."""
+        infos = []
+        for i in range(self._lib.em_layer_count(self.handle)):
+            info = LayerInfo(struct_bytes=ctypes.sizeof(LayerInfo))
+            self._check(self._lib.em_layer(self.handle, i, ctypes.byref(info)))
+            infos.append(info)
+        return infos
+
+    def set_slots(self, slots: npt.NDArray[np.int32]) -> None:
+        """Allocate device places, ``slots`` of shape ``(layers,)``.
+
+        Raises:
+            DoesNotFit: the device has no room; layers from the first that failed have no places then.
+        """
+        values = np.ascontiguousarray(slots, dtype=np.int32)
+        pointer = values.ctypes.data_as(ctypes.POINTER(_i32))
+        if self._lib.em_set_slots(self.handle, pointer, len(values)) == ERROR_NO_MEMORY:
+            needed = sum(
+                int(n) * info.expert_bytes for n, info in zip(values, self.layers(), strict=True)
+            )
+            raise DoesNotFit(needed, self.device_memory()[0], "a smaller vram= budget")
+
+    def submit(self, loads: Sequence[Load]) -> int:
+        """Queue uploads; returns how many were taken."""
+        if not loads:
+            return 0
+        array = (_Load * len(loads))(*loads)
+        return int(self._lib.em_submit(self.handle, array, len(loads)))
+
+    def wait_uploads(self, timeout_s: float) -> bool:
+        """Wait until no upload is queued or under way; False when that took too long."""
+        return bool(self._lib.em_wait_uploads(self.handle, int(timeout_s * 1000)) == OK)
+
+    def residency(self, layers: int, experts: int) -> npt.NDArray[np.uint8]:
+        """State per expert, shape ``(layers, experts)``: COLD, PENDING or RESIDENT."""
+        out = np.empty((layers, experts), dtype=np.uint8)
+        self._check(self._lib.em_residency(self.handle, out.ctypes.data, out.size))
+        return out
+
+    def stats(self) -> ExpertStats:
+        """Counters since the engine was made."""
+        raw = _Stats()
+        self._check(self._lib.em_stats(self.handle, ctypes.byref(raw)))
+        return ExpertStats(**{name: getattr(raw, name) for name in _STAT_NAMES if name != "dropped_events"})
+
+    def drain(self) -> npt.NDArray[np.int32]:
+        """Routing events since the last call; a view that the next call overwrites."""
+        n = self._lib.em_drain(self.handle, self._drain_buffer.ctypes.data, self._drain_buffer.size)
+        return self._drain_buffer[:n]
+
+    def cancel(self, cancelled: bool) -> None:
+        """Ask the computation under way to stop, or take that back."""
+        self._lib.em_cancel(self.handle, int(cancelled))
+
+    def device_memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        free, total = _i64(), _i64()
+        self._check(self._lib.em_device_memory(self.handle, ctypes.byref(free), ctypes.byref(total)))
+        return free.value, total.value
+
+    def _check(self, status: int) -> None:
+        if status != OK:
+            raise EdgeMoEError(self._core.last_error())
+
+
+def _address_of(libraries: Sequence[ctypes.CDLL], name: str) -> int | None:
+    for library in libraries:
+        try:
+            return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        except AttributeError:
+            continue
+    return None

@@ -1,0 +1,237 @@
+"""Where the experts of one model are, and who moves them: the seam between the core and the policy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import history, trace
+from ..config import Budget, OffloadConfig, home
+from ..errors import DoesNotFit
+from ..policy import Policy, make, plan_slots
+from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from .binding import PENDING, RESIDENT, NativeEngine
+
+# Left free on a device for the desktop and other programs when the budget is automatic.
+RESERVE_BYTES = 1 << 30
+# Attempts with half the budget each when the device refuses an allocation.
+ALLOCATION_ATTEMPTS = 5
+
+
+class Experts:
+    """The experts of a loaded model: placement, figures, recording.
+
+    All arrays have shape ``(layers, experts)`` and belong to the caller. ``stats``, ``residency``, ``heat`` and
+    ``last`` may be called from any thread while the model computes.
+
+    Attributes:
+        shape: geometry of the routed experts, None for a dense model.
+        device: name of the device that holds the hot ones, ``none`` without one.
+        notes: what the user should know, one sentence each.
+    """
+
+    def __init__(self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str) -> None:
+        """Take stock of a model that was just loaded; ``used`` is its top-k."""
+        self._native = native
+        self._config = config
+        self.device = device or "none"
+        self.notes: list[str] = []
+        infos = native.layers()
+        self._row_of = {info.block: row for row, info in enumerate(infos)}
+        self.shape: ModelShape | None = None
+        if infos:
+            experts = max(info.experts for info in infos)
+            self.shape = ModelShape(len(infos), experts, used, tuple(int(info.expert_bytes) for info in infos))
+        self._identity = identity
+        self._policy: Policy | None = None
+        self._last: IdArray = np.full((len(infos), used), -1, dtype=np.int32)
+        self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
+        self._recording: list[IdArray] | None = None
+        self._profile = self._load_profile()
+        if self.shape is None:
+            self.notes.append("This model has no routed experts: it runs as in llama_cpp.")
+        elif device:
+            self._place(config.budget)
+
+    # ---- what users ask ----
+
+    def stats(self) -> ExpertStats:
+        """Counters since the model was loaded."""
+        return self._native.stats()
+
+    def residency(self) -> BoolArray:
+        """True where an expert is in device memory."""
+        resident: BoolArray = self._states() == RESIDENT
+        return resident
+
+    def pending(self) -> BoolArray:
+        """True where an expert is on its way to device memory."""
+        waiting: BoolArray = self._states() == PENDING
+        return waiting
+
+    def heat(self) -> FloatArray:
+        """How often each expert was routed to since the model was loaded, prefill included."""
+        return self._heat.copy()
+
+    def last(self) -> IdArray:
+        """Experts of the last computed token, shape ``(layers, k)``, -1 where unknown."""
+        return self._last.copy()
+
+    def resize(self, vram: str | int) -> int:
+        """Change the device budget while running; returns the slots there are now.
+
+        The hot set is uploaded again in the background. Call it between answers or from another thread.
+
+        Raises:
+            ConfigError: ``vram`` is not a size.
+        """
+        budget = Budget.parse(vram)
+        if self.shape is not None and self.device != "none":
+            self._place(budget)
+        return self.stats().slots
+
+    def wait(self, timeout_s: float = 60.0) -> bool:
+        """Wait until every upload asked for has arrived; False when that took longer."""
+        return self._native.wait_uploads(timeout_s)
+
+    @contextlib.contextmanager
+    def record(self, path: str | Path) -> Iterator[None]:
+        """Write every routing choice made inside the ``with`` block to a trace file (``.npz``)."""
+        self._recording = []
+        try:
+            yield
+        finally:
+            rows, self._recording = self._recording, None
+            if rows and self.shape is not None:
+                ids = np.concatenate(rows)
+                trace.write(
+                    Path(path),
+                    ids,
+                    np.array([0, len(ids)], dtype=np.int64),
+                    n_expert=self.shape.experts,
+                    expert_bytes=np.array(self.shape.expert_bytes, dtype=np.int64),
+                    meta=json.dumps({"model": self._identity}),
+                )
+
+    # ---- what the engine calls ----
+
+    def after_step(self) -> None:
+        """Hand the routing of the step just computed to the policy, and its wishes to the core."""
+        if self.shape is None:
+            return
+        events = self._native.drain()
+        for ids in self._steps(events):
+            self._note_use(ids)
+            if self._policy is not None:
+                decode = len(ids) < self._config.prefill_tokens
+                self._policy.observe(ids, self.residency(), decode)
+                if decode:
+                    states = self._states()
+                    self._native.submit(
+                        self._policy.plan(
+                            states == RESIDENT, states == PENDING, self._config.uploads_per_step
+                        )
+                    )
+
+    def close(self) -> None:
+        """Keep the routing profile. The core stays open."""
+        if self.shape is None or self._config.profile == "off" or not self._heat.any():
+            return
+        profile = history.Profile(identity=self._identity, heat=self._heat, tokens=self.stats().tokens)
+        with contextlib.suppress(OSError):  # a full disk must not break the end of a chat
+            history.save(history.merge(self._profile, profile), self._profile_folder())
+
+    # ---- inside ----
+
+    def _states(self) -> npt.NDArray[np.uint8]:
+        if self.shape is None:
+            return np.zeros((0, 0), dtype=np.uint8)
+        return self._native.residency(self.shape.layers, self.shape.experts)
+
+    def _steps(self, events: npt.NDArray[np.int32]) -> Iterator[IdArray]:
+        """Regroup events into arrays ``(tokens, layers, k)``, one per batch that was computed."""
+        assert self.shape is not None
+        layers, k = self.shape.layers, self._last.shape[1]
+        if len(events) == layers * (3 + k):  # one token through all layers: by far the most common
+            table = events.reshape(layers, 3 + k)
+            if (table[:, 1] == 1).all() and (table[:, 2] == k).all():
+                yield table[:, 3:].reshape(1, layers, k).copy()
+                return
+        step: IdArray | None = None
+        previous, at = -1, 0
+        while at < len(events):
+            block, tokens, used = (int(v) for v in events[at : at + 3])
+            ids = events[at + 3 : at + 3 + tokens * used].reshape(tokens, used)
+            at += 3 + tokens * used
+            row = self._row_of.get(block)
+            if row is None or used != k:
+                continue
+            if step is None or row <= previous:
+                if step is not None:
+                    yield step
+                step = np.full((tokens, layers, k), -1, dtype=np.int32)
+            n = min(tokens, len(step))  # the last layer may compute the last tokens only
+            step[len(step) - n :, row, :] = ids[tokens - n :]
+            previous = row
+        if step is not None:
+            yield step
+
+    def _note_use(self, ids: IdArray) -> None:
+        self._last = ids[-1]
+        for row in range(ids.shape[1]):
+            chosen = ids[:, row, :].ravel()
+            np.add.at(self._heat[row], chosen[chosen >= 0], 1.0)
+        if self._recording is not None:
+            self._recording.append(ids)
+
+    def _place(self, budget: Budget) -> None:
+        """Allocate slots within the budget, and start to fill them."""
+        assert self.shape is not None
+        wanted = self._budget_bytes(budget)
+        for _ in range(ALLOCATION_ATTEMPTS):
+            slots = plan_slots(self.shape, wanted)
+            try:
+                self._native.set_slots(slots)
+                break
+            except DoesNotFit as error:
+                self.notes.append(f"{self.device} had no room for {wanted / 2**20:.0f} MiB of experts ({error}).")
+                wanted //= 2
+        else:
+            slots = np.zeros(self.shape.layers, dtype=np.int32)
+            self._native.set_slots(slots)
+        if not slots.any():
+            self.notes.append(
+                f"The budget of {wanted / 2**20:.0f} MiB is below 2 x top-k experts for any layer: "
+                "all experts stay on the CPU."
+            )
+        self._policy = make(self._config.policy, self.shape, slots)
+        if self._policy is not None:
+            heat = self._heat if self._heat.any() else (self._profile.heat if self._profile else None)
+            self._native.submit(self._policy.start(heat))
+
+    def _budget_bytes(self, budget: Budget) -> int:
+        assert self.shape is not None
+        total = sum(self.shape.expert_bytes) * self.shape.experts
+        if budget.share is not None:
+            return int(total * budget.share)
+        if budget.bytes is not None:
+            return min(budget.bytes, total)
+        free, _ = self._native.device_memory()
+        held = self._native.stats().slot_bytes
+        return min(total, max(0, free + held - RESERVE_BYTES))
+
+    def _profile_folder(self) -> Path:
+        return Path(self._config.profile) if self._config.profile not in ("auto", "off") else home("data") / "profiles"
+
+    def _load_profile(self) -> history.Profile | None:
+        if self.shape is None or self._config.profile == "off":
+            return None
+        profile = history.load(self._identity, self._profile_folder())
+        if profile is not None and profile.heat.shape != (self.shape.layers, self.shape.experts):
+            return None
+        return profile

@@ -1,0 +1,172 @@
+"""Meeting llama_cpp: the libraries it has loaded, and the few places where a load of ours differs from a plain one.
+
+llama_cpp is never modified on disk. Three of its module-level functions are wrapped once, and the wrappers act only
+on a thread that is inside ``loading``; everybody else gets the original behaviour:
+
+- the default model parameters, to name our buffer type for expert tensors;
+- the guard that points file descriptors 1 and 2 at the null device, which would freeze a terminal screen;
+- the log callback, whose messages of ours go to the logger ``edgemoe.llama`` instead of the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import llama_cpp
+from llama_cpp import llama_cpp as binding
+from llama_cpp import _internals, _logger, llama as llama_module
+
+from ..errors import BackendMismatch
+from .binding import CORE_PATH, Core, NativeEngine
+
+TESTED = "llama-cpp-python==0.3.36"
+# Weights, biases and scales of routed experts, in every spelling llama.cpp has.
+EXPERT_TENSORS = rb"ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
+
+_log = logging.getLogger("edgemoe.llama")
+_scope = threading.local()
+_LEVELS = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG, 5: logging.DEBUG}
+
+
+class _Override(ctypes.Structure):
+    _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
+
+
+def version() -> str:
+    """Name and version of the llama-cpp-python that is installed."""
+    return f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}"
+
+
+@cache
+def core() -> Core:
+    """The core, loaded once, checked, registered with ggml, and with the hooks in place.
+
+    Raises:
+        BackendMismatch: llama-cpp-python is not the tested one, or its ggml is not.
+    """
+    if version() != TESTED:
+        raise BackendMismatch(version(), TESTED)
+    libraries = _ggml_libraries()
+    loaded = Core(libraries, version(), TESTED)
+    load = libraries[0].ggml_backend_load
+    load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    _install_hooks(loaded)
+    with _quiet():
+        registered = load(str(CORE_PATH).encode())
+    if not registered:
+        raise BackendMismatch(f"{version()} (backend interface version)", TESTED)
+    if "EdgeMoE" not in [name for name, _ in _all_devices()]:
+        raise BackendMismatch(f"{version()} (a second copy of ggml is loaded)", TESTED)
+    return loaded
+
+
+def devices() -> list[str]:
+    """Names of the GPU devices that llama.cpp sees, without ours."""
+    return [name for name, kind in _all_devices() if kind in (1, 2)]
+
+
+@contextlib.contextmanager
+def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[deque[str]]:
+    """While a model of ours loads on this thread; gives the last messages of llama.cpp."""
+    messages: deque[str] = deque(maxlen=200)
+    _scope.messages = messages
+    engine.begin_load(sim_is_gpu)
+    try:
+        yield messages
+    finally:
+        engine.end_load()
+        _scope.messages = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = getattr(_scope, "messages", None)
+    _scope.messages = deque(maxlen=1) if before is None else before
+    try:
+        yield
+    finally:
+        _scope.messages = before
+
+
+def computing() -> contextlib.AbstractContextManager[None]:
+    """While a model of ours computes on this thread: its messages stay off the terminal."""
+    return _quiet()
+
+
+def _ggml_libraries() -> list[ctypes.CDLL]:
+    """Handles through which every ggml function can be found: libllama's, which reaches its dependencies.
+
+    Opening the files by path would make a second copy with a registry of its own.
+    """
+    libraries = [binding._lib]
+    if sys.platform == "win32":
+        libraries = [ctypes.CDLL(name) for name in ("ggml.dll", "ggml-base.dll", "ggml-cpu.dll")]
+    return libraries
+
+
+def _all_devices() -> list[tuple[str, int]]:
+    lib = _ggml_libraries()[0]
+    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
+    lib.ggml_backend_dev_get.restype, lib.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    lib.ggml_backend_dev_name.restype, lib.ggml_backend_dev_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    lib.ggml_backend_dev_type.restype, lib.ggml_backend_dev_type.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    found = []
+    for i in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(i)
+        found.append((lib.ggml_backend_dev_name(device).decode(), int(lib.ggml_backend_dev_type(device))))
+    return found
+
+
+def _install_hooks(loaded: Core) -> None:
+    overrides = (_Override * 2)(_Override(EXPERT_TENSORS, loaded.buffer_type()), _Override(None, None))
+    plain_params = binding.llama_model_default_params
+    plain_guard = llama_module.suppress_stdout_stderr
+    plain_log = _logger.llama_log_callback
+
+    def model_default_params() -> Any:
+        params = plain_params()
+        if getattr(_scope, "messages", None) is not None:
+            params.tensor_buft_overrides = ctypes.addressof(overrides)
+        return params
+
+    class Guard(plain_guard):  # type: ignore[misc, valid-type]
+        def __init__(self, disable: bool = True) -> None:
+            super().__init__(disable or getattr(_scope, "messages", None) is not None)
+
+    @llama_cpp.llama_log_callback
+    def log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        messages = getattr(_scope, "messages", None)
+        if messages is None:
+            plain_log(level, text, user_data)
+            return
+        line = text.decode("utf-8", "replace").rstrip()
+        if line and line != ".":
+            messages.append(line)
+            _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+    _install_hooks.keep = (overrides, log)  # type: ignore[attr-defined]
+    binding.llama_model_default_params = model_default_params
+    llama_module.suppress_stdout_stderr = Guard
+    _internals.suppress_stdout_stderr = Guard
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    if not _log.handlers:
+        _log.addHandler(logging.NullHandler())
+        _log.propagate = False
+
+
+def error_text(messages: deque[str]) -> str:
+    """The line of llama.cpp's messages that says why a load failed."""
+    for line in reversed(messages):
+        if "error" in line.lower() or "failed" in line.lower():
+            return line.split(": ", 1)[-1]
+    return messages[-1] if messages else "llama.cpp gave no reason"
+

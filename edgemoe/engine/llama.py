@@ -1,0 +1,191 @@
+"""``Llama``: llama_cpp's class, with the experts of the model placed one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import psutil
+
+from ..config import OffloadConfig
+from ..errors import BadGguf, EdgeMoEError, ModelNotFound
+from ..gguf import check, model_identity
+from . import host
+from .experts import Experts
+from .meter import Meter
+
+# Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
+STREAM_SLOTS = 16
+
+_load_lock = threading.Lock()
+
+
+class Cancelled(EdgeMoEError):
+    """``Llama.cancel`` was called during a computation outside a completion."""
+
+
+class Llama(llama_cpp.Llama):  # type: ignore[misc]
+    """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
+
+    Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
+    physical cores, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and nothing
+    is ever written to the terminal (messages go to the logger ``edgemoe.llama``).
+
+    Args:
+        model_path: a GGUF file, the first one of a split model.
+        offload: where experts live and who decides.
+        **keywords: as in ``llama_cpp.Llama``.
+
+    Attributes:
+        experts: placement and figures, see ``Experts``.
+
+    Raises:
+        ModelNotFound: no such file, or a shard is missing.
+        BadGguf: the file is damaged, or llama.cpp refuses it.
+        BackendMismatch: llama-cpp-python is not the tested version.
+        ConfigError: a setting cannot be honoured.
+    """
+
+    def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
+        """Load the model; resident experts are filled in the background while it already answers."""
+        self._native = None
+        config = offload or OffloadConfig()
+        file = check(Path(model_path))
+        core = host.core()
+        device = _resolve_device(config)
+        if device == "sim":
+            core.configure_sim(config.sim)
+        keywords.setdefault("n_threads", psutil.cpu_count(logical=False) or 1)
+        keywords.setdefault("n_gpu_layers", -1 if device else 0)
+        keywords["verbose"] = False
+        stream_tokens = config.stream_tokens if device else 0
+        native = core.engine(device, config.prefill_tokens, stream_tokens, STREAM_SLOTS)
+        self._native = native
+        self._meter = Meter(native, device or "none")
+        self._cancel_requested = False
+        with _load_lock, host.loading(native, sim_is_gpu=device == "sim") as messages:
+            try:
+                super().__init__(str(model_path), **keywords)
+            except ValueError as error:
+                reason = host.error_text(messages)
+                self._free_native()
+                if not Path(model_path).exists():
+                    raise ModelNotFound(f"{model_path} does not exist") from error
+                raise BadGguf(f"{Path(model_path).name}: {reason}", "the file may be damaged") from error
+            except BaseException:
+                self._free_native()
+                raise
+        used = int(file.metadata.get(f"{file.architecture}.expert_used_count", 0) or 0)
+        self.experts = Experts(native, config, device, used, model_identity(file))
+        abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
+        llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
+        # The stack closes in reverse: copies stop before the model's memory goes.
+        self._stack.callback(native.stop)
+
+    # ---- computing ----
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Compute ``tokens`` after those computed before; see ``llama_cpp.Llama.eval``.
+
+        Raises:
+            Cancelled: ``cancel`` was called meanwhile.
+        """
+        if self._cancel_requested:
+            raise Cancelled("cancelled")
+        started = time.perf_counter_ns()
+        before = self.n_tokens
+        try:
+            with host.computing():
+                super().eval(tokens)
+        except RuntimeError as error:
+            if self._cancel_requested:
+                raise Cancelled("cancelled") from error
+            raise EdgeMoEError(f"llama.cpp failed to compute: {error}") from error
+        finally:
+            self._meter.computed(len(tokens), before, time.perf_counter_ns() - started)
+            self.experts.after_step()
+
+    def generate(self, tokens: Sequence[int], *args: Any, **keywords: Any) -> Generator[int, Sequence[int] | None, None]:
+        """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``."""
+        with contextlib.suppress(Cancelled):
+            yield from super().generate(tokens, *args, **keywords)
+
+    def cancel(self) -> None:
+        """Stop the answer under way, prefill included; what was generated stays. From any thread."""
+        self._cancel_requested = True
+        if self._native is not None:
+            self._native.cancel(True)
+
+    # ---- answers with accounts ----
+
+    def create_completion(self, *args: Any, **keywords: Any) -> Any:
+        """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk."""
+        return self._accounted(super().create_completion, args, keywords)
+
+    def create_chat_completion(self, *args: Any, **keywords: Any) -> Any:
+        """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk."""
+        return self._accounted(super().create_chat_completion, args, keywords)
+
+    def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
+        if self._meter.running:  # a chat completion calls a completion: account for the outer one
+            return create(*args, **keywords)
+        self._resume()
+        self._meter.start()
+        try:
+            answer = create(*args, **keywords)
+        except BaseException:
+            self._meter.stop()
+            raise
+        if isinstance(answer, dict):
+            return self._finish(answer)
+        return self._stream(answer)
+
+    def _stream(self, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        try:
+            for chunk in chunks:
+                yield self._finish(chunk) if chunk["choices"][0].get("finish_reason") else chunk
+        finally:
+            self._meter.stop()
+
+    def _finish(self, answer: dict[str, Any]) -> dict[str, Any]:
+        if self._cancel_requested:
+            answer["choices"][0]["finish_reason"] = "stop"
+        return answer | self._meter.receipt()
+
+    def _resume(self) -> None:
+        self._cancel_requested = False
+        if self._native is not None:
+            self._native.cancel(False)
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """Keep the routing profile, stop uploads, free the model."""
+        if getattr(self, "experts", None) is not None and self._native is not None:
+            self.experts.close()
+        if getattr(self, "_stack", None) is not None:
+            super().close()
+        self._free_native()
+
+    def _free_native(self) -> None:
+        native, self._native = self._native, None
+        if native is not None:
+            native.stop()
+            if getattr(self, "_stack", None) is not None:
+                self._stack.close()
+            native.close()
+
+
+def _resolve_device(config: OffloadConfig) -> str:
+    """The ggml name of the device asked for, empty for none."""
+    if config.device == "none":
+        return ""
+    if config.device == "auto":
+        return next(iter(host.devices()), "")
+    return config.device

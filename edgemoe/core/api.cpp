@@ -145,10 +145,8 @@ int32_t em_end_load(em_engine * e) {
             e->layers[i]->state.assign(size_t(l.experts), EM_COLD);
             ++i;
         } else {
-            for (ggml_tensor * w : l.weight) {
-                if (w) {
-                    w->extra = nullptr;
-                }
+            for (const ggml_tensor * w : l.weight) {
+                e->layer_of.erase(w);
             }
             e->layers.erase(e->layers.begin() + long(i));
         }

@@ -77,8 +77,7 @@ int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
         layer->bias[n.projection] = t;
     } else {
         layer->weight[n.projection] = t;
-        layer->ref[n.projection]    = {e, layer, n.projection};
-        t->extra                    = &layer->ref[n.projection];
+        e->layer_of[t]              = layer;
         layer->experts              = int32_t(t->ne[2]);
         layer->expert_bytes += t->nb[2];
     }
@@ -318,14 +317,23 @@ void em_set_loading(em_engine * e, bool sim_is_gpu) {
 
 bool em_is_ours(const ggml_tensor * t) { return t && t->buffer && t->buffer->buft == em_buft(); }
 
-em_layer_t * em_layer_of(const ggml_tensor * weight, int * projection, em_engine ** engine) {
-    if (!em_is_ours(weight) || !weight->extra) {
+em_layer_t * em_layer_of(const ggml_tensor * weight, em_engine ** engine) {
+    em_engine * e = em_is_ours(weight) ? context_of(weight->buffer)->engine : nullptr;
+    if (!e) {
         return nullptr;
     }
-    const em_weight_ref * ref = static_cast<const em_weight_ref *>(weight->extra);
-    *projection = ref->projection;
-    *engine     = ref->engine;
-    return ref->layer;
+    *engine       = e;
+    const auto it = e->layer_of.find(weight);
+    return it == e->layer_of.end() ? nullptr : it->second;
+}
+
+int em_projection_of(const em_layer_t & layer, const ggml_tensor * weight) {
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (layer.weight[p] == weight) {
+            return p;
+        }
+    }
+    return -1;
 }
 
 ggml_backend_buffer_type * em_buft() {

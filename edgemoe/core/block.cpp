@@ -37,10 +37,7 @@ bool pair_shaped(const em_block & b, const ggml_tensor * t) {
 bool source_ok(const em_block & b, const ggml_tensor * t) { return in_block(b, t) || gatherable(b, t); }
 
 bool projection_ok(const em_block & b, const ggml_tensor * t) {
-    int projection = 0;
-    em_engine * engine = nullptr;
-    return em_layer_of(t->src[0], &projection, &engine) == b.layer && t->src[2] == b.ids && source_ok(b, t->src[1]) &&
-           b.layer->weight[projection] == t->src[0];
+    return em_projection_of(*b.layer, t->src[0]) >= 0 && t->src[2] == b.ids && source_ok(b, t->src[1]);
 }
 
 bool bias_ok(const em_block & b, const ggml_tensor * t) {
@@ -113,9 +110,8 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {
         return em_found::NOTHING;
     }
-    int projection = 0;
-    b->layer = em_layer_of(first->src[0], &projection, &b->engine);
-    if (!b->layer || projection == PROJ_DOWN) {
+    b->layer = em_layer_of(first->src[0], &b->engine);
+    if (!b->layer || b->layer->weight[PROJ_DOWN] == first->src[0]) {
         return em_found::UNKNOWN;
     }
     b->ids    = first->src[2];
@@ -132,10 +128,72 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
             return em_found::UNKNOWN;
         }
         b->node[b->count++] = t;
-        if (t->op == OP.mul_mat_id && em_layer_of(t->src[0], &projection, &b->engine) && projection == PROJ_DOWN) {
+        if (t->op == OP.mul_mat_id && t->src[0] == b->layer->weight[PROJ_DOWN]) {
             b->last = j;
             return em_found::BLOCK;
         }
     }
     return em_found::UNKNOWN;
+}
+
+bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail * out) {
+    const ggml_tensor * rows = b.down();
+    int i = b.last + 1;
+    if (i >= n_nodes) {
+        return false;
+    }
+    ggml_tensor * product = G.ggml_graph_node(graph, i);
+    if (product->op != OP.mul || product->src[0] != rows || b.k < 2) {
+        return false;
+    }
+    const ggml_tensor * w = product->src[1];
+    if (w->type != TYPE_F32 || w->ne[0] != 1 || w->ne[1] != b.k || w->ne[2] != b.tokens || w->ne[3] != 1 || !host_readable(w)) {
+        return false;
+    }
+    auto is_term = [&](const ggml_tensor * t, int64_t k) {
+        return t->op == OP.view && t->src[0] == product && t->ne[0] == rows->ne[0] && t->ne[1] == b.tokens && t->ne[2] == 1 &&
+               t->view_offs == size_t(k) * product->nb[1] && t->nb[1] == product->nb[2];
+    };
+    int64_t             added = 0;
+    const ggml_tensor * sum   = nullptr;
+    for (++i; i < n_nodes && added < b.k - 1; ++i) {
+        ggml_tensor * t = G.ggml_graph_node(graph, i);
+        if (t->op == OP.view && t->src[0] == product) {
+            continue;
+        }
+        const bool first = added == 0;
+        if (t->op != OP.add || !is_term(t->src[1], added + 1) || (first ? !is_term(t->src[0], 0) : t->src[0] != sum)) {
+            return false;
+        }
+        sum = t;
+        ++added;
+        if (added == b.k - 1) {
+            if (t->type != TYPE_F32 || t->nb[0] != 4 || t->ne[1] != b.tokens || !host_readable(t)) {
+                return false;
+            }
+            *out = {w, t, i};
+        }
+    }
+    return added == b.k - 1;
+}
+
+void em_tail_compute(const em_block & b, const em_tail & tail) {
+    const ggml_tensor * rows  = b.down();
+    const int64_t       width = rows->ne[0];
+    std::vector<float>  weights(size_t(b.k)), sum(static_cast<size_t>(width));
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        for (int64_t k = 0; k < b.k; ++k) {
+            const char * w = static_cast<const char *>(tail.weights->data) + k * tail.weights->nb[1] + t * tail.weights->nb[2];
+            memcpy(&weights[size_t(k)], w, 4);
+        }
+        for (int64_t k = 0; k < b.k; ++k) {
+            const float * row = reinterpret_cast<const float *>(static_cast<const char *>(rows->data) + k * rows->nb[1] + t * rows->nb[2]);
+            const float   w   = weights[size_t(k)];
+            for (int64_t i = 0; i < width; ++i) {
+                const float term = row[i] * w;
+                sum[size_t(i)]   = k == 0 ? term : sum[size_t(i)] + term;
+            }
+        }
+        memcpy(static_cast<char *>(tail.out->data) + t * tail.out->nb[1], sum.data(), size_t(width) * 4);
+    }
 }

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 // Op numbers of the ggml that is loaded, looked up by name.
@@ -42,17 +43,7 @@ struct em_slot {
 
 enum em_projection { PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_GATE_UP, PROJ_COUNT };
 
-struct em_layer_t;
-
-// Hangs on the extra field of every expert weight of ours: from the tensor to its place in the engine.
-struct em_weight_ref {
-    em_engine *  engine;
-    em_layer_t * layer;
-    int          projection;
-};
-
 struct em_layer_t {
-    em_weight_ref ref[PROJ_COUNT] = {};
     int32_t       block   = -1;
     int32_t       experts = 0;
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
@@ -105,6 +96,8 @@ struct em_engine {
 
     // Filled while the model loads, then fixed.
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
+    // The extra field of a tensor would be the shorter way, but ggml-cpu takes it for the mark of a repacked weight.
+    std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
     bool loaded = false;
 
     // Device side. Null when there is none, or after it died.
@@ -113,6 +106,8 @@ struct em_engine {
     ggml_backend *        stream = nullptr; // stream of prefill staging
     ggml_backend *        copy   = nullptr; // stream of the uploads, owned by copy_thread
     std::atomic<bool>     device_dead{false};
+
+    bool own_kernels = true; // off: ggml's dot products only, bit for bit ggml-cpu's results
 
     std::mutex compute_mutex; // one computation at a time; guards the regions and the stages
     em_region  io_device, io_host, stage_host, cpu_scratch;
@@ -157,7 +152,8 @@ void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t &
 // backend.cpp
 ggml_backend_buffer_type * em_buft();
 ggml_backend_reg *         em_reg();
-em_layer_t *               em_layer_of(const ggml_tensor * weight, int * projection, em_engine ** engine);
+em_layer_t *               em_layer_of(const ggml_tensor * weight, em_engine ** engine);
+int                        em_projection_of(const em_layer_t & layer, const ggml_tensor * weight); // -1: not of this layer
 em_engine *                em_loading();
 void                       em_set_loading(em_engine * e, bool sim_is_gpu);
 bool                       em_sim_is_gpu();
@@ -185,6 +181,16 @@ struct em_block {
     ggml_tensor * down() const { return node[count - 1]; }
 };
 
+// What llama.cpp does with the rows of a block: times the router's weights, then summed over k in order.
+struct em_tail {
+    const ggml_tensor * weights = nullptr; // [1, k, tokens]
+    ggml_tensor *       out     = nullptr; // [n_embd, tokens]
+    int                 last    = 0;       // its node
+};
+bool em_tail_find(ggml_cgraph * graph, const em_block & block, int n_nodes, em_tail * out);
+// The tail of rows that lie in block.down(), in the calling thread.
+void em_tail_compute(const em_block & block, const em_tail & tail);
+
 enum class em_found { NOTHING, UNKNOWN, BLOCK };
 // Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not understood.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
@@ -209,10 +215,25 @@ struct em_launch { // a pair graph under way
     int            status = STATUS_SUCCESS;
 };
 
-// Starts the pairs; the device side returns before it has finished.
-em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n);
+// Batches of at most so many tokens take the fused kernels of rows.cpp on the CPU.
+constexpr int64_t EM_FUSED_TOKENS = 4;
+
+// Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of the block in order) the
+// sums are written to its place and there is no result.
+em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
+                          const em_tail * tail);
 // Copies rows to where the block's result belongs.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
+
+// rows.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
+struct em_rows_job;
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels);
+bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
+void          em_rows_outputs(em_rows_job * job, const ggml_tensor * input, ggml_tensor * first, ggml_tensor * second);
+void          em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail);
+void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
+void          em_rows_free(em_rows_job * job);
+bool          em_rows_supported(const ggml_tensor * weight);
 
 // moe.cpp
 struct em_context { // one per llama context that opened our backend

@@ -193,6 +193,9 @@ typedef void (*ggml_custom_op_t)(ggml_tensor * dst, int ith, int nth, void * use
     X(void, ggml_free, (ggml_context * ctx))                                                                          \
     X(ggml_tensor *, ggml_new_tensor, (ggml_context * ctx, int type, int n_dims, const int64_t * ne))                 \
     X(ggml_tensor *, ggml_mul_mat_id, (ggml_context * ctx, ggml_tensor * as, ggml_tensor * b, ggml_tensor * ids))     \
+    X(ggml_tensor *, ggml_custom_4d,                                                                                  \
+      (ggml_context * ctx, int type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3, ggml_tensor ** args, int n_args, \
+       ggml_custom_op_t fun, int n_tasks, void * userdata))                                                           \
     X(ggml_tensor *, ggml_set_name, (ggml_tensor * t, const char * name))                                             \
     X(ggml_cgraph *, ggml_new_graph_custom, (ggml_context * ctx, size_t size, bool grads))                            \
     X(void, ggml_build_forward_expand, (ggml_cgraph * graph, ggml_tensor * t))                                        \

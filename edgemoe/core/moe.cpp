@@ -13,7 +13,7 @@ constexpr int64_t MAX_PAIRS = 2048;
 // Results go where the graph wants them, unless that memory is also an input that later pairs still read.
 class block_output {
   public:
-    block_output(em_engine * e, em_block & b) : block(b), original(b.down()->data) {
+    explicit block_output(em_block & b) : block(b), original(b.down()->data) {
         if (overlaps_input()) {
             memory.resize(G.ggml_nbytes(b.down()));
             b.down()->data = memory.data();
@@ -60,7 +60,7 @@ struct run {
     }
 
     bool start_hot(const em_pair * pairs, int64_t n, em_launch & launch) {
-        launch = em_pairs_launch(e, device_side(), b, pairs, n);
+        launch = em_pairs_launch(e, device_side(), b, pairs, n, nullptr);
         return launch.status == STATUS_SUCCESS;
     }
     // Waits for the device and brings its rows home. False: the device failed, nothing was written.
@@ -82,7 +82,7 @@ struct run {
         int           status  = STATUS_SUCCESS;
         for (size_t i = 0; i < pairs.size() && status == STATUS_SUCCESS; i += MAX_PAIRS) {
             const int64_t n = std::min<int64_t>(MAX_PAIRS, int64_t(pairs.size() - i));
-            em_launch launch = em_pairs_launch(e, cpu_side(), b, &pairs[i], n);
+            em_launch launch = em_pairs_launch(e, cpu_side(), b, &pairs[i], n, nullptr);
             status = launch.status;
             if (status == STATUS_SUCCESS) {
                 em_pairs_scatter(b, &pairs[i], n, launch.result);
@@ -198,7 +198,7 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
         started = em_now_ns();
         em_side side = r.device_side();
         side.weight  = stage.weight;
-        launch = em_pairs_launch(e, side, r.b, running.data(), int64_t(running.size()));
+        launch = em_pairs_launch(e, side, r.b, running.data(), int64_t(running.size()), nullptr);
     }
     finish();
     return STATUS_SUCCESS;
@@ -315,19 +315,44 @@ bool all_cold(em_engine * e, em_layer_t & layer) {
     return layer.resident == 0;
 }
 
-int run_block(em_context * c, em_block & b) {
+// Every pair cold, few tokens, and the usual tail: straight to the sums.
+int run_cold(run & r, const split & s, const em_tail & tail) {
+    const int64_t started = em_now_ns();
+    em_launch     launch  = em_pairs_launch(r.e, r.cpu_side(), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
+    G.ggml_free(launch.ctx);
+    r.e->count.cpu_ns += em_now_ns() - started;
+    return launch.status;
+}
+
+bool fusable(const em_block & b) {
+    bool all = b.tokens <= EM_FUSED_TOKENS;
+    for (const ggml_tensor * w : b.layer->weight) {
+        all = all && (!w || em_rows_supported(w));
+    }
+    return all;
+}
+
+int run_block(em_context * c, em_block & b, const em_tail * tail) {
     em_engine * e = b.engine;
     run r{c, e, b};
     std::lock_guard<std::mutex> compute(e->compute_mutex);
     std::lock_guard<std::mutex> lock(b.layer->mutex);
-    block_output output(e, b);
     split s = split_pairs(b);
+    if (s.hot.empty() && tail && fusable(b)) {
+        e->count.misses += int64_t(s.cold.size());
+        return run_cold(r, s, *tail);
+    }
+    block_output output(b);
     if (b.tokens >= e->options.prefill_tokens) {
         return compute_prefill(r, std::move(s));
     }
     e->count.hits += int64_t(s.hot.size());
     e->count.misses += int64_t(s.cold.size());
-    return r.compute(s);
+    const int status = r.compute(s);
+    if (tail && status == STATUS_SUCCESS) {
+        em_tail_compute(b, *tail);
+    }
+    return status;
 }
 
 // A layer that stays on the CPU still counts its misses and takes part in the routing history.
@@ -360,16 +385,19 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         em_record(b.engine, b.layer->block, b.ids);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
                                      b.engine->exec && !b.engine->device_dead;
-        if (all_cold(b.engine, *b.layer) && !prefill_streams) {
+        if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b)) {
             account_plain(b);
-        } else {
-            status = run_plain(c, graph, plain, b.first);
-            if (status == STATUS_SUCCESS) {
-                status = run_block(c, b);
-            }
-            plain = b.last + 1;
+            i = b.last;
+            continue;
         }
-        i = b.last;
+        em_tail    tail;
+        const bool summed = b.tokens <= EM_FUSED_TOKENS && em_tail_find(graph, b, n, &tail);
+        status = run_plain(c, graph, plain, b.first);
+        if (status == STATUS_SUCCESS) {
+            status = run_block(c, b, summed ? &tail : nullptr);
+        }
+        i     = summed ? tail.last : b.last;
+        plain = i + 1;
     }
     if (status == STATUS_SUCCESS) {
         status = plain == 0 ? G.ggml_backend_graph_compute(c->cpu, graph) : run_plain(c, graph, plain, n);

@@ -29,10 +29,20 @@ struct clone_map {
 };
 
 struct builder {
+    builder(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n)
+        : side(side), block(block), pairs(pairs), n(n) {}
+    builder(const builder &) = delete;
+
     const em_side &  side;
     const em_block & block;
     const em_pair *  pairs;
     int64_t          n;
+    const em_tail *  tail = nullptr;
+    bool             fused = false, own_kernels = true;
+    em_rows_job *    jobs[EM_BLOCK_NODES];
+    ggml_tensor *    job_output[EM_BLOCK_NODES];
+    const ggml_tensor * job_input[EM_BLOCK_NODES];
+    int              job_count = 0;
     ggml_context *   ctx = nullptr;
     clone_map        map;
     ggml_tensor *    ids_place  = nullptr; // rows of the weights
@@ -69,6 +79,12 @@ struct builder {
         return map.add(t, c);
     }
     ggml_tensor * clone(const ggml_tensor * t);
+    ggml_tensor * clone_rows(const ggml_tensor * t);
+    ~builder() {
+        for (int i = 0; i < job_count; ++i) {
+            em_rows_free(jobs[i]);
+        }
+    }
     void          fill_input(int i, char * to) const;
     void          fill_ids(int32_t * to, bool of_bias) const;
 };
@@ -82,7 +98,33 @@ int projection_of(const ggml_tensor * const * table, const ggml_tensor * t) {
     return -1;
 }
 
+// A projection as a custom operation. Two projections of the same input become one; the second's output is a leaf that
+// waits for the first.
+ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
+    ggml_tensor * x = source(t->src[1]);
+    for (int i = 0; i < job_count; ++i) {
+        if (job_input[i] == x && em_rows_second(jobs[i], t->src[0])) {
+            ggml_tensor * c = make_rows(t->ne[0]);
+            c->src[0]       = job_output[i];
+            em_rows_outputs(jobs[i], x, job_output[i], c);
+            return map.add(t, c);
+        }
+    }
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels);
+    const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
+    ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &x, 1, em_rows_compute, -1, job);
+    jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x, ++job_count;
+    em_rows_outputs(job, x, c, nullptr);
+    if (tail && t == block.down()) {
+        em_rows_sum(job, block, *tail);
+    }
+    return map.add(t, c);
+}
+
 ggml_tensor * builder::clone(const ggml_tensor * t) {
+    if (fused && t->op == OP.mul_mat_id) {
+        return clone_rows(t);
+    }
     ggml_tensor * c = make_rows(t->ne[0]);
     c->op = t->op;
     memcpy(c->op_params, t->op_params, sizeof(c->op_params));
@@ -204,20 +246,29 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
     for (int i = 0; i < b.input_count; ++i) {
         b.fill_input(i, static_cast<char *>(b.inputs[i]->data));
     }
-    b.fill_ids(static_cast<int32_t *>(b.ids_place->data), false);
+    if (b.ids_place) {
+        b.fill_ids(static_cast<int32_t *>(b.ids_place->data), false);
+    }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
     return static_cast<const float *>(result->data);
 }
 
 } // namespace
 
-em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n) {
+em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
+                          const em_tail * tail) {
     constexpr size_t tensors = EM_BLOCK_NODES * 3;
     constexpr size_t nodes   = 64;
     const size_t     needed  = G.ggml_tensor_overhead() * tensors + G.ggml_graph_overhead_custom(nodes, false) + 256;
 
-    builder   b{side, block, pairs, n};
+    builder   b(side, block, pairs, n);
     em_launch launch;
+    b.tail  = tail;
+    b.own_kernels = e->own_kernels;
+    b.fused = !side.device && block.tokens <= EM_FUSED_TOKENS;
+    for (const ggml_tensor * w : block.layer->weight) {
+        b.fused = b.fused && (!w || em_rows_supported(w));
+    }
     launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);
@@ -228,9 +279,10 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
 
     ggml_tensor * all[EM_BLOCK_NODES * 3 + 2];
     int           count = 0;
-    all[count++] = b.ids_place;
-    if (b.ids_expert) {
-        all[count++] = b.ids_expert;
+    for (ggml_tensor * ids : {b.ids_place, b.ids_expert}) {
+        if (ids) {
+            all[count++] = ids;
+        }
     }
     for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
         all[count++] = b.map.to[i];

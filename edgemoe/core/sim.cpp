@@ -212,6 +212,9 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
         return G.ggml_backend_graph_compute(s->cpu, graph);
     }
     s->submit([=] {
+        if (s->failed) {
+            return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
+        }
         if (nth(state().computations, state().options.fail_compute, false) ||
             G.ggml_backend_graph_compute(s->cpu, graph) != STATUS_SUCCESS) {
             s->failed = true;

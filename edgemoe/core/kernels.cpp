@@ -1,0 +1,252 @@
+// Dot products for expert weights in file layout.
+//
+// The K-quants are read 64 bytes at a time and multiplied with VNNI. Activations are quantised by ggml (Q8_K), then laid out
+// once per vector in the order in which the nibbles of a row come apart, so that the loop over rows does not shuffle. Integer
+// sums are exact, and floats are added in the order of ggml's AVX2 kernels: the results are the same to the last bit, which
+// matters, for a last bit can tip the quantisation of the next activation.
+
+#include "kernels.h"
+
+#include "engine.h"
+
+#include <cstring>
+
+#if (defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)))
+#    define EM_AVX512 1
+#    include <immintrin.h>
+#    define EM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")))
+#endif
+
+namespace {
+
+constexpr int TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15; // file format numbers
+
+void generic_prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    if (k.traits->vec_dot_type == TYPE_F32) {
+        memcpy(activation, x, size_t(n) * 4);
+    } else {
+        k.dot_traits->from_float(x, activation, n);
+    }
+}
+
+void generic_dot(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out) {
+    k.traits->vec_dot(int(n), out, 0, row, 0, activation, 0, 1);
+}
+
+#ifdef EM_AVX512
+
+struct q8_k { // ggml's block_q8_K
+    float   d;
+    int8_t  q[256];
+    int16_t sums[16];
+};
+
+struct alignas(64) prepared { // one block of 256 activations
+    int8_t  q[256];
+    int16_t sums[16]; // of 16 values each for Q6_K; of 32 each in the first 8 places for Q4_K and Q5_K
+    float   d;
+    char    pad[28];
+};
+static_assert(sizeof(prepared) == 320, "a multiple of a cache line");
+
+void quantise(const em_kernel & k, const float * x, int64_t n, prepared * out, const int * order, bool pairs) {
+    q8_k block;
+    for (int64_t b = 0; b < n / 256; ++b) {
+        k.dot_traits->from_float(x + b * 256, &block, 256);
+        for (int part = 0; part < 8; ++part) {
+            memcpy(out[b].q + part * 32, block.q + order[part] * 32, 32);
+        }
+        for (int i = 0; i < 16; ++i) {
+            out[b].sums[i] = block.sums[i];
+        }
+        for (int i = 0; pairs && i < 8; ++i) {
+            out[b].sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);
+        }
+        out[b].d = block.d;
+    }
+}
+
+// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves.
+void prepare_nibbles(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    static const int order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+    quantise(k, x, n, static_cast<prepared *>(activation), order, true);
+}
+
+void prepare_q6(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    static const int order[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    quantise(k, x, n, static_cast<prepared *>(activation), order, false);
+}
+
+struct scales_q4 { // 8 six-bit scales, then 8 six-bit minima
+    uint32_t u[4];
+};
+
+inline scales_q4 unpack_scales(const uint8_t * packed) {
+    constexpr uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, high2 = 0x03030303;
+    uint32_t p[3];
+    memcpy(p, packed, 12);
+    scales_q4 s;
+    s.u[0] = p[0] & low6;
+    s.u[1] = (p[2] & low4) | (((p[0] >> 6) & high2) << 4);
+    s.u[2] = p[1] & low6;
+    s.u[3] = ((p[2] >> 4) & low4) | (((p[1] >> 6) & high2) << 4);
+    return s;
+}
+
+inline float half_to_float(uint16_t h) EM_TARGET;
+inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+
+EM_TARGET inline __m256i fold(__m512i t) { return _mm256_add_epi32(_mm512_castsi512_si256(t), _mm512_extracti64x4_epi64(t, 1)); }
+
+EM_TARGET inline float add_lanes(__m256 x) {
+    __m128 r = _mm_add_ps(_mm256_extractf128_ps(x, 1), _mm256_castps256_ps128(x));
+    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+    return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
+}
+
+// Q4_K and Q5_K: the fifth bits lie apart.
+template <int BLOCK_BYTES, bool FIVE>
+EM_TARGET void dot_nibbles(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *  w = static_cast<const uint8_t *>(row);
+    const prepared * y = static_cast<const prepared *>(activation);
+    const __m512i low4 = _mm512_set1_epi8(0x0f);
+    // which scale each int32 lane takes: the first 8 lanes belong to one sub-block, the last 8 to another
+    const __m512i lane02 = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2);
+    const __m512i one = _mm512_set1_epi32(1), four = _mm512_set1_epi32(4), five = _mm512_set1_epi32(5);
+    __m256 sum = _mm256_setzero_ps();
+    __m128 min = _mm_setzero_ps(); // Q5_K uses its first lane only
+    for (int64_t b = 0; b < n / 256; ++b, w += BLOCK_BYTES, ++y) {
+        uint16_t halves[2];
+        memcpy(halves, w, 4);
+        const scales_q4 s      = unpack_scales(w + 4);
+        const __m128i   packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(s.u));
+        const __m512i   scales = _mm512_cvtepu8_epi32(packed);
+        const uint8_t * q      = w + 16 + (FIVE ? 32 : 0);
+        const __m512i   q0     = _mm512_loadu_si512(q);
+        const __m512i   q1     = _mm512_loadu_si512(q + 64);
+        __m512i a = _mm512_and_si512(q0, low4), c = _mm512_and_si512(_mm512_srli_epi16(q0, 4), low4);
+        __m512i e = _mm512_and_si512(q1, low4), g = _mm512_and_si512(_mm512_srli_epi16(q1, 4), low4);
+        if (FIVE) {
+            const __m512i qh = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 16)));
+            const __m512i bit = _mm512_set1_epi8(0x10);
+            // bit of sub-block j is bit j of each byte; the upper half of a register is two sub-blocks on
+            const __m512i up = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+            auto fifth = [&](int j) EM_TARGET {
+                const __m512i at = _mm512_srlv_epi16(qh, _mm512_add_epi16(up, _mm512_set1_epi16(short(j))));
+                return _mm512_and_si512(_mm512_slli_epi16(at, 4), bit);
+            };
+            a = _mm512_or_si512(a, fifth(0));
+            c = _mm512_or_si512(c, fifth(1));
+            e = _mm512_or_si512(e, fifth(4));
+            g = _mm512_or_si512(g, fifth(5));
+        }
+        const __m512i zero = _mm512_setzero_si512();
+        const __m512i da = _mm512_dpbusd_epi32(zero, a, _mm512_load_si512(y->q));
+        const __m512i dc = _mm512_dpbusd_epi32(zero, c, _mm512_load_si512(y->q + 64));
+        const __m512i de = _mm512_dpbusd_epi32(zero, e, _mm512_load_si512(y->q + 128));
+        const __m512i dg = _mm512_dpbusd_epi32(zero, g, _mm512_load_si512(y->q + 192));
+        // products of at most 31 * 127 * 4 and scales below 64: 20 bits, no overflow over four of them
+        __m512i t = _mm512_mullo_epi32(da, _mm512_permutexvar_epi32(lane02, scales));
+        t = _mm512_add_epi32(t, _mm512_mullo_epi32(dc, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, one), scales)));
+        t = _mm512_add_epi32(t, _mm512_mullo_epi32(de, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, four), scales)));
+        t = _mm512_add_epi32(t, _mm512_mullo_epi32(dg, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, five), scales)));
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(half_to_float(halves[0]) * y->d), _mm256_cvtepi32_ps(fold(t)), sum);
+        const __m128i minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
+        __m128i       m      = _mm_madd_epi16(minima, _mm_load_si128(reinterpret_cast<const __m128i *>(y->sums)));
+        if (FIVE) {
+            m = _mm_hadd_epi32(m, m);
+            m = _mm_hadd_epi32(m, m);
+        }
+        min = _mm_fmadd_ps(_mm_set1_ps(-y->d * half_to_float(halves[1])), _mm_cvtepi32_ps(m), min);
+    }
+    if (!FIVE) {
+        min = _mm_add_ps(min, _mm_movehl_ps(min, min));
+        min = _mm_add_ss(min, _mm_movehdup_ps(min));
+    }
+    *out = add_lanes(sum) + _mm_cvtss_f32(min);
+}
+
+EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *  w = static_cast<const uint8_t *>(row);
+    const prepared * y = static_cast<const prepared *>(activation);
+    const __m512i low4  = _mm512_set1_epi8(0x0f);
+    const __m512i high2 = _mm512_set1_epi8(0x30);
+    // the two high bits of q lie at bit 0, 2, 4, 6 of the byte they share: shift left by 4, 2 or right by 0, 2 to bit 4
+    const __m512i up_lo = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+    const __m512i dn_hi = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+    // int32 lanes 0-3 take the first of four scales, lanes 4-7 the second, ...
+    const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i four   = _mm512_set1_epi32(4);
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n / 256; ++b, w += 210, ++y) {
+        uint16_t half;
+        memcpy(&half, w + 208, 2);
+        const float     d      = half_to_float(half) * y->d;
+        const __m128i   packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 192));
+        const __m512i   scales = _mm512_cvtepi8_epi32(packed);
+        const __m512i   zero   = _mm512_setzero_si512();
+        __m512i         lane   = spread;
+        __m512i         total  = zero;
+        for (int h = 0; h < 2; ++h) {
+            const __m512i ql = _mm512_loadu_si512(w + h * 64);
+            const __m512i qh =
+                _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 128 + h * 32)));
+            const __m512i lo = _mm512_or_si512(_mm512_and_si512(ql, low4),
+                                               _mm512_and_si512(_mm512_sllv_epi16(qh, up_lo), high2));
+            const __m512i hi = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(ql, 4), low4),
+                                               _mm512_and_si512(_mm512_srlv_epi16(qh, dn_hi), high2));
+            const __m512i dl = _mm512_dpbusd_epi32(zero, lo, _mm512_load_si512(y->q + h * 128));
+            const __m512i dh = _mm512_dpbusd_epi32(zero, hi, _mm512_load_si512(y->q + h * 128 + 64));
+            total = _mm512_add_epi32(total, _mm512_mullo_epi32(dl, _mm512_permutexvar_epi32(lane, scales)));
+            lane  = _mm512_add_epi32(lane, four);
+            total = _mm512_add_epi32(total, _mm512_mullo_epi32(dh, _mm512_permutexvar_epi32(lane, scales)));
+            lane  = _mm512_add_epi32(lane, four);
+        }
+        // every weight is stored 32 too large
+        const __m256i too_much = _mm256_slli_epi32(
+            _mm256_madd_epi16(_mm256_load_si256(reinterpret_cast<const __m256i *>(y->sums)), _mm256_cvtepi8_epi16(packed)), 5);
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(d), _mm256_cvtepi32_ps(_mm256_sub_epi32(fold(total), too_much)), sum);
+    }
+    *out = add_lanes(sum);
+}
+
+bool processor_ok() {
+    static const bool ok = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+    return ok;
+}
+
+#endif // EM_AVX512
+
+} // namespace
+
+size_t em_kernel::activation_bytes(int64_t n) const {
+    return block_bytes ? size_t(n / 256) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
+}
+
+bool em_kernel_own(int type) {
+#ifdef EM_AVX512
+    return processor_ok() && (type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K);
+#else
+    return false;
+#endif
+}
+
+em_kernel em_kernel_for(int type, bool own_kernels) {
+    em_kernel k{};
+    k.traits     = G.ggml_get_type_traits_cpu(type);
+    k.dot_traits = G.ggml_get_type_traits_cpu(k.traits->vec_dot_type);
+    k.prepare    = generic_prepare;
+    k.dot        = k.traits->vec_dot && (k.dot_traits->from_float || k.traits->vec_dot_type == TYPE_F32) ? generic_dot : nullptr;
+#ifdef EM_AVX512
+    if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_K) {
+        k.block_bytes = sizeof(prepared);
+        k.prepare     = type == TYPE_Q6_K ? prepare_q6 : prepare_nibbles;
+        k.dot         = type == TYPE_Q6_K   ? dot_q6
+                        : type == TYPE_Q5_K ? dot_nibbles<176, true>
+                                            : dot_nibbles<144, false>;
+    }
+#endif
+    return k;
+}

@@ -1,0 +1,23 @@
+#pragma once
+
+// Dot products of one weight row with one prepared activation vector.
+//
+// Where this processor and the weight type allow it, kernels of our own for the file layout, faster than ggml's and equal to
+// its AVX2 kernels to the last bit; else ggml's vec_dot.
+
+#include "ggml_abi.h"
+
+struct em_kernel {
+    void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
+    void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
+    const ggml_type_traits_cpu * traits;      // of the weight type
+    const ggml_type_traits_cpu * dot_traits;  // of the type its vec_dot wants activations in
+    size_t                       block_bytes; // activation bytes per 256 values, own kernels only; 0: ggml's
+
+    size_t activation_bytes(int64_t n) const;
+};
+
+// The best kernel for a weight type, null members when ggml has none.
+em_kernel em_kernel_for(int type, bool own_kernels);
+// Does this build and processor have kernels of our own for the type?
+bool em_kernel_own(int type);

@@ -1,0 +1,222 @@
+// The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
+
+#include "harness.h"
+
+#include "../kernels.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace {
+
+int rounds = 1000;
+
+ggml_backend * our_backend() { return em_buft()->device->iface.init_backend(em_buft()->device, nullptr); }
+
+ggml_backend * cpu_backend() {
+    ggml_backend * cpu = G.ggml_backend_cpu_init();
+    G.ggml_backend_cpu_set_n_threads(cpu, 1);
+    return cpu;
+}
+
+void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_cast<em_context *>(b->context)->cpu, 1); }
+
+// Our kernels against ggml's on the same quantised data: equal to the last bit.
+void test_kernels() {
+    for (const int type : {12, 13, 14}) {
+        if (!em_kernel_own(type)) {
+            printf("no own kernel for type %d on this processor\n", type);
+            continue;
+        }
+        constexpr int64_t n = 1536, rows = 64;
+        const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n, 1.0f, 8);
+        std::vector<char> packed(G.ggml_row_size(type, n) * rows);
+        T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, nullptr);
+        const em_kernel ours = em_kernel_for(type, true), ggml = em_kernel_for(type, false);
+        CHECK(ours.dot != ggml.dot);
+        void * a = aligned_alloc(64, em_align(ours.activation_bytes(n), 64));
+        void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
+        ours.prepare(ours, x.data(), n, a);
+        ggml.prepare(ggml, x.data(), n, b);
+        std::vector<float> got(rows), want(rows);
+        for (int64_t r = 0; r < rows; ++r) {
+            const char * row = packed.data() + size_t(r) * G.ggml_row_size(type, n);
+            ours.dot(ours, n, row, a, &got[size_t(r)]);
+            ggml.dot(ggml, n, row, b, &want[size_t(r)]);
+        }
+        const double difference = largest_difference(got, want);
+        printf("kernel of type %d: largest difference %.2g\n", type, difference);
+        CHECK(difference == 0);
+        free(a);
+        free(b);
+    }
+}
+
+std::vector<em_load> loads_of(const test_shape & s, int share_of_8) {
+    std::vector<em_load> loads;
+    for (int l = 0; l < s.layers; ++l) {
+        for (int e = 0; e < s.experts * share_of_8 / 8; ++e) {
+            loads.push_back({l, e, -1});
+        }
+    }
+    return loads;
+}
+
+// Any share of the experts hot, any batch, streamed or not: what ggml-cpu computes.
+void test_parity() {
+    ggml_backend * cpu = cpu_backend();
+    for (const int type : {TYPE_F32, 8, 12, 14}) {
+        for (const int share : {0, 2, 4, 8}) {
+            for (const int stream : {0, 2}) {
+                configure_sim({});
+                em_engine * e = new_engine("sim", stream);
+                {
+                    test_shape s;
+                    s.type = type;
+                    test_model     model(s, e);
+                    ggml_backend * ours = our_backend();
+                    set_one_thread(ours);
+                    std::vector<int32_t> slots(size_t(s.layers), s.experts * share / 8);
+                    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
+                    const auto loads = loads_of(s, share);
+                    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
+                    CHECK(em_wait_uploads(e, 20000) == EM_OK);
+                    for (const int64_t tokens : {1, 2, 5, 16, 40}) {
+                        test_graph   g(model, int(tokens) % s.layers, tokens, uint64_t(tokens));
+                        const auto   want       = g.run(cpu);
+                        const double difference = largest_difference(g.run(ours), want);
+                        CHECK(difference == 0);
+                    }
+                    G.ggml_backend_free(ours);
+                    em_engine_stop(e);
+                }
+                em_engine_free(e);
+            }
+        }
+    }
+    G.ggml_backend_free(cpu);
+    puts("parity holds");
+}
+
+// Evictions and uploads at random while the model computes: never a wrong number. Run under the thread sanitizer.
+void test_churn() {
+    ggml_backend * cpu = cpu_backend();
+    em_sim_options slow{};
+    slow.jitter_us = 50;
+    configure_sim(slow);
+    em_engine * e = new_engine("sim", 4);
+    {
+        test_shape s;
+        s.width = s.ffn = 64;
+        test_model     model(s, e);
+        ggml_backend * ours = our_backend();
+        set_one_thread(ours);
+        std::atomic<bool> done{false};
+        std::thread       mover([&] {
+            std::mt19937_64 random(5);
+            while (!done) {
+                if (random() % 200 == 0) {
+                    const int32_t n = int32_t(random() % 5);
+                    const int32_t slots[2] = {n, 4 - n};
+                    em_set_slots(e, slots, 2);
+                }
+                const em_load load{int32_t(random() % 2), int32_t(random() % 8), int32_t(random() % 9) - 1};
+                em_submit(e, &load, 1);
+                em_stats_t stats;
+                em_stats(e, &stats);
+            }
+        });
+        std::vector<int32_t> events(1 << 16);
+        for (int i = 0; i < rounds; ++i) {
+            test_graph g(model, i % 2, i % 9 == 0 ? 33 : 1 + i % 3, uint64_t(i));
+            CHECK(g.run(ours) == g.run(cpu));
+            CHECK(em_drain(e, events.data(), int64_t(events.size())) > 0);
+        }
+        done = true;
+        mover.join();
+        G.ggml_backend_free(ours);
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+    G.ggml_backend_free(cpu);
+    puts("no wrong number under churn");
+}
+
+// Every fault of the device, again and again: numbers stay right, on the CPU if need be.
+void test_faults() {
+    ggml_backend * cpu = cpu_backend();
+    for (int period = 1; period <= 12; ++period) {
+        for (int kind = 0; kind < 3; ++kind) {
+            em_sim_options o{};
+            (kind == 0 ? o.fail_alloc : kind == 1 ? o.fail_copy : o.fail_compute) = period;
+            configure_sim(o);
+            em_engine * e = new_engine("sim", 2);
+            {
+                test_shape s;
+                s.width = s.ffn = 64;
+                test_model     model(s, e);
+                ggml_backend * ours = our_backend();
+                set_one_thread(ours);
+                const int32_t slots[2] = {4, 4};
+                const int     status   = em_set_slots(e, slots, 2);
+                CHECK(status == EM_OK || (kind == 0 && status == EM_ERROR_NO_MEMORY));
+                const auto loads = loads_of(s, 4);
+                em_submit(e, loads.data(), int32_t(loads.size()));
+                for (int i = 0; i < 12; ++i) {
+                    test_graph g(model, i % 2, i % 3 == 0 ? 33 : 1, uint64_t(i));
+                    CHECK(g.run(ours) == g.run(cpu));
+                }
+                G.ggml_backend_free(ours);
+                em_engine_stop(e);
+            }
+            em_engine_free(e);
+        }
+    }
+    configure_sim({});
+    G.ggml_backend_free(cpu);
+    puts("no wrong number under faults");
+}
+
+// Start, load, begin uploads, stop at once.
+void test_start_stop() {
+    em_sim_options o{};
+    o.latency_us = 20;
+    configure_sim(o);
+    for (int i = 0; i < rounds; ++i) {
+        em_engine * e = new_engine("sim", 2);
+        {
+            test_shape s;
+            s.width = s.ffn = 32;
+            test_model    model(s, e);
+            const int32_t slots[2] = {8, 8};
+            CHECK(em_set_slots(e, slots, 2) == EM_OK);
+            const auto loads = loads_of(s, 8);
+            em_submit(e, loads.data(), int32_t(loads.size()));
+            em_engine_stop(e);
+        }
+        em_engine_free(e);
+    }
+    size_t free_bytes = 0, total = 0;
+    em_sim_device()->iface.get_memory(em_sim_device(), &free_bytes, &total);
+    CHECK(free_bytes == total);
+    printf("%d starts and stops, device memory all returned\n", rounds);
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds]\n");
+        return 2;
+    }
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+    rounds = argc > 2 ? atoi(argv[2]) : rounds;
+    meet_ggml(argv[1]);
+    test_kernels();
+    test_parity();
+    test_churn();
+    test_faults();
+    test_start_stop();
+    puts("core: all tests passed");
+    return 0;
+}

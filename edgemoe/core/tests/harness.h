@@ -1,0 +1,222 @@
+#pragma once
+
+// What the core's own tests share: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
+
+#include "../engine.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <random>
+
+#define CHECK(condition)                                                                  \
+    do {                                                                                  \
+        if (!(condition)) {                                                               \
+            fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                                      \
+        }                                                                                 \
+    } while (0)
+
+// Functions of ggml that only the tests need.
+#define EM_TEST_FUNCTIONS(X)                                                                             \
+    X(void, ggml_backend_register, (ggml_backend_reg * reg))                                             \
+    X(size_t, ggml_quantize_chunk,                                                                       \
+      (int type, const float * src, void * dst, int64_t start, int64_t rows, int64_t width, const float * imatrix)) \
+    X(ggml_tensor *, ggml_swiglu_split, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))          \
+    X(ggml_tensor *, ggml_mul, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                   \
+    X(ggml_tensor *, ggml_add, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                   \
+    X(ggml_tensor *, ggml_view_2d,                                                                       \
+      (ggml_context * ctx, ggml_tensor * a, int64_t ne0, int64_t ne1, size_t nb1, size_t offset))
+
+struct test_api {
+#define X(result, name, args) result(*name) args;
+    EM_TEST_FUNCTIONS(X)
+#undef X
+};
+inline test_api T;
+
+// Opens the ggml of a llama-cpp-python installation, checks it and registers our devices.
+inline void meet_ggml(const std::string & folder) {
+    std::vector<void *> libraries;
+    for (const char * name : {"libggml-base.so.0", "libggml-cpu.so.0", "libggml.so.0"}) {
+        void * library = dlopen((folder + "/" + name).c_str(), RTLD_NOW | RTLD_GLOBAL);
+        if (!library) {
+            fprintf(stderr, "%s\n", dlerror());
+            exit(1);
+        }
+        libraries.push_back(library);
+    }
+    auto find = [&](const char * name) {
+        void * address = nullptr;
+        for (void * library : libraries) {
+            address = address ? address : dlsym(library, name);
+        }
+        CHECK(address);
+        return address;
+    };
+    for (int32_t i = 0; i < em_symbol_count(); ++i) {
+        em_symbol_set(i, find(em_symbol_name(i)));
+    }
+#define X(result, name, args) T.name = reinterpret_cast<decltype(T.name)>(find(#name));
+    EM_TEST_FUNCTIONS(X)
+#undef X
+    CHECK(em_check() == EM_OK);
+    T.ggml_backend_register(static_cast<ggml_backend_reg *>(ggml_backend_init()));
+}
+
+inline std::vector<float> random_floats(size_t n, float scale, uint64_t seed) {
+    std::mt19937_64                 random(seed);
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float>              out(n);
+    for (float & x : out) {
+        x = normal(random);
+    }
+    return out;
+}
+
+struct test_shape {
+    int     layers = 2, experts = 8, k = 2;
+    int64_t width = 256, ffn = 256;
+    int     type = TYPE_F32;
+};
+
+// Expert tensors in memory that our device wraps, as llama.cpp does with its mmap.
+struct test_model {
+    test_shape            shape;
+    em_engine *           engine;
+    std::vector<char>     memory;
+    ggml_context *        ctx;
+    ggml_backend_buffer * buffer;
+    std::vector<ggml_tensor *> gate, up, down;
+
+    test_model(const test_shape & s, em_engine * e) : shape(s), engine(e) {
+        const size_t row_in = G.ggml_row_size(s.type, s.width), row_out = G.ggml_row_size(s.type, s.ffn);
+        const size_t layer  = size_t(s.experts) * (2 * size_t(s.ffn) * row_in + size_t(s.width) * row_out);
+        memory.resize(layer * size_t(s.layers) + 64);
+        ctx = G.ggml_init({G.ggml_tensor_overhead() * size_t(3 * s.layers), nullptr, true});
+        CHECK(em_begin_load(e, 0) == EM_OK);
+        ggml_backend_device * device = em_buft()->device;
+        char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(memory.data()), 64));
+        buffer = device->iface.buffer_from_host_ptr(device, at, memory.size() - 64, 0);
+        buffer->usage = USAGE_WEIGHTS;
+        for (int l = 0; l < s.layers; ++l) {
+            gate.push_back(add("gate", l, s.width, s.ffn, at));
+            up.push_back(add("up", l, s.width, s.ffn, at));
+            down.push_back(add("down", l, s.ffn, s.width, at));
+        }
+        CHECK(em_end_load(e) == EM_OK);
+    }
+    ~test_model() {
+        G.ggml_backend_buffer_free(buffer);
+        G.ggml_free(ctx);
+    }
+
+  private:
+    ggml_tensor * add(const char * what, int layer, int64_t in, int64_t out, char *& at) {
+        const int64_t ne[3] = {in, out, shape.experts};
+        ggml_tensor * t     = G.ggml_new_tensor(ctx, shape.type, 3, ne);
+        char name[64];
+        snprintf(name, sizeof(name), "blk.%d.ffn_%s_exps.weight", layer, what);
+        G.ggml_set_name(t, name);
+        const int64_t rows   = out * shape.experts;
+        const auto    values = random_floats(size_t(in * rows), 0.06f, uint64_t(layer * 3 + what[0]));
+        if (shape.type == TYPE_F32) {
+            memcpy(at, values.data(), values.size() * 4);
+        } else {
+            T.ggml_quantize_chunk(shape.type, values.data(), at, 0, rows, in, nullptr);
+        }
+        CHECK(G.ggml_backend_tensor_alloc(buffer, t, at) == STATUS_SUCCESS);
+        at += G.ggml_nbytes(t);
+        return t;
+    }
+};
+
+// llama.cpp's expert block for one layer, with inputs and memory of its own.
+struct test_graph {
+    ggml_context *                  ctx;
+    ggml_cgraph *                   graph;
+    ggml_tensor *                   out;
+    std::vector<std::vector<float>> memory;
+    std::vector<int32_t>            ids;
+
+    test_graph(const test_model & m, int layer, int64_t tokens, uint64_t seed) {
+        const test_shape & s = m.shape;
+        ctx = G.ggml_init({G.ggml_tensor_overhead() * 64 + G.ggml_graph_overhead_custom(64, false), nullptr, true});
+        const int64_t xe[3] = {s.width, 1, tokens}, ie[2] = {s.k, tokens}, we[3] = {1, s.k, tokens};
+        ggml_tensor * x = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), 1.0f, seed);
+        ggml_tensor * w = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, we), 0.5f, seed + 1);
+        ggml_tensor * i = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
+        std::mt19937_64 random(seed);
+        for (int64_t t = 0; t < tokens; ++t) {
+            const int first = int(random() % uint64_t(s.experts));
+            for (int k = 0; k < s.k; ++k) {
+                ids.push_back((first + k * 3) % s.experts);
+            }
+        }
+        i->data = ids.data();
+        ggml_tensor * gate = give(G.ggml_mul_mat_id(ctx, m.gate[size_t(layer)], x, i));
+        ggml_tensor * up   = give(G.ggml_mul_mat_id(ctx, m.up[size_t(layer)], x, i));
+        ggml_tensor * act  = give(T.ggml_swiglu_split(ctx, gate, up));
+        ggml_tensor * down = give(G.ggml_mul_mat_id(ctx, m.down[size_t(layer)], act, i));
+        ggml_tensor * rows = give(T.ggml_mul(ctx, down, w));
+        std::vector<ggml_tensor *> terms;
+        for (int k = 0; k < s.k; ++k) {
+            terms.push_back(T.ggml_view_2d(ctx, rows, s.width, tokens, rows->nb[2], size_t(k) * rows->nb[1]));
+            terms.back()->data = static_cast<char *>(rows->data) + terms.back()->view_offs;
+        }
+        out = terms[0];
+        for (int k = 1; k < s.k; ++k) {
+            out = give(T.ggml_add(ctx, out, terms[size_t(k)]));
+        }
+        graph = G.ggml_new_graph_custom(ctx, 64, false);
+        G.ggml_build_forward_expand(graph, rows);
+        for (ggml_tensor * t : terms) {
+            G.ggml_build_forward_expand(graph, t);
+        }
+        G.ggml_build_forward_expand(graph, out);
+    }
+    ~test_graph() { G.ggml_free(ctx); }
+
+    std::vector<float> run(ggml_backend * backend) {
+        const size_t n = size_t(out->ne[0] * out->ne[1]);
+        memset(out->data, 0xff, n * 4);
+        CHECK(G.ggml_backend_graph_compute(backend, graph) == STATUS_SUCCESS);
+        const float * d = static_cast<const float *>(out->data);
+        return std::vector<float>(d, d + n);
+    }
+
+  private:
+    ggml_tensor * give(ggml_tensor * t, float scale = 0, uint64_t seed = 0) {
+        const size_t n = size_t(t->ne[0] * t->ne[1] * t->ne[2]);
+        memory.push_back(scale > 0 ? random_floats(n, scale, seed) : std::vector<float>(n));
+        t->data = memory.back().data();
+        return t;
+    }
+};
+
+inline double largest_difference(const std::vector<float> & a, const std::vector<float> & b) {
+    double difference = 0, largest = 1e-30;
+    CHECK(a.size() == b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+        if (!(a[i] == a[i]) || !(b[i] == b[i])) {
+            return 1e30;
+        }
+        difference = std::max(difference, double(std::abs(a[i] - b[i])));
+        largest    = std::max(largest, double(std::abs(b[i])));
+    }
+    return difference / largest;
+}
+
+inline em_engine * new_engine(const char * device, int stream_tokens) {
+    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 4, device};
+    em_engine *      e = em_engine_new(&options);
+    CHECK(e);
+    return e;
+}
+
+inline void configure_sim(em_sim_options o) {
+    o.struct_bytes = int32_t(sizeof(o));
+    o.capacity     = o.capacity ? o.capacity : int64_t(1) << 34;
+    CHECK(em_sim_configure(&o) == EM_OK);
+}

@@ -1,0 +1,106 @@
+"""Asks llama.cpp itself which tensors an architecture has, so that no shape is written down twice.
+
+``llama_model_init_from_user`` builds a model from metadata alone and calls back for every tensor, optional
+ones included. That is how llama.cpp tests its own architectures; here the callback only takes notes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+
+from .reference import silent
+from .spec import ALWAYS_OPTIONAL, Spec
+
+GGML = ctypes.CDLL("libggml-base.so.0")
+"""The copy that llama_cpp has loaded already: opening it by path would make a second one."""
+
+
+class _TensorHead(ctypes.Structure):
+    """The first fields of ``struct ggml_tensor`` in ggml.h."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+    ]
+
+
+class _GgufInit(ctypes.Structure):
+    """``struct gguf_init_params`` in gguf.h."""
+
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
+GGML.ggml_get_name.restype = ctypes.c_char_p
+GGML.ggml_get_name.argtypes = [ctypes.c_void_p]
+GGML.ggml_n_dims.argtypes = [ctypes.c_void_p]
+GGML.gguf_init_from_file.restype = ctypes.c_void_p
+GGML.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufInit]
+GGML.gguf_free.argtypes = [ctypes.c_void_p]
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A tensor of a model file.
+
+    Attributes:
+        name: as in the file.
+        shape: numpy's order, the contiguous dimension last.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def all_tensors(metadata_file: Path) -> list[TensorShape]:
+    """Every tensor that llama.cpp would take for a GGUF file without tensors, sorted by name.
+
+    Raises:
+        RuntimeError: llama.cpp rejects the metadata; with its reason.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+
+    def note(tensor: int, _: int | None) -> None:
+        dims = GGML.ggml_n_dims(tensor)
+        sizes = _TensorHead.from_address(tensor).ne[:dims]
+        found[GGML.ggml_get_name(tensor).decode()] = tuple(reversed(sizes))
+
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    file = GGML.gguf_init_from_file(str(metadata_file).encode(), _GgufInit(True, None))
+    if not file:
+        raise RuntimeError(f"{metadata_file} is no GGUF file")
+    callback = llama_cpp.llama_model_set_tensor_data_t(note)
+    with silent() as log:
+        model = llama_cpp.llama_model_init_from_user(file, callback, None, params)
+    GGML.gguf_free(file)
+    if not model:
+        raise RuntimeError(f"llama.cpp rejects the metadata in {metadata_file}: {''.join(log[-3:])}")
+    llama_cpp.llama_model_free(model)
+    return [TensorShape(name, shape) for name, shape in sorted(found.items())]
+
+
+def tensors_of(spec: Spec, metadata_file: Path) -> list[TensorShape]:
+    """The tensors that the zoo's file of ``spec`` has: without the optional ones it leaves out."""
+    chosen = []
+    for tensor in all_tensors(metadata_file):
+        optional = re.search(ALWAYS_OPTIONAL, tensor.name) and not re.search(spec.keep, tensor.name)
+        if optional or re.search(spec.drop, tensor.name):
+            continue
+        if "gate_up_exps" in tensor.name and not spec.merged:
+            chosen += _split(tensor)
+        else:
+            chosen.append(tensor)
+    return chosen
+
+
+def _split(tensor: TensorShape) -> list[TensorShape]:
+    # Without a file, llama.cpp always asks for the merged form first, which hardly any file has.
+    experts, rows, columns = tensor.shape
+    names = [tensor.name.replace("gate_up_exps", kind) for kind in ("gate_exps", "up_exps")]
+    return [TensorShape(name, (experts, rows // 2, columns)) for name in names]

@@ -1,0 +1,104 @@
+"""What describes one architecture of the zoo, and the metadata that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Value = str | bool | int | float | list[int] | list[float] | list[bool] | list[str]
+Keys = Mapping[str, Value | None]
+
+VOCABULARY = 264
+"""Tokens: 256 bytes, six merged pairs, a beginning and an end of text."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Widths of a model, in elements.
+
+    Attributes:
+        embedding: width of the residual stream.
+        dense: width of a dense feed-forward layer.
+        expert: width of a routed expert.
+        shared: width of a shared expert.
+        heads: attention heads.
+        kv_heads: heads of keys and values.
+    """
+
+    embedding: int
+    dense: int
+    expert: int
+    shared: int
+    heads: int = 4
+    kv_heads: int = 2
+
+    @property
+    def head(self) -> int:
+        """Width of one attention head."""
+        return self.embedding // self.heads
+
+
+NARROW = Geometry(embedding=64, dense=128, expert=96, shared=32)
+"""For types with blocks of at most 32: no two widths agree, so that a transposed one cannot pass."""
+
+WIDE = Geometry(embedding=256, dense=256, expert=256, shared=128)
+"""For types with blocks of 64 and 256: both kinds of expert rows have the 256 elements these need."""
+
+
+def no_keys(_: Geometry) -> Keys:
+    """Nothing beyond the shared metadata."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One architecture: what its file says and which of its optional tensors it has.
+
+    Attributes:
+        arch: llama.cpp's name of the architecture.
+        note: what is peculiar about its expert layers.
+        layers: number of layers.
+        experts: routed experts per layer.
+        used: experts per token.
+        keys: metadata beyond the shared part, without the architecture prefix; None removes a shared key.
+        drop: pattern of optional tensors that the file leaves out.
+        keep: pattern of tensors to have although `ALWAYS_OPTIONAL` says to leave them out.
+        merged: gate and up lie in one tensor.
+        type: ggml type of the experts when the caller names none.
+    """
+
+    arch: str
+    note: str
+    layers: int = 2
+    experts: int = 8
+    used: int = 2
+    keys: Callable[[Geometry], Keys] = no_keys
+    drop: str = r"^$"
+    keep: str = r"^$"
+    merged: bool = False
+    type: str = "F16"
+
+
+ALWAYS_OPTIONAL = r"\.(scale|input_scale)$|rope_(freqs|factors)|attn_(q|k|v|qkv|output)\.bias$|^dense_2"
+"""Tensors that llama.cpp takes with nearly every architecture and that few real files have."""
+
+
+def metadata(spec: Spec, widths: Geometry) -> dict[str, Value]:
+    """All keys of a file but ``general.*`` and the tokenizer, with the architecture's prefix."""
+    shared: dict[str, Value | None] = {
+        "vocab_size": VOCABULARY,
+        "context_length": 512,
+        "embedding_length": widths.embedding,
+        "block_count": spec.layers,
+        "feed_forward_length": widths.dense,
+        "attention.head_count": widths.heads,
+        "attention.head_count_kv": widths.kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": widths.head,
+        "rope.freq_base": 10000.0,
+        "expert_count": spec.experts,
+        "expert_used_count": spec.used,
+        "expert_feed_forward_length": widths.expert,
+    }
+    shared |= spec.keys(widths)
+    return {f"{spec.arch}.{key}": value for key, value in shared.items() if value is not None}

@@ -100,12 +100,7 @@ int32_t em_engine_stop(em_engine * e) {
     }
     em_slots_release(e);
     for (auto & s : e->stages) {
-        if (s->buffer) {
-            G.ggml_backend_buffer_free(s->buffer);
-        }
-        if (s->ctx) {
-            G.ggml_free(s->ctx);
-        }
+        em_places_free(s->places);
     }
     e->stages.clear();
     for (em_region * r : {&e->io_device, &e->io_host, &e->stage_host, &e->copy_host}) {
@@ -228,7 +223,7 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     for (auto & layer : e->layers) {
         std::lock_guard<std::mutex> lock(layer->mutex);
         s->slots += int64_t(layer->slots.size());
-        s->slot_bytes += int64_t(layer->buffer_bytes);
+        s->slot_bytes += int64_t(layer->places.bytes);
         s->resident += layer->resident;
         for (uint8_t state : layer->state) {
             s->pending += state == EM_PENDING;

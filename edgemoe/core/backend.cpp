@@ -75,6 +75,7 @@ int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
     em_layer_t * layer = layer_for(e, n.block);
     if (n.bias) {
         layer->bias[n.projection] = t;
+        layer->expert_bytes += t->nb[1];
     } else {
         layer->weight[n.projection] = t;
         e->layer_of[t]              = layer;

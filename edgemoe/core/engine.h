@@ -43,12 +43,22 @@ struct em_slot {
 
 enum em_projection { PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_GATE_UP, PROJ_COUNT };
 
+// Device memory for a number of experts of one shape.
+struct em_places {
+    ggml_context *        ctx    = nullptr;
+    ggml_backend_buffer * buffer = nullptr;
+    ggml_tensor *         weight[PROJ_COUNT] = {}; // [K, N, count]
+    ggml_tensor *         bias[PROJ_COUNT]   = {}; // [N, count]
+    size_t                bytes = 0;
+    int32_t               count = 0;
+};
+
 struct em_layer_t {
     int32_t       block   = -1;
     int32_t       experts = 0;
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
-    size_t        expert_bytes       = 0;
+    size_t        expert_bytes       = 0; // weights and biases of one expert
     std::atomic<int> understood{-1};
 
     std::mutex            mutex; // guards everything below
@@ -56,11 +66,7 @@ struct em_layer_t {
     std::vector<int32_t>  slot_of; // expert -> slot in state RESIDENT, else -1
     std::vector<uint8_t>  state;   // expert -> em_expert_state
     int32_t               resident = 0;
-    ggml_context *        ctx      = nullptr;
-    ggml_backend_buffer * buffer   = nullptr; // holds device_weight and device_bias
-    size_t                buffer_bytes = 0;
-    ggml_tensor *         device_weight[PROJ_COUNT] = {}; // [K, N, slots]
-    ggml_tensor *         device_bias[PROJ_COUNT]   = {}; // [N, experts]
+    em_places             places; // device memory of the slots
 };
 
 // A growing piece of memory: on the host (pinned where the device offers it) or on the device.
@@ -81,13 +87,10 @@ struct em_counters {
     std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, dropped_events{0};
 };
 
-// Staging places on the device for experts that are streamed through in a prefill; one set per weight shape.
+// Staging places for experts that are streamed through in a prefill; one set per weight shape.
 struct em_stage {
-    const em_layer_t *    like   = nullptr;
-    int32_t               places = 0;
-    ggml_context *        ctx    = nullptr;
-    ggml_backend_buffer * buffer = nullptr;
-    ggml_tensor *         weight[PROJ_COUNT] = {};
+    const em_layer_t * like = nullptr;
+    em_places          places;
 };
 
 struct em_engine {
@@ -146,8 +149,10 @@ void em_slots_release(em_engine * e);
 void em_copy_start(em_engine * e);
 void em_copy_stop(em_engine * e);
 bool em_device_failed(ggml_backend * backend); // and clears the failure
-void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, ggml_tensor * const * to, int32_t expert,
+void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to, int32_t expert,
                       int32_t place);
+bool em_places_alloc(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count);
+void em_places_free(em_places & places);
 
 // backend.cpp
 ggml_backend_buffer_type * em_buft();

@@ -55,12 +55,10 @@ struct run {
     em_block &   b;
 
     em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr}; }
-    em_side device_side() const {
-        return {e->exec, true, b.layer->device_weight, b.layer->device_bias, &e->io_device, &e->io_host};
-    }
+    em_side device_side(const em_places & p) const { return {e->exec, true, p.weight, p.bias, &e->io_device, &e->io_host}; }
 
     bool start_hot(const em_pair * pairs, int64_t n, em_launch & launch) {
-        launch = em_pairs_launch(e, device_side(), b, pairs, n, nullptr);
+        launch = em_pairs_launch(e, device_side(b.layer->places), b, pairs, n, nullptr);
         return launch.status == STATUS_SUCCESS;
     }
     // Waits for the device and brings its rows home. False: the device failed, nothing was written.
@@ -150,7 +148,7 @@ em_stage * stage_for(em_engine * e, const em_layer_t & layer);
 // half is filled.
 int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, em_stage & stage, std::vector<em_pair> & failed) {
     em_engine *   e    = r.e;
-    const int32_t half = stage.places / 2;
+    const int32_t half = stage.places.count / 2;
     em_launch     launch;
     std::vector<em_pair> running, next;
     int64_t started = em_now_ns();
@@ -179,7 +177,7 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
                 break;
             }
             const int32_t place = (wave % 2) * half + i;
-            em_upload_expert(e->stream, e->stage_host.base + size_t(i) * r.b.layer->expert_bytes, *r.b.layer, stage.weight,
+            em_upload_expert(e->stream, e->stage_host.base + size_t(i) * r.b.layer->expert_bytes, *r.b.layer, stage.places,
                              by_expert[at][0].expert, place);
             e->count.streamed_bytes += int64_t(r.b.layer->expert_bytes);
             for (em_pair p : by_expert[at]) {
@@ -196,9 +194,7 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
         }
         running.swap(next);
         started = em_now_ns();
-        em_side side = r.device_side();
-        side.weight  = stage.weight;
-        launch = em_pairs_launch(e, side, r.b, running.data(), int64_t(running.size()), nullptr);
+        launch = em_pairs_launch(e, r.device_side(stage.places), r.b, running.data(), int64_t(running.size()), nullptr);
     }
     finish();
     return STATUS_SUCCESS;
@@ -241,7 +237,7 @@ em_stage * stage_for(em_engine * e, const em_layer_t & layer) {
     auto same = [&](const em_layer_t & other) {
         for (int p = 0; p < PROJ_COUNT; ++p) {
             const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
-            if (!a != !o || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
+            if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
                 return false;
             }
         }
@@ -249,41 +245,14 @@ em_stage * stage_for(em_engine * e, const em_layer_t & layer) {
     };
     for (auto & s : e->stages) {
         if (same(*s->like)) {
-            return s->places > 0 ? s.get() : nullptr;
+            return s->places.count > 0 ? s.get() : nullptr; // none: it failed before
         }
     }
     e->stages.push_back(std::make_unique<em_stage>());
     em_stage & s = *e->stages.back();
     s.like = &layer;
-    const int32_t places = std::min(e->options.stream_slots, layer.experts) / 2 * 2;
-    if (places < 2) {
-        return nullptr;
-    }
-    s.ctx = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT, nullptr, true});
-    ggml_backend_buffer_type * buft = G.ggml_backend_dev_buffer_type(e->device);
-    const size_t align = G.ggml_backend_buft_get_alignment(buft);
-    size_t total = align;
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (const ggml_tensor * w = layer.weight[p]) {
-            const int64_t ne[3] = {w->ne[0], w->ne[1], places};
-            s.weight[p] = G.ggml_new_tensor(s.ctx, w->type, 3, ne);
-            total += em_align(G.ggml_backend_buft_get_alloc_size(buft, s.weight[p]), align);
-        }
-    }
-    s.buffer = G.ggml_backend_buft_alloc_buffer(buft, total);
-    if (!s.buffer) {
-        return nullptr; // remembered: places stays 0
-    }
-    G.ggml_backend_buffer_clear(s.buffer, 0);
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(s.buffer)), align));
-    for (ggml_tensor * w : s.weight) {
-        if (w) {
-            G.ggml_backend_tensor_alloc(s.buffer, w, at);
-            at += em_align(G.ggml_backend_buft_get_alloc_size(buft, w), align);
-        }
-    }
-    s.places = places;
-    return &s;
+    const int32_t count = std::min(e->options.stream_slots, layer.experts) / 2 * 2;
+    return count >= 2 && em_places_alloc(s.places, e->device, layer, count) ? &s : nullptr;
 }
 
 // Nodes [from, to) as they are, on ggml-cpu.

@@ -45,8 +45,7 @@ struct builder {
     int              job_count = 0;
     ggml_context *   ctx = nullptr;
     clone_map        map;
-    ggml_tensor *    ids_place  = nullptr; // rows of the weights
-    ggml_tensor *    ids_expert = nullptr; // rows of the biases
+    ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; absent when no projection needs them
     ggml_tensor *    inputs[EM_BLOCK_NODES];
     const ggml_tensor * input_of[EM_BLOCK_NODES];
     int              input_count = 0;
@@ -58,14 +57,11 @@ struct builder {
         return G.ggml_new_tensor(ctx, type, 3, ne);
     }
     ggml_tensor * make_rows(int64_t width) { return single() ? make(TYPE_F32, width, n, 1) : make(TYPE_F32, width, 1, n); }
-    ggml_tensor * make_ids() { return single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1); }
-
-    ggml_tensor * ids(bool of_bias) {
-        ggml_tensor *& t = of_bias && side.device ? ids_expert : ids_place;
-        if (!t) {
-            t = make_ids();
+    ggml_tensor * need_ids() {
+        if (!ids) {
+            ids = single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1);
         }
-        return t;
+        return ids;
     }
     // One row for all pairs: no gathering needed.
     static bool shared(const em_block & b, const ggml_tensor * t) { return t->ne[1] == 1 && (t->ne[2] == 1 || b.tokens == 1); }
@@ -86,7 +82,7 @@ struct builder {
         }
     }
     void          fill_input(int i, char * to) const;
-    void          fill_ids(int32_t * to, bool of_bias) const;
+    void          fill_ids(int32_t * to) const;
 };
 
 int projection_of(const ggml_tensor * const * table, const ggml_tensor * t) {
@@ -131,11 +127,11 @@ ggml_tensor * builder::clone(const ggml_tensor * t) {
     if (t->op == OP.mul_mat_id) {
         c->src[0] = side.weight[projection_of(block.layer->weight, t->src[0])];
         c->src[1] = source(t->src[1]);
-        c->src[2] = ids(false);
+        c->src[2] = need_ids();
     } else if (t->op == OP.add_id) {
         c->src[0] = source(t->src[0]);
         c->src[1] = side.bias[projection_of(block.layer->bias, t->src[1])];
-        c->src[2] = ids(true);
+        c->src[2] = need_ids();
     } else {
         for (int i = 0; i < GGML_SOURCES; ++i) {
             c->src[i] = t->src[i] ? source(t->src[i]) : nullptr;
@@ -164,9 +160,9 @@ void builder::fill_input(int i, char * to) const {
     }
 }
 
-void builder::fill_ids(int32_t * to, bool of_bias) const {
+void builder::fill_ids(int32_t * to) const {
     for (int64_t j = 0; j < n; ++j) {
-        to[j] = side.device && !of_bias ? pairs[j].place : pairs[j].expert;
+        to[j] = side.device ? pairs[j].place : pairs[j].expert;
     }
 }
 
@@ -212,7 +208,7 @@ bool place_all(builder & b, ggml_tensor ** all, int count) {
 
 // Inputs and ids to the device, the graph, and the way back of the result; everything asynchronous.
 const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
-    size_t total = host_bytes(result) + 2 * HOST_ALIGN + 2 * em_align(size_t(b.n) * 4, HOST_ALIGN);
+    size_t total = host_bytes(result) + HOST_ALIGN + em_align(size_t(b.n) * 4, HOST_ALIGN);
     for (int i = 0; i < b.input_count; ++i) {
         total += host_bytes(b.inputs[i]);
     }
@@ -229,12 +225,8 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
         b.fill_input(i, at);
         send(b.inputs[i]);
     }
-    for (int of_bias = 0; of_bias < 2; ++of_bias) {
-        if (ggml_tensor * t = of_bias ? b.ids_expert : b.ids_place) {
-            b.fill_ids(reinterpret_cast<int32_t *>(at), of_bias);
-            send(t);
-        }
-    }
+    b.fill_ids(reinterpret_cast<int32_t *>(at));
+    send(b.ids);
     status = G.ggml_backend_graph_compute_async(b.side.backend, graph);
     if (status == STATUS_SUCCESS) {
         G.ggml_backend_tensor_get_async(b.side.backend, result, at, 0, G.ggml_nbytes(result));
@@ -246,8 +238,8 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
     for (int i = 0; i < b.input_count; ++i) {
         b.fill_input(i, static_cast<char *>(b.inputs[i]->data));
     }
-    if (b.ids_place) {
-        b.fill_ids(static_cast<int32_t *>(b.ids_place->data), false);
+    if (b.ids) {
+        b.fill_ids(static_cast<int32_t *>(b.ids->data));
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
     return static_cast<const float *>(result->data);
@@ -277,12 +269,10 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     ggml_cgraph * graph  = G.ggml_new_graph_custom(b.ctx, nodes, false);
     G.ggml_build_forward_expand(graph, result);
 
-    ggml_tensor * all[EM_BLOCK_NODES * 3 + 2];
+    ggml_tensor * all[EM_BLOCK_NODES * 3 + 1];
     int           count = 0;
-    for (ggml_tensor * ids : {b.ids_place, b.ids_expert}) {
-        if (ids) {
-            all[count++] = ids;
-        }
+    if (b.ids) {
+        all[count++] = b.ids;
     }
     for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
         all[count++] = b.map.to[i];

@@ -42,72 +42,82 @@ bool em_device_failed(ggml_backend * backend) {
     return take && take(backend);
 }
 
-// Copies all projections of an expert; staging holds expert_bytes and must stay until the backend is synchronised.
-void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, ggml_tensor * const * to, int32_t expert,
+// Copies all weights and biases of an expert; staging holds expert_bytes and must stay until the backend is synchronised.
+void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to, int32_t expert,
                       int32_t place) {
+    auto send = [&](const ggml_tensor * from, ggml_tensor * target, size_t bytes) {
+        if (from) {
+            memcpy(staging, static_cast<const char *>(from->data) + size_t(expert) * bytes, bytes);
+            G.ggml_backend_tensor_set_async(backend, target, staging, size_t(place) * bytes, bytes);
+            staging += bytes;
+        }
+    };
     for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (const ggml_tensor * w = layer.weight[p]) {
-            memcpy(staging, static_cast<const char *>(w->data) + size_t(expert) * w->nb[2], w->nb[2]);
-            G.ggml_backend_tensor_set_async(backend, to[p], staging, size_t(place) * w->nb[2], w->nb[2]);
-            staging += w->nb[2];
+        send(layer.weight[p], to.weight[p], layer.weight[p] ? layer.weight[p]->nb[2] : 0);
+        send(layer.bias[p], to.bias[p], layer.bias[p] ? layer.bias[p]->nb[1] : 0);
+    }
+}
+
+// Memory on the device for a number of experts of a layer's shape. False when there is none to be had.
+bool em_places_alloc(em_places & p, ggml_backend_device * device, const em_layer_t & layer, int32_t count) {
+    ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(device);
+    const size_t               align = G.ggml_backend_buft_get_alignment(buft);
+    p.ctx = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT * 2, nullptr, true});
+    size_t total = align;
+    auto make = [&](const ggml_tensor * from, bool bias) {
+        const int64_t ne[3] = {from->ne[0], bias ? count : from->ne[1], bias ? 1 : count};
+        ggml_tensor * t     = G.ggml_new_tensor(p.ctx, from->type, 3, ne);
+        total += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
+        return t;
+    };
+    for (int i = 0; i < PROJ_COUNT; ++i) {
+        p.weight[i] = layer.weight[i] ? make(layer.weight[i], false) : nullptr;
+        p.bias[i]   = layer.bias[i] ? make(layer.bias[i], true) : nullptr;
+    }
+    p.buffer = G.ggml_backend_buft_alloc_buffer(buft, total);
+    if (!p.buffer) {
+        em_places_free(p);
+        return false;
+    }
+    // Kernels read past the last row of a quantised matrix into its padding, which must not hold NaN.
+    G.ggml_backend_buffer_clear(p.buffer, 0);
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(p.buffer)), align));
+    for (int i = 0; i < PROJ_COUNT; ++i) {
+        for (ggml_tensor * t : {p.weight[i], p.bias[i]}) {
+            if (t) {
+                G.ggml_backend_tensor_alloc(p.buffer, t, at);
+                at += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
+            }
         }
     }
+    p.bytes = total;
+    p.count = count;
+    return true;
+}
+
+void em_places_free(em_places & p) {
+    if (p.buffer) {
+        G.ggml_backend_buffer_free(p.buffer);
+    }
+    if (p.ctx) {
+        G.ggml_free(p.ctx);
+    }
+    p = {};
 }
 
 namespace {
 
 void free_layer_slots(em_layer_t & layer) {
-    if (layer.buffer) {
-        G.ggml_backend_buffer_free(layer.buffer);
-    }
-    if (layer.ctx) {
-        G.ggml_free(layer.ctx);
-    }
-    layer.buffer = nullptr, layer.ctx = nullptr, layer.buffer_bytes = 0, layer.resident = 0;
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        layer.device_weight[p] = layer.device_bias[p] = nullptr;
-    }
+    em_places_free(layer.places);
+    layer.resident = 0;
     layer.slots.clear();
     layer.slot_of.assign(size_t(layer.experts), -1);
     layer.state.assign(size_t(layer.experts), EM_COLD);
 }
 
 bool alloc_layer_slots(em_engine * e, em_layer_t & layer, int32_t slots) {
-    ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(e->device);
-    const size_t               align = G.ggml_backend_buft_get_alignment(buft);
-    layer.ctx = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT * 2, nullptr, true});
-    ggml_tensor * all[PROJ_COUNT * 2];
-    size_t        total = align;
-    for (int i = 0; i < PROJ_COUNT * 2; ++i) {
-        const bool          bias = i >= PROJ_COUNT;
-        const ggml_tensor * from = bias ? layer.bias[i - PROJ_COUNT] : layer.weight[i];
-        if (!(all[i] = nullptr, from)) {
-            continue;
-        }
-        const int64_t ne[3] = {from->ne[0], from->ne[1], bias ? 1 : slots};
-        all[i] = G.ggml_new_tensor(layer.ctx, from->type, 3, ne);
-        (bias ? layer.device_bias[i - PROJ_COUNT] : layer.device_weight[i]) = all[i];
-        total += em_align(G.ggml_backend_buft_get_alloc_size(buft, all[i]), align);
-    }
-    layer.buffer = G.ggml_backend_buft_alloc_buffer(buft, total);
-    if (!layer.buffer) {
-        free_layer_slots(layer);
+    if (!em_places_alloc(layer.places, e->device, layer, slots)) {
         return false;
-    }
-    // Kernels read past the last row of a quantised matrix into its padding, which must not hold NaN.
-    G.ggml_backend_buffer_clear(layer.buffer, 0);
-    layer.buffer_bytes = total;
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(layer.buffer)), align));
-    for (ggml_tensor * t : all) {
-        if (t) {
-            G.ggml_backend_tensor_alloc(layer.buffer, t, at);
-            at += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
-        }
-    }
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (layer.bias[p]) {
-            G.ggml_backend_tensor_set(layer.device_bias[p], layer.bias[p]->data, 0, G.ggml_nbytes(layer.bias[p]));
-        }
     }
     layer.slots.resize(size_t(slots));
     return true;
@@ -163,7 +173,7 @@ void upload(em_engine * e, const em_load & load) {
     }
     bool ok = e->copy_host.ensure(layer.expert_bytes);
     if (ok) {
-        em_upload_expert(e->copy, e->copy_host.base, layer, layer.device_weight, load.expert, slot);
+        em_upload_expert(e->copy, e->copy_host.base, layer, layer.places, load.expert, slot);
         G.ggml_backend_synchronize(e->copy);
         ok = !em_device_failed(e->copy);
     }

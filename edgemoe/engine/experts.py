@@ -142,9 +142,8 @@ class Experts:
         """Keep the routing profile. The core stays open."""
         if self.shape is None or self._config.profile == "off" or not self._heat.any():
             return
-        profile = history.Profile(identity=self._identity, heat=self._heat, tokens=self.stats().tokens)
-        with contextlib.suppress(OSError):  # a full disk must not break the end of a chat
-            history.save(history.merge(self._profile, profile), self._profile_folder())
+        run = history.Profile(self._identity, self._heat, float(self.stats().tokens))
+        history.save(history.merge(self._profile, run), self._profile_folder(), self.notes)
 
     # ---- inside ----
 
@@ -162,6 +161,10 @@ class Experts:
             if (table[:, 1] == 1).all() and (table[:, 2] == k).all():
                 yield table[:, 3:].reshape(1, layers, k).copy()
                 return
+        yield from self._irregular_steps(events, layers, k)
+
+    def _irregular_steps(self, events: npt.NDArray[np.int32], layers: int, k: int) -> Iterator[IdArray]:
+        """Any batch: a new one begins where the layers start again; layers may use fewer experts than others."""
         step: IdArray | None = None
         previous, at = -1, 0
         while at < len(events):
@@ -169,14 +172,14 @@ class Experts:
             ids = events[at + 3 : at + 3 + tokens * used].reshape(tokens, used)
             at += 3 + tokens * used
             row = self._row_of.get(block)
-            if row is None or used != k:
+            if row is None:
                 continue
             if step is None or row <= previous:
                 if step is not None:
                     yield step
                 step = np.full((tokens, layers, k), -1, dtype=np.int32)
-            n = min(tokens, len(step))  # the last layer may compute the last tokens only
-            step[len(step) - n :, row, :] = ids[tokens - n :]
+            n, width = min(tokens, len(step)), min(used, k)  # the last layer may compute the last tokens only
+            step[len(step) - n :, row, :width] = ids[tokens - n :, :width]
             previous = row
         if step is not None:
             yield step
@@ -231,7 +234,5 @@ class Experts:
     def _load_profile(self) -> history.Profile | None:
         if self.shape is None or self._config.profile == "off":
             return None
-        profile = history.load(self._identity, self._profile_folder())
-        if profile is not None and profile.heat.shape != (self.shape.layers, self.shape.experts):
-            return None
-        return profile
+        shape = (self.shape.layers, self.shape.experts)
+        return history.load(self._identity, self._profile_folder(), shape, self.notes)

@@ -23,6 +23,9 @@ from .meter import Meter
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
 
+# Top-k assumed where a model has another one in each layer, so that its file gives a list.
+DEFAULT_TOP_K = 8
+
 _load_lock = threading.Lock()
 
 
@@ -81,8 +84,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             except BaseException:
                 self._free_native()
                 raise
-        used = int(file.metadata.get(f"{file.architecture}.expert_used_count", 0) or 0)
-        self.experts = Experts(native, config, device, used, model_identity(file))
+        used = file.metadata.get(f"{file.architecture}.expert_used_count")
+        most = used if isinstance(used, int) else DEFAULT_TOP_K
+        self.experts = Experts(native, config, device, most, model_identity(file))
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         # The stack closes in reverse: copies stop before the model's memory goes.

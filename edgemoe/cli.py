@@ -1,0 +1,321 @@
+"""The command line: parses, prints, sets exit codes. What it starts is imported when it is started.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 model not found, 4 does not fit,
+130 interrupted. An error is one line ``error: ...`` and, where something can be done, a line ``hint: ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
+
+if TYPE_CHECKING:
+    from tui.session import Engine
+
+    from .config import OffloadConfig
+
+    OpenEngine = Callable[..., Engine]
+
+OK, FAILED, USAGE, NOT_FOUND, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+DEMO = "demo"
+DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
+# A PCIe 4.0 x16 link in practice and the latency of a small copy: the sim device shall not flatter.
+SIM_BANDWIDTH = 20 * 10**9
+SIM_LATENCY_US = 10
+CONTEXT = 4096
+MAX_TOKENS = 1024  # a small model can repeat itself for ever
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing, so that a usage error looks like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, f"see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process when None.
+        open_engine: takes the arguments of :class:`edgemoe.Llama`, which it is when None.
+    """
+    verbose = False
+    try:
+        parsed = _parser().parse_args(arguments)
+        verbose = getattr(parsed, "verbose", False)
+        command: Callable[[argparse.Namespace, OpenEngine], int] = parsed.command
+        return command(parsed, open_engine or _open_engine)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        _talk("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if verbose:
+            raise
+        return _complain(error)
+
+
+def _open_engine(*arguments: Any, **keywords: Any) -> Engine:
+    from .engine import Llama
+
+    engine: Engine = Llama(*arguments, **keywords)
+    return engine
+
+
+def _complain(error: Exception) -> int:
+    from tui.failures import in_words
+
+    text, hint = in_words(error)
+    if not isinstance(error, EdgeMoEError) and not hint:
+        hint = "the same command with --verbose shows where it happened"
+    _talk(f"error: {text}")
+    if hint:
+        _talk(f"hint: {hint}")
+    codes = {ModelNotFound: NOT_FOUND, DoesNotFit: DOES_NOT_FIT, ConfigError: USAGE}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+
+
+def _talk(text: str, end: str = "\n") -> None:
+    print(text, file=sys.stderr, end=end, flush=True)
+
+
+# What can be asked for.
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
+    parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
+    parser.set_defaults(command=_chat, model=None)
+    common = _common_options()
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    chat = commands.add_parser("chat", parents=[common], help="chat in the terminal")
+    chat.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'")
+    chat.set_defaults(command=_chat)
+
+    demo = commands.add_parser(DEMO, parents=[common], help="build a small demo model once and chat with it")
+    demo.add_argument("--ask", metavar="QUESTION", help="answer once on stdout instead of opening the chat")
+    demo.set_defaults(command=_demo, model=DEMO)
+
+    run = commands.add_parser("run", parents=[common], help="answer one prompt on stdout")
+    run.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    run.add_argument(
+        "prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'"
+    )
+    run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _common_options() -> _Parser:
+    common = _Parser(add_help=False)
+    place = common.add_argument_group("where experts live")
+    place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
+    place.add_argument(
+        "--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts"
+    )
+    place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
+    model = common.add_argument_group("the model")
+    model.add_argument(
+        "--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)"
+    )
+    model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
+    model.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="(%(default)s)")
+    model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
+    model.add_argument("--seed", type=int, metavar="N")
+    model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    common.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    return common
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a temperature")
+    return value
+
+
+# The commands.
+
+
+def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if not _on_terminal():
+        raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one")
+    if parsed.model is None:
+        raise ConfigError("no model given", "edgemoe chat MODEL.gguf, or edgemoe demo for a small one to try")
+    return _open_chat(parsed, open_engine)
+
+
+def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if parsed.ask is None and _on_terminal():
+        return _open_chat(parsed, open_engine)
+    question = DEMO_QUESTION if parsed.ask is None else parsed.ask
+    return _answer(parsed, open_engine, question, as_json=False)
+
+
+def _run(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if parsed.prompt == "-" and sys.stdin.isatty():
+        _talk("reading the prompt from the terminal; Ctrl+D ends it")
+    prompt = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
+    return _answer(parsed, open_engine, prompt, parsed.json)
+
+
+def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    keywords = _engine_keywords(parsed)
+    path = _find(parsed.model)
+
+    from tui.app import ChatApp
+    from tui.records import ChatSettings
+
+    settings = ChatSettings(path.stem, parsed.system, _sampling(parsed))
+    app = ChatApp(lambda: open_engine(str(path), **keywords), settings)
+    app.run()
+    return app.return_code or OK
+
+
+def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as_json: bool) -> int:
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty", "give it as an argument or on stdin")
+    keywords = _engine_keywords(parsed)
+    path = _find(parsed.model)
+    system = [{"role": "system", "content": parsed.system}] if parsed.system else []
+    messages = [*system, {"role": "user", "content": prompt}]
+    engine = open_engine(str(path), **keywords)
+    try:
+        for note in engine.experts.notes:
+            _talk(f"note: {note}")
+        print_answer = _print_json if as_json else _print_text
+        return print_answer(engine, messages, _sampling(parsed))
+    finally:
+        engine.close()
+
+
+def _print_text(engine: Engine, messages: list[dict[str, str]], sampling: dict[str, Any]) -> int:
+    from tui.interruptible import Interruptible
+    from tui.receipt import Receipt
+    from tui.text import visible
+
+    last: dict[str, Any] = {}
+
+    def chunks() -> Iterator[Any]:
+        return iter(engine.create_chat_completion(messages, stream=True, **sampling))
+
+    # A terminal obeys control characters, a file keeps them.
+    shown = visible if sys.stdout.isatty() else str
+    with Interruptible(engine, chunks) as answer:
+        for last in answer:
+            print(shown(last["choices"][0]["delta"].get("content") or ""), end="", flush=True)
+    print(flush=True)
+    _talk(Receipt.of(last).statistics())
+    return INTERRUPTED if answer.interrupted else OK
+
+
+def _print_json(engine: Engine, messages: list[dict[str, str]], sampling: dict[str, Any]) -> int:
+    import json
+
+    from tui.interruptible import Interruptible
+
+    def completion() -> Iterator[Any]:
+        yield engine.create_chat_completion(messages, **sampling)
+
+    with Interruptible(engine, completion) as answer:
+        for whole in answer:
+            print(json.dumps(whole, ensure_ascii=False, indent=2), flush=True)
+    return INTERRUPTED if answer.interrupted else OK
+
+
+# From options to the engine's arguments.
+
+
+def _engine_keywords(parsed: argparse.Namespace) -> dict[str, Any]:
+    keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": _offload(parsed)}
+    if parsed.threads is not None:
+        keywords["n_threads"] = parsed.threads
+    if parsed.seed is not None:
+        keywords["seed"] = parsed.seed
+    return keywords
+
+
+def _offload(parsed: argparse.Namespace) -> OffloadConfig:
+    from .config import OffloadConfig, SimConfig
+
+    given = {name: getattr(parsed, name) for name in ("device", "vram", "policy")}
+    config = OffloadConfig(**{name: value for name, value in given.items() if value is not None})
+    if parsed.model != DEMO:
+        return config
+    if parsed.device is None and not _gpus():
+        config = replace(config, device="sim", vram=parsed.vram or "50%")
+    if config.device == "sim":
+        config = replace(config, sim=SimConfig(bandwidth=SIM_BANDWIDTH, latency_us=SIM_LATENCY_US))
+    return config
+
+
+def _gpus() -> list[str]:
+    from .engine import devices
+
+    return list(devices())
+
+
+def _sampling(parsed: argparse.Namespace) -> dict[str, float | int]:
+    given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _find(model: str) -> Path:
+    if model == DEMO:
+        return _build_demo()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        raise ModelNotFound(f"{model} is a folder", "give the GGUF file in it")
+    if not path.is_file():
+        raise ModelNotFound(
+            f"there is no file {model}", "give a GGUF file, or 'demo' for a small model to try"
+        )
+    return path
+
+
+def _build_demo() -> Path:
+    from .demo import build_demo
+
+    if not sys.stderr.isatty():
+        return build_demo()
+    try:
+        return build_demo(progress=_show_progress)
+    finally:
+        _talk("\r\x1b[K", end="")
+
+
+def _show_progress(share: float, step: str) -> None:
+    full = round(min(max(share, 0.0), 1.0) * 24)
+    _talk(f"\r{'█' * full}{'░' * (24 - full)} {share:4.0%}  {step[:44]}\x1b[K", end="")
+
+
+def _on_terminal() -> bool:
+    # Textual draws on stderr.
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,66 @@
+"""Ours against plain llama-cpp-python on one file: same tokens, same logits, hot experts or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe import Llama, OffloadConfig
+from edgemoe.types import ExpertStats
+from tests.zoo.reference import defaults, greedy
+
+PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 197]
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: greedy tokens, logits ``(steps, vocabulary)``, counters, and what the engine noted."""
+
+    tokens: list[int]
+    logits: npt.NDArray[np.float32]
+    stats: ExpertStats
+    notes: list[str]
+
+    def difference(self, logits: npt.NDArray[np.float32]) -> float:
+        """Largest difference to ``logits``, as a share of the largest logit."""
+        return float(np.abs(self.logits - logits).max() / np.abs(logits).max())
+
+
+def answer(llm: llama_cpp.Llama) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """The prompt in one batch, then greedy steps."""
+    return greedy(llm, PROMPT, STEPS)
+
+
+def ours(path: Path, *, share: int, gpu_layers: int = 0, wait: bool = True, **offload: Any) -> Outcome:
+    """Run ``path`` with ``share`` percent of its experts hot, from the first token on when ``wait``."""
+    settings: dict[str, Any] = {"device": "sim", "policy": "static", "profile": "off", "stream_tokens": 4}
+    config = OffloadConfig(vram=f"{share}%", **(settings | offload))
+    llm = open_ours(path, config, gpu_layers)
+    try:
+        if wait:
+            assert llm.experts.wait(30)
+        tokens, logits = answer(llm)
+        return Outcome(tokens, logits, llm.experts.stats(), list(llm.experts.notes))
+    finally:
+        llm.close()
+
+
+def open_ours(path: Path, config: OffloadConfig, gpu_layers: int = 0) -> Llama:
+    """Ours with the sizes of ``tests.zoo.reference.plain``, weights not repacked either."""
+    with defaults("model", use_extra_bufts=False):
+        return Llama(
+            path,
+            offload=config,
+            n_ctx=128,
+            n_batch=128,
+            n_ubatch=128,
+            n_gpu_layers=gpu_layers,
+            n_threads=1,
+            n_threads_batch=1,
+        )

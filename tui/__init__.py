@@ -1,0 +1,1 @@
+"""The terminal chat. Importing this package loads no terminal code; :mod:`tui.app` does."""

@@ -1,0 +1,64 @@
+"""The terminal chat as an application: themes, the palette's commands, and the life of the session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from .records import ChatSettings
+from .screens.chat import ChatScreen
+from .session import ChatSession, EngineFactory
+from .theme import DARK, LIGHT
+
+
+class ChatApp(App[None]):
+    """Chat with the model that ``engine_factory`` opens, in a thread, once the screen is there."""
+
+    TITLE = "EdgeMoE"
+    CSS_PATH = "app.tcss"
+
+    def __init__(self, engine_factory: EngineFactory, settings: ChatSettings | None = None) -> None:
+        """Nothing is loaded before the app runs."""
+        super().__init__()
+        self._settings = settings or ChatSettings()
+        self.session = ChatSession(engine_factory, self._deliver)
+        self._chat_screen: ChatScreen | None = None
+
+    def on_mount(self) -> None:
+        """Dress, show the chat, then load."""
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = DARK.name
+        self._chat_screen = ChatScreen(self.session, self._settings)
+        self.push_screen(self._chat_screen)
+        self.session.open()
+
+    def _deliver(self, message: Any) -> None:
+        """Called in the session's threads: ``post_message`` is the one way out of them."""
+        if self._chat_screen is not None:
+            self._chat_screen.post_message(message)
+
+    async def on_unmount(self) -> None:
+        """Stop the engine without holding up the last frame."""
+        await asyncio.to_thread(self.session.close)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """What the palette offers: the chat's own commands first."""
+        if isinstance(screen, ChatScreen):
+            yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
+            yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)
+            yield SystemCommand("Experts", "Show or hide the expert map", screen.action_toggle_experts)
+        yield SystemCommand("Light or dark", "Change between the two looks", self.action_toggle_look)
+        yield from super().get_system_commands(screen)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own colours under a theme that is not ours: those of the look it is closest to."""
+        return dict((DARK if self.current_theme.dark else LIGHT).variables)
+
+    def action_toggle_look(self) -> None:
+        """Change between the dark and the light theme."""
+        self.theme = LIGHT.name if self.current_theme.dark else DARK.name

@@ -1,0 +1,98 @@
+"""What the engine's threads tell the screen: events in the past tense, so nothing else crosses over.
+
+Messages that carry a whole state may replace an older one that still waits: a burst becomes one update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+from edgemoe.types import ExpertStats
+
+from .failures import Failure
+from .receipt import Receipt
+from .records import ExpertMaps, ModelCard
+
+
+@dataclass
+class ModelLoaded(Message):
+    """The model is ready."""
+
+    card: ModelCard
+
+
+@dataclass
+class ModelFailed(Message):
+    """The model could not be loaded."""
+
+    failure: Failure
+
+
+@dataclass
+class AnswerGrew(Message):
+    """Answer ``number`` reads ``text`` by now, the whole of it; ``tokens`` pieces have come."""
+
+    number: int
+    text: str
+    tokens: int
+    elapsed_s: float
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the longest text of an answer is worth drawing."""
+        return isinstance(message, AnswerGrew) and message.number == self.number
+
+
+@dataclass
+class AnswerEnded(Message):
+    """Answer ``number`` is complete: ``reason`` is ``stop``, ``length`` or ``stopped`` (by the user)."""
+
+    number: int
+    text: str
+    reason: str
+    receipt: Receipt
+
+
+@dataclass
+class AnswerFailed(Message):
+    """Answer ``number`` broke off with an error; ``text`` is what there was."""
+
+    number: int
+    text: str
+    failure: Failure
+
+
+@dataclass
+class ExpertsSampled(Message):
+    """Counters, and the maps when somebody looks at them."""
+
+    stats: ExpertStats
+    maps: ExpertMaps | None
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest sample counts."""
+        return isinstance(message, ExpertsSampled)
+
+
+@dataclass
+class SamplingFailed(Message):
+    """The experts could not be read; sampling has ended."""
+
+    failure: Failure
+
+
+@dataclass
+class BudgetResized(Message):
+    """The device memory for experts has changed to ``size``."""
+
+    size: str
+    stats: ExpertStats
+
+
+@dataclass
+class ResizeFailed(Message):
+    """The device memory for experts could not be changed to ``size``."""
+
+    size: str
+    failure: Failure

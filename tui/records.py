@@ -1,0 +1,93 @@
+"""Plain records that cross from the engine's threads to the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+
+State = Literal["loading", "idle", "thinking", "answering", "stopping", "stopped", "failed"]
+Role = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What the command line decided for this chat.
+
+    Attributes:
+        title: name of the model as shown.
+        system: system prompt, empty for none.
+        sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
+    """
+
+    title: str = "model"
+    system: str = ""
+    sampling: Mapping[str, float | int] | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A loaded model in figures.
+
+    Attributes:
+        device: device of the hot experts, ``none`` without one.
+        shape: its experts, None for a dense model.
+        context: size of the context in tokens.
+        notes: what the engine has to say about it, one sentence each.
+        stats: counters right after loading, None for a dense model.
+    """
+
+    device: str
+    shape: ModelShape | None
+    context: int
+    notes: tuple[str, ...] = ()
+    stats: ExpertStats | None = None
+
+
+@dataclass(frozen=True)
+class ExpertMaps:
+    """The experts at one moment, all arrays owned by this record.
+
+    Attributes:
+        residency: bool, shape ``(layers, experts)``: on the device.
+        heat: float, shape ``(layers, experts)``: how often routed to.
+        last: int32, shape ``(layers, k)``: experts of the last token, -1 where unknown.
+    """
+
+    residency: BoolArray
+    heat: FloatArray
+    last: IdArray
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of the conversation."""
+
+    role: Role
+    text: str
+
+
+class Chat:
+    """The conversation as the model sees it. Owned by the screen's thread."""
+
+    def __init__(self, system: str = "") -> None:
+        """Start empty, with a ``system`` prompt or none."""
+        self.system = system
+        self.turns: list[Turn] = []
+
+    def add(self, role: Role, text: str) -> None:
+        """Append a turn."""
+        self.turns.append(Turn(role, text))
+
+    def drop_unanswered(self) -> None:
+        """Take back a last question that got no answer, so that the roles keep alternating."""
+        if self.turns and self.turns[-1].role == "user":
+            self.turns.pop()
+
+    def messages(self) -> list[dict[str, str]]:
+        """OpenAI messages, the system prompt first when there is one."""
+        turns: Sequence[Turn] = self.turns
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [{"role": turn.role, "content": turn.text} for turn in turns]

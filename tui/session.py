@@ -1,0 +1,234 @@
+"""The engine behind the chat: one thread owns it, another reads its counters, the screen only gets messages.
+
+Ordering: the engine is opened, used, resized and closed by the owner thread, in the order of the calls here.
+``cancel`` is the one call from outside (the engine allows it from any thread). The watcher reads
+``engine.experts`` only, and is joined before the engine is closed. Nothing here touches a widget.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+
+from . import messages as told
+from .failures import in_words
+from .receipt import Receipt
+from .records import ExpertMaps, ModelCard
+
+SAMPLE_SECONDS = 0.125  # eight looks a second: as fast as an eye follows a map
+# A model that is still loading cannot be interrupted; its thread then dies with the process.
+CLOSE_SECONDS = 3.0
+
+Watch = Literal["off", "counters", "maps"]
+
+
+class Experts(Protocol):
+    """What the chat reads of ``Llama.experts``."""
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """Geometry, None for a dense model."""
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user."""
+
+    def stats(self) -> ExpertStats:
+        """Counters since the model was loaded."""
+
+    def residency(self) -> BoolArray:
+        """Shape ``(layers, experts)``."""
+
+    def heat(self) -> FloatArray:
+        """Shape ``(layers, experts)``."""
+
+    def last(self) -> IdArray:
+        """Shape ``(layers, k)``."""
+
+    def resize(self, vram: str) -> object:
+        """Change the budget."""
+
+
+class Engine(Protocol):
+    """What the chat needs of :class:`edgemoe.Llama`."""
+
+    @property
+    def experts(self) -> Experts:
+        """The expert side of the model."""
+
+    def n_ctx(self) -> int:
+        """Context size in tokens."""
+
+    def create_chat_completion(self, messages: list[Any], **keywords: Any) -> Any:
+        """OpenAI chunks with ``stream=True``."""
+
+    def cancel(self) -> None:
+        """Stop the answer under way, from any thread."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+EngineFactory = Callable[[], Engine]
+Post = Callable[[Any], object]
+
+
+class ChatSession:
+    """Runs one model for one chat. Every method returns at once and may be called from any thread."""
+
+    def __init__(self, factory: EngineFactory, post: Post) -> None:
+        """Take what opens the engine and what delivers messages; :meth:`open` starts the threads."""
+        self._factory = factory
+        self._post = post
+        self._engine: Engine | None = None
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._watching: Watch = "off"
+        self._owner = threading.Thread(target=self._own, name="edgemoe-engine", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="edgemoe-watcher", daemon=True)
+
+    def open(self) -> None:
+        """Load the model: ends in ``ModelLoaded`` or ``ModelFailed``."""
+        self._owner.start()
+        self._watcher.start()
+        self._jobs.put(self._load)
+
+    def ask(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
+        """Answer a conversation: ``AnswerGrew`` many times, then ``AnswerEnded`` or ``AnswerFailed``."""
+        self._stopping.clear()
+        self._jobs.put(lambda: self._answer(number, conversation, sampling))
+
+    def stop(self) -> None:
+        """Stop the answer under way; what was generated stays."""
+        self._stopping.set()
+        if (engine := self._engine) is not None:
+            engine.cancel()
+
+    def resize(self, size: str) -> None:
+        """Change the expert budget once the answer under way is complete."""
+        self._jobs.put(lambda: self._resize(size))
+
+    def watch(self, what: Watch) -> None:
+        """Choose what is sampled from now on; ``off`` costs nothing."""
+        self._watching = what
+        if what == "off":
+            self._wake.clear()
+        else:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop everything and free the model, waiting at most ``CLOSE_SECONDS`` for each thread."""
+        self._closed.set()
+        self._wake.set()
+        self.stop()
+        self._jobs.put(None)
+        for thread in (self._watcher, self._owner):
+            if thread.is_alive():
+                thread.join(CLOSE_SECONDS)
+
+    # The owner thread.
+
+    def _own(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        if self._watcher.is_alive():
+            self._watcher.join(CLOSE_SECONDS)
+        if self._engine is not None:
+            self._engine.close()
+
+    def _load(self) -> None:
+        try:
+            engine = self._factory()
+            experts = engine.experts
+            stats = experts.stats() if experts.shape is not None else None
+            card = ModelCard(experts.device, experts.shape, engine.n_ctx(), tuple(experts.notes), stats)
+        except Exception as error:
+            self._post(told.ModelFailed(in_words(error)))
+            return
+        self._engine = engine
+        self._post(told.ModelLoaded(card))
+
+    def _answer(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
+        text, tokens, started = "", 0, time.perf_counter()
+        first: float | None = None
+        last: Mapping[str, Any] = {}
+        try:
+            for last in self._chunks(conversation, sampling):
+                piece = last["choices"][0]["delta"].get("content") or ""
+                if not piece:
+                    continue
+                elapsed = time.perf_counter() - started
+                first = elapsed if first is None else first
+                text, tokens = text + piece, tokens + 1
+                self._post(told.AnswerGrew(number, text, tokens, elapsed))
+            reason = last["choices"][0].get("finish_reason") if last else None
+        except Exception as error:
+            self._post(told.AnswerFailed(number, text, in_words(error)))
+            return
+        reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
+        self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
+
+    def _chunks(
+        self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]
+    ) -> Iterator[Mapping[str, Any]]:
+        assert self._engine is not None, "ask() before ModelLoaded"
+        if self._stopping.is_set():
+            return
+        for chunk in self._engine.create_chat_completion(conversation, stream=True, **sampling):
+            if self._stopping.is_set():
+                # Said again here: a cancel that came just before the engine began would have been forgotten.
+                self._engine.cancel()
+            yield chunk
+
+    def _resize(self, size: str) -> None:
+        if self._engine is None:
+            return
+        try:
+            self._engine.experts.resize(size)
+            self._post(told.BudgetResized(size, self._engine.experts.stats()))
+        except Exception as error:
+            self._post(told.ResizeFailed(size, in_words(error)))
+
+    # The watcher thread.
+
+    def _watch(self) -> None:
+        seen: tuple[Watch, ExpertStats] | None = None
+        while not self._closed.is_set():
+            self._wake.wait()
+            engine, what = self._engine, self._watching
+            if engine is not None and engine.experts.shape is not None and what != "off":
+                try:
+                    seen = self._sample(engine.experts, what, seen)
+                except Exception as error:
+                    self._post(told.SamplingFailed(in_words(error)))
+                    return
+            self._closed.wait(SAMPLE_SECONDS)
+
+    def _sample(
+        self, experts: Experts, what: Watch, seen: tuple[Watch, ExpertStats] | None
+    ) -> tuple[Watch, ExpertStats]:
+        stats = experts.stats()
+        if (what, stats) != seen:
+            self._post(told.ExpertsSampled(stats, _maps(experts) if what == "maps" else None))
+        return what, stats
+
+
+def _maps(experts: Experts) -> ExpertMaps:
+    return ExpertMaps(
+        np.array(experts.residency(), dtype=np.bool_),
+        np.array(experts.heat(), dtype=np.float32),
+        np.array(experts.last(), dtype=np.int32),
+    )

@@ -1,0 +1,122 @@
+"""The expert map: every expert of every layer as a cell of glyph and colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.color import Color as RichColor
+from rich.segment import Segment
+from rich.style import Style
+from textual.color import Color
+from textual.geometry import Size
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from ..expert_map import HEATS, HIT, MISS, SHARES, Cell, Layout, Run, draw, fit
+from ..records import ExpertMaps
+
+
+class ExpertMap(Widget):
+    """Draws :class:`ExpertMaps` in the largest layout that fits; colours follow the theme."""
+
+    @dataclass
+    class Fitted(Message):
+        """The map found a new layout for its place."""
+
+        layout: Layout
+
+    def __init__(self, shapes_only: bool = False, id: str | None = None) -> None:
+        """Empty until :meth:`show`. With ``shapes_only`` nothing depends on colour."""
+        super().__init__(id=id)
+        self._shapes_only = shapes_only
+        self._maps: ExpertMaps | None = None
+        self._lines: list[list[Run]] = []
+        self._ink: dict[Cell, Color] = {}
+        self._looks: dict[tuple[Cell | None, Cell | None], Style] = {}
+        self._fitted: Layout | None = None
+
+    def on_mount(self) -> None:
+        """Forget the colours whenever the theme changes."""
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._forget_colours())
+
+    def show(self, maps: ExpertMaps) -> None:
+        """Draw ``maps`` from now on."""
+        self._maps = maps
+        self._redraw()
+
+    def on_resize(self) -> None:
+        """Fit the new size."""
+        self._redraw()
+
+    def _redraw(self) -> None:
+        if self._maps is None or not self.size.width or not self.size.height:
+            return
+        layers, experts = self._maps.residency.shape
+        layout = fit(layers, experts, self.size.width, self.size.height)
+        if layout != self._fitted:
+            self._fitted = layout
+            self.post_message(self.Fitted(layout))
+        self._lines = draw(self._maps, layout, self._shapes_only)
+        self.refresh()
+
+    def _forget_colours(self) -> None:
+        self._ink.clear()
+        self._looks.clear()
+        self.refresh()
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        """All there is."""
+        return container.width
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the map."""
+        ground = self._style(None, None)
+        if y >= len(self._lines):
+            return Strip.blank(self.size.width, ground)
+        segments = [Segment(run.glyphs, self._style(run.upper, run.lower)) for run in self._lines[y]]
+        return Strip(segments).adjust_cell_length(self.size.width, ground)
+
+    def _style(self, upper: Cell | None, lower: Cell | None) -> Style:
+        key = (upper, lower)
+        if (style := self._looks.get(key)) is None:
+            style = self._looks[key] = self._made(upper, lower)
+        return style
+
+    def _made(self, upper: Cell | None, lower: Cell | None) -> Style:
+        ground = self.background_colors[1]
+        if upper is None:
+            return _rich(self.app.theme_variables["secondary"], ground)
+        if lower is None:
+            return Style(color=_colour(self._cell(upper)), bgcolor=_colour(ground), bold=upper.mark != 0)
+        if self._shapes_only:
+            brightest = max(upper, lower, key=lambda cell: (cell.mark, cell.heat))
+            bold = bool(upper.mark or lower.mark)
+            return Style(color=_colour(self._cell(brightest)), bgcolor=_colour(ground), bold=bold)
+        return Style(color=_colour(self._cell(upper)), bgcolor=_colour(self._cell(lower)))
+
+    def _cell(self, cell: Cell) -> Color:
+        if (ink := self._ink.get(cell)) is None:
+            ink = self._ink[cell] = self._mixed(cell)
+        return ink
+
+    def _mixed(self, cell: Cell) -> Color:
+        colours = {name: Color.parse(self.app.theme_variables[f"map-{name}"]) for name in _NAMES}
+        if cell.mark == HIT:
+            return colours["hit"]
+        if cell.mark == MISS:
+            return colours["miss"]
+        heat = cell.heat / HEATS
+        cold = colours["cold"].blend(colours["cool"], heat)
+        return cold.blend(colours["warm"].blend(colours["hot"], heat), cell.share / SHARES)
+
+
+_NAMES = ("cold", "cool", "warm", "hot", "hit", "miss")
+
+
+def _colour(colour: Color) -> RichColor:
+    return RichColor.from_rgb(colour.r, colour.g, colour.b)
+
+
+def _rich(ink: str, ground: Color) -> Style:
+    return Style(color=_colour(Color.parse(ink)), bgcolor=_colour(ground), dim=True)

@@ -1,0 +1,97 @@
+"""Where the user writes: grows with the text, Enter sends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual import events
+from textual.binding import Binding
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import TextArea
+
+from ..commands import matches
+
+_KEYS = "Enter send · Ctrl+J newline"
+
+
+class Prompt(TextArea):
+    """A text area of one line and more. What was sent stays at hand with Up."""
+
+    BINDINGS = [
+        Binding("enter", "send", "Send", show=False, id="prompt.send"),
+        Binding("shift+enter,ctrl+j", "newline", "New line", show=False, id="prompt.newline"),
+        Binding("pageup", "screen.scroll_transcript(-1)", show=False, id="prompt.page_up"),
+        Binding("pagedown", "screen.scroll_transcript(1)", show=False, id="prompt.page_down"),
+    ]
+
+    @dataclass
+    class Submitted(Message):
+        """The user sent ``text``. Who cannot use it now gives it back."""
+
+        text: str
+
+    def __init__(self, id: str | None = None) -> None:
+        """Empty."""
+        super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False)
+        self.last_sent = ""
+        self._keys = _KEYS
+        self.placeholder = "Ask something, or / for commands"
+
+    def on_mount(self) -> None:
+        """Show the keys."""
+        self.show_keys()
+
+    def show_keys(self, keys: str = _KEYS) -> None:
+        """Name the keys that matter now, below the text."""
+        self._keys = keys
+        self.border_subtitle = self._hint()
+
+    def give_back(self, text: str) -> None:
+        """What was sent cannot be used now: it stands here again, before what was typed since."""
+        self.text = text + self.text
+        self.move_cursor(self.document.end)
+
+    def action_send(self) -> None:
+        """Send, unless there is nothing but space, and make room at once for what is typed next."""
+        if self.text.strip():
+            self.last_sent = self.text
+            self.clear()
+            self.post_message(self.Submitted(self.last_sent))
+
+    def action_newline(self) -> None:
+        """Insert a line break."""
+        self.replace("\n", *self.selection)
+
+    def on_text_area_changed(self) -> None:
+        """Name the commands that a slash could become."""
+        self.border_subtitle = self._hint()
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Here and not as bindings of the app: those would overtake letters that still wait in this queue.
+        bound = {binding.action for binding in self._bindings.key_to_bindings.get(event.key, ())}
+        if bound & {"send", "newline"}:
+            event.prevent_default().stop()
+            if "send" in bound:
+                self.action_send()
+            else:
+                self.action_newline()
+        elif event.key == "up" and not self.text and self.last_sent:
+            event.prevent_default().stop()
+            self.text = self.last_sent
+            self.move_cursor(self.document.end)
+        elif event.key == "tab" and (names := matches(self.text)):
+            event.prevent_default().stop()
+            if " " not in self.text:
+                self.text = f"/{names[0].name}" + (" " if names[0].argument else "")
+                self.move_cursor(self.document.end)
+        else:
+            await super()._on_key(event)
+
+    def _hint(self) -> Content:
+        found = matches(self.text)
+        if not found:
+            return Content(self._keys)
+        if len(found) == 1:
+            return Content(f"{found[0].usage} · {found[0].help}")
+        return Content("  ".join(f"/{command.name}" for command in found))

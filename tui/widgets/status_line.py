@@ -1,0 +1,61 @@
+"""One line of truth: what the program does now, and the figures that matter."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from ..records import State
+from ..text import one_line, percent, rate, seconds
+
+_MARKS: dict[State, tuple[str, str]] = {
+    "loading": ("◌", "$warning"),
+    "idle": ("○", "$success"),
+    "thinking": ("◐", "$warning"),
+    "answering": ("●", "$primary"),
+    "stopping": ("◐", "$warning"),
+    "stopped": ("□", "$secondary"),
+    "failed": ("×", "$error"),
+}
+
+
+class StatusLine(Widget):
+    """State, model and device on the left; figures on the right, dropped from the left when it is narrow."""
+
+    state: reactive[State] = reactive[State]("loading")
+    model = reactive("")
+    device = reactive("")
+    answer_rate = reactive(0.0)
+    first_token_s = reactive(0.0)
+    hit_rate: reactive[float | None] = reactive[float | None](None)
+    context_used = reactive(0)
+    context_size = reactive(0)
+
+    def render(self) -> Content:
+        """The line for the width there is."""
+        mark, ink = _MARKS[self.state]
+        width = self.size.width - 2
+        figures = self._figures()
+        room = width - len(self.state) - 4
+        while figures and sum(len(figure) + 2 for figure in figures) > room - 8:
+            figures.pop(0)
+        right = "  ".join(figures)
+        name = " · ".join(part for part in (self.model, self.device) if part)
+        left = one_line(name, max(room - len(right) - 1, 0))
+        gap = " " * max(room - len(left) - len(right), 0)
+        return Content.assemble(
+            (f" {mark} {self.state}", f"bold {ink}"), "  ", left, gap, (right, "$muted"), " "
+        )
+
+    def _figures(self) -> list[str]:
+        figures = []
+        if self.first_token_s:
+            figures.append(f"TTFT {seconds(self.first_token_s)}")
+        if self.answer_rate:
+            figures.append(rate(self.answer_rate))
+        if self.hit_rate is not None:
+            figures.append(f"hit {percent(self.hit_rate)}")
+        if self.context_size:
+            figures.append(f"ctx {self.context_used}/{self.context_size}")
+        return figures

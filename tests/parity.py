@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe import Llama, OffloadConfig
-from edgemoe.types import ExpertStats
+from edgemoe.types import ExpertStats, Load
 from tests.zoo.reference import defaults, greedy
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 197]
@@ -37,18 +37,27 @@ def answer(llm: llama_cpp.Llama) -> tuple[list[int], npt.NDArray[np.float32]]:
     return greedy(llm, PROMPT, STEPS)
 
 
-def ours(path: Path, *, share: int, gpu_layers: int = 0, wait: bool = True, **offload: Any) -> Outcome:
-    """Run ``path`` with ``share`` percent of its experts hot, from the first token on when ``wait``."""
-    settings: dict[str, Any] = {"device": "sim", "policy": "static", "profile": "off", "stream_tokens": 4}
-    config = OffloadConfig(vram=f"{share}%", **(settings | offload))
-    llm = open_ours(path, config, gpu_layers)
+def ours(path: Path, *, share: int, gpu_layers: int = 0, **offload: Any) -> Outcome:
+    """Run ``path`` with ``share`` percent of each layer's experts hot, from the first token on."""
+    settings: dict[str, Any] = {"device": "sim", "vram": 0, "policy": "off", "profile": "off", "stream_tokens": 4}
+    llm = open_ours(path, OffloadConfig(**(settings | offload)), gpu_layers)
     try:
-        if wait:
-            assert llm.experts.wait(30)
+        heat(llm, share)
         tokens, logits = answer(llm)
         return Outcome(tokens, logits, llm.experts.stats(), list(llm.experts.notes))
     finally:
         llm.close()
+
+
+def heat(llm: Llama, share: int) -> None:
+    """Make exactly ``share`` percent of each layer's experts resident, below the policy's least number of slots too."""
+    native, shape = llm.experts._native, llm.experts.shape
+    assert shape is not None, "the experts never reached our backend"
+    slots = [info.experts * share // 100 for info in native.layers()]
+    native.set_slots(np.array(slots, dtype=np.int32))
+    native.submit([Load(layer, expert, -1) for layer, n in enumerate(slots) for expert in range(n)])
+    assert native.wait_uploads(30)
+    assert llm.experts.residency().sum() == sum(slots) or llm.experts.stats().failed_uploads
 
 
 def open_ours(path: Path, config: OffloadConfig, gpu_layers: int = 0) -> Llama:

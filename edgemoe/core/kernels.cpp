@@ -77,20 +77,15 @@ void prepare_q6(const em_kernel & k, const float * x, int64_t n, void * activati
     quantise(k, x, n, static_cast<prepared *>(activation), order, false);
 }
 
-struct scales_q4 { // 8 six-bit scales, then 8 six-bit minima
-    uint32_t u[4];
-};
-
-inline scales_q4 unpack_scales(const uint8_t * packed) {
-    constexpr uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, high2 = 0x03030303;
-    uint32_t p[3];
-    memcpy(p, packed, 12);
-    scales_q4 s;
-    s.u[0] = p[0] & low6;
-    s.u[1] = (p[2] & low4) | (((p[0] >> 6) & high2) << 4);
-    s.u[2] = p[1] & low6;
-    s.u[3] = ((p[2] >> 4) & low4) | (((p[1] >> 6) & high2) << 4);
-    return s;
+// 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
+EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
+    constexpr uint64_t low6 = 0x3f3f3f3f3f3f3f3f, low2 = 0x0303030303030303;
+    uint64_t a;
+    uint32_t c;
+    memcpy(&a, packed, 8);
+    memcpy(&c, packed + 8, 4);
+    const uint64_t high = uint64_t(c & 0x0f0f0f0f) | uint64_t((c >> 4) & 0x0f0f0f0f) << 32;
+    return _mm_unpacklo_epi32(_mm_cvtsi64_si128(int64_t(a & low6)), _mm_cvtsi64_si128(int64_t(high | ((a >> 6) & low2) << 4)));
 }
 
 inline float half_to_float(uint16_t h) EM_TARGET;
@@ -104,23 +99,33 @@ EM_TARGET inline float add_lanes(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 
+EM_TARGET inline __m512i pair(__m512i low, __m512i high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+
+// Bytes to fetch ahead of their use: the hardware stops at every 4 KiB page, and mapped files have such pages.
+constexpr int AHEAD = 8192;
+
+inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
+
 // Q4_K and Q5_K: the fifth bits lie apart.
 template <int BLOCK_BYTES, bool FIVE>
 EM_TARGET void dot_nibbles(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
     const uint8_t *  w = static_cast<const uint8_t *>(row);
     const prepared * y = static_cast<const prepared *>(activation);
     const __m512i low4 = _mm512_set1_epi8(0x0f);
-    // which scale each int32 lane takes: the first 8 lanes belong to one sub-block, the last 8 to another
-    const __m512i lane02 = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2);
-    const __m512i one = _mm512_set1_epi32(1), four = _mm512_set1_epi32(4), five = _mm512_set1_epi32(5);
+    // which pair of scales an int32 lane takes: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
+    const __m512i lane01 = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i lane23 = _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
     __m256 sum = _mm256_setzero_ps();
     __m128 min = _mm_setzero_ps(); // Q5_K uses its first lane only
     for (int64_t b = 0; b < n / 256; ++b, w += BLOCK_BYTES, ++y) {
         uint16_t halves[2];
         memcpy(halves, w, 4);
-        const scales_q4 s      = unpack_scales(w + 4);
-        const __m128i   packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(s.u));
-        const __m512i   scales = _mm512_cvtepu8_epi32(packed);
+        const __m128i packed = unpack_scales(w + 4);
+        const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
+        prefetch(w + AHEAD);
+        prefetch(w + AHEAD + 64);
         const uint8_t * q      = w + 16 + (FIVE ? 32 : 0);
         const __m512i   q0     = _mm512_loadu_si512(q);
         const __m512i   q1     = _mm512_loadu_si512(q + 64);
@@ -145,11 +150,9 @@ EM_TARGET void dot_nibbles(const em_kernel &, int64_t n, const void * row, const
         const __m512i dc = _mm512_dpbusd_epi32(zero, c, _mm512_load_si512(y->q + 64));
         const __m512i de = _mm512_dpbusd_epi32(zero, e, _mm512_load_si512(y->q + 128));
         const __m512i dg = _mm512_dpbusd_epi32(zero, g, _mm512_load_si512(y->q + 192));
-        // products of at most 31 * 127 * 4 and scales below 64: 20 bits, no overflow over four of them
-        __m512i t = _mm512_mullo_epi32(da, _mm512_permutexvar_epi32(lane02, scales));
-        t = _mm512_add_epi32(t, _mm512_mullo_epi32(dc, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, one), scales)));
-        t = _mm512_add_epi32(t, _mm512_mullo_epi32(de, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, four), scales)));
-        t = _mm512_add_epi32(t, _mm512_mullo_epi32(dg, _mm512_permutexvar_epi32(_mm512_add_epi32(lane02, five), scales)));
+        // sums of four products, at most 31 * 128 * 4, fit 16 bits: two of them share a lane and are scaled at once
+        __m512i t = _mm512_dpwssd_epi32(zero, pair(da, dc), _mm512_permutexvar_epi32(lane01, scales));
+        t         = _mm512_dpwssd_epi32(t, pair(de, dg), _mm512_permutexvar_epi32(lane23, scales));
         sum = _mm256_fmadd_ps(_mm256_set1_ps(half_to_float(halves[0]) * y->d), _mm256_cvtepi32_ps(fold(t)), sum);
         const __m128i minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
         __m128i       m      = _mm_madd_epi16(minima, _mm_load_si128(reinterpret_cast<const __m128i *>(y->sums)));
@@ -174,7 +177,7 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
     // the two high bits of q lie at bit 0, 2, 4, 6 of the byte they share: shift left by 4, 2 or right by 0, 2 to bit 4
     const __m512i up_lo = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
     const __m512i dn_hi = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
-    // int32 lanes 0-3 take the first of four scales, lanes 4-7 the second, ...
+    // four lanes take one scale of the first 64 weights and, in their high half, the one of the next 64
     const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512i four   = _mm512_set1_epi32(4);
     __m256 sum = _mm256_setzero_ps();
@@ -183,10 +186,15 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
         memcpy(&half, w + 208, 2);
         const float     d      = half_to_float(half) * y->d;
         const __m128i   packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 192));
-        const __m512i   scales = _mm512_cvtepi8_epi32(packed);
+        // bytes 0-3 with 4-7, 8-11 with 12-15, as pairs of 16 bits
+        const __m128i   mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+        const __m512i   scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m512i   zero   = _mm512_setzero_si512();
         __m512i         lane   = spread;
         __m512i         total  = zero;
+        prefetch(w + AHEAD);
+        prefetch(w + AHEAD + 64);
+        prefetch(w + AHEAD + 128);
         for (int h = 0; h < 2; ++h) {
             const __m512i ql = _mm512_loadu_si512(w + h * 64);
             const __m512i qh =
@@ -197,9 +205,8 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
                                                _mm512_and_si512(_mm512_srlv_epi16(qh, dn_hi), high2));
             const __m512i dl = _mm512_dpbusd_epi32(zero, lo, _mm512_load_si512(y->q + h * 128));
             const __m512i dh = _mm512_dpbusd_epi32(zero, hi, _mm512_load_si512(y->q + h * 128 + 64));
-            total = _mm512_add_epi32(total, _mm512_mullo_epi32(dl, _mm512_permutexvar_epi32(lane, scales)));
-            lane  = _mm512_add_epi32(lane, four);
-            total = _mm512_add_epi32(total, _mm512_mullo_epi32(dh, _mm512_permutexvar_epi32(lane, scales)));
+            // at most 63 * 128 * 4: 16 bits
+            total = _mm512_dpwssd_epi32(total, pair(dl, dh), _mm512_permutexvar_epi32(lane, scales));
             lane  = _mm512_add_epi32(lane, four);
         }
         // every weight is stored 32 too large

@@ -29,7 +29,13 @@ struct em_rows_job {
 
 namespace {
 
-constexpr int64_t CHUNK_ROWS = 32; // of one expert: some tens of KiB, long enough for the prefetcher
+// Rows of one expert in a chunk: long streams are what memory likes (measured: 32 rows 6.9 ms, 512 rows 3.8 ms a token), but
+// every thread should find some chunks.
+constexpr int64_t MIN_CHUNK = 32, MAX_CHUNK = 512, CHUNKS_PER_THREAD = 2;
+
+int64_t chunk_rows(int64_t rows, int threads) {
+    return std::clamp(rows / (CHUNKS_PER_THREAD * threads), MIN_CHUNK, MAX_CHUNK);
+}
 
 // A thread's prepared activations, kept between jobs so that nothing is allocated in a step.
 struct scratch {
@@ -91,23 +97,25 @@ class worker {
     bool          shared = false;
 };
 
-void compute_rows(em_rows_job & j, worker & w) {
+void compute_rows(em_rows_job & j, worker & w, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t chunks = (height + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    const int64_t chunk  = chunk_rows(height * j.n, threads);
+    const int64_t chunks = (height + chunk - 1) / chunk;
     for (int64_t c; (c = j.next.fetch_add(1, std::memory_order_relaxed)) < j.n * chunks;) {
-        const int64_t pair = c / chunks, from = c % chunks * CHUNK_ROWS, to = std::min(from + CHUNK_ROWS, height);
+        const int64_t pair = c / chunks, from = c % chunks * chunk, to = std::min(from + chunk, height);
         for (int o = 0; o < j.outputs; ++o) {
             w.rows(pair, o, from, to, static_cast<float *>(j.out[o]->data) + pair * height + from);
         }
     }
 }
 
-void compute_sums(em_rows_job & j, worker & w) {
+void compute_sums(em_rows_job & j, worker & w, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t chunks = (height + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    float         rows[CHUNK_ROWS], sum[CHUNK_ROWS];
+    const int64_t chunk  = chunk_rows(height * j.tokens, threads);
+    const int64_t chunks = (height + chunk - 1) / chunk;
+    float         rows[MAX_CHUNK], sum[MAX_CHUNK];
     for (int64_t c; (c = j.next.fetch_add(1, std::memory_order_relaxed)) < j.tokens * chunks;) {
-        const int64_t t = c / chunks, from = c % chunks * CHUNK_ROWS, to = std::min(from + CHUNK_ROWS, height);
+        const int64_t t = c / chunks, from = c % chunks * chunk, to = std::min(from + chunk, height);
         for (int64_t k = 0; k < j.k; ++k) {
             const float weight = j.router[size_t(t * j.k + k)];
             w.rows(t * j.k + k, 0, from, to, rows);
@@ -161,13 +169,13 @@ void em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail
     }
 }
 
-void em_rows_compute(ggml_tensor *, int, int, void * data) {
+void em_rows_compute(ggml_tensor *, int, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);
     worker        w(job);
     if (job.tail) {
-        compute_sums(job, w);
+        compute_sums(job, w, threads);
     } else {
-        compute_rows(job, w);
+        compute_rows(job, w, threads);
     }
 }
 

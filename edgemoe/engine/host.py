@@ -1,11 +1,13 @@
 """Meeting llama_cpp: the libraries it has loaded, and the few places where a load of ours differs from a plain one.
 
-llama_cpp is never modified on disk. Three of its module-level functions are wrapped once, and the wrappers act only
-on a thread that is inside ``loading``; everybody else gets the original behaviour:
+llama_cpp is never modified on disk. While a model of ours loads, two of its module-level functions are wrapped, and the
+wrappers act only on the loading thread; everybody else gets the original behaviour:
 
 - the default model parameters, to name our buffer type for expert tensors;
-- the guard that points file descriptors 1 and 2 at the null device, which would freeze a terminal screen;
-- the log callback, whose messages of ours go to the logger ``edgemoe.llama`` instead of the terminal.
+- the guard that points file descriptors 1 and 2 at the null device, which would freeze a terminal screen.
+
+The log callback stays ours: messages of our models go to the logger ``edgemoe.llama`` instead of the terminal, all
+others to the callback that llama_cpp had.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import llama_cpp
+from llama_cpp import _internals, _logger
+from llama_cpp import llama as llama_module
 from llama_cpp import llama_cpp as binding
-from llama_cpp import _internals, _logger, llama as llama_module
 
 from ..errors import BackendMismatch
 from .binding import CORE_PATH, Core, NativeEngine
@@ -33,6 +36,8 @@ TESTED = "llama-cpp-python==0.3.36"
 EXPERT_TENSORS = rb"ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
 
 _log = logging.getLogger("edgemoe.llama")
+_log.addHandler(logging.NullHandler())  # silent unless the application wants it
+_log.propagate = False
 _scope = threading.local()
 _LEVELS = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG, 5: logging.DEBUG}
 
@@ -59,7 +64,6 @@ def core() -> Core:
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-    _install_hooks(loaded)
     with _quiet():
         registered = load(str(CORE_PATH).encode())
     if not registered:
@@ -78,11 +82,17 @@ def devices() -> list[str]:
 def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[deque[str]]:
     """While a model of ours loads on this thread; gives the last messages of llama.cpp."""
     messages: deque[str] = deque(maxlen=200)
+    plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
     _scope.messages = messages
     engine.begin_load(sim_is_gpu)
+    binding.llama_model_default_params = _params_with_our_buffers(plain_params)
+    llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
+    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     try:
         yield messages
     finally:
+        binding.llama_model_default_params = plain_params
+        llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard
         engine.end_load()
         _scope.messages = None
 
@@ -126,41 +136,39 @@ def _all_devices() -> list[tuple[str, int]]:
     return found
 
 
-def _install_hooks(loaded: Core) -> None:
-    overrides = (_Override * 2)(_Override(EXPERT_TENSORS, loaded.buffer_type()), _Override(None, None))
-    plain_params = binding.llama_model_default_params
-    plain_guard = llama_module.suppress_stdout_stderr
-    plain_log = _logger.llama_log_callback
+@cache
+def _overrides() -> Any:
+    """The list llama.cpp reads: experts go to our buffer type. Kept for good, the parameters only point at it."""
+    return (_Override * 2)(_Override(EXPERT_TENSORS, core().buffer_type()), _Override(None, None))
 
+
+def _params_with_our_buffers(plain: Callable[[], Any]) -> Callable[[], Any]:
     def model_default_params() -> Any:
-        params = plain_params()
+        params = plain()
         if getattr(_scope, "messages", None) is not None:
-            params.tensor_buft_overrides = ctypes.addressof(overrides)
+            params.tensor_buft_overrides = ctypes.addressof(_overrides())
         return params
 
-    class Guard(plain_guard):  # type: ignore[misc, valid-type]
-        def __init__(self, disable: bool = True) -> None:
-            super().__init__(disable or getattr(_scope, "messages", None) is not None)
+    return model_default_params
 
-    @llama_cpp.llama_log_callback
-    def log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        messages = getattr(_scope, "messages", None)
-        if messages is None:
-            plain_log(level, text, user_data)
-            return
-        line = text.decode("utf-8", "replace").rstrip()
-        if line and line != ".":
-            messages.append(line)
-            _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
-    _install_hooks.keep = (overrides, log)  # type: ignore[attr-defined]
-    binding.llama_model_default_params = model_default_params
-    llama_module.suppress_stdout_stderr = Guard
-    _internals.suppress_stdout_stderr = Guard
-    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-    if not _log.handlers:
-        _log.addHandler(logging.NullHandler())
-        _log.propagate = False
+def _guard_that_spares_us(plain: Any) -> Any:
+    def guard(disable: bool = True) -> Any:
+        return plain(disable or getattr(_scope, "messages", None) is not None)
+
+    return guard
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    messages = getattr(_scope, "messages", None)
+    if messages is None:
+        _logger.llama_log_callback(level, text, user_data)
+        return
+    line = text.decode("utf-8", "replace").rstrip()
+    if line and line != ".":
+        messages.append(line)
+        _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
 def error_text(messages: deque[str]) -> str:

@@ -1,0 +1,14 @@
+"""Every test has a home of its own: no profile, model or setting of the user is read or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("EDGEMOE_HOME", str(folder))
+    return folder

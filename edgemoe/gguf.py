@@ -1,0 +1,383 @@
+"""GGUF headers: where everything lies in a model file, and whether it can be trusted.
+
+llama.cpp ends the process on some malformed headers. ``check`` refuses them by name of what is wrong before llama.cpp
+sees the file. Only the header is read, through a memory map; tensor data is never touched but for a few samples of the
+model's identity.
+
+**Source**: the layout is that of ``docs/gguf.md`` of ggml, versions 2 and 3, and block sizes are those of ggml 0.25.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Union
+
+from .errors import BadGguf, ModelNotFound
+from .types import ModelShape
+
+HINT = "the file may be damaged: download it again"
+
+# Type number -> name, values per block, bytes per block.
+TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+}  # fmt: skip
+# Types that ggml cannot multiply with: as a weight they crash it.
+NOT_WEIGHTS = {9, 15, 24, 25, 27, 28}
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_MAX_TENSORS, _MAX_KEYS, _MAX_NAME, _MAX_KEY = 1 << 17, 1 << 16, 63, 65535
+_SHARD = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class GgufArray:
+    """An array in the metadata, by its place only.
+
+    Attributes:
+        type: GGUF value type of the elements.
+        length: number of elements.
+        offset: where the first one begins, in bytes from the start of the file.
+    """
+
+    type: int
+    length: int
+    offset: int
+
+
+Value = Union[bool, int, float, str, GgufArray]
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: shape in ggml's order (row length first), place in bytes from the start of its file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    bytes: int
+
+    @property
+    def type_name(self) -> str:
+        """ggml's name of the type."""
+        return TYPES[self.type][0]
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The header of a model, all shards together.
+
+    Attributes:
+        path: the first shard.
+        version: 2 or 3.
+        alignment: bytes.
+        metadata: of the first shard.
+        tensors: of all shards, by name.
+        shards: all files, in order.
+    """
+
+    path: Path
+    version: int
+    alignment: int
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, GgufTensor]
+    shards: tuple[Path, ...] = field(default=())
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``, empty when it is missing."""
+        value = self.metadata.get("general.architecture", "")
+        return value if isinstance(value, str) else ""
+
+    def number(self, key: str) -> int | None:
+        """A whole number of this architecture, such as ``block_count``; None when absent or of another kind."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def read(path: Path) -> GgufFile:
+    """Read the header of a model and of its shards.
+
+    Raises:
+        ModelNotFound: the file or one of its shards does not exist.
+        BadGguf: the header cannot be read.
+    """
+    paths = _shards(path)
+    first: GgufFile | None = None
+    tensors: dict[str, GgufTensor] = {}
+    for shard in paths:
+        part = _read_one(shard)
+        first = first or part
+        if repeated := tensors.keys() & part.tensors.keys():
+            raise BadGguf(f"{shard.name}: tensor {min(repeated)!r} is in two shards", HINT)
+        tensors |= part.tensors
+    assert first is not None
+    return GgufFile(paths[0], first.version, first.alignment, first.metadata, tensors, paths)
+
+
+def check(path: Path) -> GgufFile:
+    """Read the header and refuse what would make llama.cpp crash.
+
+    Raises:
+        ModelNotFound: the file or one of its shards does not exist.
+        BadGguf: something is wrong; the message says what.
+    """
+    file = read(path)
+    _check_numbers(file)
+    _check_tensors(file)
+    _check_experts(file)
+    return file
+
+
+def moe_shape(file: GgufFile) -> ModelShape | None:
+    """Geometry of the routed experts, None for a dense model."""
+    expert_bytes: dict[int, int] = {}
+    experts = 0
+    for tensor in file.tensors.values():
+        if match := _EXPERTS.match(tensor.name):
+            count = tensor.shape[-1]
+            experts = max(experts, count)
+            layer = int(match[1])
+            expert_bytes[layer] = expert_bytes.get(layer, 0) + tensor.bytes // count
+    if not expert_bytes:
+        return None
+    used = file.number("expert_used_count") or 1
+    return ModelShape(len(expert_bytes), experts, used, tuple(expert_bytes[layer] for layer in sorted(expert_bytes)))
+
+
+def model_identity(file: GgufFile) -> str:
+    """A lower-case hexadecimal key of the model's content: the same wherever the file lies and whatever it is called."""
+    digest = hashlib.sha256()
+    for key, value in sorted(file.metadata.items()):
+        digest.update(f"{key}={value.length if isinstance(value, GgufArray) else value}\n".encode())
+    for tensor in file.tensors.values():
+        digest.update(f"{tensor.name}{tensor.shape}{tensor.type}\n".encode())
+    with file.path.open("rb") as stream:
+        size = file.path.stat().st_size
+        for part in (0.5, 0.9):  # weights differ where headers agree: fine-tunes of one model
+            stream.seek(int(size * part))
+            digest.update(stream.read(4096))
+    return digest.hexdigest()[:32]
+
+
+# ---- reading ----
+
+
+def _shards(path: Path) -> tuple[Path, ...]:
+    if not path.is_file():
+        raise ModelNotFound(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    match = _SHARD.match(path.name)
+    if not match:
+        return (path,)
+    count = int(match["count"])
+    paths = tuple(path.with_name(f"{match['stem']}-{no:05d}-of-{count:05d}.gguf") for no in range(1, count + 1))
+    for shard in paths:
+        if not shard.is_file():
+            raise ModelNotFound(f"shard {shard.name} is missing", f"put it beside {path.name}")
+    if path not in paths:
+        raise BadGguf(f"{path.name}: there is no such shard of {count}", HINT)
+    return paths
+
+
+class _Cursor:
+    """Reads values one after the other, never past the end."""
+
+    def __init__(self, data: mmap.mmap, name: str) -> None:
+        self.data, self.name, self.at = data, name, 0
+
+    def fail(self, what: str) -> BadGguf:
+        return BadGguf(f"{self.name}: {what}", HINT)
+
+    def take(self, size: int) -> int:
+        start = self.at
+        if size > len(self.data) - start:
+            raise self.fail("the header is cut off")
+        self.at = start + size
+        return start
+
+    def scalar(self, code: str) -> int:
+        value: int = struct.unpack_from("<" + code, self.data, self.take(struct.calcsize("<" + code)))[0]
+        return value
+
+    def string(self, most: int, what: str) -> str:
+        size = self.scalar("Q")
+        if size > min(most, len(self.data)):
+            raise self.fail(f"{what} is {size} bytes long")
+        start = self.take(size)
+        raw = self.data[start : start + size]
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if most > _MAX_KEY:
+                return raw.decode("utf-8", "replace")  # free text may be in any encoding
+            raise self.fail(f"{what} is not UTF-8") from error
+
+
+def _read_one(path: Path) -> GgufFile:
+    try:
+        with path.open("rb") as stream:
+            if path.stat().st_size < 24:
+                raise BadGguf(f"{path.name}: too short for a GGUF file", HINT)
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(_Cursor(data, path.name), path)
+    except OSError as error:
+        raise BadGguf(f"{path.name} cannot be read: {error}") from error
+
+
+def _parse(cursor: _Cursor, path: Path) -> GgufFile:
+    cursor.take(4)
+    if cursor.data[:4] != b"GGUF":
+        raise cursor.fail("not a GGUF file")
+    version = cursor.scalar("I")
+    if version not in (2, 3):
+        raise cursor.fail(f"GGUF version {version} is not supported")
+    tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
+    if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
+        raise cursor.fail(f"{tensor_count} tensors and {key_count} keys cannot be right")
+    metadata: dict[str, Value] = {}
+    for _ in range(key_count):
+        key = cursor.string(_MAX_KEY, "a key")
+        if not key or key in metadata:
+            raise cursor.fail(f"key {key!r} is empty or there twice")
+        metadata[key] = _value(cursor, key)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
+        raise cursor.fail(f"alignment {alignment} is not a power of two from 8 up")
+    infos = [_tensor(cursor) for _ in range(tensor_count)]
+    start = (cursor.at + alignment - 1) // alignment * alignment
+    tensors: dict[str, GgufTensor] = {}
+    for info in infos:
+        if info.name in tensors:
+            raise cursor.fail(f"tensor {info.name!r} is there twice")
+        if info.offset % alignment:
+            raise cursor.fail(f"tensor {info.name!r} is not aligned")
+        tensors[info.name] = GgufTensor(info.name, info.shape, info.type, start + info.offset, info.bytes)
+    _check_places(cursor, list(tensors.values()))
+    return GgufFile(path, version, alignment, metadata, tensors)
+
+
+def _value(cursor: _Cursor, key: str) -> Value:
+    kind = cursor.scalar("I")
+    if kind in _SCALARS:
+        return cursor.scalar(_SCALARS[kind]) if kind != 7 else cursor.scalar("B") != 0
+    if kind == _STRING:
+        return cursor.string(len(cursor.data), f"the value of {key}")
+    if kind != _ARRAY:
+        raise cursor.fail(f"key {key!r} has the unknown type {kind}")
+    element, length = cursor.scalar("I"), cursor.scalar("Q")
+    array = GgufArray(element, length, cursor.at)
+    if element in _SCALARS:
+        cursor.take(struct.calcsize("<" + _SCALARS[element]) * length)
+    elif element == _STRING:
+        if length > len(cursor.data) // 8:
+            raise cursor.fail(f"key {key!r} has {length} strings")
+        data, at, end, unpack = cursor.data, cursor.at, len(cursor.data), struct.Struct("<Q").unpack_from
+        for _ in range(length):  # the hot loop of reading: a vocabulary has 100,000s of them
+            if at + 8 > end:
+                raise cursor.fail("the header is cut off")
+            at += 8 + int(unpack(data, at)[0])
+        if at > end:
+            raise cursor.fail("the header is cut off")
+        cursor.at = at
+    else:
+        raise cursor.fail(f"key {key!r} is an array of the type {element}")
+    return array
+
+
+def _tensor(cursor: _Cursor) -> GgufTensor:
+    name = cursor.string(_MAX_NAME, "a tensor's name")
+    dims = cursor.scalar("I")
+    if not 1 <= dims <= 4:
+        raise cursor.fail(f"tensor {name!r} has {dims} dimensions")
+    shape = tuple(cursor.scalar("Q") for _ in range(dims))
+    kind, offset = cursor.scalar("I"), cursor.scalar("Q")
+    if kind not in TYPES:
+        raise cursor.fail(f"tensor {name!r} has the unknown type {kind}")
+    _, block, block_bytes = TYPES[kind]
+    count = 1
+    for extent in shape:
+        count *= extent
+        if extent < 1 or count >= 1 << 62:
+            raise cursor.fail(f"tensor {name!r} has the shape {shape}")
+    if shape[0] % block:
+        raise cursor.fail(f"tensor {name!r}: rows of {shape[0]} are no whole blocks of {block}")
+    return GgufTensor(name, shape, kind, offset, count // block * block_bytes)
+
+
+def _check_places(cursor: _Cursor, tensors: list[GgufTensor]) -> None:
+    end = 0
+    for tensor in sorted(tensors, key=lambda t: t.offset):
+        if tensor.offset < end:
+            raise cursor.fail(f"tensor {tensor.name!r} overlaps another")
+        end = tensor.offset + tensor.bytes
+        if end > len(cursor.data):
+            raise cursor.fail(f"the data of tensor {tensor.name!r} is cut off")
+
+
+# ---- checking ----
+
+# Hyper-parameters and the most they may be; above, or where less than 1, llama.cpp divides by zero or runs out of memory.
+_LIMITS = {
+    "block_count": 512,  # llama.cpp's own limit of layers
+    "embedding_length": 1 << 17,
+    "attention.head_count": 1 << 12,
+    "context_length": 1 << 31,
+    "feed_forward_length": 1 << 20,
+    "expert_feed_forward_length": 1 << 20,
+    "vocab_size": 1 << 21,
+}
+
+
+def _check_numbers(file: GgufFile) -> None:
+    if not file.architecture:
+        raise BadGguf(f"{file.path.name}: general.architecture is missing", HINT)
+    for key, most in _LIMITS.items():
+        value = file.metadata.get(f"{file.architecture}.{key}")
+        if value is None or isinstance(value, GgufArray):
+            continue
+        if isinstance(value, (bool, str, float)) or not 0 < value <= most:
+            raise BadGguf(f"{file.path.name}: {key} is {value!r}", HINT)
+
+
+def _check_tensors(file: GgufFile) -> None:
+    width = file.number("embedding_length")
+    for tensor in file.tensors.values():
+        if tensor.type in NOT_WEIGHTS and tensor.name.endswith((".weight", ".bias")):
+            raise BadGguf(f"{file.path.name}: weight {tensor.name!r} has the type {tensor.type_name}", HINT)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or width is None:
+        return
+    if embedding.shape[0] != width:
+        raise BadGguf(f"{file.path.name}: embeddings of {embedding.shape[0]} but embedding_length {width}", HINT)
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, GgufArray) and len(embedding.shape) > 1 and tokens.length > embedding.shape[1]:
+        raise BadGguf(f"{file.path.name}: {tokens.length} tokens but {embedding.shape[1]} embeddings", HINT)
+    for key in ("token_type", "scores"):
+        values = file.metadata.get(f"tokenizer.ggml.{key}")
+        if isinstance(values, GgufArray) and isinstance(tokens, GgufArray) and values.length < tokens.length:
+            raise BadGguf(f"{file.path.name}: {values.length} values of {key} for {tokens.length} tokens", HINT)
+
+
+def _check_experts(file: GgufFile) -> None:
+    count, used = file.number("expert_count"), file.number("expert_used_count")
+    if count is not None and used is not None and not 0 <= used <= count:
+        raise BadGguf(f"{file.path.name}: {used} of {count} experts used", HINT)
+    for tensor in file.tensors.values():
+        match = _EXPERTS.match(tensor.name)
+        if match and match[2] == "weight" and (len(tensor.shape) != 3 or (count and tensor.shape[2] > max(count, 1) * 64)):
+            raise BadGguf(f"{file.path.name}: {tensor.name!r} of shape {tensor.shape} for {count} experts", HINT)

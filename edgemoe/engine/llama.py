@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import psutil
 
 from ..config import OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
-from ..gguf import check, model_identity
+from ..gguf import check, model_identity, moe_shape
 from . import host
 from .experts import Experts
 from .meter import Meter
@@ -27,6 +29,14 @@ STREAM_SLOTS = 16
 DEFAULT_TOP_K = 8
 
 _load_lock = threading.Lock()
+_open: weakref.WeakSet[Llama] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Routing profiles are saved while the interpreter can still write files."""
+    for llm in list(_open):
+        llm.close()
 
 
 class Cancelled(EdgeMoEError):
@@ -84,11 +94,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             except BaseException:
                 self._free_native()
                 raise
-        used = file.metadata.get(f"{file.architecture}.expert_used_count")
-        most = used if isinstance(used, int) else DEFAULT_TOP_K
-        self.experts = Experts(native, config, device, most, model_identity(file))
+        shape = moe_shape(file)
+        if shape is not None and not native.layers():
+            raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
+        used = file.number("expert_used_count") or DEFAULT_TOP_K
+        self.experts = Experts(native, config, device, used, model_identity(file))
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
+        _open.add(self)
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
 
@@ -171,6 +184,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def close(self) -> None:
         """Keep the routing profile, stop uploads, free the model."""
+        _open.discard(self)
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:

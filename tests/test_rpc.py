@@ -31,7 +31,8 @@ def device() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    server = subprocess.Popen([sys.executable, "-m", "tests.rpc", "serve", LIBRARY, endpoint])
+    root = Path(__file__).parent.parent
+    server = subprocess.Popen([sys.executable, "-m", "tests.rpc", "serve", LIBRARY, endpoint], cwd=root)
     try:
         for _ in range(200):
             with socket.socket() as client:
@@ -61,4 +62,4 @@ def test_architecture_on_rpc(name: str, gpu_layers: int, folder: Path, device: s
         got = parity.ours(path, share=share, gpu_layers=gpu_layers, device=device)
         assert got.stats.hits > 0
         assert got.tokens == tokens
-        assert got.difference(logits) <= 1e-4
+        assert got.difference(logits) == 0  # the server computes with ggml-cpu too

@@ -51,6 +51,7 @@ class Experts:
         self._policy: Policy | None = None
         self._last: IdArray = np.full((len(infos), used), -1, dtype=np.int32)
         self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
+        self._first_step_seen = False
         self._recording: list[IdArray] | None = None
         self._profile = self._load_profile()
         if self.shape is None:
@@ -124,6 +125,9 @@ class Experts:
         """Hand the routing of the step just computed to the policy, and its wishes to the core."""
         if self.shape is None:
             return
+        if not self._first_step_seen:
+            self._first_step_seen = True
+            self._note_unknown_layers()
         events = self._native.drain()
         for ids in self._steps(events):
             self._note_use(ids)
@@ -146,6 +150,12 @@ class Experts:
         history.save(history.merge(self._profile, run), self._profile_folder(), self.notes)
 
     # ---- inside ----
+
+    def _note_unknown_layers(self) -> None:
+        unknown = [info.block for info in self._native.layers() if info.understood == 0]
+        if unknown:
+            names = ", ".join(str(block) for block in unknown)
+            self.notes.append(f"The experts of layer {names} follow a pattern that is not understood: it runs as in llama.cpp.")
 
     def _states(self) -> npt.NDArray[np.uint8]:
         if self.shape is None:

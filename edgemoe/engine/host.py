@@ -39,7 +39,7 @@ _log = logging.getLogger("edgemoe.llama")
 _log.addHandler(logging.NullHandler())  # silent unless the application wants it
 _log.propagate = False
 _scope = threading.local()
-_LEVELS = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG, 5: logging.DEBUG}
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
 
 
 class _Override(ctypes.Structure):
@@ -64,6 +64,7 @@ def core() -> Core:
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     with _quiet():
         registered = load(str(CORE_PATH).encode())
     if not registered:

@@ -1,0 +1,284 @@
+"""The Llama class: placement that runs by itself, accounts, cancelling, neighbours, failures."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig, trace
+from edgemoe.engine import host
+from tests import parity
+from tests.zoo import build
+from tests.zoo.reference import plain
+
+SIM = OffloadConfig(device="sim", vram="50%", profile="off")
+PROMPT = list(range(5, 25))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llama", tmp_path_factory.mktemp("zoo"), "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def want(model: Path) -> list[int]:
+    reference = plain(model)
+    tokens, _ = parity.answer(reference)
+    reference.close()
+    return tokens
+
+
+def tokens_of(llm: llama_cpp.Llama) -> list[int]:
+    return parity.answer(llm)[0]
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "lru", "lfu", "static", "off"])
+def test_policies_place_and_answer(policy: str, model: Path, want: list[int]) -> None:
+    llm = parity.open_ours(model, OffloadConfig(device="sim", vram="50%", profile="off", policy=policy))
+    assert tokens_of(llm) == want  # uploads are still under way
+    assert llm.experts.wait()
+    assert tokens_of(llm) == want
+    assert llm.experts.wait()
+    stats = llm.experts.stats()
+    resident = llm.experts.residency()
+    llm.close()
+    assert (resident.sum() == stats.resident) and (stats.resident == 0) == (policy == "off")
+    assert (stats.hits > 0) == (policy != "off")
+
+
+def test_figures(model: Path) -> None:
+    llm = parity.open_ours(model, SIM)
+    shape = llm.experts.shape
+    assert shape is not None and llm.experts.device == "sim"
+    llm.eval(PROMPT)
+    llm.eval([7])
+    heat, last = llm.experts.heat(), llm.experts.last()
+    llm.close()
+    assert heat.shape == (shape.layers, shape.experts) and last.shape == (shape.layers, shape.used)
+    assert heat[0].sum() == (len(PROMPT) + 1) * shape.used
+    assert all(len(set(row)) == shape.used and (row >= 0).all() for row in last)
+
+
+def test_record_writes_a_trace(model: Path, tmp_path: Path) -> None:
+    llm = parity.open_ours(model, SIM)
+    with llm.experts.record(tmp_path / "t.npz"):
+        llm.eval(PROMPT)
+        llm.eval([7])
+    shape = llm.experts.shape
+    last = llm.experts.last()
+    llm.close()
+    read = trace.read(tmp_path / "t.npz")
+    assert shape is not None
+    assert read.ids.shape == (len(PROMPT) + 1, shape.layers, shape.used)
+    assert (np.asarray(read.ids[-1]) == last).all()
+
+
+def test_resize_while_running(model: Path, want: list[int]) -> None:
+    llm = parity.open_ours(model, SIM)
+    stop = threading.Event()
+
+    def resize() -> None:
+        while not stop.is_set():
+            for size in ("100%", "0%", "50%"):
+                llm.experts.resize(size)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert tokens_of(llm) == want
+    finally:
+        stop.set()
+        thread.join()
+    with pytest.raises(ConfigError):
+        llm.experts.resize("much")
+    llm.close()
+
+
+def test_answers_carry_their_account(model: Path) -> None:
+    llm = parity.open_ours(model, SIM)
+    answer = llm.create_completion(PROMPT, max_tokens=8, temperature=0)
+    *_, last = llm.create_completion(PROMPT + [3], max_tokens=8, temperature=0, stream=True)
+    llm.close()
+    assert answer["timings"]["prompt_n"] == len(PROMPT)
+    assert answer["timings"]["predicted_n"] == answer["usage"]["completion_tokens"]
+    assert last["timings"]["cache_n"] > 0
+    for dictionary in (answer, last):
+        receipt, timings = dictionary["edgemoe"], dictionary["timings"]
+        assert timings["predicted_n"] >= 8 and timings["predicted_per_second"] > 0
+        assert receipt["hits"] + receipt["misses"] > 0 and 0 <= receipt["hit_rate"] <= 1
+        assert receipt["device"] == "sim" and receipt["moe_ms"] > 0
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 80])
+def test_cancel_keeps_what_was_generated(prompt: list[int], model: Path) -> None:
+    llm = Llama(model, n_ctx=4096, n_threads=1, offload=SIM)
+    threading.Timer(0.1, llm.cancel).start()
+    started = time.perf_counter()
+    pieces = list(llm.create_completion(prompt, max_tokens=None, temperature=1.0, logit_bias={0: -100.0}, stream=True))
+    assert time.perf_counter() - started < 2.0
+    assert pieces[-1]["choices"][0]["finish_reason"] == "stop"
+    again = llm.create_completion(PROMPT, max_tokens=4, temperature=0)
+    llm.close()
+    assert again["timings"]["predicted_n"] >= 4
+
+
+def test_profile_is_kept_for_the_next_start(model: Path, home: Path) -> None:
+    config = OffloadConfig(device="sim", vram="50%", policy="static")
+    llm = parity.open_ours(model, config)
+    llm.eval(PROMPT)
+    llm.eval([7])
+    heat = llm.experts.heat()
+    llm.close()
+    assert list((home / "data" / "profiles").iterdir())
+    llm = parity.open_ours(model, config)
+    llm.experts.wait()
+    resident = llm.experts.residency()
+    llm.close()
+    for row, hot in zip(heat, resident, strict=True):
+        assert row[hot].min() >= row[~hot].max()
+
+
+def test_a_plain_llama_beside_ours_is_left_alone(model: Path, want: list[int]) -> None:
+    before = plain(model)
+    first = parity.answer(before)[1]
+    llm = parity.open_ours(model, SIM)
+    beside = plain(model)
+    assert tokens_of(llm) == want
+    for other in (before, beside):
+        assert (parity.answer(other)[1] == first).all()
+        assert other.model_params.tensor_buft_overrides is None
+    llm.close()
+    after = plain(model)
+    assert (parity.answer(after)[1] == first).all()
+    for other in (before, beside, after):
+        other.close()
+
+
+def test_two_models_of_ours(model: Path, want: list[int]) -> None:
+    one = parity.open_ours(model, SIM)
+    two = parity.open_ours(model, OffloadConfig(device="none", profile="off"))
+    assert tokens_of(one) == tokens_of(two) == want
+    assert two.experts.stats().hits == 0 and two.experts.stats().misses > 0
+    one.close()
+    assert tokens_of(two) == want
+    two.close()
+
+
+def test_loaded_instead_of_mapped(model: Path, want: list[int]) -> None:
+    with parity.defaults("model", use_extra_bufts=False):
+        llm = Llama(model, n_ctx=128, n_threads=1, n_gpu_layers=0, use_mmap=False, offload=SIM)
+    assert tokens_of(llm) == want
+    llm.close()
+
+
+FAULTS = [SimConfig(fail_copy=n) for n in (1, 2, 3, 7)] + [SimConfig(fail_compute=n) for n in (1, 2, 5)]
+FAULTS += [SimConfig(fail_alloc=n) for n in (1, 2, 3, 4, 5, 6)] + [SimConfig(jitter_us=300), SimConfig(capacity=100_000)]
+FAULTS += [SimConfig(bandwidth=20_000_000, latency_us=50)]
+
+
+@pytest.mark.parametrize("sim", FAULTS, ids=str)
+def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, want: list[int]) -> None:
+    config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=2, prefill_tokens=8, sim=sim)
+    llm = parity.open_ours(model, config)
+    assert tokens_of(llm) == want
+    assert tokens_of(llm) == want
+    stats = llm.experts.stats()
+    notes = llm.experts.notes
+    llm.close()
+    if sim.fail_alloc == 1 or sim.capacity < 1 << 40:
+        assert any("no room" in note for note in notes)
+    if sim.fail_compute:
+        assert stats.device_fallbacks > 0
+    if sim.fail_copy == 1:
+        assert stats.failed_uploads > 0 and stats.resident == 0
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_freed_with_uploads_in_flight(rounds: int, model: Path) -> None:
+    slow = OffloadConfig(device="sim", vram="100%", profile="off", sim=SimConfig(latency_us=2000))
+    for _ in range(rounds):
+        llm = parity.open_ours(model, slow)
+        llm.eval([5])
+        assert llm.experts.stats().pending > 0
+        llm.close()
+
+
+def test_dense_model_runs_and_says_so(tmp_path: Path) -> None:
+    from tests.dense import write_dense
+
+    llm = Llama(write_dense(tmp_path / "dense.gguf"), n_ctx=64, n_threads=1, offload=SIM)
+    assert llm.experts.shape is None and "no routed experts" in llm.experts.notes[0]
+    assert len(tokens_of(llm)) == parity.STEPS
+    assert llm.experts.residency().size == 0
+    llm.close()
+
+
+def test_pattern_not_understood_runs_and_says_so(tmp_path: Path) -> None:
+    llm = parity.open_ours(build("llama", tmp_path, "NVFP4"), SIM)
+    tokens_of(llm)
+    assert any("runs as in llama.cpp" in note for note in llm.experts.notes)
+    llm.close()
+
+
+def test_budget_too_small_says_so(model: Path, want: list[int]) -> None:
+    llm = parity.open_ours(model, OffloadConfig(device="sim", vram=1000, profile="off"))
+    assert tokens_of(llm) == want
+    assert any("below 2 x top-k" in note for note in llm.experts.notes)
+    assert llm.experts.stats().slots == 0
+    llm.close()
+
+
+def test_bad_files(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        Llama(tmp_path / "none.gguf")
+    (tmp_path / "text.gguf").write_text("not a model, but long enough for a header")
+    with pytest.raises(BadGguf, match="not a GGUF"):
+        Llama(tmp_path / "text.gguf")
+    (tmp_path / "cut.gguf").write_bytes(model.read_bytes()[:-1000])
+    with pytest.raises(BadGguf, match="cut off"):
+        Llama(tmp_path / "cut.gguf")
+    (tmp_path / "m-00001-of-00002.gguf").write_bytes(model.read_bytes())
+    with pytest.raises(ModelNotFound, match="00002-of-00002"):
+        Llama(tmp_path / "m-00001-of-00002.gguf")
+
+
+def test_unknown_device(model: Path) -> None:
+    with pytest.raises(ConfigError, match="CUDA7"):
+        Llama(model, offload=OffloadConfig(device="CUDA7"))
+
+
+def test_another_llama_cpp_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "version", lambda: "llama-cpp-python==0.3.1")
+    with pytest.raises(BackendMismatch) as error:
+        host.core.__wrapped__()
+    assert error.value.found == "llama-cpp-python==0.3.1" and error.value.tested == host.TESTED
+
+
+def test_nothing_is_written_to_the_terminal(model: Path) -> None:
+    code = (
+        "import sys; from edgemoe import Llama, OffloadConfig\n"
+        f"llm = Llama({str(model)!r}, n_ctx=64, offload=OffloadConfig(device='sim', vram='50%'))\n"
+        "llm.create_completion([5, 6, 7], max_tokens=4); llm.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"" and done.stderr == b""
+
+
+def test_messages_reach_the_logger(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("edgemoe.llama")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        parity.open_ours(model, SIM).close()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert any("EdgeMoE model buffer size" in record.message for record in caplog.records)

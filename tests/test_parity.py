@@ -1,0 +1,96 @@
+"""Every architecture and quantisation of the zoo gives what plain llama-cpp-python gives, to the last bit.
+
+Both sides run with llama.cpp's weight repacking off: then the same kernels sum in the same order, hot or cold. ``sim``
+computes with ggml-cpu's kernels, so a difference of any size is a mistake of ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgemoe import OffloadConfig
+from tests import parity
+from tests.zoo import ARCHITECTURES, MIXES, QUANTS, build
+from tests.zoo.reference import forced, plain
+
+# Scales behind the router's choice are computed by llama.cpp in between: such layers run as they are, and say so.
+PLAIN_PATTERN = {"NVFP4"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+def same_as_plain(path: Path, shares: tuple[int, ...], gpu_layers: int, understood: bool = True) -> None:
+    reference = plain(path)
+    tokens, logits = parity.answer(reference)
+    reference.close()
+    for share in shares:
+        got = parity.ours(path, share=share, gpu_layers=gpu_layers)
+        assert got.tokens == tokens
+        assert got.difference(logits) == 0
+        assert (got.stats.plain_layers == 0) == understood
+        if understood:
+            assert got.stats.hits + got.stats.misses > 0
+            assert (got.stats.hits > 0) == (share > 0)
+            assert got.stats.misses == 0 or share < 100
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture(name: str, folder: Path) -> None:
+    same_as_plain(build(name, folder), (50,), gpu_layers=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu_layers", [0, -1])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_at_all_shares(name: str, gpu_layers: int, folder: Path) -> None:
+    same_as_plain(build(name, folder), (0, 25, 50, 100), gpu_layers)
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q4_0", "Q8_0", "MXFP4", "Q4_K/Q6_K", "Q5_K"])
+def test_quantisation(quant: str, folder: Path) -> None:
+    same_as_plain(build("llama", folder, quant), (0, 50, 100), gpu_layers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu_layers", [0, -1])
+@pytest.mark.parametrize("quant", [*QUANTS, *MIXES])
+def test_every_quantisation(quant: str, gpu_layers: int, folder: Path) -> None:
+    path = build("llama", folder, quant)
+    same_as_plain(path, (0, 25, 50, 100), gpu_layers, understood=quant not in PLAIN_PATTERN)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 5, 8])
+def test_small_batches_use_the_cache(batch: int, folder: Path) -> None:
+    path = build("qwen3moe", folder, "Q4_K/Q6_K")
+    text = [(7 * i * i + 3 * i) % 200 + 5 for i in range(40)]
+    reference = plain(path)
+    want = forced(reference, text, batch)
+    reference.close()
+    llm = parity.open_ours(path, OffloadConfig(device="sim", vram=0, policy="off", profile="off"))
+    parity.heat(llm, 50)
+    got = forced(llm, text, batch)
+    stats = llm.experts.stats()
+    llm.close()
+    assert (got == want).all()
+    assert stats.hits > 0 and stats.prefill_hits == 0
+
+
+def test_everything_hot_joins_once_a_layer_and_copies_nothing(folder: Path) -> None:
+    llm = parity.open_ours(build("qwen3moe", folder), OffloadConfig(device="sim", vram=0, policy="off", profile="off"))
+    parity.heat(llm, 100)
+    llm.eval(parity.PROMPT)
+    before = llm.experts.stats()
+    for token in range(10, 30):
+        llm.eval([token])
+    after = llm.experts.stats()
+    shape = llm.experts.shape
+    llm.close()
+    assert shape is not None
+    assert after.joins - before.joins == 20 * shape.layers
+    assert after.misses == before.misses == 0
+    assert after.upload_bytes == before.upload_bytes and after.streamed_bytes == before.streamed_bytes

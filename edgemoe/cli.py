@@ -114,9 +114,7 @@ def _parser() -> _Parser:
 
     run = commands.add_parser("run", parents=[common], help="answer one prompt on stdout")
     run.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
-    run.add_argument(
-        "prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'"
-    )
+    run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
     run.set_defaults(command=_run)
     return parser
@@ -126,14 +124,10 @@ def _common_options() -> _Parser:
     common = _Parser(add_help=False)
     place = common.add_argument_group("where experts live")
     place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
-    place.add_argument(
-        "--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts"
-    )
+    place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
     place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
     model = common.add_argument_group("the model")
-    model.add_argument(
-        "--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)"
-    )
+    model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
     model.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="(%(default)s)")
     model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
@@ -290,9 +284,7 @@ def _find(model: str) -> Path:
     if path.is_dir():
         raise ModelNotFound(f"{model} is a folder", "give the GGUF file in it")
     if not path.is_file():
-        raise ModelNotFound(
-            f"there is no file {model}", "give a GGUF file, or 'demo' for a small model to try"
-        )
+        raise ModelNotFound(f"there is no file {model}", "give a GGUF file, or 'demo' for a small model to try")
     return path
 
 

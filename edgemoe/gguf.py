@@ -1,8 +1,7 @@
 """GGUF headers: where everything lies in a model file, and whether it can be trusted.
 
 llama.cpp ends the process on some malformed headers. ``check`` refuses them by name of what is wrong before llama.cpp
-sees the file. Only the header is read, through a memory map; tensor data is never touched but for a few samples of the
-model's identity.
+sees the file. Only the header is read, through a memory map, and a few samples of the data for the model's identity.
 
 **Source**: the layout is that of ``docs/gguf.md`` of ggml, versions 2 and 3, and block sizes are those of ggml 0.25.3.
 """
@@ -16,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import TypeAlias
 
 from .errors import BadGguf, ModelNotFound
 from .types import ModelShape
@@ -59,7 +58,7 @@ class GgufArray:
     offset: int
 
 
-Value = Union[bool, int, float, str, GgufArray]
+Value: TypeAlias = bool | int | float | str | GgufArray
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def moe_shape(file: GgufFile) -> ModelShape | None:
 
 
 def model_identity(file: GgufFile) -> str:
-    """A lower-case hexadecimal key of the model's content: the same wherever the file lies and whatever it is called."""
+    """A lower-case hexadecimal key of the model's content: the same wherever the file lies, whatever its name."""
     digest = hashlib.sha256()
     for key, value in sorted(file.metadata.items()):
         digest.update(f"{key}={value.length if isinstance(value, GgufArray) else value}\n".encode())
@@ -379,5 +378,9 @@ def _check_experts(file: GgufFile) -> None:
         raise BadGguf(f"{file.path.name}: {used} of {count} experts used", HINT)
     for tensor in file.tensors.values():
         match = _EXPERTS.match(tensor.name)
-        if match and match[2] == "weight" and (len(tensor.shape) != 3 or (count and tensor.shape[2] > max(count, 1) * 64)):
+        if (
+            match
+            and match[2] == "weight"
+            and (len(tensor.shape) != 3 or (count and tensor.shape[2] > max(count, 1) * 64))
+        ):
             raise BadGguf(f"{file.path.name}: {tensor.name!r} of shape {tensor.shape} for {count} experts", HINT)

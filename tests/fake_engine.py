@@ -39,9 +39,7 @@ class Gate:
 class FakeExperts:
     """Counters and maps of a model that routes at random."""
 
-    def __init__(
-        self, shape: ModelShape | None, device: str = "sim", share: float = 0.5, seed: int = 1
-    ) -> None:
+    def __init__(self, shape: ModelShape | None, device: str = "sim", share: float = 0.5, seed: int = 1) -> None:
         self.shape, self.device = shape, device
         self.notes: list[str] = [] if shape else ["dense model: runs as in llama_cpp"]
         self._random = np.random.default_rng(seed)
@@ -151,9 +149,7 @@ class FakeLlama:
     def close(self) -> None:
         self.closed = True
 
-    def create_chat_completion(
-        self, messages: list[dict[str, str]], stream: bool = False, **sampling: Any
-    ) -> Any:
+    def create_chat_completion(self, messages: list[dict[str, str]], stream: bool = False, **sampling: Any) -> Any:
         self.asked.append([dict(message) for message in messages])
         self.sampling.append(sampling)
         self.cancelled.clear()

@@ -30,7 +30,9 @@ def build(folder: Path) -> Path:
     (sources / "ggml.pc.in").touch()  # asked for by its CMake, left out of the archive
     out = folder / "build"
     flags = [f"-D{option}" for option in OPTIONS]
-    subprocess.run(["cmake", "-S", sources, "-B", out, "-DCMAKE_BUILD_TYPE=Release", *flags], check=True, stdout=sys.stderr)
+    subprocess.run(
+        ["cmake", "-S", sources, "-B", out, "-DCMAKE_BUILD_TYPE=Release", *flags], check=True, stdout=sys.stderr
+    )
     subprocess.run(["cmake", "--build", out, "--target", "ggml-rpc"], check=True, stdout=sys.stderr)
     return next(out.rglob("libggml-rpc.*"))
 
@@ -50,7 +52,10 @@ def connect(library: Path, endpoint: str) -> None:
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     assert ggml.ggml_backend_load(str(library).encode()), "the RPC backend does not load"
     rpc = ctypes.CDLL(str(library))
-    rpc.ggml_backend_rpc_add_server.restype, rpc.ggml_backend_rpc_add_server.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    rpc.ggml_backend_rpc_add_server.restype, rpc.ggml_backend_rpc_add_server.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_char_p],
+    )
     ggml.ggml_backend_register.argtypes = [ctypes.c_void_p]
     ggml.ggml_backend_register(rpc.ggml_backend_rpc_add_server(endpoint.encode()))
 

@@ -65,9 +65,7 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]
 def interpreter(code: str) -> str:
     """stdout of a fresh interpreter."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     return done.stdout.strip()
 
 
@@ -86,9 +84,7 @@ def interpreter(code: str) -> str:
 )
 def test_importing_loads_no_heavy_modules(code: str) -> None:
     names = "('textual', 'rich', 'llama_cpp', 'torch')"
-    assert (
-        interpreter(f"{code}\nimport sys\nprint([name for name in {names} if name in sys.modules])") == "[]"
-    )
+    assert interpreter(f"{code}\nimport sys\nprint([name for name in {names} if name in sys.modules])") == "[]"
 
 
 def test_help_does_not_even_load_numpy() -> None:
@@ -161,9 +157,7 @@ def test_an_answer_that_breaks_off_closes_the_engine(model: str, capsys: Capture
 
 def test_run_prints_the_answer_and_nothing_else_on_stdout(model: str, capsys: Captured) -> None:
     opened = Opened(answers=["Two words.\x1b[0m"])
-    options = (
-        "--device sim --vram 50% --policy lru --ctx 512 --threads 2 --seed 7 --max-tokens 9 --temperature 0"
-    )
+    options = "--device sim --vram 50% --policy lru --ctx 512 --threads 2 --seed 7 --max-tokens 9 --temperature 0"
     assert main(["run", model, "hi", *options.split(), "--system", "Be."], opened) == 0
     out, err = capsys.readouterr()
     assert out == "Two words.\x1b[0m\n"
@@ -178,9 +172,7 @@ def test_run_prints_the_answer_and_nothing_else_on_stdout(model: str, capsys: Ca
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
-def test_run_reads_stdin(
-    arguments: list[str], model: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_run_reads_stdin(arguments: list[str], model: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("from\na pipe"))

@@ -106,7 +106,7 @@ def test_resize_while_running(model: Path, want: list[int]) -> None:
 def test_answers_carry_their_account(model: Path) -> None:
     llm = parity.open_ours(model, SIM)
     answer = llm.create_completion(PROMPT, max_tokens=8, temperature=0)
-    *_, last = llm.create_completion(PROMPT + [3], max_tokens=8, temperature=0, stream=True)
+    *_, last = llm.create_completion([*PROMPT, 3], max_tokens=8, temperature=0, stream=True)
     llm.close()
     assert answer["timings"]["prompt_n"] == len(PROMPT)
     assert answer["timings"]["predicted_n"] == answer["usage"]["completion_tokens"]
@@ -181,7 +181,10 @@ def test_loaded_instead_of_mapped(model: Path, want: list[int]) -> None:
 
 
 FAULTS = [SimConfig(fail_copy=n) for n in (1, 2, 3, 7)] + [SimConfig(fail_compute=n) for n in (1, 2, 5)]
-FAULTS += [SimConfig(fail_alloc=n) for n in (1, 2, 3, 4, 5, 6)] + [SimConfig(jitter_us=300), SimConfig(capacity=100_000)]
+FAULTS += [SimConfig(fail_alloc=n) for n in (1, 2, 3, 4, 5, 6)] + [
+    SimConfig(jitter_us=300),
+    SimConfig(capacity=100_000),
+]
 FAULTS += [SimConfig(bandwidth=20_000_000, latency_us=50)]
 
 

@@ -39,9 +39,7 @@ def routing(tokens: int, shape: ModelShape = SHAPE, seed: int = 1) -> IdArray:
 
 
 def policy_for(name: str, slots: int | list[int], shape: ModelShape = SHAPE) -> Policy:
-    each = (
-        np.full(shape.layers, slots, dtype=np.int32) if isinstance(slots, int) else np.array(slots, np.int32)
-    )
+    each = np.full(shape.layers, slots, dtype=np.int32) if isinstance(slots, int) else np.array(slots, np.int32)
     policy = make(name, shape, each)
     assert policy is not None and policy.name == name
     return policy
@@ -502,9 +500,7 @@ def replay(policy: Policy, ids: IdArray, shape: ModelShape, heat: FloatArray | N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "EDGEMOE_TRACES" not in os.environ, reason="EDGEMOE_TRACES names no folder of routing traces"
-)
+@pytest.mark.skipif("EDGEMOE_TRACES" not in os.environ, reason="EDGEMOE_TRACES names no folder of routing traces")
 def test_adaptive_on_real_routing() -> None:
     for name, past, held_out, shape in real_traces():
         heat = np.zeros((shape.layers, shape.experts), dtype=np.float32)

@@ -203,9 +203,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         trace.write(tmp_path / "no" / "t.npz", np.zeros((1, 1, 1), np.int32), [0, 1], n_expert=8)
 
 
-@pytest.mark.skipif(
-    "EDGEMOE_TRACES" not in os.environ, reason="EDGEMOE_TRACES names no folder of routing traces"
-)
+@pytest.mark.skipif("EDGEMOE_TRACES" not in os.environ, reason="EDGEMOE_TRACES names no folder of routing traces")
 def test_real_traces_are_read_as_they_are() -> None:
     root = Path(os.environ["EDGEMOE_TRACES"])
     expected = {"mmlu": 32, "mmlu_pro": 32, "misc": 32, "intent": 64, "summary": 64, "translation": 64}

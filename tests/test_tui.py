@@ -394,9 +394,7 @@ async def test_experts_are_sampled_only_while_somebody_looks() -> None:
         assert not panel.display
 
 
-@pytest.mark.parametrize(
-    ("size", "shape"), [((80, 24), (48, 128)), ((160, 50), (48, 128)), ((40, 12), (30, 8))]
-)
+@pytest.mark.parametrize(("size", "shape"), [((80, 24), (48, 128)), ((160, 50), (48, 128)), ((40, 12), (30, 8))])
 async def test_every_size_draws(size: tuple[int, int], shape: tuple[int, int]) -> None:
     model = ModelShape(shape[0], shape[1], 4, (1 << 20,) * shape[0])
     async with chat(size=size, shape=model, answers=["x " * 30]) as driver:
@@ -458,9 +456,7 @@ def test_fit_prefers_whole_experts() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 260), st.integers(5, 200), st.integers(1, 60), st.booleans())
-def test_every_map_fits_its_place(
-    layers: int, experts: int, columns: int, lines: int, plain_shapes: bool
-) -> None:
+def test_every_map_fits_its_place(layers: int, experts: int, columns: int, lines: int, plain_shapes: bool) -> None:
     layout = fit(layers, experts, columns, lines)
     seed = np.random.default_rng(random.Random(layers * experts).randrange(99))
     maps = ExpertMaps(
@@ -470,10 +466,7 @@ def test_every_map_fits_its_place(
     )
     drawn = texts(maps, layout, plain_shapes)
     assert len(drawn) <= lines and max(map(len, drawn)) <= columns
-    assert (
-        sum(len(row) for row in cells(maps, layout)) * layout.expert_group * layout.layer_group
-        >= layers * experts
-    )
+    assert sum(len(row) for row in cells(maps, layout)) * layout.expert_group * layout.layer_group >= layers * experts
 
 
 def test_sparkline() -> None:

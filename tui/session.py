@@ -181,9 +181,7 @@ class ChatSession:
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
         self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
 
-    def _chunks(
-        self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]
-    ) -> Iterator[Mapping[str, Any]]:
+    def _chunks(self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         assert self._engine is not None, "ask() before ModelLoaded"
         if self._stopping.is_set():
             return

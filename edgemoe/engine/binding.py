@@ -67,10 +67,11 @@ class _Load(ctypes.Structure):
 
 
 _STAT_NAMES = (
-    "tokens hits misses prefill_hits prefill_streamed prefill_misses uploads upload_bytes streamed_bytes "
-    "failed_uploads joins device_fallbacks moe_ns device_ns cpu_ns join_ns slots slot_bytes resident pending "
-    "fused_layers plain_layers dropped_events"
-).split()
+    *("tokens", "hits", "misses", "prefill_hits", "prefill_streamed", "prefill_misses"),
+    *("uploads", "upload_bytes", "streamed_bytes", "failed_uploads", "joins", "device_fallbacks"),
+    *("moe_ns", "device_ns", "cpu_ns", "join_ns", "slots", "slot_bytes", "resident", "pending"),
+    *("fused_layers", "plain_layers", "dropped_events"),
+)
 
 
 class _Stats(ctypes.Structure):
@@ -229,16 +230,14 @@ class NativeEngine:
         values = np.ascontiguousarray(slots, dtype=np.int32)
         pointer = values.ctypes.data_as(ctypes.POINTER(_i32))
         if self._lib.em_set_slots(self.handle, pointer, len(values)) == ERROR_NO_MEMORY:
-            needed = sum(
-                int(n) * info.expert_bytes for n, info in zip(values, self.layers(), strict=True)
-            )
+            needed = sum(int(n) * info.expert_bytes for n, info in zip(values, self.layers(), strict=True))
             raise DoesNotFit(needed, self.device_memory()[0], "a smaller vram= budget")
 
     def submit(self, loads: Sequence[Load]) -> int:
         """Queue uploads; returns how many were taken."""
         if not loads:
             return 0
-        array = (_Load * len(loads))(*loads)
+        array = (_Load * len(loads))(*(_Load(*load) for load in loads))
         return int(self._lib.em_submit(self.handle, array, len(loads)))
 
     def wait_uploads(self, timeout_s: float) -> bool:

@@ -51,6 +51,7 @@ class Experts:
         self._policy: Policy | None = None
         self._last: IdArray = np.full((len(infos), used), -1, dtype=np.int32)
         self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
+        self._row_start = np.arange(len(infos), dtype=np.int32)[:, None] * self._heat.shape[1]
         self._first_step_seen = False
         self._recording: list[IdArray] | None = None
         self._profile = self._load_profile()
@@ -77,11 +78,13 @@ class Experts:
 
     def heat(self) -> FloatArray:
         """How often each expert was routed to since the model was loaded, prefill included."""
-        return self._heat.copy()
+        heat: FloatArray = self._heat.copy()
+        return heat
 
     def last(self) -> IdArray:
         """Experts of the last computed token, shape ``(layers, k)``, -1 where unknown."""
-        return self._last.copy()
+        last: IdArray = self._last.copy()
+        return last
 
     def resize(self, vram: str | int) -> int:
         """Change the device budget while running; returns the slots there are now.
@@ -133,14 +136,11 @@ class Experts:
             self._note_use(ids)
             if self._policy is not None:
                 decode = len(ids) < self._config.prefill_tokens
-                self._policy.observe(ids, self.residency(), decode)
+                states = self._states()
+                resident, pending = states == RESIDENT, states == PENDING
+                self._policy.observe(ids, resident, decode)
                 if decode:
-                    states = self._states()
-                    self._native.submit(
-                        self._policy.plan(
-                            states == RESIDENT, states == PENDING, self._config.uploads_per_step
-                        )
-                    )
+                    self._native.submit(self._policy.plan(resident, pending, self._config.uploads_per_step))
 
     def close(self) -> None:
         """Keep the routing profile. The core stays open."""
@@ -155,7 +155,9 @@ class Experts:
         unknown = [info.block for info in self._native.layers() if info.understood == 0]
         if unknown:
             names = ", ".join(str(block) for block in unknown)
-            self.notes.append(f"The experts of layer {names} follow a pattern that is not understood: it runs as in llama.cpp.")
+            self.notes.append(
+                f"The experts of layer {names} follow a pattern that is not understood: it runs as in llama.cpp."
+            )
 
     def _states(self) -> npt.NDArray[np.uint8]:
         if self.shape is None:
@@ -195,10 +197,15 @@ class Experts:
             yield step
 
     def _note_use(self, ids: IdArray) -> None:
+        assert self.shape is not None
         self._last = ids[-1]
-        for row in range(ids.shape[1]):
-            chosen = ids[:, row, :].ravel()
-            np.add.at(self._heat[row], chosen[chosen >= 0], 1.0)
+        flat = (ids + self._row_start).ravel()
+        if ids.min() < 0:
+            flat = flat[ids.ravel() >= 0]
+        if len(ids) == 1:  # a token uses an expert of a layer once: no index is there twice
+            self._heat.reshape(-1)[flat] += 1.0
+        else:
+            self._heat += np.bincount(flat, minlength=self._heat.size).reshape(self._heat.shape)
         if self._recording is not None:
             self._recording.append(ids)
 
@@ -222,10 +229,12 @@ class Experts:
                 f"The budget of {wanted / 2**20:.0f} MiB is below 2 x top-k experts for any layer: "
                 "all experts stay on the CPU."
             )
+        if self._policy is not None:  # it keeps what it learnt; the core emptied the layers that changed
+            self._native.submit(self._policy.resize(slots, self.residency()))
+            return
         self._policy = make(self._config.policy, self.shape, slots)
         if self._policy is not None:
-            heat = self._heat if self._heat.any() else (self._profile.heat if self._profile else None)
-            self._native.submit(self._policy.start(heat))
+            self._native.submit(self._policy.start(self._profile.heat if self._profile else None))
 
     def _budget_bytes(self, budget: Budget) -> int:
         assert self.shape is not None

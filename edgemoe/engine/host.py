@@ -178,4 +178,3 @@ def error_text(messages: deque[str]) -> str:
         if "error" in line.lower() or "failed" in line.lower():
             return line.split(": ", 1)[-1]
     return messages[-1] if messages else "llama.cpp gave no reason"
-

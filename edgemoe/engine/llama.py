@@ -47,8 +47,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
     Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
-    physical cores, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and nothing
-    is ever written to the terminal (messages go to the logger ``edgemoe.llama``).
+    physical cores, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and
+    nothing is ever written to the terminal (messages go to the logger ``edgemoe.llama``).
 
     Args:
         model_path: a GGUF file, the first one of a split model.
@@ -128,7 +128,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._meter.computed(len(tokens), before, time.perf_counter_ns() - started)
             self.experts.after_step()
 
-    def generate(self, tokens: Sequence[int], *args: Any, **keywords: Any) -> Generator[int, Sequence[int] | None, None]:
+    def generate(
+        self, tokens: Sequence[int], *args: Any, **keywords: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
         """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``."""
         with contextlib.suppress(Cancelled):
             yield from super().generate(tokens, *args, **keywords)

@@ -70,9 +70,7 @@ class DemandPolicy:
         scores = self._scorer.scores(layers)
         worth = np.where(wanted[layers], scores, -np.inf)
         keep = np.where(latest[layers], np.inf, scores)
-        return self._exchange.swap(
-            layers, worth, keep, slots, resident, pending, max_per_layer, self._scorer.accept
-        )
+        return self._exchange.swap(layers, worth, keep, slots, resident, pending, max_per_layer, self._scorer.accept)
 
     def resize(self, slots: IntArray, resident: BoolArray) -> list[Load]:
         """See `Policy.resize`."""

@@ -49,9 +49,7 @@ HYBRIDS: dict[str, Spec] = {
         keys=lambda g: {**latent_attention(g), **shared_experts(1, 0), **routing(SOFTMAX, True)},
         drop=r"exp_probs_b",
     ),
-    "qwen3next": Spec(
-        "qwen3next", "gated delta net, gated shared expert", used=4, keys=delta_net, drop=r"ssm_in"
-    ),
+    "qwen3next": Spec("qwen3next", "gated delta net, gated shared expert", used=4, keys=delta_net, drop=r"ssm_in"),
     "qwen35moe": Spec(
         "qwen35moe",
         "gated delta net, gated shared expert, rotation in sections, merged gate and up",

@@ -114,8 +114,6 @@ def granite_scales(logits: float = 2.0) -> Keys:
 
 
 OF_DENSE = r"ffn_(gate|up|down)\.weight"
-OF_EXPERTS = (
-    r"ffn_(gate_inp|gate_exps|up_exps|down_exps|gate_up_exps|gate_shexp|up_shexp|down_shexp)\.|exp_probs_b"
-)
+OF_EXPERTS = r"ffn_(gate_inp|gate_exps|up_exps|down_exps|gate_up_exps|gate_shexp|up_shexp|down_shexp)\.|exp_probs_b"
 FIRST_DENSE = rf"blk\.0\.({OF_EXPERTS})|blk\.[1-9]\.{OF_DENSE}"
 """Layer 0 dense, the others routed, where llama.cpp takes whichever tensors there are."""

@@ -44,9 +44,7 @@ class StatusLine(Widget):
         name = " · ".join(part for part in (self.model, self.device) if part)
         left = one_line(name, max(room - len(right) - 1, 0))
         gap = " " * max(room - len(left) - len(right), 0)
-        return Content.assemble(
-            (f" {mark} {self.state}", f"bold {ink}"), "  ", left, gap, (right, "$muted"), " "
-        )
+        return Content.assemble((f" {mark} {self.state}", f"bold {ink}"), "  ", left, gap, (right, "$muted"), " ")
 
     def _figures(self) -> list[str]:
         figures = []

@@ -41,13 +41,9 @@ class Welcome(Static):
         if (shape := card.shape) is not None:
             many = f"{count(shape.layers * shape.experts)} in {shape.layers} layers, {shape.used} per token"
             rows.insert(2, ("experts", f"{many}, {size(sum(shape.expert_bytes) * shape.experts)}"))
-        table = Content("\n").join(
-            Content.assemble((f"{name:>8}  ", "$muted"), visible(value)) for name, value in rows
-        )
+        table = Content("\n").join(Content.assemble((f"{name:>8}  ", "$muted"), visible(value)) for name, value in rows)
         notes = [Content.assemble("\n", (visible(note), "$muted")) for note in card.notes]
-        keys = Content("   ").join(
-            Content.assemble((key, "bold"), f" {does}".rstrip()) for key, does in _KEYS
-        )
+        keys = Content("   ").join(Content.assemble((key, "bold"), f" {does}".rstrip()) for key, does in _KEYS)
         self._settle(Content.assemble(_NAME, "\n\n", table, "\n", *notes, "\n", keys))
 
     def failed(self, failure: Failure) -> None:
@@ -60,9 +56,7 @@ class Welcome(Static):
         elapsed = time.monotonic() - self._began
         mark = _SPINNER[int(elapsed * 10) % len(_SPINNER)]
         words = f"  loading {self._title}  "
-        self.update(
-            Content.assemble(_NAME, "\n\n", (mark, "$primary"), words, (f"{elapsed:.1f} s", "$muted"))
-        )
+        self.update(Content.assemble(_NAME, "\n\n", (mark, "$primary"), words, (f"{elapsed:.1f} s", "$muted")))
 
     def _settle(self, content: Content) -> None:
         if self._timer is not None:

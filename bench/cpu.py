@@ -1,0 +1,130 @@
+"""Without a device: EdgeMoE against plain llama-cpp-python, A B A B on one machine, medians of ratios.
+
+    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--json]
+
+Without ``--model`` a random Q4_K_M model of 16 Granite-like layers (521 MB) is written to the folder of temporary files
+once. Speed: both models in one process, in turn. Memory and load time: a process each, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+PROMPT_TOKENS, DECODE_TOKENS = 256, 32
+
+
+def open_model(which: str, path: Path, threads: int) -> object:
+    """``plain`` is llama_cpp.Llama as it comes, ``edgemoe`` ours without a device."""
+    settings = {"n_ctx": 1024, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+    if which == "plain":
+        import llama_cpp
+
+        return llama_cpp.Llama(str(path), **settings)
+    from edgemoe import Llama, OffloadConfig
+
+    return Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings)
+
+
+def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
+    """Load time in seconds, and the resident set in MiB after some tokens, of this process."""
+    started = time.perf_counter()
+    llm = open_model(which, path, threads)
+    loaded = time.perf_counter() - started
+    llm.eval(list(range(1, PROMPT_TOKENS)))
+    for token in range(1, 3 * DECODE_TOKENS):
+        llm.eval([token * 37 % 8000])
+    return {"load_s": loaded, "rss_mib": psutil.Process().memory_info().rss / 2**20}
+
+
+def measure_speed(path: Path, threads: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Tokens per second of prefill and decode, one figure per round; the first round warms up and is dropped."""
+    models = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
+    speeds: dict[str, dict[str, list[float]]] = {which: {"prefill": [], "decode": []} for which in models}
+    for current in range(rounds + 1):
+        for which, llm in models.items():
+            llm.reset()
+            prompt = [(i * 131 + current * 17) % 8000 + 1 for i in range(PROMPT_TOKENS)]
+            started = time.perf_counter()
+            llm.eval(prompt)
+            middle = time.perf_counter()
+            for i in range(DECODE_TOKENS):
+                llm.eval([(i * 71 + current * 29) % 8000 + 1])
+            ended = time.perf_counter()
+            if current:
+                speeds[which]["prefill"].append(PROMPT_TOKENS / (middle - started))
+                speeds[which]["decode"].append(DECODE_TOKENS / (ended - middle))
+    return speeds
+
+
+def ratio_row(what: str, plain: list[float], ours: list[float]) -> dict[str, object]:
+    """Medians of both sides and of the ratios, pair by pair."""
+    ratios = [b / a for a, b in zip(plain, ours, strict=True)]
+    return {
+        "what": what,
+        "plain": statistics.median(plain),
+        "edgemoe": statistics.median(ours),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--start", choices=("plain", "edgemoe"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    path = options.model or Path(tempfile.gettempdir()) / "edgemoe-bench-small.gguf"
+    if options.start:
+        print(json.dumps(measure_start(options.start, path, options.threads)))
+        return
+    if not options.model:
+        import models
+
+        models.write(path, models.SHAPES["small"])
+    starts: dict[str, list[dict[str, float]]] = {"plain": [], "edgemoe": []}
+    for _ in range(options.starts):
+        for which, figures in starts.items():
+            command = [
+                sys.executable,
+                __file__,
+                "--start",
+                which,
+                "--model",
+                str(path),
+                "--threads",
+                str(options.threads),
+            ]
+            figures.append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
+    speeds = measure_speed(path, options.threads, options.rounds)
+    rows = [
+        ratio_row(f"{part} tok/s", speeds["plain"][part], speeds["edgemoe"][part]) for part in ("decode", "prefill")
+    ]
+    for key in ("load_s", "rss_mib"):
+        rows.append(ratio_row(key, *([f[key] for f in starts[which]] for which in ("plain", "edgemoe"))))
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"| {path.name}, {options.threads} threads | llama_cpp | edgemoe | ratio (min .. max) |\n|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['what']} | {row['plain']:.2f} | {row['edgemoe']:.2f} "
+            f"| {row['ratio']:.3f} ({row['ratio_min']:.3f} .. {row['ratio_max']:.3f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +48,66 @@ def test_a_build_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(EdgeMoEError, match="No space left"):
         demo.build_demo(tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(source: Path, part: Path, report: object) -> None:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.build_demo(tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_seen_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "_write", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    with pytest.raises(EdgeMoEError, match="100 MB left") as error:
+        demo.build_demo(tmp_path / "m.gguf")
+    assert "448 MB" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EdgeMoEError, match="cannot be written"):
+        demo.build_demo(tmp_path / "file" / "m.gguf")
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_builders_at_once_do_not_meet(first_fails: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    builds, under_way = [], threading.Lock()
+
+    def write(source: Path, part: Path, report: object) -> None:
+        assert under_way.acquire(blocking=False), "two builders write at once"
+        builds.append(part)
+        time.sleep(0.02)  # long enough for the others to come to the same place
+        part.write_bytes(b"whole")
+        under_way.release()
+        if first_fails and len(builds) == 1:
+            raise OSError(5, "Input/output error")
+
+    def build(_: int) -> bool:
+        try:
+            return demo.build_demo(tmp_path / "m.gguf").read_bytes() == b"whole"
+        except EdgeMoEError:
+            return False
+
+    monkeypatch.setattr(demo, "_write", write)
+    with ThreadPoolExecutor(6) as pool:
+        built = list(pool.map(build, range(6)))
+    assert len(builds) == 1 + first_fails
+    assert built.count(False) == first_fails
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_stale_part_is_overwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf.part").write_bytes(b"left by a builder that was killed")
+    monkeypatch.setattr(demo, "_write", lambda source, part, report: part.write_bytes(b"whole"))
+    assert demo.build_demo(tmp_path / "m.gguf").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_a_finished_model_is_not_built_again(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+import psutil
 import pytest
 
 from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig, trace
@@ -208,11 +209,14 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
 @pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_freed_with_uploads_in_flight(rounds: int, model: Path) -> None:
     slow = OffloadConfig(device="sim", vram="100%", profile="off", sim=SimConfig(latency_us=2000))
+    resident = [psutil.Process().memory_info().rss]
     for _ in range(rounds):
         llm = parity.open_ours(model, slow)
         llm.eval([5])
         assert llm.experts.stats().pending > 0
         llm.close()
+        resident.append(psutil.Process().memory_info().rss)
+    assert resident[-1] - resident[len(resident) // 2] < 4 << 20, "no leak: a model has 1.6 MB"
 
 
 def test_dense_model_runs_and_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe import OffloadConfig
 from tests import parity
 from tests.zoo import ARCHITECTURES, build
 from tests.zoo.reference import plain
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a device stays registered: the server must outlive every model of the process
 def device() -> Iterator[str]:
     from tests.rpc import connect
 
@@ -63,3 +64,17 @@ def test_architecture_on_rpc(name: str, gpu_layers: int, folder: Path, device: s
         assert got.stats.hits > 0
         assert got.tokens == tokens
         assert got.difference(logits) == 0  # the server computes with ggml-cpu too
+
+
+def test_experts_move_while_it_computes(folder: Path, device: str) -> None:
+    path = build("llama", folder)
+    reference = plain(path)
+    tokens, _ = parity.answer(reference)
+    reference.close()
+    config = OffloadConfig(device=device, vram="50%", profile="off")
+    llm = parity.open_ours(path, config, gpu_layers=-1)
+    for _ in range(20):
+        assert parity.answer(llm)[0] == tokens
+    stats = llm.experts.stats()
+    llm.close()
+    assert stats.uploads > stats.slots, "experts were exchanged"

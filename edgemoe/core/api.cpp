@@ -159,7 +159,7 @@ int32_t em_layer(em_engine * e, int32_t i, em_layer_info * out) {
     }
     em_layer_t & l = *e->layers[size_t(i)];
     std::lock_guard<std::mutex> lock(l.mutex);
-    *out = {int32_t(sizeof(*out)), l.block, l.experts, int32_t(l.slots.size()), l.understood, 0, int64_t(l.expert_bytes)};
+    *out = {int32_t(sizeof(*out)), l.block, l.experts, int32_t(l.slots.size()), l.understood, l.device_can, int64_t(l.expert_bytes)};
     return EM_OK;
 }
 

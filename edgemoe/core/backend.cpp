@@ -22,6 +22,16 @@ struct buffer_context {
     bool        owned;
 };
 
+constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
+
+#if defined(_WIN32)
+void * aligned_memory(size_t bytes) { return _aligned_malloc(bytes, ALIGNMENT); }
+void   aligned_release(void * p) { _aligned_free(p); }
+#else
+void * aligned_memory(size_t bytes) { return aligned_alloc(ALIGNMENT, bytes); }
+void   aligned_release(void * p) { free(p); }
+#endif
+
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
 
 struct tensor_name {
@@ -88,7 +98,7 @@ int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
 void buffer_free(ggml_backend_buffer * buffer) {
     buffer_context * c = context_of(buffer);
     if (c->owned) {
-        free(c->base);
+        aligned_release(c->base);
     }
     delete c;
 }
@@ -132,17 +142,11 @@ ggml_backend_buffer_i buffer_table() {
 
 // ---- buffer type ----
 
-constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
-
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
 ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
     const size_t rounded = em_align(size + 1, ALIGNMENT);
-#if defined(_WIN32)
-    void * base = malloc(rounded); // freed with free(); tensors are aligned by the allocator's own rounding
-#else
-    void * base = aligned_alloc(ALIGNMENT, rounded);
-#endif
+    void *       base    = aligned_memory(rounded);
     if (!base) {
         return nullptr;
     }

@@ -65,7 +65,7 @@ typedef struct {
     int32_t experts;
     int32_t slots;
     int32_t understood;   // 1 fused, 0 runs as plain llama.cpp, -1 not seen yet
-    int32_t reserved;
+    int32_t device_can;   // 1 the device has every operation, 0 not: the CPU computes, -1 not asked yet
     int64_t expert_bytes; // one expert, all projections
 } em_layer_info;
 

@@ -59,7 +59,8 @@ struct em_layer_t {
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
     size_t        expert_bytes       = 0; // weights and biases of one expert
-    std::atomic<int> understood{-1};
+    std::atomic<int> understood{-1}; // is its pattern? -1 not seen yet
+    std::atomic<int> device_can{-1}; // has the device every operation of it? -1 not asked yet
 
     std::mutex            mutex; // guards everything below
     std::vector<em_slot>  slots;

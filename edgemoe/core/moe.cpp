@@ -130,12 +130,12 @@ const int32_t * ids_row(const ggml_tensor * ids, int64_t t) {
 }
 
 // Needs the layer's mutex, and it must be kept until the device is done.
-split split_pairs(const em_block & b) {
+split split_pairs(const em_block & b, bool device) {
     split s;
     for (int64_t t = 0; t < b.tokens; ++t) {
         const int32_t * row = ids_row(b.ids, t);
         for (int64_t i = 0; i < b.k; ++i) {
-            const int32_t slot = b.layer->slot_of.empty() ? -1 : b.layer->slot_of[row[i]];
+            const int32_t slot = device ? b.layer->slot_of[size_t(row[i])] : -1;
             (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
         }
     }
@@ -275,9 +275,11 @@ int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     return status;
 }
 
+bool device_usable(em_engine * e, const em_layer_t & layer) { return e->exec && !e->device_dead && layer.device_can != 0; }
+
 // Nothing of this layer is or can be on the device: it runs as in llama.cpp.
 bool all_cold(em_engine * e, em_layer_t & layer) {
-    if (!e->exec || e->device_dead) {
+    if (!device_usable(e, layer)) {
         return true;
     }
     std::lock_guard<std::mutex> lock(layer.mutex);
@@ -306,7 +308,7 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
     run r{c, e, b};
     std::lock_guard<std::mutex> compute(e->compute_mutex);
     std::lock_guard<std::mutex> lock(b.layer->mutex);
-    split s = split_pairs(b);
+    split s = split_pairs(b, device_usable(e, *b.layer));
     if (s.hot.empty() && tail && fusable(b)) {
         e->count.misses += int64_t(s.cold.size());
         return run_cold(r, s, *tail);
@@ -353,7 +355,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         }
         em_record(b.engine, b.layer->block, b.ids);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
-                                     b.engine->exec && !b.engine->device_dead;
+                                     device_usable(b.engine, *b.layer);
         if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b)) {
             account_plain(b);
             i = b.last;

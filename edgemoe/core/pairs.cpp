@@ -245,6 +245,18 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
     return static_cast<const float *>(result->data);
 }
 
+// Asked once per layer: a device may lack an operation or a weight type, and would end the process rather than say so.
+bool device_can(em_engine * e, const em_block & block, ggml_cgraph * graph) {
+    if (block.layer->device_can < 0) {
+        bool all = true;
+        for (int i = 0; i < G.ggml_graph_n_nodes(graph); ++i) {
+            all = all && G.ggml_backend_dev_supports_op(e->device, G.ggml_graph_node(graph, i));
+        }
+        block.layer->device_can = all;
+    }
+    return block.layer->device_can == 1;
+}
+
 } // namespace
 
 em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
@@ -279,6 +291,10 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     }
     if (!place_all(b, all, count)) {
         launch.status = STATUS_ALLOC_FAILED;
+        return launch;
+    }
+    if (side.device && !device_can(e, block, graph)) {
+        launch.status = STATUS_FAILED;
         return launch;
     }
     launch.result = side.device ? run_on_device(b, graph, result, launch.status) : run_on_cpu(b, graph, result, launch.status);

@@ -57,7 +57,7 @@ class LayerInfo(ctypes.Structure):
         ("experts", _i32),
         ("slots", _i32),
         ("understood", _i32),
-        ("reserved", _i32),
+        ("device_can", _i32),
         ("expert_bytes", _i64),
     ]
 

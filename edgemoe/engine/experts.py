@@ -52,7 +52,7 @@ class Experts:
         self._last: IdArray = np.full((len(infos), used), -1, dtype=np.int32)
         self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
         self._row_start = np.arange(len(infos), dtype=np.int32)[:, None] * self._heat.shape[1]
-        self._first_step_seen = False
+        self._noted = False
         self._recording: list[IdArray] | None = None
         self._profile = self._load_profile()
         if self.shape is None:
@@ -128,9 +128,9 @@ class Experts:
         """Hand the routing of the step just computed to the policy, and its wishes to the core."""
         if self.shape is None:
             return
-        if not self._first_step_seen:
-            self._first_step_seen = True
-            self._note_unknown_layers()
+        if not self._noted:
+            self._noted = True
+            self._note_layers()
         events = self._native.drain()
         for ids in self._steps(events):
             self._note_use(ids)
@@ -151,13 +151,20 @@ class Experts:
 
     # ---- inside ----
 
-    def _note_unknown_layers(self) -> None:
-        unknown = [info.block for info in self._native.layers() if info.understood == 0]
-        if unknown:
-            names = ", ".join(str(block) for block in unknown)
-            self.notes.append(
-                f"The experts of layer {names} follow a pattern that is not understood: it runs as in llama.cpp."
-            )
+    def _note_layers(self) -> None:
+        infos = self._native.layers()
+        for layers, what in (
+            (
+                [i.block for i in infos if i.understood == 0],
+                "a pattern that is not understood: it runs as in llama.cpp",
+            ),
+            (
+                [i.block for i in infos if i.device_can == 0],
+                f"operations that {self.device} lacks: the CPU computes them",
+            ),
+        ):
+            if layers:
+                self.notes.append(f"The experts of layer {', '.join(map(str, layers))} have {what}.")
 
     def _states(self) -> npt.NDArray[np.uint8]:
         if self.shape is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,7 @@ from ..config import SimConfig
 from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
 from ..types import ExpertStats, Load
 
-_SUFFIX = {"win32": ".dll", "darwin": ".so"}.get(sys.platform, ".so")
-CORE_PATH = Path(__file__).with_name("edgemoe_core" + _SUFFIX)
+_CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
 ABI_VERSION = 1
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
@@ -107,6 +108,22 @@ _SIGNATURES = {
 }
 
 
+def find_core() -> Path:
+    """The compiled core: beside this file, or in the installed package when this file is run from a checkout.
+
+    Raises:
+        EdgeMoEError: it is in neither place.
+    """
+    places = [Path(__file__).with_name(_CORE_NAME)]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        installed = importlib.metadata.distribution("edgemoe").locate_file(f"edgemoe/engine/{_CORE_NAME}")
+        places.append(Path(str(installed)))
+    for place in places:
+        if place.exists():
+            return place
+    raise EdgeMoEError("the compiled core is missing", "install with: python -m pip install .")
+
+
 class Core:
     """The loaded core library, checked against the ggml of this process.
 
@@ -117,9 +134,8 @@ class Core:
 
     def __init__(self, ggml: Sequence[ctypes.CDLL], found: str, tested: str) -> None:
         """Load the core and hand it every ggml function it needs, looked up in ``ggml`` in order."""
-        if not CORE_PATH.exists():
-            raise EdgeMoEError("the compiled core is missing", "install with: python -m pip install .")
-        self._lib = ctypes.CDLL(str(CORE_PATH))
+        self.path = find_core()
+        self._lib = ctypes.CDLL(str(self.path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments

@@ -29,7 +29,7 @@ from llama_cpp import llama as llama_module
 from llama_cpp import llama_cpp as binding
 
 from ..errors import BackendMismatch
-from .binding import CORE_PATH, Core, NativeEngine
+from .binding import Core, NativeEngine
 
 TESTED = "llama-cpp-python==0.3.36"
 # Weights, biases and scales of routed experts, in every spelling llama.cpp has.
@@ -66,7 +66,7 @@ def core() -> Core:
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     with _quiet():
-        registered = load(str(CORE_PATH).encode())
+        registered = load(str(loaded.path).encode())
     if not registered:
         raise BackendMismatch(f"{version()} (backend interface version)", TESTED)
     if "EdgeMoE" not in [name for name, _ in _all_devices()]:

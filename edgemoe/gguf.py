@@ -13,7 +13,7 @@ import mmap
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,10 +35,12 @@ TYPES: dict[int, tuple[str, int, int]] = {
 }  # fmt: skip
 # Types that ggml cannot multiply with: as a weight they crash it.
 NOT_WEIGHTS = {9, 15, 24, 25, 27, 28}
+F32, I32 = 0, 26
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_TENSORS, _MAX_KEYS, _MAX_NAME, _MAX_KEY = 1 << 17, 1 << 16, 63, 65535
+_MAX_LAYERS = 512  # llama.cpp's own limit
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias)$")
 
@@ -51,11 +53,13 @@ class GgufArray:
         type: GGUF value type of the elements.
         length: number of elements.
         offset: where the first one begins, in bytes from the start of the file.
+        values: the elements themselves where they are numbers, and no more than layers: a value per layer.
     """
 
     type: int
     length: int
     offset: int
+    values: tuple[float, ...] = ()
 
 
 Value: TypeAlias = bool | int | float | str | GgufArray
@@ -281,7 +285,10 @@ def _value(cursor: _Cursor, key: str) -> Value:
     element, length = cursor.scalar("I"), cursor.scalar("Q")
     array = GgufArray(element, length, cursor.at)
     if element in _SCALARS:
-        cursor.take(struct.calcsize("<" + _SCALARS[element]) * length)
+        code = _SCALARS[element]
+        start = cursor.take(struct.calcsize("<" + code) * length)
+        if length <= _MAX_LAYERS:
+            array = replace(array, values=struct.unpack_from(f"<{length}{code}", cursor.data, start))
     elif element == _STRING:
         if length > len(cursor.data) // 8:
             raise cursor.fail(f"key {key!r} has {length} strings")
@@ -330,34 +337,85 @@ def _check_places(cursor: _Cursor, tensors: list[GgufTensor]) -> None:
 
 # ---- checking ----
 
-# Hyper-parameters and the most they may be; above, or where less than 1, llama.cpp divides by zero or runs out of memory.
+# Hyper-parameters and the most they may be; above, or below 1, llama.cpp divides by zero or runs out of memory.
 _LIMITS = {
-    "block_count": 512,  # llama.cpp's own limit of layers
+    "block_count": _MAX_LAYERS,
     "embedding_length": 1 << 17,
     "attention.head_count": 1 << 12,
     "context_length": 1 << 31,
+    "vocab_size": 1 << 21,
+}
+# These may be 0: a layer without, or a model without.
+_LIMITS_FROM_ZERO = {
     "feed_forward_length": 1 << 20,
     "expert_feed_forward_length": 1 << 20,
-    "vocab_size": 1 << 21,
+    "attention.head_count_kv": 1 << 12,
 }
 
 
 def _check_numbers(file: GgufFile) -> None:
     if not file.architecture:
         raise BadGguf(f"{file.path.name}: general.architecture is missing", HINT)
-    for key, most in _LIMITS.items():
-        value = file.metadata.get(f"{file.architecture}.{key}")
-        if value is None or isinstance(value, GgufArray):
-            continue
-        if isinstance(value, (bool, str, float)) or not 0 < value <= most:
-            raise BadGguf(f"{file.path.name}: {key} is {value!r}", HINT)
+    for limits, least in ((_LIMITS, 1), (_LIMITS_FROM_ZERO, 0)):
+        for key, most in limits.items():
+            for value in _values(file, key):
+                if isinstance(value, (bool, str, float)) or not least <= value <= most:
+                    raise BadGguf(f"{file.path.name}: {key} is {value!r}", HINT)
+    for key in file.metadata:
+        if key.endswith("epsilon"):
+            for value in _values(file, key.removeprefix(file.architecture + ".")):
+                if isinstance(value, str) or not 0 <= value < 1:
+                    raise BadGguf(f"{file.path.name}: {key} is {value!r}", HINT)
+    _check_rope(file)
+    _check_layers(file)
+
+
+def _check_rope(file: GgufFile) -> None:
+    width, heads = file.number("embedding_length"), file.number("attention.head_count")
+    for suffix in ("", "_swa"):
+        rotated = file.number(f"rope.dimension_count{suffix}")
+        head = file.number(f"attention.key_length{suffix}") or file.number("attention.key_length")
+        head = head or (width // heads if width and heads else None)
+        if rotated is not None and (rotated < 0 or rotated % 2 or (head is not None and rotated > head)):
+            what = f"rope.dimension_count{suffix} is {rotated} in a head of {head}"
+            raise BadGguf(f"{file.path.name}: {what}", HINT)
+    sections = [value for value in _values(file, "rope.dimension_sections") if not isinstance(value, str)]
+    if sections and not (min(sections) >= 0 and 0 < sum(sections) <= (file.number("rope.dimension_count") or 1 << 12)):
+        raise BadGguf(f"{file.path.name}: rope.dimension_sections are {sections}", HINT)
+
+
+def _check_layers(file: GgufFile) -> None:
+    """Lists with a value per layer that contradict each other: llama.cpp takes them at their word."""
+    pattern = _values(file, "attention.sliding_window_pattern")
+    if len(pattern) > 1 and not any(pattern):
+        raise BadGguf(f"{file.path.name}: attention.sliding_window_pattern marks no layer", HINT)
+    window = file.number("attention.sliding_window")
+    none_allowed = file.architecture.startswith("phi")  # there 0 says that all layers see everything
+    if window is not None and not (0 if none_allowed else 1) <= window <= 1 << 24:
+        raise BadGguf(f"{file.path.name}: attention.sliding_window is {window}", HINT)
+    lists = [_values(file, key) for key in ("feed_forward_length", "expert_feed_forward_length", "expert_used_count")]
+    if lists[2] and all(len(values) > 1 for values in lists[::2]):
+        widths = lists[1] if len(lists[1]) > 1 else lists[1] * len(lists[0])
+        for layer, (dense, routed, used) in enumerate(zip(lists[0], widths or lists[0], lists[2], strict=False)):
+            if dense and not used and not (widths and routed):
+                raise BadGguf(f"{file.path.name}: layer {layer} is {dense} wide but uses no expert", HINT)
+
+
+def _values(file: GgufFile, key: str) -> tuple[bool | int | float | str, ...]:
+    """What a key of the architecture holds: nothing, one value, or one per layer."""
+    value = file.metadata.get(f"{file.architecture}.{key}")
+    if value is None:
+        return ()
+    return value.values if isinstance(value, GgufArray) else (value,)
 
 
 def _check_tensors(file: GgufFile) -> None:
     width = file.number("embedding_length")
     for tensor in file.tensors.values():
-        if tensor.type in NOT_WEIGHTS and tensor.name.endswith((".weight", ".bias")):
-            raise BadGguf(f"{file.path.name}: weight {tensor.name!r} has the type {tensor.type_name}", HINT)
+        # Vectors, and matrices of a state-space model that are no weights: ggml computes with them in F32 only.
+        exact = len(tensor.shape) == 1 or not tensor.name.endswith(".weight")
+        if tensor.type in NOT_WEIGHTS or (exact and tensor.type not in (F32, I32)):
+            raise BadGguf(f"{file.path.name}: {tensor.name!r} has the type {tensor.type_name}", HINT)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or width is None:
         return
@@ -378,9 +436,7 @@ def _check_experts(file: GgufFile) -> None:
         raise BadGguf(f"{file.path.name}: {used} of {count} experts used", HINT)
     for tensor in file.tensors.values():
         match = _EXPERTS.match(tensor.name)
-        if (
-            match
-            and match[2] == "weight"
-            and (len(tensor.shape) != 3 or (count and tensor.shape[2] > max(count, 1) * 64))
-        ):
+        if not match or match[2] != "weight":
+            continue
+        if len(tensor.shape) != 3 or (count and tensor.shape[2] > count * 64):
             raise BadGguf(f"{file.path.name}: {tensor.name!r} of shape {tensor.shape} for {count} experts", HINT)

@@ -70,6 +70,18 @@ int32_t em_struct_bytes(int32_t which) {
     return which >= 0 && which < 5 ? int32_t(sizes[which]) : -1;
 }
 
+int32_t em_decode(void * llama_decode, void * context, const void * batch, int32_t * result) {
+    em_trap_aborts();
+    int32_t status = EM_OK;
+    try {
+        *result = reinterpret_cast<llama_decode_t>(llama_decode)(context, *static_cast<const llama_batch *>(batch));
+    } catch (const std::exception & error) {
+        status = em_fail(EM_ERROR_STATE, error.what());
+    }
+    em_release_aborts();
+    return status;
+}
+
 void * em_abort_callback(void) { return reinterpret_cast<void *>(abort_requested); }
 
 em_engine * em_engine_new(const em_options * options) {

@@ -6,8 +6,11 @@
 
 #include "engine.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <stdexcept>
 
 namespace {
 
@@ -310,12 +313,49 @@ void * reg_proc(ggml_backend_reg *, const char * name) {
     return nullptr;
 }
 
+std::mutex            trap_mutex;
+int                   traps = 0;
+thread_local int      traps_here = 0;
+ggml_abort_callback_t callback_before = nullptr;
+
+void on_abort(const char * message) {
+    if (traps_here) {
+        throw std::runtime_error(message);
+    }
+    if (callback_before) {
+        callback_before(message);
+    } else {
+        fprintf(stderr, "%s\n", message);
+    }
+}
+
 } // namespace
 
 em_engine * em_loading() { return loading; }
 bool        em_sim_is_gpu() { return sim_visible; }
 
+void em_trap_aborts() {
+    std::lock_guard<std::mutex> lock(trap_mutex);
+    ++traps_here;
+    if (traps++ == 0) {
+        callback_before = G.ggml_set_abort_callback(on_abort);
+    }
+}
+
+void em_release_aborts() {
+    std::lock_guard<std::mutex> lock(trap_mutex);
+    --traps_here;
+    if (--traps == 0) {
+        G.ggml_set_abort_callback(callback_before);
+    }
+}
+
 void em_set_loading(em_engine * e, bool sim_is_gpu) {
+    if (e && !loading) {
+        em_trap_aborts();
+    } else if (!e && loading) {
+        em_release_aborts();
+    }
     loading     = e;
     sim_visible = e && sim_is_gpu;
 }

@@ -102,6 +102,9 @@ EM_API int32_t      em_check(void);
 EM_API void *       ggml_backend_init(void);
 // The buffer type for llama_model_params.tensor_buft_overrides.
 EM_API void *       em_buffer_type(void);
+// Calls llama_decode(context, *batch); an assertion of ggml that fails on this thread is an error instead of the end of the
+// process. The context cannot be used afterwards, only freed.
+EM_API int32_t      em_decode(void * llama_decode, void * context, const void * batch, int32_t * result);
 // Address of bool (*)(void * engine): true once em_cancel was called; for llama_set_abort_callback.
 EM_API void *       em_abort_callback(void);
 

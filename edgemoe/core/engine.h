@@ -160,6 +160,10 @@ ggml_backend_buffer_type * em_buft();
 ggml_backend_reg *         em_reg();
 em_layer_t *               em_layer_of(const ggml_tensor * weight, em_engine ** engine);
 int                        em_projection_of(const em_layer_t & layer, const ggml_tensor * weight); // -1: not of this layer
+// llama.cpp asserts what it reads from a file, and ggml ends the process where an assertion fails. Between these two calls a
+// failure on this thread is an exception instead.
+void                       em_trap_aborts();
+void                       em_release_aborts();
 em_engine *                em_loading();
 void                       em_set_loading(em_engine * e, bool sim_is_gpu);
 bool                       em_sim_is_gpu();

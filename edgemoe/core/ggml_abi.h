@@ -183,7 +183,21 @@ typedef bool (*ggml_abort_callback)(void *);
 typedef void (*ggml_custom_op_t)(ggml_tensor * dst, int ith, int nth, void * userdata);
 
 // Every ggml function the core calls: (result, name, arguments). All are public API.
+typedef void (*ggml_abort_callback_t)(const char * message);
+
+struct llama_batch {
+    int32_t    n_tokens;
+    int32_t *  token;
+    float *    embd;
+    int32_t *  pos;
+    int32_t *  n_seq_id;
+    int32_t ** seq_id;
+    int8_t *   logits;
+};
+typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
+
 #define EM_GGML_FUNCTIONS(X)                                                                                          \
+    X(ggml_abort_callback_t, ggml_set_abort_callback, (ggml_abort_callback_t callback))                               \
     X(const char *, ggml_op_name, (int op))                                                                           \
     X(size_t, ggml_row_size, (int type, int64_t ne))                                                                  \
     X(size_t, ggml_nbytes, (const ggml_tensor * t))                                                                   \

@@ -88,6 +88,7 @@ _SIGNATURES = {
     "em_symbol_set": (_i32, [_i32, ctypes.c_void_p]),
     "em_check": (_i32, []),
     "em_buffer_type": (ctypes.c_void_p, []),
+    "em_decode": (_i32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_i32)]),
     "em_abort_callback": (ctypes.c_void_p, []),
     "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
     "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
@@ -156,6 +157,17 @@ class Core:
     def buffer_type(self) -> int:
         """Address of the buffer type that holds experts."""
         return int(self._lib.em_buffer_type())
+
+    def decode(self, llama_decode: int, context: int, batch: ctypes.Structure) -> int:
+        """``llama_decode`` (its address) on ``batch``; returns what it returns.
+
+        Raises:
+            EdgeMoEError: an assertion of ggml failed; the context can only be freed.
+        """
+        result = _i32()
+        if self._lib.em_decode(llama_decode, context, ctypes.byref(batch), ctypes.byref(result)) != OK:
+            raise EdgeMoEError(self.last_error())
+        return result.value
 
     def abort_callback(self) -> int:
         """Address of the callback that ends a computation after ``NativeEngine.cancel``."""

@@ -16,10 +16,10 @@ import contextlib
 import ctypes
 import importlib.metadata
 import logging
+import re
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,7 +39,8 @@ _log = logging.getLogger("edgemoe.llama")
 _log.addHandler(logging.NullHandler())  # silent unless the application wants it
 _log.propagate = False
 _scope = threading.local()
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR, 5: logging.DEBUG}
+_ERROR = 4
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, _ERROR: logging.ERROR, 5: logging.DEBUG}
 
 
 class _Override(ctypes.Structure):
@@ -74,38 +75,44 @@ def core() -> Core:
     return loaded
 
 
+@cache
+def address_of(name: str) -> int:
+    """Where a function of llama.cpp is."""
+    return ctypes.cast(getattr(binding._lib, name), ctypes.c_void_p).value or 0
+
+
 def devices() -> list[str]:
     """Names of the GPU devices that llama.cpp sees, without ours."""
     return [name for name, kind in _all_devices() if kind in (1, 2)]
 
 
 @contextlib.contextmanager
-def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[deque[str]]:
-    """While a model of ours loads on this thread; gives the last messages of llama.cpp."""
-    messages: deque[str] = deque(maxlen=200)
+def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[list[str]]:
+    """While a model of ours loads on this thread; gives what llama.cpp calls an error."""
+    errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
-    _scope.messages = messages
+    _scope.errors = errors
     engine.begin_load(sim_is_gpu)
     binding.llama_model_default_params = _params_with_our_buffers(plain_params)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     try:
-        yield messages
+        yield errors
     finally:
         binding.llama_model_default_params = plain_params
         llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard
         engine.end_load()
-        _scope.messages = None
+        _scope.errors = None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    before = getattr(_scope, "messages", None)
-    _scope.messages = deque(maxlen=1) if before is None else before
+    before = getattr(_scope, "errors", None)
+    _scope.errors = [] if before is None else before
     try:
         yield
     finally:
-        _scope.messages = before
+        _scope.errors = before
 
 
 def computing() -> contextlib.AbstractContextManager[None]:
@@ -146,7 +153,7 @@ def _overrides() -> Any:
 def _params_with_our_buffers(plain: Callable[[], Any]) -> Callable[[], Any]:
     def model_default_params() -> Any:
         params = plain()
-        if getattr(_scope, "messages", None) is not None:
+        if getattr(_scope, "errors", None) is not None:
             params.tensor_buft_overrides = ctypes.addressof(_overrides())
         return params
 
@@ -155,26 +162,24 @@ def _params_with_our_buffers(plain: Callable[[], Any]) -> Callable[[], Any]:
 
 def _guard_that_spares_us(plain: Any) -> Any:
     def guard(disable: bool = True) -> Any:
-        return plain(disable or getattr(_scope, "messages", None) is not None)
+        return plain(disable or getattr(_scope, "errors", None) is not None)
 
     return guard
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-    messages = getattr(_scope, "messages", None)
-    if messages is None:
+    errors = getattr(_scope, "errors", None)
+    if errors is None:
         _logger.llama_log_callback(level, text, user_data)
         return
     line = text.decode("utf-8", "replace").rstrip()
     if line and line != ".":
-        messages.append(line)
+        if level == _ERROR:
+            errors.append(line)
         _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
-def error_text(messages: deque[str]) -> str:
-    """The line of llama.cpp's messages that says why a load failed."""
-    for line in reversed(messages):
-        if "error" in line.lower() or "failed" in line.lower():
-            return line.split(": ", 1)[-1]
-    return messages[-1] if messages else "llama.cpp gave no reason"
+def error_text(errors: Sequence[str]) -> str:
+    """Why a load failed: the first of llama.cpp's errors, without functions and folders of its build."""
+    return re.sub(r"^(\w+: )*|\S*/(?=\S+:\d+: )", "", errors[0]) if errors else "llama.cpp gave no reason"

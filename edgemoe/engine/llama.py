@@ -19,6 +19,7 @@ from ..config import OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
 from ..gguf import check, model_identity, moe_shape
 from . import host
+from .binding import Core
 from .experts import Experts
 from .meter import Meter
 
@@ -82,18 +83,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._native = native
         self._meter = Meter(native, device or "none")
         self._cancel_requested = False
-        with _load_lock, host.loading(native, sim_is_gpu=device == "sim") as messages:
-            try:
+        complaints: Sequence[str] = ()
+        try:
+            with _load_lock, host.loading(native, sim_is_gpu=device == "sim") as complaints:
                 super().__init__(str(model_path), **keywords)
-            except ValueError as error:
-                reason = host.error_text(messages)
-                self._free_native()
-                if not Path(model_path).exists():
-                    raise ModelNotFound(f"{model_path} does not exist") from error
-                raise BadGguf(f"{Path(model_path).name}: {reason}", "the file may be damaged") from error
-            except BaseException:
-                self._free_native()
-                raise
+        except ValueError as error:
+            self._free_native()
+            if not Path(model_path).exists():
+                raise ModelNotFound(f"{model_path} does not exist") from error
+            raise BadGguf(f"{file.path.name}: {host.error_text(complaints)}", "the file may be damaged") from error
+        except BaseException:
+            self._free_native()
+            raise
         shape = moe_shape(file)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
@@ -101,6 +102,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self.experts = Experts(native, config, device, used, model_identity(file))
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
+        self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
         _open.add(self)
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
@@ -200,6 +202,26 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if getattr(self, "_stack", None) is not None:
                 self._stack.close()
             native.close()
+
+
+class _GuardedDecode:
+    """Stands in for ``decode`` of llama_cpp's context: a failed assertion of ggml is an error, not the end."""
+
+    def __init__(self, core: Core, context: int) -> None:
+        self._core, self._context = core, context
+        self._function = host.address_of("llama_decode")
+        self._broken = ""
+
+    def __call__(self, batch: Any) -> None:
+        if self._broken:
+            raise EdgeMoEError(f"the model is unusable after an error: {self._broken}")
+        try:
+            status = self._core.decode(self._function, self._context, batch.batch)
+        except EdgeMoEError as error:
+            self._broken = host.error_text([str(error)])
+            raise EdgeMoEError(f"llama.cpp failed to compute: {self._broken}") from error
+        if status != 0:
+            raise RuntimeError(f"llama_decode returned {status}")
 
 
 def _resolve_device(config: OffloadConfig) -> str:

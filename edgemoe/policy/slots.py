@@ -57,12 +57,11 @@ def _total(sizes: tuple[int, ...], slots: list[int]) -> int:
 
 
 def _spend(sizes: tuple[int, ...], slots: list[int], left_bytes: int, most: int) -> None:
-    """Give what is left to the last layers, one slot each per round."""
-    spent = True
-    while spent:
-        spent = False
-        for layer in reversed(range(len(sizes))):
-            if slots[layer] < most and sizes[layer] <= left_bytes:
-                slots[layer] += 1
-                left_bytes -= sizes[layer]
-                spent = True
+    """Give what is left one slot at a time, always to the layer with the fewest bytes, of equals to the last."""
+    while True:
+        open_layers = [i for i, size in enumerate(sizes) if slots[i] < most and size <= left_bytes]
+        if not open_layers:
+            return
+        layer = min(open_layers, key=lambda i: (slots[i] * sizes[i], -i))
+        slots[layer] += 1
+        left_bytes -= sizes[layer]

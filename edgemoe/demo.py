@@ -120,13 +120,20 @@ def _claimed(part: Path) -> Iterator[Path]:
         with part.open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             # The builder before us may have renamed or removed the file that we waited for.
-            if not part.exists() or part.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+            if not _is_open_as(part, stream.fileno()):
                 continue
             try:
                 yield part
             finally:
                 part.unlink(missing_ok=True)
             return
+
+
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _source() -> Path:

@@ -95,6 +95,8 @@ class OffloadConfig:
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
         stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device.
             0 never streams.
+        synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts
+            every time, as in a replay.
         sim: behaviour of the ``sim`` device.
 
     Raises:
@@ -109,6 +111,7 @@ class OffloadConfig:
     uploads_per_step: int = 2
     prefill_tokens: int = 16
     stream_tokens: int = 32
+    synchronous: bool = False
     sim: SimConfig = SimConfig()
 
     def __post_init__(self) -> None:

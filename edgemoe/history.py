@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .trace import read_npz, write_npz
-from .types import FloatArray
+from .types import FloatArray, IdArray
 
 VERSION = 1
 # Evidence this many tokens old counts half: some long chats, so that the profile follows its user.
 HALF_LIFE_TOKENS = 20_000
-_KEYS = ("version", "identity", "heat", "tokens", "runs")
+# What a predictor is trained on: some hours of chat, a few MB.
+RECENT_TOKENS = 16_384
+_KEYS = ("version", "identity", "heat", "tokens", "runs", "recent")
 _IDENTITY = re.compile(r"[0-9a-f]+")
 
 
@@ -31,12 +33,15 @@ class Profile:
         heat: decayed use counts, ``(layers, experts)``, 0 or more.
         tokens: decayed number of tokens behind ``heat``.
         runs: runs merged so far.
+        recent: routing of the latest decode tokens, ``(tokens, layers, used)``, -1 where missing; no more than
+            `RECENT_TOKENS`.
     """
 
     identity: str
     heat: FloatArray
     tokens: float
     runs: int = 1
+    recent: IdArray = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.int32))
 
 
 def load(
@@ -83,6 +88,7 @@ def save(profile: Profile, folder: Path, notes: list[str] | None = None) -> None
         "heat": profile.heat.astype(np.float32),
         "tokens": np.array(profile.tokens, dtype=np.float64),
         "runs": np.array(profile.runs),
+        "recent": profile.recent.astype(np.int16 if profile.heat.shape[1] < 1 << 15 else np.int32),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,13 +108,20 @@ def merge(old: Profile | None, run: Profile) -> Profile:
     if old is None or old.heat.shape != run.heat.shape:
         return run
     assert old.identity == run.identity
+    recent = run.recent
+    if old.recent.shape[1:] == recent.shape[1:]:
+        recent = np.concatenate([old.recent, recent])[-RECENT_TOKENS:]
+    elif not len(recent):
+        recent = old.recent
     kept = 0.5 ** (run.tokens / HALF_LIFE_TOKENS)
     heat = (old.heat * kept + run.heat).astype(np.float32)
-    return Profile(run.identity, heat, old.tokens * kept + run.tokens, old.runs + run.runs)
+    return Profile(run.identity, heat, old.tokens * kept + run.tokens, old.runs + run.runs, recent)
 
 
 def _checked(arrays: Mapping[str, npt.NDArray[Any]], identity: str, shape: tuple[int, int] | None) -> Profile:
     for key in _KEYS:
+        if key == "recent":
+            continue
         if key not in arrays:
             raise ValueError(f"{key} is missing")
         if key != "heat" and arrays[key].shape:
@@ -120,11 +133,21 @@ def _checked(arrays: Mapping[str, npt.NDArray[Any]], identity: str, shape: tuple
     heat = arrays["heat"].astype(np.float32)
     if heat.ndim != 2 or shape not in (None, heat.shape):
         raise ValueError(f"its shape is {heat.shape} instead of {shape}")
-    profile = Profile(identity, heat, float(arrays["tokens"]), int(arrays["runs"]))
+    recent = _checked_recent(arrays.get("recent", np.zeros((0, 0, 0), dtype=np.int32)), heat.shape)
+    profile = Profile(identity, heat, float(arrays["tokens"]), int(arrays["runs"]), recent)
     counts = np.append(heat, profile.tokens)
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError("it holds negative or endless counts")
     return profile
+
+
+def _checked_recent(raw: npt.NDArray[Any], shape: tuple[int, ...]) -> IdArray:
+    if raw.ndim != 3 or raw.dtype.kind not in "iu":
+        raise ValueError("its recent routing is no array of ids")
+    recent = raw.astype(np.int32)
+    if recent.size and (recent.shape[1] != shape[0] or recent.min() < -1 or recent.max() >= shape[1]):
+        raise ValueError("its recent routing is of another model")
+    return recent[-RECENT_TOKENS:]
 
 
 def _path(identity: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.history import HALF_LIFE_TOKENS, Profile, load, merge, save
+from edgemoe.history import HALF_LIFE_TOKENS, RECENT_TOKENS, Profile, load, merge, save
 from edgemoe.types import FloatArray
 
 KEY = "0123abcd"
@@ -90,6 +90,9 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ({"tokens": np.inf}, "negative or endless"),
         ({"tokens": "many"}, "not used"),
         ({"runs": np.inf}, "not used"),
+        ({"recent": np.zeros((4, 2, 2), dtype=np.int16)}, "recent routing is of another model"),
+        ({"recent": np.full((4, 3, 2), 8, dtype=np.int16)}, "recent routing is of another model"),
+        ({"recent": np.zeros((4, 3, 2))}, "recent routing is no array of ids"),
     ],
 )
 def test_what_cannot_be_used_is_set_aside(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -161,3 +164,17 @@ def test_a_file_that_cannot_be_opened_or_renamed(tmp_path: Path, monkeypatch: py
 def test_a_key_that_is_no_key_is_our_mistake(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         load("../../etc/passwd", tmp_path, SHAPE)
+
+
+def test_recent_routing_is_kept_and_the_oldest_goes(tmp_path: Path) -> None:
+    def routing(first: int, tokens: int) -> Any:
+        return np.broadcast_to((np.arange(first, first + tokens) % 8)[:, None, None], (tokens, 3, 2)).astype(np.int32)
+
+    old = Profile(KEY, heat(), 5.0, recent=routing(0, 10))
+    save(merge(old, Profile(KEY, heat(), 5.0, recent=routing(10, 7))), tmp_path)
+    read = load(KEY, tmp_path, SHAPE)
+    assert read is not None
+    np.testing.assert_array_equal(read.recent, routing(0, 17))
+    full = merge(read, Profile(KEY, heat(), 5.0, recent=routing(1, RECENT_TOKENS - 3)))
+    assert len(full.recent) == RECENT_TOKENS
+    np.testing.assert_array_equal(full.recent[:3], routing(14, 3))

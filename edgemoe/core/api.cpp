@@ -150,6 +150,8 @@ int32_t em_end_load(em_engine * e) {
         if (whole) {
             e->layers[i]->slot_of.assign(size_t(l.experts), -1);
             e->layers[i]->state.assign(size_t(l.experts), EM_COLD);
+            e->layers[i]->ahead.assign(size_t(l.experts), 0);
+            e->layers[i]->index = int32_t(i);
             ++i;
         } else {
             for (const ggml_tensor * w : l.weight) {
@@ -158,6 +160,7 @@ int32_t em_end_load(em_engine * e) {
             e->layers.erase(e->layers.begin() + long(i));
         }
     }
+    e->ahead.spent.assign(e->layers.size(), 0);
     e->loaded = true;
     em_copy_start(e);
     return EM_OK;
@@ -188,16 +191,7 @@ int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
         if (l.expert < 0 || l.expert >= layer.experts || l.victim >= layer.experts) {
             continue;
         }
-        {
-            std::lock_guard<std::mutex> lock(layer.mutex);
-            if (layer.slots.empty() || layer.state[size_t(l.expert)] != EM_COLD) {
-                continue;
-            }
-            layer.state[size_t(l.expert)] = EM_PENDING;
-        }
-        std::lock_guard<std::mutex> lock(e->queue_mutex);
-        e->queue.push_back(l);
-        ++taken;
+        taken += em_queue(e, l, -1);
     }
     e->queue_changed.notify_all();
     return taken;
@@ -206,7 +200,7 @@ int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
 int32_t em_wait_uploads(em_engine * e, int32_t timeout_ms) {
     std::unique_lock<std::mutex> lock(e->queue_mutex);
     const bool done = e->queue_changed.wait_for(lock, std::chrono::milliseconds(timeout_ms),
-                                                [&] { return e->stopping || (e->queue.empty() && !e->copying); });
+                                                [&] { return e->stopping || (e->queue.empty() && e->urgent.empty() && !e->copying); });
     return done ? EM_OK : em_fail(EM_ERROR_STATE, "uploads are still under way");
 }
 
@@ -234,6 +228,9 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     s->dropped_events = c.dropped_events;
     for (auto & layer : e->layers) {
         std::lock_guard<std::mutex> lock(layer->mutex);
+        s->prefetch_useful += layer->ahead_useful;
+        s->prefetch_late += layer->ahead_late;
+        s->prefetch_wasted += layer->ahead_wasted;
         s->slots += int64_t(layer->slots.size());
         s->slot_bytes += int64_t(layer->places.bytes);
         s->resident += layer->resident;

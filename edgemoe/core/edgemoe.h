@@ -84,10 +84,42 @@ typedef struct {
     int64_t uploads, upload_bytes, streamed_bytes, failed_uploads;
     int64_t joins, device_fallbacks;
     int64_t moe_ns, device_ns, cpu_ns, join_ns;
+    int64_t prefetch_useful, prefetch_late, prefetch_wasted;
     int64_t slots, slot_bytes, resident, pending;
     int64_t fused_layers, plain_layers;
     int64_t dropped_events;
 } em_stats_t;
+
+// --- predictor: no engine and no ggml needed; one thread at a time ---
+
+typedef struct em_predictor em_predictor;
+
+// Log-linear tables, float32, copied. E experts, L layers, D decays, M memories; lead a + 1 is that many layers ahead.
+typedef struct {
+    int32_t struct_bytes;
+    int32_t layers, experts, used, decays, memories, leads, reach;
+    const float * decay;       // [D] what is left of a frequency after a token
+    const float * keep_bias;   // [L, E] use soon: logit = bias + decay . frequency + rows of the latest token + memories
+    const float * keep_decay;  // [L, D]
+    const float * keep_again;  // [L, E, E]
+    const float * memory_rate; // [M]
+    const float * keep_memory; // [M, L, E, E]
+    const float * next_bias;   // [leads, L, E] use by the token under way, of layer l
+    const float * next_decay;  // [leads, L, D]
+    const float * next_again;  // [leads, L, E, E] rows: experts of layer l of the token before
+    const float * next_rows;   // [leads, reach, L, E, E] rows: experts of layer l - lead - j
+} em_predictor_tables;
+
+EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: sizes make no sense
+EM_API void           em_predictor_free(em_predictor * p);
+EM_API void           em_predictor_seed(em_predictor * p, const float * use);   // [L, E] uses per token so far
+EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids); // [L, used] of a computed token, -1 unknown
+EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // of the one under way
+EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out);      // [E] probabilities
+EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
+// Exchanges that gain at least so much expected use; state is em_expert_state [E]. Returns how many of at most `most`.
+EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
+                                          int32_t most, float gain, em_load * out);
 
 // --- meeting ggml ---
 EM_API int32_t      em_abi_version(void);
@@ -126,6 +158,14 @@ EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * o
 EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
 // Queue uploads; returns how many were taken.
 EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);
+// Load ahead of need, `most` experts per layer and step, `lead` layers ahead, where an exchange gains `gain` expected uses; NULL:
+// never. The predictor stays the caller's and must outlive its use here. wait: compute goes on only when they have arrived.
+EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
+// Prefetches of each layer since the last call.
+EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t capacity);
+// Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:
+// from the router again. For benchmarks.
+EM_API int32_t     em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t used);
 // Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
 EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
 // em_expert_state per (layer, expert), row by row.

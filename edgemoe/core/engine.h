@@ -54,7 +54,8 @@ struct em_places {
 };
 
 struct em_layer_t {
-    int32_t       block   = -1;
+    int32_t       block   = -1; // number in the tensor names
+    int32_t       index   = -1; // among the layers with routed experts
     int32_t       experts = 0;
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
@@ -68,6 +69,8 @@ struct em_layer_t {
     std::vector<uint8_t>  state;   // expert -> em_expert_state
     int32_t               resident = 0;
     em_places             places; // device memory of the slots
+    std::vector<uint8_t>  ahead;  // expert -> 1 loaded or asked for ahead of need, and not used since
+    int64_t               ahead_useful = 0, ahead_late = 0, ahead_wasted = 0;
 };
 
 // A growing piece of memory: on the host (pinned where the device offers it) or on the device.
@@ -92,6 +95,23 @@ struct em_counters {
 struct em_stage {
     const em_layer_t * like = nullptr;
     em_places          places;
+};
+
+// An upload in the queue. A prefetch is worth nothing once its layer has run.
+struct em_request {
+    em_load load;
+    int64_t step = -1; // of a prefetch: the step that it is for
+};
+
+// Loading ahead of need: set between steps, read by the compute thread.
+struct em_ahead {
+    em_predictor *       predictor = nullptr;
+    int32_t              lead = 1, most = 0;
+    float                gain = 0;
+    bool                 wait = false; // for every prefetch to arrive, as a replay assumes
+    std::vector<int32_t> spent;        // loads of each layer in this step
+    int64_t              layer_started_ns = 0;
+    double               layer_ns = 0; // from one expert layer to the next, smoothed
 };
 
 struct em_engine {
@@ -122,11 +142,19 @@ struct em_engine {
     std::thread             copy_thread;
     std::mutex              queue_mutex;
     std::condition_variable queue_changed;
-    std::deque<em_load>     queue;
+    std::deque<em_request>  urgent, queue; // prefetches, and loads for later
     bool                    copying = false; // an upload is under way
     bool                    stopping = false;
     std::mutex              copy_mutex; // held during one upload, and while slots are reallocated
     em_region               copy_host;
+
+    em_ahead             ahead;
+    std::atomic<int64_t> step{0};            // decode steps begun
+    std::atomic<int32_t> layer_now{-1};      // expert layer of this step that runs
+    std::atomic<double>  copy_ns_per_byte{0}; // of uploads, smoothed
+
+    std::vector<int32_t> forced; // [tokens, layers, used]: routing in place of the router's
+    int64_t              forced_tokens = 0, forced_used = 0, forced_at = -1;
 
     std::atomic<bool> cancelled{false};
     em_counters       count;
@@ -144,7 +172,13 @@ int em_host_check();
 // api.cpp
 void em_record(em_engine * e, int32_t layer, const ggml_tensor * ids);
 
+// ahead.cpp
+void em_force_routing(em_engine * e, int32_t layer, ggml_tensor * ids);
+void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids); // before the layer computes
+void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n);      // needs the layer's mutex
+
 // slots.cpp
+bool em_queue(em_engine * e, const em_load & load, int64_t step);
 int  em_slots_set(em_engine * e, const int32_t * slots, int32_t count);
 void em_slots_release(em_engine * e);
 void em_copy_start(em_engine * e);
@@ -181,7 +215,6 @@ constexpr int EM_BLOCK_NODES = 24;
 struct em_block {
     em_engine *   engine = nullptr;
     em_layer_t *  layer  = nullptr;
-    int           layer_index = 0;
     int           first = 0, last = 0; // node range in the graph, both included; last is the down projection
     int           count = 0;           // nodes to compute, views included
     ggml_tensor * node[EM_BLOCK_NODES];

@@ -308,13 +308,17 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
     run r{c, e, b};
     std::lock_guard<std::mutex> compute(e->compute_mutex);
     std::lock_guard<std::mutex> lock(b.layer->mutex);
+    const bool decode = b.tokens < e->options.prefill_tokens;
+    for (int64_t t = 0; decode && t < b.tokens; ++t) {
+        em_note_use(*b.layer, ids_row(b.ids, t), b.k);
+    }
     split s = split_pairs(b, device_usable(e, *b.layer));
     if (s.hot.empty() && tail && fusable(b)) {
         e->count.misses += int64_t(s.cold.size());
         return run_cold(r, s, *tail);
     }
     block_output output(b);
-    if (b.tokens >= e->options.prefill_tokens) {
+    if (!decode) {
         return compute_prefill(r, std::move(s));
     }
     e->count.hits += int64_t(s.hot.size());
@@ -353,7 +357,9 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         if (found == em_found::UNKNOWN) {
             continue;
         }
+        em_force_routing(b.engine, b.layer->index, b.ids);
         em_record(b.engine, b.layer->block, b.ids);
+        em_look_ahead(b.engine, b.layer->index, b.ids);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
                                      device_usable(b.engine, *b.layer);
         if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b)) {

@@ -113,6 +113,7 @@ void free_layer_slots(em_layer_t & layer) {
     layer.slots.clear();
     layer.slot_of.assign(size_t(layer.experts), -1);
     layer.state.assign(size_t(layer.experts), EM_COLD);
+    layer.ahead.assign(size_t(layer.experts), 0);
 }
 
 bool alloc_layer_slots(em_engine * e, em_layer_t & layer, int32_t slots) {
@@ -130,6 +131,8 @@ void em_slot_move(em_layer_t & layer, int32_t slot, em_slot_state to, int32_t ex
         layer.slot_of[size_t(s.expert)] = -1;
         layer.state[size_t(s.expert)]   = EM_COLD;
         layer.resident -= 1;
+        layer.ahead_wasted += layer.ahead[size_t(s.expert)];
+        layer.ahead[size_t(s.expert)] = 0;
     }
     s.state  = to;
     s.expert = to == em_slot_state::FREE ? -1 : expert;
@@ -156,27 +159,33 @@ int32_t slot_for(const em_layer_t & layer, int32_t victim) {
 }
 
 // One request from the queue; copy_mutex is held, so the layer's slots stay allocated.
-void upload(em_engine * e, const em_load & load) {
-    em_layer_t & layer = *e->layers[size_t(load.layer)];
-    int32_t      slot  = -1;
+void upload(em_engine * e, const em_request & request) {
+    const em_load & load  = request.load;
+    em_layer_t &    layer = *e->layers[size_t(load.layer)];
+    int32_t         slot  = -1;
+    const bool      missed = request.step >= 0 && (request.step != e->step || load.layer <= e->layer_now);
     {
         std::lock_guard<std::mutex> lock(layer.mutex);
         if (layer.state[size_t(load.expert)] != EM_PENDING || layer.slot_of[size_t(load.expert)] >= 0) {
             return; // the slots were reallocated meanwhile
         }
-        slot = slot_for(layer, load.victim);
+        slot = missed ? -1 : slot_for(layer, load.victim);
         if (slot < 0) {
             layer.state[size_t(load.expert)] = EM_COLD;
+            layer.ahead[size_t(load.expert)] = 0;
             return;
         }
         em_slot_move(layer, slot, em_slot_state::LOADING, load.expert);
     }
-    bool ok = e->copy_host.ensure(layer.expert_bytes);
+    const int64_t started = em_now_ns();
+    bool          ok      = e->copy_host.ensure(layer.expert_bytes);
     if (ok) {
         em_upload_expert(e->copy, e->copy_host.base, layer, layer.places, load.expert, slot);
         G.ggml_backend_synchronize(e->copy);
         ok = !em_device_failed(e->copy);
     }
+    const double rate = double(em_now_ns() - started) / double(layer.expert_bytes);
+    e->copy_ns_per_byte = e->copy_ns_per_byte > 0 ? e->copy_ns_per_byte + 0.1 * (rate - e->copy_ns_per_byte) : rate;
     std::lock_guard<std::mutex> lock(layer.mutex);
     em_slot_move(layer, slot, ok ? em_slot_state::RESIDENT : em_slot_state::FREE, load.expert);
     if (ok) {
@@ -184,23 +193,25 @@ void upload(em_engine * e, const em_load & load) {
         e->count.upload_bytes += int64_t(layer.expert_bytes);
     } else {
         e->count.failed_uploads += 1;
+        layer.ahead[size_t(load.expert)] = 0;
     }
 }
 
 void copy_loop(em_engine * e) {
     std::unique_lock<std::mutex> lock(e->queue_mutex);
     for (;;) {
-        e->queue_changed.wait(lock, [&] { return e->stopping || !e->queue.empty(); });
+        e->queue_changed.wait(lock, [&] { return e->stopping || !e->urgent.empty() || !e->queue.empty(); });
         if (e->stopping) {
             return;
         }
-        const em_load load = e->queue.front();
-        e->queue.pop_front();
+        auto & from = e->urgent.empty() ? e->queue : e->urgent;
+        const em_request request = from.front();
+        from.pop_front();
         e->copying = true;
         lock.unlock();
         {
             std::lock_guard<std::mutex> copy(e->copy_mutex);
-            upload(e, load);
+            upload(e, request);
         }
         lock.lock();
         e->copying = false;
@@ -210,6 +221,22 @@ void copy_loop(em_engine * e) {
 
 } // namespace
 
+// Step -1: not a prefetch.
+bool em_queue(em_engine * e, const em_load & load, int64_t step) {
+    em_layer_t & layer = *e->layers[size_t(load.layer)];
+    {
+        std::lock_guard<std::mutex> lock(layer.mutex);
+        if (layer.slots.empty() || layer.state[size_t(load.expert)] != EM_COLD) {
+            return false;
+        }
+        layer.state[size_t(load.expert)] = EM_PENDING;
+        layer.ahead[size_t(load.expert)] = step >= 0;
+    }
+    std::lock_guard<std::mutex> lock(e->queue_mutex);
+    (step >= 0 ? e->urgent : e->queue).push_back({load, step});
+    return true;
+}
+
 int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
     if (!e->device || count != int32_t(e->layers.size())) {
         return em_fail(EM_ERROR_ARGUMENT, "no device, or not one slot count per layer");
@@ -217,6 +244,7 @@ int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
     {
         std::lock_guard<std::mutex> lock(e->queue_mutex);
         e->queue.clear();
+        e->urgent.clear();
     }
     int status = EM_OK;
     std::lock_guard<std::mutex> copy(e->copy_mutex);
@@ -260,6 +288,7 @@ void em_copy_stop(em_engine * e) {
         std::lock_guard<std::mutex> lock(e->queue_mutex);
         e->stopping = true;
         e->queue.clear();
+        e->urgent.clear();
     }
     e->queue_changed.notify_all();
     if (e->copy_thread.joinable()) {

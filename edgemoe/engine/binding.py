@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,19 @@ class _Load(ctypes.Structure):
 _STAT_NAMES = (
     *("tokens", "hits", "misses", "prefill_hits", "prefill_streamed", "prefill_misses"),
     *("uploads", "upload_bytes", "streamed_bytes", "failed_uploads", "joins", "device_fallbacks"),
-    *("moe_ns", "device_ns", "cpu_ns", "join_ns", "slots", "slot_bytes", "resident", "pending"),
+    *(
+        "moe_ns",
+        "device_ns",
+        "cpu_ns",
+        "join_ns",
+        "prefetch_useful",
+        "prefetch_late",
+        "prefetch_wasted",
+        "slots",
+        "slot_bytes",
+        "resident",
+        "pending",
+    ),
     *("fused_layers", "plain_layers", "dropped_events"),
 )
 
@@ -91,6 +104,17 @@ _SIGNATURES = {
     "em_decode": (_i32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_i32)]),
     "em_abort_callback": (ctypes.c_void_p, []),
     "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
+    "em_predictor_new": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "em_predictor_free": (None, [ctypes.c_void_p]),
+    "em_predictor_seed": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    "em_predictor_token": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    "em_predictor_routed": (None, [ctypes.c_void_p, _i32, ctypes.c_void_p, _i32]),
+    "em_predictor_next": (None, [ctypes.c_void_p, _i32, _i32, ctypes.c_void_p]),
+    "em_predictor_keep": (None, [ctypes.c_void_p, ctypes.c_void_p]),
+    "em_predictor_choose": (
+        _i32,
+        [ctypes.c_void_p, _i32, _i32, ctypes.c_void_p, _i32, _i32, ctypes.c_float, ctypes.c_void_p],
+    ),
     "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
     "em_engine_free": (None, [ctypes.c_void_p]),
     "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
@@ -100,6 +124,9 @@ _SIGNATURES = {
     "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
     "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
     "em_submit": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Load), _i32]),
+    "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
+    "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
+    "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
     "em_residency": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_stats": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
@@ -125,6 +152,23 @@ def find_core() -> Path:
     raise EdgeMoEError("the compiled core is missing", "install with: python -m pip install .")
 
 
+@cache
+def library() -> ctypes.CDLL:
+    """The core, loaded once and its functions declared; not checked against ggml yet, see ``Core``.
+
+    Raises:
+        EdgeMoEError: it is missing from the installation or of another version.
+    """
+    lib = ctypes.CDLL(str(find_core()))
+    sizes = [ctypes.sizeof(s) for s in (_Options, _SimOptions, LayerInfo, _Load, _Stats)]
+    if lib.em_abi_version() != ABI_VERSION or sizes != [lib.em_struct_bytes(i) for i in range(len(sizes))]:
+        raise EdgeMoEError("the compiled core is of another version", "reinstall edgemoe")
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
 class Core:
     """The loaded core library, checked against the ggml of this process.
 
@@ -136,14 +180,7 @@ class Core:
     def __init__(self, ggml: Sequence[ctypes.CDLL], found: str, tested: str) -> None:
         """Load the core and hand it every ggml function it needs, looked up in ``ggml`` in order."""
         self.path = find_core()
-        self._lib = ctypes.CDLL(str(self.path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(self._lib, name)
-            function.restype, function.argtypes = result, arguments
-        sizes = [ctypes.sizeof(s) for s in (_Options, _SimOptions, LayerInfo, _Load, _Stats)]
-        ours = [self._lib.em_struct_bytes(i) for i in range(len(sizes))]
-        if self._lib.em_abi_version() != ABI_VERSION or sizes != ours:
-            raise EdgeMoEError("the compiled core is of another version", "reinstall edgemoe")
+        self._lib = library()
         for i in range(self._lib.em_symbol_count()):
             if address := _address_of(ggml, self._lib.em_symbol_name(i).decode()):
                 self._lib.em_symbol_set(i, address)
@@ -267,6 +304,21 @@ class NativeEngine:
             return 0
         array = (_Load * len(loads))(*(_Load(*load) for load in loads))
         return int(self._lib.em_submit(self.handle, array, len(loads)))
+
+    def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
+        """Load ahead of need from now on; see ``edgemoe.h``. ``predictor`` is its handle, None for never."""
+        self._check(self._lib.em_set_ahead(self.handle, predictor, lead, most, gain, int(wait)))
+
+    def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
+        """Prefetches of each layer since the last call, ``(layers,)``."""
+        out = np.empty(layers, dtype=np.int32)
+        self._check(self._lib.em_ahead_spent(self.handle, out.ctypes.data, layers))
+        return out
+
+    def force(self, ids: npt.NDArray[np.int32]) -> None:
+        """Take the experts of decode steps from ``(tokens, layers, used)``; none: from the router again."""
+        values = np.ascontiguousarray(ids, dtype=np.int32)
+        self._check(self._lib.em_force(self.handle, values.ctypes.data, len(values), values.shape[2]))
 
     def wait_uploads(self, timeout_s: float) -> bool:
         """Wait until no upload is queued or under way; False when that took too long."""

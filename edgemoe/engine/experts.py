@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import history, trace
+from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
 from ..errors import DoesNotFit
 from ..policy import Policy, make, plan_slots
+from ..prefetch import GAIN, LEAD, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 from .binding import PENDING, RESIDENT, NativeEngine
+from .predictor import NativePredictor
 
 # Left free on a device for the desktop and other programs when the budget is automatic.
 RESERVE_BYTES = 1 << 30
+# Routing history is written this often, so that a crash costs no more.
+KEEP_EVERY_S = 60.0
+SYNCHRONOUS_S = 60.0
 # Attempts with half the budget each when the device refuses an allocation.
 ALLOCATION_ATTEMPTS = 5
 
@@ -53,8 +61,13 @@ class Experts:
         self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
         self._row_start = np.arange(len(infos), dtype=np.int32)[:, None] * self._heat.shape[1]
         self._noted = False
+        self._ahead = self._last_was_token = False
         self._recording: list[IdArray] | None = None
+        self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
         self._profile = self._load_profile()
+        self._kept_at = time.monotonic()
+        self._predictor = self._load_predictor()
+        self._controller = Controller()
         if self.shape is None:
             self.notes.append("This model has no routed experts: it runs as in llama_cpp.")
         elif device:
@@ -124,32 +137,80 @@ class Experts:
 
     # ---- what the engine calls ----
 
-    def after_step(self) -> None:
-        """Hand the routing of the step just computed to the policy, and its wishes to the core."""
+    def after_step(self, elapsed_ns: int = 0) -> None:
+        """Hand the routing of the step just computed to the policy, and its wishes to the core.
+
+        Args:
+            elapsed_ns: wall time of the step.
+        """
         if self.shape is None:
             return
         if not self._noted:
             self._noted = True
             self._note_layers()
-        events = self._native.drain()
-        for ids in self._steps(events):
+        for ids in self._steps(self._native.drain()):
             self._note_use(ids)
             if self._policy is not None:
-                decode = len(ids) < self._config.prefill_tokens
-                states = self._states()
-                resident, pending = states == RESIDENT, states == PENDING
-                self._policy.observe(ids, resident, decode)
-                if decode:
-                    self._native.submit(self._policy.plan(resident, pending, self._config.uploads_per_step))
+                self._follow(self._policy, ids)
+        if self._predictor is not None and self._last_was_token and not self._config.synchronous:
+            self._set_ahead(self._controller.step(elapsed_ns))
+        if time.monotonic() - self._kept_at > KEEP_EVERY_S:
+            self.keep_history()
+
+    def _follow(self, policy: Policy, ids: IdArray) -> None:
+        decode = len(ids) < self._config.prefill_tokens
+        self._last_was_token = len(ids) == 1
+        states = self._states()
+        resident, pending = states == RESIDENT, states == PENDING
+        policy.observe(ids, resident, decode)
+        if not decode:
+            return
+        limit: int | IdArray = self._config.uploads_per_step
+        if self._predictor is not None:
+            limit = np.maximum(limit - self._native.ahead_spent(len(states)), 0)
+        self._native.submit(policy.plan(resident, pending, limit))
+        if self._config.synchronous:
+            self._native.wait_uploads(SYNCHRONOUS_S)
+
+    def keep_history(self) -> None:
+        """Write what was learnt so far, in the background; a crash loses what came after."""
+        self._kept_at = time.monotonic()
+        if profile := self._history():
+            threading.Thread(target=history.save, args=(profile, self._profile_folder()), daemon=True).start()
 
     def close(self) -> None:
-        """Keep the routing profile. The core stays open."""
-        if self.shape is None or self._config.profile == "off" or not self._heat.any():
-            return
-        run = history.Profile(self._identity, self._heat, float(self.stats().tokens))
-        history.save(history.merge(self._profile, run), self._profile_folder(), self.notes)
+        """Keep the routing history. The core stays open."""
+        if profile := self._history():
+            history.save(profile, self._profile_folder(), self.notes)
+        self._native.set_ahead(None, LEAD, 0, 0.0, False)
+        if self._predictor is not None:
+            self._predictor.close()
 
     # ---- inside ----
+
+    def _history(self) -> history.Profile | None:
+        """What was known before and this run, together."""
+        if self.shape is None or self._config.profile == "off" or not self._heat.any():
+            return None
+        recent = np.stack(self._recent) if self._recent else np.zeros((0, *self._last.shape), dtype=np.int32)
+        run = history.Profile(self._identity, self._heat.copy(), float(self.stats().tokens), recent=recent)
+        return history.merge(self._profile, run)
+
+    def _load_predictor(self) -> NativePredictor | None:
+        wanted = self._config.policy == "adaptive" and self._config.profile != "off" and self.device != "none"
+        if self.shape is None or not wanted:
+            return None
+        shape = (self.shape.layers, self.shape.experts, self.shape.used)
+        tables = predictor.load(self._identity, self._profile_folder(), shape, self.notes)
+        return NativePredictor(tables) if tables is not None else None
+
+    def _set_ahead(self, on: bool) -> None:
+        if self._predictor is None or self._config.prefetch == "off":
+            on = False
+        if on != self._ahead:
+            self._ahead = on
+            handle = self._predictor.handle if self._predictor is not None and on else None
+            self._native.set_ahead(handle, LEAD, self._config.uploads_per_step, GAIN, self._config.synchronous)
 
     def _note_layers(self) -> None:
         infos = self._native.layers()
@@ -209,6 +270,8 @@ class Experts:
         flat = (ids + self._row_start).ravel()
         if ids.min() < 0:
             flat = flat[ids.ravel() >= 0]
+        if len(ids) < self._config.prefill_tokens:
+            self._recent.extend(ids)
         if len(ids) == 1:  # a token uses an expert of a layer once: no index is there twice
             self._heat.reshape(-1)[flat] += 1.0
         else:
@@ -239,9 +302,12 @@ class Experts:
         if self._policy is not None:  # it keeps what it learnt; the core emptied the layers that changed
             self._native.submit(self._policy.resize(slots, self.residency()))
             return
-        self._policy = make(self._config.policy, self.shape, slots)
+        self._policy = make(self._config.policy, self.shape, slots, self._predictor)
         if self._policy is not None:
             self._native.submit(self._policy.start(self._profile.heat if self._profile else None))
+        self._set_ahead(True)
+        if self._config.synchronous:
+            self._native.wait_uploads(SYNCHRONOUS_S)
 
     def _budget_bytes(self, budget: Budget) -> int:
         assert self.shape is not None

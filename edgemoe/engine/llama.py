@@ -127,8 +127,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise Cancelled("cancelled") from error
             raise EdgeMoEError(f"llama.cpp failed to compute: {error}") from error
         finally:
-            self._meter.computed(len(tokens), before, time.perf_counter_ns() - started)
-            self.experts.after_step()
+            elapsed_ns = time.perf_counter_ns() - started
+            self._meter.computed(len(tokens), before, elapsed_ns)
+            self.experts.after_step(elapsed_ns)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **keywords: Any

@@ -59,7 +59,7 @@ class Policy(Protocol):
         """
         ...
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int) -> list[Load]:
+    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
         """Say what to move now, after the latest ``observe``.
 
         No load is of a resident or pending expert; no victim was used by the latest decode batch, is pending,
@@ -69,7 +69,8 @@ class Policy(Protocol):
         Args:
             resident: what is on the device now.
             pending: what is on its way.
-            max_per_layer: most loads of a layer under way at once, those in ``pending`` included.
+            max_per_layer: most loads of a layer under way at once, those in ``pending`` included; one number for
+                all, or ``(layers,)``.
         """
         ...
 

@@ -60,7 +60,7 @@ class DemandPolicy:
         else:
             self._ledger.prefill(ids)
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int) -> list[Load]:
+    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
         """See `Policy.plan`."""
         latest, slots = self._ledger.latest, self._ledger.slots
         wanted = latest & ~resident & ~pending

@@ -55,7 +55,7 @@ class Exchange:
         slots: IntArray,
         resident: BoolArray,
         pending: BoolArray,
-        limit: int,
+        limit: int | IntArray,
         accept: Accept | None = None,
     ) -> list[Load]:
         """Pair the best wanted experts with the worst replaceable residents of some layers.
@@ -68,7 +68,7 @@ class Exchange:
             slots: ``(all layers,)``, capacity.
             resident: ``(all layers, experts)``.
             pending: ``(all layers, experts)``.
-            limit: most loads of a layer under way, pending ones included.
+            limit: most loads of a layer under way, pending ones included; one number, or ``(all layers,)``.
             accept: says for ``(newcomer score, victim score)`` which swaps pay; None for all. Not asked for a
                 free slot.
         """
@@ -76,7 +76,7 @@ class Exchange:
         coming = pending[layers].sum(axis=1)
         free = slots[layers] - staying.sum(axis=1) - coming
         keep[~staying | pending[layers]] = _NEVER
-        room = np.minimum(limit - coming, worth.shape[1])
+        room = np.minimum(np.broadcast_to(limit, slots.shape)[layers] - coming, worth.shape[1])
         rows = np.arange(len(layers))
         rounds: list[tuple[Indices, Indices, Indices]] = []
         for taken in range(max(0, int(room.max(initial=0)))):

@@ -38,7 +38,7 @@ class Static:
         else:
             self._ledger.prefill(ids)
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int) -> list[Load]:
+    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
         """See `Policy.plan`."""
         latest = self._ledger.latest
         if not latest.any():

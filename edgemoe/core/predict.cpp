@@ -1,0 +1,218 @@
+// See predict.h.
+
+#include "predict.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+float probability(float logit) { return 1.0f / (1.0f + std::exp(-logit)); }
+
+void add(float * to, const float * row, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        to[i] += row[i];
+    }
+}
+
+void add_scaled(float * to, const float * row, float factor, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        to[i] += factor * row[i];
+    }
+}
+
+// Rows lie all over a table of megabytes: ask for all of them before the first is needed.
+void fetch(const float * row, int32_t n) {
+#if defined(__GNUC__)
+    for (int32_t i = 0; i < n; i += 16) {
+        __builtin_prefetch(row + i);
+    }
+#endif
+}
+
+} // namespace
+
+void em_predictor::token(const int32_t * latest) {
+    for (int32_t l = 0; l < layers; ++l) {
+        const int32_t * row_ids = latest + l * used;
+        for (int32_t d = 0; d < decays; ++d) {
+            float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
+            for (int32_t e = 0; e < experts; ++e) {
+                f[e] *= decay[size_t(d)];
+            }
+            for (int32_t i = 0; i < used; ++i) {
+                if (row_ids[i] >= 0) {
+                    f[row_ids[i]] += 1.0f - decay[size_t(d)];
+                }
+            }
+        }
+        for (int32_t m = 0; m < memories; ++m) {
+            float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
+            const float rate = memory_rate[size_t(m)];
+            for (int32_t e = 0; e < experts; ++e) {
+                h[e] *= rate;
+            }
+            for (int32_t i = 0; i < used; ++i) {
+                if (row_ids[i] >= 0) {
+                    add_scaled(h, row(keep_memory, m * layers + l, row_ids[i]), 1.0f - rate, experts);
+                }
+            }
+        }
+    }
+    refresh(latest);
+}
+
+void em_predictor::seed(const float * use) {
+    std::fill(memory.begin(), memory.end(), 0.0f);
+    for (int32_t l = 0; l < layers; ++l) {
+        for (int32_t d = 0; d < decays; ++d) {
+            memcpy(&frequency[size_t(l * decays + d) * size_t(experts)], use + size_t(l) * size_t(experts), size_t(experts) * 4);
+        }
+        for (int32_t m = 0; m < memories; ++m) {
+            for (int32_t e = 0; e < experts; ++e) {
+                add_scaled(&memory[size_t(m * layers + l) * size_t(experts)], row(keep_memory, m * layers + l, e), use[l * experts + e],
+                           experts);
+            }
+        }
+    }
+    refresh(nullptr);
+}
+
+void em_predictor::refresh(const int32_t * latest) {
+    std::fill(ids.begin(), ids.end(), -1);
+    auto logits = [&](int32_t l, float * to, const float * bias, const float * weight, const std::vector<float> & again, int64_t block) {
+        memcpy(to, bias, size_t(experts) * 4);
+        for (int32_t d = 0; d < decays; ++d) {
+            add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
+        }
+        for (int32_t i = 0; latest && i < used; ++i) {
+            if (latest[l * used + i] >= 0) {
+                add(to, row(again, block, latest[l * used + i]), experts);
+            }
+        }
+    };
+    for (int32_t l = 0; l < layers; ++l) {
+        float * k = &keep[size_t(l) * size_t(experts)];
+        logits(l, k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
+        for (int32_t m = 0; m < memories; ++m) {
+            add(k, &memory[size_t(m * layers + l) * size_t(experts)], experts);
+        }
+        for (int32_t e = 0; e < experts; ++e) {
+            k[e] = probability(k[e]);
+        }
+        for (int32_t a = 0; a < leads; ++a) {
+            const size_t block = size_t(a * layers + l);
+            logits(l, &base[block * size_t(experts)], &next_bias[block * size_t(experts)], &next_decay[block * size_t(decays)], next_again,
+                   int64_t(block));
+        }
+    }
+}
+
+void em_predictor::routed(int32_t layer, const int32_t * chosen, int64_t n) {
+    for (int32_t i = 0; i < used; ++i) {
+        ids[size_t(layer * used + i)] = i < n ? chosen[i] : -1;
+    }
+}
+
+void em_predictor::next(int32_t layer, int32_t lead, float * out) const {
+    const float * rows[128];
+    int32_t       count = 0;
+    for (int32_t j = 0; j < reach && layer - lead - j >= 0; ++j) {
+        const int32_t * from  = &ids[size_t((layer - lead - j) * used)];
+        const int64_t   block = (int64_t(lead - 1) * reach + j) * layers + layer;
+        for (int32_t i = 0; i < used && count < 128; ++i) {
+            if (from[i] >= 0) {
+                rows[count] = row(next_rows, block, from[i]);
+                fetch(rows[count++], experts);
+            }
+        }
+    }
+    memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
+    for (int32_t i = 0; i < count; ++i) {
+        add(out, rows[i], experts);
+    }
+    for (int32_t e = 0; e < experts; ++e) {
+        out[e] = probability(out[e]);
+    }
+}
+
+// Worth of having an expert: used now, or used soon. An exchange must gain enough to pay for its upload.
+int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out) {
+    next(layer, lead, chance.data());
+    add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
+    std::vector<uint8_t> gone(size_t(experts), 0);
+    int32_t n = 0;
+    for (; n < most; ++n) {
+        int32_t newcomer = -1, victim = -1;
+        for (int32_t e = 0; e < experts; ++e) {
+            const float c = chance[size_t(e)];
+            if (gone[size_t(e)]) {
+                continue;
+            }
+            if (state[e] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)])) {
+                newcomer = e;
+            }
+            if (state[e] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)])) {
+                victim = e;
+            }
+        }
+        const bool free_slot = n < free_slots;
+        if (newcomer < 0 || (!free_slot && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
+            break;
+        }
+        out[n] = {layer, newcomer, free_slot ? -1 : victim};
+        gone[size_t(newcomer)] = 1;
+        if (!free_slot) {
+            gone[size_t(victim)] = 1;
+        }
+    }
+    return n;
+}
+
+// ---- the C interface ----
+
+namespace {
+
+std::vector<float> copied(const float * from, int64_t n) { return from ? std::vector<float>(from, from + n) : std::vector<float>(size_t(n), 0.0f); }
+
+} // namespace
+
+em_predictor * em_predictor_new(const em_predictor_tables * t) {
+    if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->used < 1 || t->leads < 1 || t->reach < 1) {
+        return nullptr;
+    }
+    auto *        p = new em_predictor{t->layers, t->experts, t->used, t->decays, t->memories, t->leads, t->reach};
+    const int64_t le = int64_t(t->layers) * t->experts, lee = le * t->experts, ld = int64_t(t->layers) * t->decays;
+    p->decay       = copied(t->decay, t->decays);
+    p->keep_bias   = copied(t->keep_bias, le);
+    p->keep_decay  = copied(t->keep_decay, ld);
+    p->keep_again  = copied(t->keep_again, lee);
+    p->memory_rate = copied(t->memory_rate, t->memories);
+    p->keep_memory = copied(t->keep_memory, t->memories * lee);
+    p->next_bias   = copied(t->next_bias, t->leads * le);
+    p->next_decay  = copied(t->next_decay, t->leads * ld);
+    p->next_again  = copied(t->next_again, t->leads * lee);
+    p->next_rows   = copied(t->next_rows, int64_t(t->leads) * t->reach * lee);
+    p->frequency.assign(size_t(le * t->decays), 0.0f);
+    p->memory.assign(size_t(le * t->memories), 0.0f);
+    p->keep.assign(size_t(le), 0.0f);
+    p->base.assign(size_t(le * t->leads), 0.0f);
+    p->ids.assign(size_t(t->layers) * size_t(t->used), -1);
+    p->chance.assign(size_t(t->experts), 0.0f);
+    p->seed(std::vector<float>(size_t(le), 0.0f).data());
+    return p;
+}
+
+void em_predictor_free(em_predictor * p) { delete p; }
+void em_predictor_seed(em_predictor * p, const float * use) { p->seed(use); }
+void em_predictor_token(em_predictor * p, const int32_t * ids) { p->token(ids); }
+void em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n) { p->routed(layer, ids, n); }
+void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out) { p->next(layer, lead, out); }
+
+void em_predictor_keep(em_predictor * p, float * out) { memcpy(out, p->keep.data(), p->keep.size() * 4); }
+
+int32_t em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most,
+                            float gain, em_load * out) {
+    return p->choose(layer, lead, state, free_slots, most, gain, out);
+}

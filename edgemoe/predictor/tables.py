@@ -1,0 +1,161 @@
+"""The tables of a predictor: log-linear, so that a prediction is a sum of rows. One small file per model.
+
+Two questions are answered. *Soon*: will an expert be used by the next few tokens? It decides who stays on the device.
+*Next*: does the token under way use an expert of a layer that has not run yet? It decides what is fetched ahead.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..trace import read_npz, write_npz
+from ..types import FloatArray
+
+VERSION = 1
+# What is left of a use one token later: from "just now" to "the taste of this model".
+DECAYS = (0.5, 0.8, 0.95, 0.99, 0.998)
+# Two of them also remember *which* experts were used, through rows of a table: a few tokens, and a conversation.
+MEMORY_RATES = (0.8, 0.99)
+LEADS = 2
+REACH = 3  # layers of the token under way that a prediction looks back on
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Weights of a predictor; L layers, E experts, D decays, M memories, A leads. Probabilities are sigmoids of sums.
+
+    Attributes:
+        used: experts a token uses in a layer.
+        decay: ``(D,)``.
+        keep_bias: ``(L, E)``, and the weights of the other terms of *soon*:
+        keep_decay: ``(L, D)``, of the decayed frequency of the expert itself.
+        keep_again: ``(L, E, E)``, a row for each expert that the latest token used in the layer.
+        memory_rate: ``(M,)``.
+        keep_memory: ``(M, L, E, E)``, rows as in ``keep_again``, summed over all tokens with decay ``memory_rate``.
+        next_bias: ``(A, L, E)``, and the weights of the other terms of *next*, known a + 1 layers ahead:
+        next_decay: ``(A, L, D)``.
+        next_again: ``(A, L, E, E)``, a row for each expert that the token before used in the layer.
+        next_rows: ``(A, R, L, E, E)``, rows for the experts of layer l - a - 1 - r of the token under way.
+        report: what training measured, see ``measure.py``.
+    """
+
+    used: int
+    decay: FloatArray
+    keep_bias: FloatArray
+    keep_decay: FloatArray
+    keep_again: FloatArray
+    memory_rate: FloatArray
+    keep_memory: FloatArray
+    next_bias: FloatArray
+    next_decay: FloatArray
+    next_again: FloatArray
+    next_rows: FloatArray
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> int:
+        """Layers with routed experts."""
+        return len(self.keep_bias)
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer."""
+        return int(self.keep_bias.shape[1])
+
+    @property
+    def leads(self) -> int:
+        """How many layers ahead can be asked for."""
+        return len(self.next_bias)
+
+    @property
+    def reach(self) -> int:
+        """Layers of the token under way that a prediction looks back on."""
+        return int(self.next_rows.shape[1])
+
+
+_ARRAYS = tuple(f.name for f in fields(Tables) if f.name not in ("used", "report"))
+# Rows take nearly all of the room; half precision moves a probability by less than 0.001.
+_HALVES = ("keep_again", "keep_memory", "next_again", "next_rows")
+
+
+def path_of(identity: str, folder: Path) -> Path:
+    """File of the predictor of the model with this identity."""
+    return folder / f"{identity}.predictor.npz"
+
+
+def save(tables: Tables, identity: str, folder: Path) -> Path:
+    """Write a predictor, whole or not at all.
+
+    Raises:
+        OSError: the disk said no.
+    """
+    path = path_of(identity, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: getattr(tables, name).astype(np.float16 if name in _HALVES else np.float32) for name in _ARRAYS
+    }
+    arrays |= {
+        "version": np.array(VERSION),
+        "identity": np.array(identity),
+        "used": np.array(tables.used),
+        "report": np.array(json.dumps(tables.report)),
+    }
+    write_npz(path, arrays)
+    return path
+
+
+def load(identity: str, folder: Path, shape: tuple[int, int, int], notes: list[str]) -> Tables | None:
+    """Read the predictor of a model, None when there is none to use; never raises for what is on the disk.
+
+    Args:
+        identity: key of the model.
+        folder: where predictors are kept.
+        shape: ``(layers, experts, used)`` that it must have.
+        notes: gets a sentence for the user when a file could not be used.
+    """
+    path = path_of(identity, folder)
+    try:
+        arrays = read_npz(path, (*_ARRAYS, "version", "identity", "used", "report"))
+        return _checked(arrays, identity, shape)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        notes.append(f"The predictor {path.name} was not used: {error}. `edgemoe train` makes a new one.")
+        return None
+
+
+def _checked(arrays: Any, identity: str, shape: tuple[int, int, int]) -> Tables:
+    if missing := [name for name in (*_ARRAYS, "version", "identity", "used", "report") if name not in arrays]:
+        raise ValueError(f"{missing[0]} is missing")
+    if int(arrays["version"]) != VERSION:
+        raise ValueError(f"version {arrays['version']} instead of {VERSION}")
+    if str(arrays["identity"]) != identity:
+        raise ValueError("it was made for another model")
+    values = {name: np.ascontiguousarray(arrays[name], dtype=np.float32) for name in _ARRAYS}
+    tables = Tables(int(arrays["used"]), **values, report=json.loads(str(arrays["report"])))
+    layers, experts, used = shape
+    decays, memories, leads, reach = (
+        len(tables.decay), len(tables.memory_rate), values["next_bias"].shape[0], values["next_rows"].shape[1],
+    )  # fmt: skip
+    wanted = {
+        "keep_bias": (layers, experts),
+        "keep_decay": (layers, decays),
+        "keep_again": (layers, experts, experts),
+        "keep_memory": (memories, layers, experts, experts),
+        "next_bias": (leads, layers, experts),
+        "next_decay": (leads, layers, decays),
+        "next_again": (leads, layers, experts, experts),
+        "next_rows": (leads, reach, layers, experts, experts),
+    }
+    for name, expected in wanted.items():
+        if values[name].shape != expected or tables.used != used:
+            raise ValueError(f"{name} has the shape {values[name].shape} instead of {expected}")
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise ValueError("it holds values that are no numbers")
+    return tables

@@ -1,0 +1,37 @@
+"""Made-up routing with a topic that drifts: local, skewed, and predictable from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgemoe.types import IdArray
+from tests.zoo import build, files
+
+
+def drifting(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -> IdArray:
+    """Experts ``(tokens, layers, used)``: a hidden state of 8 numbers wanders, every layer reads it its own way."""
+    rng = np.random.default_rng(seed)
+    taste, reading = rng.normal(size=(layers, experts)), rng.normal(size=(layers, experts, 8))
+    state = rng.normal(size=8)
+    out = np.empty((tokens, layers, used), dtype=np.int32)
+    for token in range(tokens):
+        state = 0.8 * state + 0.6 * rng.normal(size=8)
+        noise = 0.5 * rng.normal(size=(layers, experts))
+        out[token] = np.argsort(-(reading @ state + taste + noise), axis=1)[:, :used]
+    return out
+
+
+@contextmanager
+def wide_model(folder: Path, experts: int = 32, used: int = 4, layers: int = 4) -> Iterator[Path]:
+    """A zoo model with more experts, so that a part of them can be resident."""
+    name = f"wide-{experts}-{used}-{layers}"
+    files.SPECS[name] = replace(files.SPECS["qwen3moe"], experts=experts, used=used, layers=layers)
+    try:
+        yield build(name, folder)
+    finally:
+        del files.SPECS[name]

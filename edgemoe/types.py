@@ -62,6 +62,7 @@ class ExpertStats:
         device_ns: time from the launch of hot pairs to their results.
         cpu_ns: time computing cold pairs.
         join_ns: time the CPU was idle, waiting for the device.
+        schedule_ns: time choosing what to fetch ahead of need, while a token was under way.
         prefetch_useful: experts loaded ahead of need and then used.
         prefetch_late: experts asked for ahead of need that arrived after it.
         prefetch_wasted: experts loaded ahead of need and evicted unused.
@@ -89,6 +90,7 @@ class ExpertStats:
     device_ns: int = 0
     cpu_ns: int = 0
     join_ns: int = 0
+    schedule_ns: int = 0
     prefetch_useful: int = 0
     prefetch_late: int = 0
     prefetch_wasted: int = 0

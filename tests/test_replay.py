@@ -92,7 +92,7 @@ def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
         test = ids[2400:]
         slots = llm.experts.stats().slots // layers
         assert 2 * used <= slots < count
-        llm.experts._native.force(test)
+        llm.experts.force(test)
         engine = []
         for _ in test:
             llm.eval([5])
@@ -198,7 +198,7 @@ def test_train_keeps_what_beats_a_table_and_the_next_start_uses_it(
     ids = drifting(3200, 4, 32, 4)
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
-        llm.experts._native.force(ids)
+        llm.experts.force(ids)
         for _ in range(30):
             llm.eval([5])
         llm.close()
@@ -229,7 +229,7 @@ def test_history_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_first_residency_is_the_profiles(tmp_path: Path) -> None:
     with wide_model(tmp_path) as path:
         first = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
-        first.experts._native.force(drifting(100, 4, 32, 4))
+        first.experts.force(drifting(100, 4, 32, 4))
         for _ in range(100):
             first.eval([5])
         heat = first.experts.heat()
@@ -248,5 +248,5 @@ def test_a_forced_expert_must_exist(tmp_path: Path) -> None:
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
         with pytest.raises(EdgeMoEError, match="not in the model"):
-            llm.experts._native.force(np.full((2, 4, 4), 32, dtype=np.int32))
+            llm.experts.force(np.full((2, 4, 4), 32, dtype=np.int32))
         llm.close()

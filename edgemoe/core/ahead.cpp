@@ -72,6 +72,7 @@ void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids) {
     if (!a.predictor || ids->ne[1] != 1) {
         return;
     }
+    const int64_t started = em_now_ns();
     clock_layers(e, layer);
     a.predictor->routed(layer, first_row(ids), ids->ne[0]);
     const int32_t at = layer + a.lead;
@@ -93,6 +94,7 @@ void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids) {
     for (int32_t i = 0; i < n; ++i) {
         a.spent[size_t(at)] += em_queue(e, loads[i], e->step);
     }
+    e->count.schedule_ns += em_now_ns() - started;
     if (n > 0) {
         e->queue_changed.notify_all();
         if (a.wait) {

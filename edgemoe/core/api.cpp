@@ -224,7 +224,7 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     s->prefill_hits = c.prefill_hits, s->prefill_streamed = c.prefill_streamed, s->prefill_misses = c.prefill_misses;
     s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes;
     s->failed_uploads = c.failed_uploads, s->joins = c.joins, s->device_fallbacks = c.device_fallbacks;
-    s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns;
+    s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns, s->schedule_ns = c.schedule_ns;
     s->dropped_events = c.dropped_events;
     for (auto & layer : e->layers) {
         std::lock_guard<std::mutex> lock(layer->mutex);

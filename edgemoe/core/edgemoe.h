@@ -83,7 +83,7 @@ typedef struct {
     int64_t prefill_hits, prefill_streamed, prefill_misses;
     int64_t uploads, upload_bytes, streamed_bytes, failed_uploads;
     int64_t joins, device_fallbacks;
-    int64_t moe_ns, device_ns, cpu_ns, join_ns;
+    int64_t moe_ns, device_ns, cpu_ns, join_ns, schedule_ns;
     int64_t prefetch_useful, prefetch_late, prefetch_wasted;
     int64_t slots, slot_bytes, resident, pending;
     int64_t fused_layers, plain_layers;

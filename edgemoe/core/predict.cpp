@@ -4,25 +4,56 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#    include <sys/mman.h>
+#endif
+
+// Several versions of the loops, the best one chosen at load time. (The thread sanitizer starts too late for that.)
+#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__)
+#    define EM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#    define EM_CLONES
+#endif
 
 namespace {
 
-float probability(float logit) { return 1.0f / (1.0f + std::exp(-logit)); }
+// Within 2e-7 of 1 / (1 + exp(-x)), without a call: 2 to the power of a whole number by its bits, of the rest by a polynomial.
+EM_CLONES void to_probabilities(float * x, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        const float   y     = std::min(std::max(x[i], -80.0f), 80.0f) * -1.44269504f;
+        const float   whole = std::floor(y + 0.5f);
+        const float   r     = (y - whole) * 0.69314718f;
+        const float   power = 1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666667f + r * (0.0083333333f + r * 0.0013888889f)))));
+        const int32_t bits  = (int32_t(whole) + 127) << 23;
+        float         scale;
+        memcpy(&scale, &bits, 4);
+        x[i] = 1.0f / (1.0f + power * scale);
+    }
+}
 
-void add(float * to, const float * row, int32_t n) {
+EM_CLONES void add(float * to, const float * row, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         to[i] += row[i];
     }
 }
 
-void add_scaled(float * to, const float * row, float factor, int32_t n) {
+EM_CLONES void add_scaled(float * to, const float * row, float factor, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         to[i] += factor * row[i];
     }
 }
 
-// Rows lie all over a table of megabytes: ask for all of them before the first is needed.
+EM_CLONES void scale(float * to, float factor, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        to[i] *= factor;
+    }
+}
+
+// Rows lie all over a table of megabytes: ask for them before the first is needed.
 void fetch(const float * row, int32_t n) {
 #if defined(__GNUC__)
     for (int32_t i = 0; i < n; i += 16) {
@@ -33,14 +64,56 @@ void fetch(const float * row, int32_t n) {
 
 } // namespace
 
+void * em_huge_alloc(size_t bytes) {
+#if defined(__linux__)
+    constexpr size_t PAGE = size_t(1) << 21;
+    void *           p    = nullptr;
+    if (posix_memalign(&p, bytes >= PAGE ? PAGE : 64, bytes) != 0) {
+        throw std::bad_alloc();
+    }
+    if (bytes >= PAGE) {
+        madvise(p, bytes, MADV_HUGEPAGE); // a wish: small pages work too
+    }
+    return p;
+#else
+    return ::operator new(bytes);
+#endif
+}
+
+void em_huge_free(void * p) {
+#if defined(__linux__)
+    free(p);
+#else
+    ::operator delete(p);
+#endif
+}
+
+// All rows that token() will read of a layer.
+void em_predictor::fetch_rows(const int32_t * latest, int32_t l) const {
+    for (int32_t i = 0; l < layers && i < used; ++i) {
+        const int32_t e = latest[l * used + i];
+        if (e < 0) {
+            continue;
+        }
+        fetch(row(keep_again, l, e), experts);
+        for (int32_t m = 0; m < memories; ++m) {
+            fetch(row(keep_memory, m * layers + l, e), experts);
+        }
+        for (int32_t a = 0; a < leads; ++a) {
+            fetch(row(next_again, a * layers + l, e), experts);
+        }
+    }
+}
+
 void em_predictor::token(const int32_t * latest) {
+    std::fill(ids.begin(), ids.end(), -1);
+    fetch_rows(latest, 0);
     for (int32_t l = 0; l < layers; ++l) {
+        fetch_rows(latest, l + 1);
         const int32_t * row_ids = latest + l * used;
         for (int32_t d = 0; d < decays; ++d) {
             float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
-            for (int32_t e = 0; e < experts; ++e) {
-                f[e] *= decay[size_t(d)];
-            }
+            scale(f, decay[size_t(d)], experts);
             for (int32_t i = 0; i < used; ++i) {
                 if (row_ids[i] >= 0) {
                     f[row_ids[i]] += 1.0f - decay[size_t(d)];
@@ -50,21 +123,20 @@ void em_predictor::token(const int32_t * latest) {
         for (int32_t m = 0; m < memories; ++m) {
             float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
             const float rate = memory_rate[size_t(m)];
-            for (int32_t e = 0; e < experts; ++e) {
-                h[e] *= rate;
-            }
+            scale(h, rate, experts);
             for (int32_t i = 0; i < used; ++i) {
                 if (row_ids[i] >= 0) {
                     add_scaled(h, row(keep_memory, m * layers + l, row_ids[i]), 1.0f - rate, experts);
                 }
             }
         }
+        refresh(l, latest);
     }
-    refresh(latest);
 }
 
 void em_predictor::seed(const float * use) {
     std::fill(memory.begin(), memory.end(), 0.0f);
+    std::fill(ids.begin(), ids.end(), -1);
     for (int32_t l = 0; l < layers; ++l) {
         for (int32_t d = 0; d < decays; ++d) {
             memcpy(&frequency[size_t(l * decays + d) * size_t(experts)], use + size_t(l) * size_t(experts), size_t(experts) * 4);
@@ -75,13 +147,12 @@ void em_predictor::seed(const float * use) {
                            experts);
             }
         }
+        refresh(l, nullptr);
     }
-    refresh(nullptr);
 }
 
-void em_predictor::refresh(const int32_t * latest) {
-    std::fill(ids.begin(), ids.end(), -1);
-    auto logits = [&](int32_t l, float * to, const float * bias, const float * weight, const std::vector<float> & again, int64_t block) {
+void em_predictor::refresh(int32_t l, const int32_t * latest) {
+    auto logits = [&](float * to, const float * bias, const float * weight, const em_table & again, int64_t block) {
         memcpy(to, bias, size_t(experts) * 4);
         for (int32_t d = 0; d < decays; ++d) {
             add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
@@ -92,20 +163,16 @@ void em_predictor::refresh(const int32_t * latest) {
             }
         }
     };
-    for (int32_t l = 0; l < layers; ++l) {
-        float * k = &keep[size_t(l) * size_t(experts)];
-        logits(l, k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
-        for (int32_t m = 0; m < memories; ++m) {
-            add(k, &memory[size_t(m * layers + l) * size_t(experts)], experts);
-        }
-        for (int32_t e = 0; e < experts; ++e) {
-            k[e] = probability(k[e]);
-        }
-        for (int32_t a = 0; a < leads; ++a) {
-            const size_t block = size_t(a * layers + l);
-            logits(l, &base[block * size_t(experts)], &next_bias[block * size_t(experts)], &next_decay[block * size_t(decays)], next_again,
-                   int64_t(block));
-        }
+    float * k = &keep[size_t(l) * size_t(experts)];
+    logits(k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
+    for (int32_t m = 0; m < memories; ++m) {
+        add(k, &memory[size_t(m * layers + l) * size_t(experts)], experts);
+    }
+    to_probabilities(k, experts);
+    for (int32_t a = 0; a < leads; ++a) {
+        const size_t block = size_t(a * layers + l);
+        logits(&base[block * size_t(experts)], &next_bias[block * size_t(experts)], &next_decay[block * size_t(decays)], next_again,
+               int64_t(block));
     }
 }
 
@@ -132,9 +199,7 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) const {
     for (int32_t i = 0; i < count; ++i) {
         add(out, rows[i], experts);
     }
-    for (int32_t e = 0; e < experts; ++e) {
-        out[e] = probability(out[e]);
-    }
+    to_probabilities(out, experts);
 }
 
 // Worth of having an expert: used now, or used soon. An exchange must gain enough to pay for its upload.
@@ -174,7 +239,8 @@ int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state,
 
 namespace {
 
-std::vector<float> copied(const float * from, int64_t n) { return from ? std::vector<float>(from, from + n) : std::vector<float>(size_t(n), 0.0f); }
+std::vector<float> copied(const float * from, int64_t n) { return std::vector<float>(from, from + n); }
+em_table           rows_of(const float * from, int64_t n) { return em_table(from, from + n); }
 
 } // namespace
 
@@ -187,13 +253,13 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
     p->decay       = copied(t->decay, t->decays);
     p->keep_bias   = copied(t->keep_bias, le);
     p->keep_decay  = copied(t->keep_decay, ld);
-    p->keep_again  = copied(t->keep_again, lee);
+    p->keep_again  = rows_of(t->keep_again, lee);
     p->memory_rate = copied(t->memory_rate, t->memories);
-    p->keep_memory = copied(t->keep_memory, t->memories * lee);
+    p->keep_memory = rows_of(t->keep_memory, t->memories * lee);
     p->next_bias   = copied(t->next_bias, t->leads * le);
     p->next_decay  = copied(t->next_decay, t->leads * ld);
-    p->next_again  = copied(t->next_again, t->leads * lee);
-    p->next_rows   = copied(t->next_rows, int64_t(t->leads) * t->reach * lee);
+    p->next_again  = rows_of(t->next_again, t->leads * lee);
+    p->next_rows   = rows_of(t->next_rows, int64_t(t->leads) * t->reach * lee);
     p->frequency.assign(size_t(le * t->decays), 0.0f);
     p->memory.assign(size_t(le * t->memories), 0.0f);
     p->keep.assign(size_t(le), 0.0f);

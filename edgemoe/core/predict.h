@@ -8,15 +8,30 @@
 #include <cstddef>
 #include <vector>
 
+// Rows of a table are read all over it: pages of 2 MiB spare most of the searches for where they are.
+void * em_huge_alloc(std::size_t bytes);
+void   em_huge_free(void * p);
+template <typename T> struct em_huge_pages {
+    typedef T value_type;
+    em_huge_pages() = default;
+    template <typename U> em_huge_pages(const em_huge_pages<U> &) {}
+    T *  allocate(std::size_t n) { return static_cast<T *>(em_huge_alloc(n * sizeof(T))); }
+    void deallocate(T * p, std::size_t) { em_huge_free(p); }
+    bool operator==(const em_huge_pages &) const { return true; }
+    bool operator!=(const em_huge_pages &) const { return false; }
+};
+typedef std::vector<float, em_huge_pages<float>> em_table;
+
 struct em_predictor {
     int32_t layers, experts, used, decays, memories, leads, reach;
     std::vector<float> decay;                         // [decays]
     std::vector<float> keep_bias, keep_decay;         // [layers, experts], [layers, decays]
-    std::vector<float> keep_again;                    // [layers, experts, experts]
-    std::vector<float> memory_rate, keep_memory;      // [memories], [memories, layers, experts, experts]
+    em_table           keep_again;                    // [layers, experts, experts]
+    std::vector<float> memory_rate;                   // [memories]
+    em_table           keep_memory;                   // [memories, layers, experts, experts]
     std::vector<float> next_bias, next_decay;         // [leads, layers, experts], [leads, layers, decays]
-    std::vector<float> next_again;                    // [leads, layers, experts, experts]
-    std::vector<float> next_rows;                     // [leads, reach, layers, experts, experts]
+    em_table           next_again;                    // [leads, layers, experts, experts]
+    em_table           next_rows;                     // [leads, reach, layers, experts, experts]
 
     // After the latest whole token.
     std::vector<float> frequency; // [layers, decays, experts], decayed use per token
@@ -41,8 +56,9 @@ struct em_predictor {
     int32_t choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out);
 
   private:
-    const float * row(const std::vector<float> & table, int64_t block, int32_t expert) const {
+    const float * row(const em_table & table, int64_t block, int32_t expert) const {
         return &table[(std::size_t(block) * std::size_t(experts) + std::size_t(expert)) * std::size_t(experts)];
     }
-    void refresh(const int32_t * latest);
+    void refresh(int32_t layer, const int32_t * latest);
+    void fetch_rows(const int32_t * latest, int32_t layer) const;
 };

@@ -71,20 +71,9 @@ class _Load(ctypes.Structure):
 _STAT_NAMES = (
     *("tokens", "hits", "misses", "prefill_hits", "prefill_streamed", "prefill_misses"),
     *("uploads", "upload_bytes", "streamed_bytes", "failed_uploads", "joins", "device_fallbacks"),
-    *(
-        "moe_ns",
-        "device_ns",
-        "cpu_ns",
-        "join_ns",
-        "prefetch_useful",
-        "prefetch_late",
-        "prefetch_wasted",
-        "slots",
-        "slot_bytes",
-        "resident",
-        "pending",
-    ),
-    *("fused_layers", "plain_layers", "dropped_events"),
+    *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
+    *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
+    *("slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers", "dropped_events"),
 )
 
 

@@ -66,6 +66,8 @@ class Experts:
         self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
         self._profile = self._load_profile()
         self._kept_at = time.monotonic()
+        self._keeper = threading.Thread(target=lambda: None)
+        self._keeper.start()
         self._predictor = self._load_predictor()
         self._controller = Controller()
         if self.shape is None:
@@ -135,6 +137,19 @@ class Experts:
                     meta=json.dumps({"model": self._identity}),
                 )
 
+    def force(self, ids: IdArray) -> None:
+        """Take the experts of decode steps from a recorded trace instead of the router, for benchmarks on shape twins.
+
+        Args:
+            ids: ``(tokens, layers, used)``, repeated when it ends; without tokens, the router decides again.
+
+        Raises:
+            EdgeMoEError: the trace names experts that the model has not.
+        """
+        self._native.force(ids)
+        if len(ids):
+            self.notes.append("Routing is forced from a trace: the answers mean nothing.")
+
     # ---- what the engine calls ----
 
     def after_step(self, elapsed_ns: int = 0) -> None:
@@ -176,10 +191,13 @@ class Experts:
         """Write what was learnt so far, in the background; a crash loses what came after."""
         self._kept_at = time.monotonic()
         if profile := self._history():
-            threading.Thread(target=history.save, args=(profile, self._profile_folder()), daemon=True).start()
+            self._keeper.join()
+            self._keeper = threading.Thread(target=history.save, args=(profile, self._profile_folder()), daemon=True)
+            self._keeper.start()
 
     def close(self) -> None:
         """Keep the routing history. The core stays open."""
+        self._keeper.join()
         if profile := self._history():
             history.save(profile, self._profile_folder(), self.notes)
         self._native.set_ahead(None, LEAD, 0, 0.0, False)
@@ -202,7 +220,7 @@ class Experts:
             return None
         shape = (self.shape.layers, self.shape.experts, self.shape.used)
         tables = predictor.load(self._identity, self._profile_folder(), shape, self.notes)
-        return NativePredictor(tables) if tables is not None else None
+        return NativePredictor(tables.only(LEAD)) if tables is not None else None
 
     def _set_ahead(self, on: bool) -> None:
         if self._predictor is None or self._config.prefetch == "off":
@@ -303,6 +321,8 @@ class Experts:
             self._native.submit(self._policy.resize(slots, self.residency()))
             return
         self._policy = make(self._config.policy, self.shape, slots, self._predictor)
+        if self._config.prefetch == "lookahead":
+            self.notes.append("Look-ahead prefetch is not there yet: prefetch follows the routing history.")
         if self._policy is not None:
             self._native.submit(self._policy.start(self._profile.heat if self._profile else None))
         self._set_ahead(True)

@@ -7,7 +7,7 @@ Two questions are answered. *Soon*: will an expert be used by the next few token
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class Tables:
     def leads(self) -> int:
         """How many layers ahead can be asked for."""
         return len(self.next_bias)
+
+    def only(self, lead: int) -> Tables:
+        """The same without what looks farther ahead than ``lead`` layers: less to hold and to evaluate."""
+        nexts = ("next_bias", "next_decay", "next_again", "next_rows")
+        return replace(self, **{name: getattr(self, name)[:lead] for name in nexts})
 
     @property
     def reach(self) -> int:

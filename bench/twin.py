@@ -1,0 +1,198 @@
+"""Shape twins: files with the exact shapes and types of a real model and arbitrary weights.
+
+Speed depends on shapes, types and routing. A twin has the first two; `edgemoe.Llama` forced to a recorded routing trace
+(`llm.experts.force`) has the third. Every output of a twin says that it is one: what it writes is noise.
+
+    python bench/twin.py gpt-oss-20b FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+from tests.zoo.shapes import TensorShape, all_tensors
+from tests.zoo.spec import ALWAYS_OPTIONAL
+from tests.zoo.weights import quantised, values
+
+TILE_ROWS = 64  # made once, then repeated
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What the header of a real model says.
+
+    Attributes:
+        arch: llama.cpp's name of the architecture.
+        vocabulary: tokens.
+        keys: metadata without the architecture's prefix.
+        dense: type of the matrices of attention and dense layers.
+        experts: types of the routed experts: most, and every second down projection.
+        keep: optional tensors that the real file has.
+    """
+
+    arch: str
+    vocabulary: int
+    keys: Mapping[str, int | float]
+    dense: str = "Q4_K"
+    experts: tuple[str, str] = ("Q4_K", "Q6_K")
+    keep: tuple[str, ...] = ()
+
+
+TWINS = {
+    "qwen3-30b-a3b": Twin(
+        "qwen3moe",
+        151_936,
+        {
+            "block_count": 48, "embedding_length": 2048, "feed_forward_length": 6144, "attention.head_count": 32,
+            "attention.head_count_kv": 4, "attention.key_length": 128, "attention.value_length": 128,
+            "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6, "expert_count": 128,
+            "expert_used_count": 8, "expert_feed_forward_length": 768,
+        },
+    ),
+    "gpt-oss-20b": Twin(
+        "gpt-oss",
+        201_088,
+        {
+            "block_count": 24, "embedding_length": 2880, "feed_forward_length": 2880, "attention.head_count": 64,
+            "attention.head_count_kv": 8, "attention.key_length": 64, "attention.value_length": 64,
+            "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 150_000.0, "attention.sliding_window": 128,
+            "expert_count": 32, "expert_used_count": 4, "expert_feed_forward_length": 2880,
+        },
+        "Q8_0",
+        ("MXFP4", "MXFP4"),
+        ("attn_",),
+    ),
+    "deepseek-v2-lite": Twin(
+        "deepseek2",
+        102_400,
+        {
+            "block_count": 27, "embedding_length": 2048, "feed_forward_length": 10944, "attention.head_count": 16,
+            "attention.head_count_kv": 1, "attention.key_length": 576, "attention.value_length": 512,
+            "attention.key_length_mla": 192, "attention.value_length_mla": 128, "attention.kv_lora_rank": 512,
+            "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 10_000.0, "rope.dimension_count": 64,
+            "expert_count": 64, "expert_used_count": 6, "expert_feed_forward_length": 1408, "expert_shared_count": 2,
+            "leading_dense_block_count": 1, "expert_gating_func": 1, "expert_weights_scale": 1.0,
+        },
+    ),
+    "mixtral-8x7b": Twin(
+        "llama",
+        32_000,
+        {
+            "block_count": 32, "embedding_length": 4096, "feed_forward_length": 14336, "attention.head_count": 32,
+            "attention.head_count_kv": 8, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 1e6,
+            "rope.dimension_count": 128, "expert_count": 8, "expert_used_count": 2,
+        },
+    ),
+}  # fmt: skip
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the twin unless it is there; returns its path."""
+    path = folder / f"{name}-twin.gguf"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    twin, part = TWINS[name], path.with_suffix(".part")
+    tensors = list(_tensors(twin, part))
+    writer = _header(twin, name)
+    for tensor in tensors:
+        kind = GGMLQuantizationType[_type(twin, tensor)]
+        block, size = GGML_QUANT_SIZES[kind]
+        shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
+    writer.write_header_to_file(part)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(_bytes(tensor, _type(twin, tensor)))
+    writer.close()
+    part.rename(path)
+    return path
+
+
+def _tensors(twin: Twin, scratch: Path) -> Iterator[TensorShape]:
+    """All tensors; llama.cpp is asked about the first layers only, because it allocates what it is asked about."""
+    layers = int(twin.keys["block_count"])
+    asked = int(twin.keys.get("leading_dense_block_count", 0)) + 1
+    short = replace(twin, keys={**twin.keys, "block_count": asked})
+    _finish(_header(short, "short"), scratch)
+    for tensor in _wanted(twin, scratch):
+        yield tensor
+        if tensor.name.startswith(f"blk.{asked - 1}."):
+            for layer in range(asked, layers):
+                yield TensorShape(tensor.name.replace(f"blk.{asked - 1}.", f"blk.{layer}."), tensor.shape)
+
+
+def _wanted(twin: Twin, header: Path) -> Iterator[TensorShape]:
+    for tensor in all_tensors(header):
+        if re.search(ALWAYS_OPTIONAL, tensor.name) and not tensor.name.split(".")[-2].startswith(twin.keep or ("-",)):
+            continue
+        if "exp_probs_b" in tensor.name:
+            continue
+        if "gate_up_exps" in tensor.name:
+            experts, rows, columns = tensor.shape
+            for kind in ("gate_exps", "up_exps"):
+                yield TensorShape(tensor.name.replace("gate_up_exps", kind), (experts, rows // 2, columns))
+        else:
+            yield tensor
+
+
+def _type(twin: Twin, tensor: TensorShape) -> str:
+    name, columns = tensor.name, tensor.shape[-1]
+    if len(tensor.shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+        return "F32"
+    kind = twin.dense
+    if "_exps" in name:
+        kind = twin.experts["down" in name and int(name.split(".")[1]) % 2]
+    elif name.startswith("output") or "attn_v" in name:
+        kind = "Q6_K" if twin.dense == "Q4_K" else twin.dense
+    if columns % GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]:
+        return "Q5_0" if kind == "Q4_K" else "Q8_0"  # as llama.cpp's quantiser does
+    return kind
+
+
+def _bytes(tensor: TensorShape, kind: str) -> np.ndarray:
+    if kind == "F32":
+        return values(tensor, 0)
+    rows = int(np.prod(tensor.shape[:-1]))
+    tile = quantised(values(TensorShape(tensor.name, (min(rows, TILE_ROWS), tensor.shape[-1])), 0), kind)
+    return np.resize(tile, (rows, tile.shape[1])).reshape(*tensor.shape[:-1], tile.shape[1])
+
+
+def _header(twin: Twin, name: str) -> GGUFWriter:
+    writer = GGUFWriter(None, twin.arch)
+    writer.add_name(f"{name} (shape twin: arbitrary weights)")
+    writer.add_context_length(8192)
+    writer.add_vocab_size(twin.vocabulary)
+    for key, value in twin.keys.items():
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"{twin.arch}.{key}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<s>"] + [f"t{i}" for i in range(1, twin.vocabulary)])
+    writer.add_token_types([1] * twin.vocabulary)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    return writer
+
+
+def _finish(writer: GGUFWriter, path: Path) -> None:
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=TWINS)
+    parser.add_argument("folder", type=Path)
+    chosen = parser.parse_args()
+    print(build(chosen.name, chosen.folder))

@@ -11,7 +11,7 @@ import pytest
 
 from edgemoe.engine.predictor import NativePredictor
 from edgemoe.errors import EdgeMoEError
-from edgemoe.predictor import Tables, load, measure, save
+from edgemoe.predictor import Tables, load, measure, save, untrained
 from edgemoe.predictor.fit import LEAST_TOKENS, fit, one_hot
 from edgemoe.prefetch import EPOCH, HOLD, Controller
 from edgemoe.types import IdArray
@@ -51,7 +51,7 @@ def test_noise_cannot_be_predicted() -> None:
 def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> None:
     held_out = ids[3000:3100].copy()
     held_out[40, 2, 1] = -1  # a cell of the history is missing
-    native = NativePredictor(tables)
+    native = NativePredictor(tables, rate=0)
     use = [one_hot(held_out[:, layer], EXPERTS) for layer in range(LAYERS)]
     wanted = {lead: [measure._chances(tables, use, layer, lead) for layer in range(LAYERS)] for lead in (1, 2)}
     for token, row in enumerate(held_out):
@@ -72,6 +72,32 @@ def test_use_soon_follows_what_was_used(ids: IdArray, tables: Tables) -> None:
         later.append(np.stack([one_hot(ids[token + 1 : token + 6, layer], EXPERTS).sum(0) for layer in range(LAYERS)]))
     assert np.corrcoef(np.ravel(scores), np.ravel(later))[0, 1] > 0.5
     native.close()
+
+
+def test_it_learns_from_nothing_and_what_it_learnt_can_be_kept(ids: IdArray, tmp_path: Path) -> None:
+    native = NativePredictor(untrained(LAYERS, EXPERTS, USED))
+
+    def recall(tokens: IdArray) -> float:
+        found = 0
+        for token in tokens:
+            for layer in range(LAYERS - 1):
+                native.routed(layer, token[layer])
+                best = np.argsort(-native.next(layer + 1, 1))[:USED]
+                found += len(set(best.tolist()) & set(token[layer + 1].tolist()))
+            native.routed(LAYERS - 1, token[LAYERS - 1])
+            native.token(token)
+        return found / (len(tokens) * (LAYERS - 1) * USED)
+
+    first, last = recall(ids[:200]), [recall(ids[at : at + 500]) for at in range(200, 3200, 500)][-1]
+    assert last > first + 0.1
+    learnt = native.learnt()
+    assert learnt.tokens == 3200
+    plain = measure.plain_table(ids[:3200], ids[3200:], EXPERTS).recall_at_k
+    assert measure.next_layers(learnt, ids[3200:], 1).recall_at_k > plain
+    native.close()
+    save(learnt, KEY, tmp_path)
+    read = load(KEY, tmp_path, (LAYERS, EXPERTS, USED), [])
+    assert read is not None and read.tokens == 3200
 
 
 def test_a_choice_never_loses_and_stays_in_bounds(ids: IdArray, tables: Tables) -> None:

@@ -79,6 +79,14 @@ def test_what_is_learnt_pays() -> None:
     assert ahead.prefetched >= ahead.useful + ahead.wasted
 
 
+def test_in_another_domain_it_learns_anew() -> None:
+    """Trained on one kind of text, run on another: not below what needs no training."""
+    past, now = drifting(3000, 6, 32, 4, seed=1), drifting(2500, 6, 32, 4, seed=2)
+    shape, tables = shape_of(now, 32), fit(past, 32)
+    plain = [replay.simulate(name, now, shape, 8, 2).hits for name in ("lru", "lfu")]
+    assert replay.simulate("adaptive", now, shape, 8, 2, None, tables, prefetch=True).hits > max(plain)
+
+
 def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
     """The same forced routing: after every token the same hits, misses, uploads and prefetches."""
     used, count, layers = 4, 32, 4
@@ -208,7 +216,7 @@ def test_train_keeps_what_beats_a_table_and_the_next_start_uses_it(
         assert main(["train", str(path), "--trace", str(recorded)]) == 0
         assert "names" in capsys.readouterr().out
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
-        assert llm.experts._predictor is not None
+        assert llm.experts._predictor is not None and llm.experts._predictor.tables.tokens == 2560
         llm.close()
 
 
@@ -239,6 +247,7 @@ def test_first_residency_is_the_profiles(tmp_path: Path) -> None:
         assert second.experts.wait()
         resident = second.experts.residency()
         second.close()
+    assert list((home("data") / "profiles").glob("*.profile.npz"))
     for layer in range(4):
         hottest = set(np.argsort(-heat[layer], kind="stable")[:slots].tolist())
         assert set(np.flatnonzero(resident[layer]).tolist()) == hottest

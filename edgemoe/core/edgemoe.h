@@ -98,6 +98,9 @@ typedef struct em_predictor em_predictor;
 typedef struct {
     int32_t struct_bytes;
     int32_t layers, experts, used, decays, memories, leads, reach;
+    float   rate;    // of learning from every token; 0: the tables stay as they are
+    float   horizon; // use soon: a use n tokens from now counts (1 - horizon) * horizon^(n - 1)
+    int64_t tokens;  // the tables have learnt from
     const float * decay;       // [D] what is left of a frequency after a token
     const float * keep_bias;   // [L, E] use soon: logit = bias + decay . frequency + rows of the latest token + memories
     const float * keep_decay;  // [L, D]
@@ -117,6 +120,9 @@ EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids);
 EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // of the one under way
 EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out);      // [E] probabilities
 EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
+// The tables as they are now; returns the tokens they have learnt from.
+EM_API int64_t        em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias,
+                                          float * next_again, float * next_rows);
 // Exchanges that gain at least so much expected use; state is em_expert_state [E]. Returns how many of at most `most`.
 EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
                                           int32_t most, float gain, em_load * out);

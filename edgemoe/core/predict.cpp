@@ -105,12 +105,12 @@ void em_predictor::fetch_rows(const int32_t * latest, int32_t l) const {
     }
 }
 
-void em_predictor::token(const int32_t * latest) {
+void em_predictor::token(const int32_t * now) {
     std::fill(ids.begin(), ids.end(), -1);
-    fetch_rows(latest, 0);
+    fetch_rows(now, 0);
     for (int32_t l = 0; l < layers; ++l) {
-        fetch_rows(latest, l + 1);
-        const int32_t * row_ids = latest + l * used;
+        fetch_rows(now, l + 1);
+        const int32_t * row_ids = now + l * used;
         for (int32_t d = 0; d < decays; ++d) {
             float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
             scale(f, decay[size_t(d)], experts);
@@ -130,8 +130,62 @@ void em_predictor::token(const int32_t * latest) {
                 }
             }
         }
-        refresh(l, latest);
+        std::copy_n(&keep[size_t(l) * size_t(experts)], experts, chance.begin());
+        refresh(l, now);
+        if (rate > 0 && tokens > 0) {
+            learn_keep(l, now, chance.data());
+        }
     }
+    std::copy_n(now, size_t(layers) * size_t(used), latest.begin());
+    std::fill(said_lead.begin(), said_lead.end(), 0);
+    ++tokens;
+}
+
+// Quick at first, when nothing is known that could be spoilt.
+float em_predictor::quickness() const { return rate * (1.0f + 3.0f / (1.0f + float(tokens) / 500.0f)); }
+
+void em_predictor::add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values) {
+    for (int32_t i = 0; i < used; ++i) {
+        if (of[i] >= 0) {
+            add(&table[(size_t(block) * size_t(experts) + size_t(of[i])) * size_t(experts)], values, experts);
+        }
+    }
+}
+
+void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
+    const int32_t lead  = said_lead[size_t(l)];
+    const size_t  block = size_t((lead - 1) * layers + l);
+    const float   step  = quickness();
+    const float * p     = &said[size_t(l) * size_t(experts)];
+    for (int32_t e = 0; e < experts; ++e) {
+        error[size_t(e)] = -step * p[e];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        if (chosen[i] >= 0) {
+            error[size_t(chosen[i])] += step;
+        }
+    }
+    add(&next_bias[block * size_t(experts)], error.data(), experts);
+    add_to_rows(next_again, int64_t(block), &latest[size_t(l * used)], error.data());
+    for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
+        add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * used)], error.data());
+    }
+}
+
+// What was said after the token before should have been: what this token used, and what is said now of the tokens after it.
+void em_predictor::learn_keep(int32_t l, const int32_t * now, const float * before) {
+    const float   step  = 4 * quickness();
+    const float * after = &keep[size_t(l) * size_t(experts)];
+    for (int32_t e = 0; e < experts; ++e) {
+        error[size_t(e)] = step * (horizon * after[e] - before[e]);
+    }
+    for (int32_t i = 0; i < used; ++i) {
+        if (now[l * used + i] >= 0) {
+            error[size_t(now[l * used + i])] += step * (1 - horizon);
+        }
+    }
+    add(&keep_bias[size_t(l) * size_t(experts)], error.data(), experts);
+    add_to_rows(keep_again, l, &latest[size_t(l * used)], error.data());
 }
 
 void em_predictor::seed(const float * use) {
@@ -177,12 +231,16 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
 }
 
 void em_predictor::routed(int32_t layer, const int32_t * chosen, int64_t n) {
+    if (rate > 0 && said_lead[size_t(layer)] > 0) {
+        learn_next(layer, chosen, n);
+        said_lead[size_t(layer)] = 0;
+    }
     for (int32_t i = 0; i < used; ++i) {
         ids[size_t(layer * used + i)] = i < n ? chosen[i] : -1;
     }
 }
 
-void em_predictor::next(int32_t layer, int32_t lead, float * out) const {
+void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     const float * rows[128];
     int32_t       count = 0;
     for (int32_t j = 0; j < reach && layer - lead - j >= 0; ++j) {
@@ -200,6 +258,8 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) const {
         add(out, rows[i], experts);
     }
     to_probabilities(out, experts);
+    memcpy(&said[size_t(layer) * size_t(experts)], out, size_t(experts) * 4);
+    said_lead[size_t(layer)] = lead;
 }
 
 // Worth of having an expert: used now, or used soon. An exchange must gain enough to pay for its upload.
@@ -266,6 +326,13 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
     p->base.assign(size_t(le * t->leads), 0.0f);
     p->ids.assign(size_t(t->layers) * size_t(t->used), -1);
     p->chance.assign(size_t(t->experts), 0.0f);
+    p->error.assign(size_t(t->experts), 0.0f);
+    p->rate    = t->rate;
+    p->horizon = t->horizon;
+    p->tokens  = t->tokens;
+    p->latest.assign(p->ids.size(), -1);
+    p->said.assign(size_t(le), 0.0f);
+    p->said_lead.assign(size_t(t->layers), 0);
     p->seed(std::vector<float>(size_t(le), 0.0f).data());
     return p;
 }
@@ -277,6 +344,15 @@ void em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, i
 void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out) { p->next(layer, lead, out); }
 
 void em_predictor_keep(em_predictor * p, float * out) { memcpy(out, p->keep.data(), p->keep.size() * 4); }
+
+int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows) {
+    std::copy(p->keep_bias.begin(), p->keep_bias.end(), keep_bias);
+    std::copy(p->keep_again.begin(), p->keep_again.end(), keep_again);
+    std::copy(p->next_bias.begin(), p->next_bias.end(), next_bias);
+    std::copy(p->next_again.begin(), p->next_again.end(), next_again);
+    std::copy(p->next_rows.begin(), p->next_rows.end(), next_rows);
+    return p->tokens;
+}
 
 int32_t em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most,
                             float gain, em_load * out) {

@@ -1,7 +1,8 @@
 #pragma once
 
-// What the routing so far says about the routing to come: log-linear, evaluated by adding rows of tables. Pure arithmetic on ids;
-// neither ggml nor an engine is needed, so that a replay asks the very same code. The tables come from Python (predictor/).
+// What the routing so far says about the routing to come: log-linear, evaluated by adding rows of tables, and corrected by every
+// token (a logistic regression, one step of gradient descent per prediction). Pure arithmetic on ids; neither ggml nor an engine is
+// needed, so that a replay asks the very same code. The tables come from Python (predictor/) and go back there to be kept.
 
 #include "edgemoe.h"
 
@@ -43,15 +44,21 @@ struct em_predictor {
     std::vector<int32_t> ids;     // [layers, used], -1 unknown
 
     std::vector<float> chance;    // [experts], scratch of choose
+    std::vector<int32_t> latest;  // [layers, used], experts of the token before the one under way
+    std::vector<float> said;      // [layers, experts], what was predicted of the token under way
+    std::vector<int32_t> said_lead; // [layers], and how far ahead; 0 not at all
+    std::vector<float> error;     // [experts], scratch of learning
+    float              rate = 0, horizon = 0;
+    int64_t            tokens = 0; // learnt from
 
-    // A token has been computed; ids is [layers, used], -1 where unknown.
+    // A token has been computed: learn from it what is used soon, and say what will be; ids is [layers, used], -1 where unknown.
     void token(const int32_t * ids);
     // Start from use per token, [layers, experts].
     void seed(const float * use);
-    // The token under way uses these experts in a layer.
+    // The token under way uses these experts in a layer: learn from what was said of it.
     void routed(int32_t layer, const int32_t * ids, int64_t n);
     // Probability that the token under way uses each expert of a layer, known lead layers ahead.
-    void next(int32_t layer, int32_t lead, float * out) const;
+    void next(int32_t layer, int32_t lead, float * out);
     // The best exchanges for a layer that will run lead layers from now; returns how many.
     int32_t choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out);
 
@@ -60,5 +67,9 @@ struct em_predictor {
         return &table[(std::size_t(block) * std::size_t(experts) + std::size_t(expert)) * std::size_t(experts)];
     }
     void refresh(int32_t layer, const int32_t * latest);
+    void  learn_next(int32_t layer, const int32_t * chosen, int64_t n);
+    void  learn_keep(int32_t layer, const int32_t * now, const float * before);
+    void  add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values);
+    float quickness() const;
     void fetch_rows(const int32_t * latest, int32_t layer) const;
 };

@@ -94,6 +94,7 @@ _SIGNATURES = {
     "em_abort_callback": (ctypes.c_void_p, []),
     "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
     "em_predictor_new": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "em_predictor_learnt": (_i64, [ctypes.c_void_p] * 6),
     "em_predictor_free": (None, [ctypes.c_void_p]),
     "em_predictor_seed": (None, [ctypes.c_void_p, ctypes.c_void_p]),
     "em_predictor_token": (None, [ctypes.c_void_p, ctypes.c_void_p]),

@@ -26,6 +26,8 @@ from .predictor import NativePredictor
 RESERVE_BYTES = 1 << 30
 # Routing history is written this often, so that a crash costs no more.
 KEEP_EVERY_S = 60.0
+# A predictor that has seen fewer tokens is not worth a file.
+LEAST_LEARNT = 200
 SYNCHRONOUS_S = 60.0
 # Attempts with half the budget each when the device refuses an allocation.
 ALLOCATION_ATTEMPTS = 5
@@ -192,14 +194,15 @@ class Experts:
         self._kept_at = time.monotonic()
         if profile := self._history():
             self._keeper.join()
-            self._keeper = threading.Thread(target=history.save, args=(profile, self._profile_folder()), daemon=True)
+            work: tuple[object, ...] = (profile, self._learnt(), [])
+            self._keeper = threading.Thread(target=self._write_history, args=work, daemon=True)
             self._keeper.start()
 
     def close(self) -> None:
         """Keep the routing history. The core stays open."""
         self._keeper.join()
         if profile := self._history():
-            history.save(profile, self._profile_folder(), self.notes)
+            self._write_history(profile, self._learnt(), self.notes)
         self._native.set_ahead(None, LEAD, 0, 0.0, False)
         if self._predictor is not None:
             self._predictor.close()
@@ -214,13 +217,25 @@ class Experts:
         run = history.Profile(self._identity, self._heat.copy(), float(self.stats().tokens), recent=recent)
         return history.merge(self._profile, run)
 
+    def _learnt(self) -> predictor.Tables | None:
+        return self._predictor.learnt() if self._predictor is not None else None
+
+    def _write_history(self, profile: history.Profile, learnt: predictor.Tables | None, notes: list[str]) -> None:
+        history.save(profile, self._profile_folder(), notes)
+        if learnt is not None and learnt.tokens >= LEAST_LEARNT:
+            try:
+                predictor.save(learnt, self._identity, self._profile_folder())
+            except OSError as error:
+                notes.append(f"What was learnt about routing was not saved: {error}.")
+
     def _load_predictor(self) -> NativePredictor | None:
-        wanted = self._config.policy == "adaptive" and self._config.profile != "off" and self.device != "none"
-        if self.shape is None or not wanted:
+        if self.shape is None or self.device == "none" or self._config.policy != "adaptive":
             return None
         shape = (self.shape.layers, self.shape.experts, self.shape.used)
-        tables = predictor.load(self._identity, self._profile_folder(), shape, self.notes)
-        return NativePredictor(tables.only(LEAD)) if tables is not None else None
+        tables = None
+        if self._config.profile != "off":
+            tables = predictor.load(self._identity, self._profile_folder(), shape, self.notes)
+        return NativePredictor((tables or predictor.untrained(*shape)).only(LEAD))
 
     def _set_ahead(self, on: bool) -> None:
         if self._predictor is None or self._config.prefetch == "off":

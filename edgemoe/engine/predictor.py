@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import EdgeMoEError
-from ..predictor import Tables
+from ..predictor import HORIZON, RATE, Tables
 from ..types import FloatArray, IdArray, Load
 from .binding import library
 
 _i32, _pointer = ctypes.c_int32, ctypes.c_void_p
 _SIZES = ("struct_bytes", "layers", "experts", "used", "decays", "memories", "leads", "reach")
-_TABLES = tuple(f.name for f in fields(Tables) if f.name not in ("used", "report"))
+_TABLES = tuple(f.name for f in fields(Tables) if f.name not in ("used", "tokens", "report"))
 
 
 class _Tables(ctypes.Structure):
-    _fields_ = [(name, _i32) for name in _SIZES] + [(name, _pointer) for name in _TABLES]
+    _fields_ = [
+        *((name, _i32) for name in _SIZES),
+        ("rate", ctypes.c_float),
+        ("horizon", ctypes.c_float),
+        ("tokens", ctypes.c_int64),
+        *((name, _pointer) for name in _TABLES),
+    ]
 
 
 class NativePredictor:
@@ -28,13 +35,15 @@ class NativePredictor:
         tables: what it evaluates.
     """
 
-    def __init__(self, tables: Tables) -> None:
-        """Copy the tables into the core and start with nothing seen."""
+    def __init__(self, tables: Tables, rate: float = RATE) -> None:
+        """Copy the tables into the core and start with nothing seen; ``rate`` 0 leaves them as they are."""
         self.tables = tables
         self._lib = library()
         arrays = [np.ascontiguousarray(getattr(tables, name), dtype=np.float32) for name in _TABLES]
         sizes = (tables.layers, tables.experts, tables.used, len(tables.decay), len(tables.memory_rate))
-        raw = _Tables(ctypes.sizeof(_Tables), *sizes, tables.leads, tables.reach, *(a.ctypes.data for a in arrays))
+        learning = (rate, HORIZON, tables.tokens)
+        places = (array.ctypes.data for array in arrays)
+        raw = _Tables(ctypes.sizeof(_Tables), *sizes, tables.leads, tables.reach, *learning, *places)
         self.handle: int | None = self._lib.em_predictor_new(ctypes.byref(raw))
         if not self.handle:
             raise EdgeMoEError("the core refused the predictor's tables")
@@ -48,6 +57,13 @@ class NativePredictor:
     def __del__(self) -> None:
         """Free it with its last owner."""
         self.close()
+
+    def learnt(self) -> Tables:
+        """Give the tables as they are now, corrected by every token so far."""
+        names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows")
+        arrays: dict[str, Any] = {name: np.empty(getattr(self.tables, name).shape, dtype=np.float32) for name in names}
+        tokens = self._lib.em_predictor_learnt(self.handle, *(array.ctypes.data for array in arrays.values()))
+        return replace(self.tables, tokens=int(tokens), **arrays)
 
     def seed(self, use: FloatArray) -> None:
         """Start from uses per token so far, ``(layers, experts)``."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .tables import Tables, load, save
+from .tables import HORIZON, RATE, Tables, load, save, untrained
 
-__all__ = ["Tables", "load", "save"]
+__all__ = ["HORIZON", "RATE", "Tables", "load", "save", "untrained"]

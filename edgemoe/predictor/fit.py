@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import EdgeMoEError
 from ..types import IdArray
-from .tables import DECAYS, LEADS, MEMORY_RATES, REACH, Tables
+from .tables import DECAYS, HORIZON, LEADS, MEMORY_RATES, REACH, Tables, untrained
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 Progress = Callable[[float, str], None]
 Floats = npt.NDArray[np.float32]
 
-# *Soon* is a discounted count of uses: with 0.8 the next five tokens or so. Hit rates on held-out sequences of
-# gpt-oss-20b and DeepSeek-V2-Lite, a quarter resident: 0.8: .727, .636; 0.9: .720, .625; 0.95: .711, .607.
-HORIZON = 0.8
 BATCH = 1024
 LEARNING_RATE = 0.02
 DECAY_OF_WEIGHTS = 1e-5
@@ -50,7 +48,7 @@ def fit(ids: IdArray, experts: int, progress: Progress = lambda share, step: Non
     if tokens < LEAST_TOKENS:
         raise EdgeMoEError(f"{tokens} tokens are too few to learn from", f"{LEAST_TOKENS} at least: chat some more")
     torch.manual_seed(0)
-    tables = _empty(layers, experts, used)
+    tables = replace(untrained(layers, experts, used), tokens=tokens)
     features = experts * (REACH + 1 + len(DECAYS))
     group = max(1, min(layers, GROUP_FLOATS // (tokens * features)))
     jobs = [(question, first) for question in range(LEADS + 1) for first in range(0, layers, group)]
@@ -64,25 +62,6 @@ def fit(ids: IdArray, experts: int, progress: Progress = lambda share, step: Non
             _fit_next(torch, tables, ids, span, question)
     progress(1.0, "done")
     return tables
-
-
-def _empty(layers: int, experts: int, used: int) -> Tables:
-    def zeros(*shape: int) -> Floats:
-        return np.zeros(shape, dtype=np.float32)
-
-    return Tables(
-        used=used,
-        decay=np.array(DECAYS, dtype=np.float32),
-        keep_bias=zeros(layers, experts),
-        keep_decay=zeros(layers, len(DECAYS)),
-        keep_again=zeros(layers, experts, experts),
-        memory_rate=np.array(MEMORY_RATES, dtype=np.float32),
-        keep_memory=zeros(len(MEMORY_RATES), layers, experts, experts),
-        next_bias=zeros(LEADS, layers, experts),
-        next_decay=zeros(LEADS, layers, len(DECAYS)),
-        next_again=zeros(LEADS, layers, experts, experts),
-        next_rows=zeros(LEADS, REACH, layers, experts, experts),
-    )
 
 
 def _fit_soon(torch: Any, tables: Tables, ids: IdArray, span: range) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import routing
+from .commands import profile, routing
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def _parser() -> _Parser:
     run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
     run.set_defaults(command=_run)
+    profile.add_parser(commands, common, _find, _offload)
     routing.add_parsers(commands, _find)
     return parser
 

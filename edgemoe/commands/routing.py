@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import home
+from ..console import show_progress, table, talk
 from ..errors import ConfigError, EdgeMoEError
-from .console import show_progress, table, talk
 
 FRACTIONS = "0.125,0.25,0.5"
 HELD_OUT = 0.2  # of the history, its latest part: what a training is judged on

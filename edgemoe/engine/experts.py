@@ -43,6 +43,7 @@ class Experts:
         shape: geometry of the routed experts, None for a dense model.
         device: name of the device that holds the hot ones, ``none`` without one.
         notes: what the user should know, one sentence each.
+        scheduler_ns: wall time spent between steps: routing history, policy, predictor.
     """
 
     def __init__(self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str) -> None:
@@ -51,6 +52,7 @@ class Experts:
         self._config = config
         self.device = device or "none"
         self.notes: list[str] = []
+        self.scheduler_ns = 0
         infos = native.layers()
         self._row_of = {info.block: row for row, info in enumerate(infos)}
         self.shape: ModelShape | None = None
@@ -162,6 +164,7 @@ class Experts:
         """
         if self.shape is None:
             return
+        started = time.perf_counter_ns()
         if not self._noted:
             self._noted = True
             self._note_layers()
@@ -173,6 +176,7 @@ class Experts:
             self._set_ahead(self._controller.step(elapsed_ns))
         if time.monotonic() - self._kept_at > KEEP_EVERY_S:
             self.keep_history()
+        self.scheduler_ns += time.perf_counter_ns() - started
 
     def _follow(self, policy: Policy, ids: IdArray) -> None:
         decode = len(ids) < self._config.prefill_tokens

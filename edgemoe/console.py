@@ -24,16 +24,14 @@ def show_progress(share: float, step: str) -> None:
     talk(f"\r{'█' * full}{'░' * (BAR - full)} {share:4.0%}  {step[:44]}\x1b[K", end="")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns: the first to the left, the others to the right. Plain text that Markdown reads as a table."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Align columns: the first ``texts`` to the left, the others to the right. Markdown reads it as a table."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if not i else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *others]) + " |"
+        padded = zip(cells, widths, strict=True)
+        return "| " + " | ".join(c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(padded)) + " |"
 
-    rule = "|" + "|".join(":" + "-" * (w + 1) if not i else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    marks = (":" + "-" * (w + 1) if i < texts else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    rule = f"|{'|'.join(marks)}|"
     return "\n".join([line(header), rule, *map(line, rows)])

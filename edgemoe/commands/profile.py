@@ -1,0 +1,66 @@
+"""``edgemoe profile``: memory and latency of a model on this machine, beside llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..console import show_progress
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import OffloadConfig
+
+FORMATS = ("md", "json", "jsonl", "csv")
+INTERRUPTED = 130
+
+
+def add_parser(
+    commands: Any, common: Any, find: Callable[[str], Path], offload: Callable[[argparse.Namespace], OffloadConfig]
+) -> None:
+    """Add the subcommand; ``common`` has the options of placement, ``offload`` reads them."""
+    profile = commands.add_parser("profile", parents=[common], help="memory and latency beside llama.cpp")
+    profile.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    profile.add_argument("-p", "--n-prompt", default="512", metavar="N,..", help="tokens of a prefill (%(default)s)")
+    profile.add_argument("-n", "--n-gen", default="128", metavar="N,..", help="tokens to generate (%(default)s)")
+    profile.add_argument("-d", "--n-depth", default="0", metavar="N,..", help="tokens of context before (%(default)s)")
+    profile.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="(%(default)s)")
+    profile.add_argument("-o", "--output", choices=FORMATS, default="md", help="(%(default)s)")
+    profile.set_defaults(command=lambda parsed, _: _profile(parsed, find, offload))
+
+
+def _profile(
+    parsed: argparse.Namespace, find: Callable[[str], Path], offload: Callable[[argparse.Namespace], OffloadConfig]
+) -> int:
+    prompts, gens, depths = (_numbers(getattr(parsed, f"n_{what}"), what) for what in ("prompt", "gen", "depth"))
+    if parsed.repetitions < 1:
+        raise ConfigError(f"-r {parsed.repetitions} is below 1")
+    config, path = offload(parsed), find(parsed.model)
+
+    from .. import profiling
+    from ..profiling import report
+
+    tests = [profiling.Test(prompt=n, depth=d) for d in depths for n in prompts if n]
+    tests += [profiling.Test(generate=n, depth=d) for d in depths for n in gens if n]
+    if not tests:
+        raise ConfigError("nothing to measure", "give -p or -n above 0")
+    threads = parsed.threads or report.physical_cores()
+    try:
+        result = profiling.profile(path, tests, parsed.repetitions, config, threads, show_progress)
+    finally:
+        show_progress(1.0, "")
+    write = {"md": report.as_markdown, "json": report.as_json, "jsonl": report.as_jsonl, "csv": report.as_csv}
+    print(write[parsed.output](result))
+    return 0 if result.complete else INTERRUPTED
+
+
+def _numbers(text: str, what: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no number of {what} tokens", "such as 512 or 128,512") from error
+    if any(n < 0 for n in numbers):
+        raise ConfigError(f"{text!r}: a number of tokens is not negative")
+    return numbers

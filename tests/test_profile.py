@@ -1,0 +1,101 @@
+"""``edgemoe profile`` on a tiny model: what it prints adds up, in every format, and when it is interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe import OffloadConfig
+from edgemoe.cli import main
+from edgemoe.profiling import Test, measure, profile, report
+from tests.routing import wide_model
+
+SMALL = ["-p", "24", "-n", "6", "-r", "2", "--device", "sim", "--vram", "50%", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with wide_model(tmp_path_factory.mktemp("profile")) as path:
+        yield path
+
+
+def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", str(model), *SMALL, "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "edgemoe.profile.v1" and found["complete"]
+    assert [(r["placement"], r["n_prompt"], r["n_gen"]) for r in found["rows"]] == [
+        ("llama.cpp", 24, 0), ("edgemoe", 24, 0), ("llama.cpp", 0, 6), ("edgemoe", 0, 6),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert {"model_type", "model_size", "model_n_params", "n_threads", "test_time", "stddev_ns"} <= row.keys()
+        tokens = row["n_prompt"] or row["n_gen"]
+        assert len(row["samples_ns"]) == 2
+        assert row["samples_ts"] == pytest.approx([tokens / ns * 1e9 for ns in row["samples_ns"]])
+    generated = found["rows"][3]
+    # Six tokens, four layers, four experts; of a prefill llama.cpp computes the last layer for its last token only.
+    assert generated["cache"]["hits"] + generated["cache"]["misses"] == 2 * (6 * 4 * 4 + 4)
+    (split,) = found["time"]
+    assert sum(split["ms"].values()) == pytest.approx(sum(generated["samples_ns"]) / 12 / 1e6, rel=0.03)
+    assert all(ms >= 0 for ms in split["ms"].values())
+
+
+def test_memory_is_what_was_allocated(model: Path) -> None:
+    result = profile(model, [Test(generate=2)], 1, OffloadConfig(device="sim", vram="50%", profile="off"), 1)
+    table = {(tier, what): size for tier, what, size in report.memory_table(result)}
+    file = sum(size for (tier, _), size in table.items() if tier == "file")
+    assert file == pytest.approx(model.stat().st_size, rel=0.1) and file < model.stat().st_size
+    experts = table["file", "routed experts"]
+    held = next(size for (tier, what), size in table.items() if tier == "sim")
+    assert held == pytest.approx(experts / 2, rel=0.02)
+    assert table["RAM", "of it mapped from files"] <= table["RAM", "process, both models"]
+
+
+@pytest.mark.parametrize("form", ["md", "jsonl", "csv"])
+def test_other_formats_say_the_same(form: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "-o", form]) == 0
+    out = capsys.readouterr().out
+    if form == "md":
+        assert "| llama.cpp" in out and "pp8" in out and "Against llama.cpp" in out
+        return
+    rows = list(csv.DictReader(io.StringIO(out))) if form == "csv" else [json.loads(line) for line in out.splitlines()]
+    assert [row["placement"] for row in rows] == ["llama.cpp", "edgemoe"]
+    assert all(float(row["avg_ts"]) > 0 for row in rows)
+
+
+def test_an_interruption_keeps_what_was_measured(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, calls = measure._sample, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        sample(*arguments)
+
+    monkeypatch.setattr(measure, "_sample", interrupted)
+    assert main(["profile", str(model), *SMALL, "-o", "json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert not found["complete"] and len(found["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["missing.gguf"], 3, "no file"),
+        (["{model}", "-p", "x"], 2, "no number"),
+        (["{model}", "-n", "-4"], 2, "not negative"),
+        (["{model}", "-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (["{model}", "-r", "0"], 2, "below 1"),
+        (["{model}", "--device", "CUDA9"], 2, "CUDA9"),
+    ],
+)
+def test_refusals(arguments: list[str], code: int, says: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", *(argument.format(model=model) for argument in arguments)]) == code
+    error = capsys.readouterr().err
+    assert says in error and error.count("error:") == 1

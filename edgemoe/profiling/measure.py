@@ -193,21 +193,21 @@ def _sample(llm: Any, sample: Samples, source: Iterator[list[int]]) -> None:
         _ = llm._ctx.get_logits()
         sample.ns.append(time.perf_counter_ns() - started)
     else:
-        _generate(llm, next(source), test.generate, sample)
+        before = _generate(llm, next(source), test.generate, sample)
     after = _counters(llm)
     if after is not None and before is not None:
         total = sample.stats or dict.fromkeys(after, 0)
         sample.stats = {name: total[name] + after[name] - before[name] for name in after}
 
 
-def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> None:
-    """Greedy decoding, timed token by token; the opening of the text counts towards the first token only."""
+def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[str, int] | None:
+    """Greedy decoding, timed token by token; gives the counters after the opening, which only the first token pays."""
     opened = time.perf_counter_ns()
     llm.eval(text[:OPENING])
     token = _likeliest(llm)
+    sample.first_ns.append(time.perf_counter_ns() - opened)
+    scheduled, before = _scheduler_ns(llm), _counters(llm)
     last = first = time.perf_counter_ns()
-    sample.first_ns.append(first - opened)
-    scheduled = _scheduler_ns(llm)
     for _ in range(count):
         llm.eval([token])
         token = _likeliest(llm)
@@ -216,6 +216,7 @@ def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> None:
         last = now
     sample.ns.append(last - first)
     sample.scheduler_ns += _scheduler_ns(llm) - scheduled
+    return before
 
 
 def _likeliest(llm: Any) -> int:

@@ -98,7 +98,22 @@ void test_parity() {
     puts("parity holds");
 }
 
-// Evictions and uploads at random while the model computes: never a wrong number. Run under the thread sanitizer.
+// A predictor that knows nothing and is asked all the time.
+em_predictor * ignorant_predictor(const test_shape & s) {
+    const size_t             experts = size_t(s.experts), layers = 2;
+    const std::vector<float> zeros(layers * experts * experts * 3, 0.0f);
+    em_predictor_tables      t{};
+    t.struct_bytes = int32_t(sizeof(t));
+    t.layers = 2, t.experts = s.experts, t.used = s.k, t.decays = t.memories = t.leads = 1, t.reach = 3;
+    t.rate = 0.1f, t.horizon = 0.8f;
+    t.decay = t.keep_bias = t.keep_decay = t.keep_again = t.memory_rate = t.keep_memory = zeros.data();
+    t.next_bias = t.next_decay = t.next_again = t.next_rows = zeros.data();
+    em_predictor * p = em_predictor_new(&t);
+    CHECK(p);
+    return p;
+}
+
+// Evictions, uploads and prefetches at random while the model computes: never a wrong number. Run under the thread sanitizer.
 void test_churn() {
     ggml_backend * cpu = cpu_backend();
     em_sim_options slow{};
@@ -127,13 +142,21 @@ void test_churn() {
             }
         });
         std::vector<int32_t> events(1 << 16);
+        em_predictor *       predictor = ignorant_predictor(s);
+        CHECK(em_set_ahead(e, predictor, 1, 2, -10.0f, 0) == EM_OK);
         for (int i = 0; i < rounds; ++i) {
-            test_graph g(model, i % 2, i % 9 == 0 ? 33 : 1 + i % 3, uint64_t(i));
+            test_graph g(model, i % 2, i % 9 == 0 ? 33 : 1 + i % 5 / 3, uint64_t(i));
             CHECK(g.run(ours) == g.run(cpu));
+            if (i % 2) {
+                const int32_t token[4] = {g.ids[0], g.ids[1], g.ids[1], -1}; // two layers, two experts each
+                em_predictor_token(predictor, token);
+            }
             CHECK(em_drain(e, events.data(), int64_t(events.size())) > 0);
         }
         done = true;
         mover.join();
+        CHECK(em_set_ahead(e, nullptr, 1, 0, 0.0f, 0) == EM_OK);
+        em_predictor_free(predictor);
         G.ggml_backend_free(ours);
         em_engine_stop(e);
     }

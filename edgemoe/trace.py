@@ -196,7 +196,7 @@ def _from_arrays(arrays: Mapping[str, AnyArray]) -> Trace:
 def _smallest(ids: IdArray, experts: int) -> AnyArray:
     """Store ids in the smallest unsigned type whose largest number is not an expert, and that for unknown."""
     small = np.uint8 if experts < 256 else np.uint16 if experts < 65536 else np.uint32
-    return np.where(ids < 0, np.iinfo(small).max, ids).astype(small)
+    return np.where(ids < 0, np.iinfo(small).max, ids.astype(np.int64)).astype(small)
 
 
 def _meta(arrays: Mapping[str, AnyArray]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgemoe import trace
@@ -68,6 +68,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(n_expert=st.sampled_from([1, 2, 255, 256, 257, 65535, 65536]), seed=st.integers(0, 2**31))
+@example(n_expert=65536, seed=0)
 def test_every_expert_survives_the_small_types(
     n_expert: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

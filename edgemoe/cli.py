@@ -181,11 +181,15 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     keywords = _engine_keywords(parsed)
     path = _find(parsed.model)
 
+    from functools import partial
+
     from tui.app import ChatApp
     from tui.records import ChatSettings
 
+    from .worker import Worker
+
     settings = ChatSettings(path.stem, parsed.system, _sampling(parsed))
-    app = ChatApp(lambda: open_engine(str(path), **keywords), settings)
+    app = ChatApp(Worker(partial(open_engine, str(path), **keywords)), settings)
     app.run()
     return app.return_code or OK
 

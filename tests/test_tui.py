@@ -28,6 +28,7 @@ from tui.failures import in_words
 from tui.receipt import Receipt
 from tui.records import ChatSettings, ExpertMaps
 from tui.screens.chat import ChatScreen
+from tui.session import InThisProcess
 from tui.text import percent, visible
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
@@ -96,7 +97,7 @@ async def chat(
         engines.append(FakeLlama(**keywords))
         return engines[0]
 
-    app = ChatApp(opened, chat_settings or ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny"))
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
@@ -323,7 +324,7 @@ async def test_the_screen_lives_while_the_model_loads() -> None:
         assert hold.wait(SECONDS)
         return FakeLlama()
 
-    app = ChatApp(slow, ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(slow), ChatSettings(title="tiny"))
     async with app.run_test() as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(Welcome)))
@@ -342,7 +343,7 @@ async def test_a_model_that_does_not_load_says_why() -> None:
     def missing() -> FakeLlama:
         raise ModelNotFound("there is no file [x].gguf", "give a GGUF file")
 
-    app = ChatApp(missing)
+    app = ChatApp(InThisProcess(missing))
     async with app.run_test() as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(Welcome)))

@@ -11,21 +11,21 @@ from textual.screen import Screen
 
 from .records import ChatSettings
 from .screens.chat import ChatScreen
-from .session import ChatSession, EngineFactory
+from .session import ChatSession, EngineSource
 from .theme import DARK, LIGHT
 
 
 class ChatApp(App[None]):
-    """Chat with the model that ``engine_factory`` opens, in a thread, once the screen is there."""
+    """Chat with the model that ``engines`` opens, once the screen is there."""
 
     TITLE = "EdgeMoE"
     CSS_PATH = "app.tcss"
 
-    def __init__(self, engine_factory: EngineFactory, settings: ChatSettings | None = None) -> None:
+    def __init__(self, engines: EngineSource, settings: ChatSettings | None = None) -> None:
         """Nothing is loaded before the app runs."""
         super().__init__()
         self._settings = settings or ChatSettings()
-        self.session = ChatSession(engine_factory, self._deliver)
+        self.session = ChatSession(engines, self._deliver)
         self._chat_screen: ChatScreen | None = None
 
     def on_mount(self) -> None:

@@ -31,6 +31,13 @@ class ModelFailed(Message):
 
 
 @dataclass
+class EngineLost(Message):
+    """The engine's process has died; it is being started again."""
+
+    failure: Failure
+
+
+@dataclass
 class AnswerGrew(Message):
     """Answer ``number`` reads ``text`` by now, the whole of it; ``tokens`` pieces have come."""
 

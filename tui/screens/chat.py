@@ -120,6 +120,14 @@ class ChatScreen(Screen[None]):
         for welcome in self.query(Welcome):
             welcome.failed(event.failure)
 
+    @on(told.EngineLost)
+    async def _engine_lost(self, event: told.EngineLost) -> None:
+        hint = event.failure.hint
+        kept = "the conversation is kept; the engine starts again"
+        await self._say(event.failure.text, f"{kept} ({hint})" if hint else kept, wrong=True)
+        self._card = None
+        self._enter("loading")
+
     @on(told.AnswerGrew)
     async def _answer_grew(self, event: told.AnswerGrew) -> None:
         answer = self._answer

@@ -41,10 +41,15 @@ def stop(engine: RemoteEngine, messages: list[dict[str, str]], after_s: float, d
     pieces = 0
     if not decode:
         timer.start()
-    for chunk in engine.create_chat_completion(messages, stream=True, max_tokens=2000, temperature=0.8):
-        pieces += bool(chunk["choices"][0]["delta"].get("content"))
-        if decode and pieces == 1 and not timer.is_alive() and not pressed:
-            timer.start()
+    try:
+        for chunk in engine.create_chat_completion(messages, stream=True, max_tokens=2000, temperature=0.8):
+            pieces += bool(chunk["choices"][0]["delta"].get("content"))
+            if decode and pieces == 1 and timer.ident is None:
+                timer.start()
+    except EngineDied:
+        raise
+    except Exception as error:
+        print(f"after a stop: {type(error).__name__}: {error}", flush=True)
     timer.cancel()
     return ((time.perf_counter() - pressed[0]) * 1000 if pressed else float("nan")), pieces
 

@@ -186,10 +186,16 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     from tui.app import ChatApp
     from tui.records import ChatSettings
 
+    from .config import home
     from .worker import Worker
 
-    settings = ChatSettings(path.stem, parsed.system, _sampling(parsed))
-    app = ChatApp(Worker(partial(open_engine, str(path), **keywords)), settings)
+    def model(name: str) -> tuple[str, Worker]:
+        file = _find(name)
+        return file.stem, Worker(partial(open_engine, str(file), **keywords))
+
+    title, engines = path.stem, Worker(partial(open_engine, str(path), **keywords))
+    settings = ChatSettings(title, parsed.system, _sampling(parsed))
+    app = ChatApp(engines, settings, home("data") / "chats.db", model)
     app.run()
     return app.return_code or OK
 

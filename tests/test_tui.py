@@ -22,7 +22,7 @@ from textual.widgets import Markdown, Static
 from edgemoe.errors import ModelNotFound
 from edgemoe.types import ModelShape
 from tui.app import ChatApp
-from tui.commands import Call, Unknown, matches, parse
+from tui.commands import Call, Unknown, completed, matches, parse
 from tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
 from tui.failures import in_words
 from tui.receipt import Receipt
@@ -302,7 +302,16 @@ def test_command_lines() -> None:
     assert parse("hello") is None and parse(" /etc/passwd") is None
     assert parse("/SYSTEM  be kind ") == Call("system", "be kind")
     assert isinstance(parse("/vram"), Unknown) and isinstance(parse("/"), Unknown)
-    assert [command.name for command in matches("/s")] == ["system", "stats"]
+    assert [command.name for command in matches("/st")] == ["stats"]
+    assert [completed(line) for line in ("/v", "/e", "/ex", "/re", "/s", "hi", "/file x")] == [
+        "/vram ",
+        "/experts",
+        "/exp",
+        "/re",
+        "/system ",
+        "hi",
+        "/file x",
+    ]
     assert not matches("text") and [command.name for command in matches("/vram 4")] == ["vram"]
 
 

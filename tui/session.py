@@ -142,6 +142,10 @@ class ChatSession:
         if (engine := self._engine) is not None:
             engine.cancel()
 
+    def switch(self, source: EngineSource) -> None:
+        """Close the model and open that of ``source``; ends like :meth:`open`."""
+        self._jobs.put(lambda: self._switch(source))
+
     def resize(self, size: str) -> None:
         """Change the expert budget once the answer under way is complete."""
         self._jobs.put(lambda: self._resize(size))
@@ -189,6 +193,14 @@ class ChatSession:
         self._engine = engine
         self._post(told.ModelLoaded(card))
 
+    def _switch(self, source: EngineSource) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        self._source = source
+        if not self._closed.is_set():
+            self._load()
+
     def _revive(self) -> None:
         """The engine has died: say how, and load it again."""
         dead, self._engine = self._engine, None
@@ -196,6 +208,8 @@ class ChatSession:
             return
         try:
             dead.experts.stats()
+            self._engine = dead  # another one died: this one is well
+            return
         except EngineDied as error:
             self._post(told.EngineLost(in_words(error)))
         dead.close()
@@ -216,8 +230,11 @@ class ChatSession:
                 self._post(told.AnswerGrew(number, text, tokens, elapsed))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
-            self._post(told.AnswerFailed(number, text, in_words(error)))
-            return
+            # Who stops an answer does not care how the engine left it, unless it is gone.
+            if not self._stopping.is_set() or isinstance(error, EngineDied):
+                self._post(told.AnswerFailed(number, text, in_words(error)))
+                return
+            reason = "stop"
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
         self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe import OffloadConfig
-from edgemoe.cli import _open_engine
 from edgemoe.demo import build_demo
-from edgemoe.worker import EngineDied, RemoteEngine, Worker
+from edgemoe.worker import EngineDied, RemoteEngine, Worker, open_llama
 
 STORY = [{"role": "user", "content": "Write a long story about a ship."}]
 
@@ -61,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     model: Path = build_demo()
     offload = OffloadConfig(device="sim", vram="50%", profile="off")
-    worker = Worker(partial(_open_engine, str(model), n_ctx=4096, offload=offload))
+    worker = Worker(partial(open_llama, str(model), n_ctx=4096, offload=offload))
     engine: Any = worker.open(lambda: None)
     spread = random.Random(7)
     for name, decode in (("prefill", False), ("decode", True)):

@@ -187,13 +187,16 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     from tui.records import ChatSettings
 
     from .config import home
-    from .worker import Worker
+    from .worker import Worker, open_llama
+
+    # A function of the main module has another name in the child.
+    opener = open_llama if open_engine is _open_engine else open_engine
 
     def model(name: str) -> tuple[str, Worker]:
         file = _find(name)
-        return file.stem, Worker(partial(open_engine, str(file), **keywords))
+        return file.stem, Worker(partial(opener, str(file), **keywords))
 
-    title, engines = path.stem, Worker(partial(open_engine, str(path), **keywords))
+    title, engines = path.stem, Worker(partial(opener, str(path), **keywords))
     settings = ChatSettings(title, parsed.system, _sampling(parsed))
     app = ChatApp(engines, settings, home("data") / "chats.db", model)
     app.run()

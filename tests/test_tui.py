@@ -307,7 +307,7 @@ def test_command_lines() -> None:
         "/vram ",
         "/experts",
         "/exp",
-        "/re",
+        "/rename ",
         "/system ",
         "hi",
         "/file x",

@@ -215,7 +215,7 @@ async def test_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["word " * 30], n_ctx=400) as driver:
-        for question in ("first", "second", "third", "fourth", "fifth", "sixth"):
+        for question in ["first", *"bcdefghijkl"]:
             await ask(driver, question)
         assert "full" in driver.notes() and "no longer fit the context" in driver.notes()
         assert driver.engine.asked[-1][0]["content"] != "first"

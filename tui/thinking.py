@@ -19,7 +19,7 @@ def split(text: str) -> Parts:
     """Tell them apart while the text still grows: a tag that is half there belongs to neither."""
     start = text.lstrip()
     if not start.startswith(_OPEN):
-        half = bool(start) and _OPEN.startswith(start)
+        half = _OPEN.startswith(start)
         return Parts("", "" if half else text, not half)
     thought, closed, answer = start[len(_OPEN) :].partition(_CLOSE)
     if closed:

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from .parent import EngineDied, RemoteEngine, Worker
+from .parent import EngineDied, RemoteEngine, Worker, open_llama
 
-__all__ = ["EngineDied", "RemoteEngine", "Worker"]
+__all__ = ["EngineDied", "RemoteEngine", "Worker", "open_llama"]

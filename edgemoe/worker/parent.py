@@ -32,6 +32,13 @@ class EngineDied(EdgeMoEError):
     """The child process of the engine ended on its own: a crash, an abort, out of memory, or a kill."""
 
 
+def open_llama(*arguments: Any, **keywords: Any) -> Any:
+    """What a child usually opens: :class:`edgemoe.Llama`, imported there and not in the parent."""
+    from ..engine import Llama
+
+    return Llama(*arguments, **keywords)
+
+
 class Worker:
     """Opens engines in child processes, one at a time.
 

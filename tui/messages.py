@@ -63,11 +63,14 @@ class AnswerEnded(Message):
 
 @dataclass
 class AnswerFailed(Message):
-    """Answer ``number`` broke off with an error; ``text`` is what there was."""
+    """Answer ``number`` broke off with an error; ``text`` is what there was.
+
+    ``failure`` is None when the engine has died: ``EngineLost`` says how.
+    """
 
     number: int
     text: str
-    failure: Failure
+    failure: Failure | None
 
 
 @dataclass

@@ -231,8 +231,9 @@ class ChatSession:
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
             # Who stops an answer does not care how the engine left it, unless it is gone.
-            if not self._stopping.is_set() or isinstance(error, EngineDied):
-                self._post(told.AnswerFailed(number, text, in_words(error)))
+            died = isinstance(error, EngineDied)
+            if died or not self._stopping.is_set():
+                self._post(told.AnswerFailed(number, text, None if died else in_words(error)))
                 return
             reason = "stop"
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")

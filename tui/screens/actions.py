@@ -38,7 +38,7 @@ class Actions:
 
     async def do_help(self, text: str) -> None:
         """Keys and commands."""
-        await self._screen.say("\n".join([KEYS, *(f"{command.usage:<22}{command.help}" for command in COMMANDS)]))
+        await self._screen.say("\n".join([KEYS, *(f"{command.usage:<18}{command.help}" for command in COMMANDS)]))
 
     async def do_new(self, text: str) -> None:
         """Another conversation."""

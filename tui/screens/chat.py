@@ -153,10 +153,10 @@ class ChatScreen(Screen[None]):
 
     @on(told.EngineLost)
     async def _engine_lost(self, event: told.EngineLost) -> None:
-        hint = event.failure.hint
-        kept = "the conversation is kept; the engine starts again"
-        await self.say(event.failure.text, f"{kept} ({hint})" if hint else kept, wrong=True)
+        failure = event.failure
         self._card = None
+        kept = f"{failure.text}; the conversation is kept, the engine starts again"
+        await self.say(kept, failure.hint, wrong=True)
         self._enter("loading")
 
     @on(told.AnswerGrew)
@@ -199,8 +199,9 @@ class ChatScreen(Screen[None]):
         if answer is None or event.number != answer.number:
             return
         await self._finish(self._before + event.text, "broke off")
-        await self.say(event.failure.text, event.failure.hint, wrong=True)
-        self._enter("idle")
+        if event.failure is not None:
+            await self.say(event.failure.text, event.failure.hint, wrong=True)
+        self._enter("idle" if event.failure is not None else "loading")
 
     async def _finish(self, text: str, line: str) -> None:
         """The answer under way is complete, whole or not: keep it."""

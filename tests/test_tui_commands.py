@@ -25,6 +25,7 @@ from tui.session import EngineSource, InThisProcess
 from tui.store import Store
 from tui.thinking import split
 from tui.widgets.answer_turn import AnswerTurn
+from tui.widgets.markdown import CodeBlock
 from tui.widgets.prompt import Prompt
 from tui.widgets.status_line import StatusLine
 from tui.widgets.user_turn import UserTurn
@@ -211,6 +212,22 @@ async def test_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in ("1", "2", "3"):
             await driver.send(f"/copy {number}")
         assert copied[0].startswith("Look:") and copied[1:] == ["x = 1\n", "y\n"]
+
+
+async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: list[str] = []
+    finish = CodeBlock.finish
+    monkeypatch.setattr(CodeBlock, "finish", lambda block: (finished.append(block.code), finish(block))[1])
+    gate = Gate()
+    async with kept(tmp_path, answers=["```python\nx = 1\ny = 2\n```\n\nand more words"], gate=gate) as driver:
+        await driver.send("go")
+        gate.allow(4)
+        await driver.until(lambda: "y =" in "".join(answers(driver)) and bool(driver.all(CodeBlock)))
+        assert not finished and not driver.all(CodeBlock)[0]._highlighted_code.spans
+        gate.allow(9)
+        await driver.ready()
+        assert [code.strip() for code in finished] == ["x = 1\ny = 2"]
+        assert driver.all(CodeBlock)[0]._highlighted_code.spans
 
 
 async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:

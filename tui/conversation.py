@@ -92,7 +92,9 @@ class Conversation:
             return
         self.turns[-1] = replace(self.turns[-1], text=text)
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            self._write()
+            if (id := self.turns[-1].id) is not None:
+                self._keep(lambda store: store.draft(id, text))
+            self._saved_at = time.monotonic()
 
     def end(self, text: str, note: str = "") -> None:
         """The answer is complete, with its receipt in words; nothing is added when it is empty."""

@@ -25,6 +25,7 @@ MIGRATIONS = (
     create table turns (id integer primary key, chat integer not null references chats on delete cascade,
                         parent integer, role text not null, text text not null, note text not null default '');
     create index turns_chat on turns (chat, parent);
+    create table drafts (turn integer primary key references turns on delete cascade, text text not null);
     create virtual table words using fts5 (text, content='turns', content_rowid='id', tokenize='unicode61');
     create trigger turns_added after insert on turns begin
         insert into words (rowid, text) values (new.id, new.text);
@@ -114,9 +115,15 @@ class Store:
         assert made.lastrowid is not None
         return made.lastrowid
 
-    def write(self, turn: int, text: str, note: str = "") -> None:
-        """Replace the text of a turn, as it streams or when it is complete; ``note`` is its receipt."""
+    def draft(self, turn: int, text: str) -> None:
+        """Keep the text of a turn as it streams: not indexed yet, which would cost more with every piece."""
         with self._db as db:
+            db.execute("insert or replace into drafts values (?,?)", (turn, text))
+
+    def write(self, turn: int, text: str, note: str = "") -> None:
+        """Replace the text of a turn that is complete; ``note`` is its receipt."""
+        with self._db as db:
+            db.execute("delete from drafts where turn=?", (turn,))
             db.execute("update turns set text=?, note=? where id=?", (text, note, turn))
 
     def point(self, chat: int, head: int | None) -> None:
@@ -216,6 +223,7 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("pragma foreign_keys=on")
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+        _recover(db)
     except sqlite3.OperationalError as error:
         db.close()
         if "no such" in str(error):  # a table or column is missing
@@ -225,6 +233,15 @@ def _open(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _recover(db: sqlite3.Connection) -> None:
+    """Answers that broke off with the program: what was kept of them is their text."""
+    with db:
+        drafts = db.execute("select turn, text from drafts").fetchall()
+        for turn, text in drafts:
+            db.execute("update turns set text=? where id=?", (text, turn))
+            db.execute("delete from drafts where turn=?", (turn,))
 
 
 def _check(db: sqlite3.Connection, version: int) -> None:

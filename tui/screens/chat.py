@@ -34,7 +34,8 @@ from ..widgets.welcome import Welcome
 from .actions import Actions
 from .history import HistoryScreen
 
-_RATE_WINDOW = 16  # pieces: the live rate follows within a second and does not jump
+_DRAW_SECONDS = 0.1  # between two looks of an answer under way: text reads as flowing, and keys come first
+_RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
 _GO_ON = "Continue exactly where you stopped. Repeat nothing."
 _CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 _REASONS = {"stopped": "stopped · ", "length": "cut at the token limit · "}
@@ -82,6 +83,7 @@ class ChatScreen(Screen[None]):
         self._warned = False
         self._problem = ""
         self._thinking_open = False
+        self._grown: told.AnswerGrew | None = None  # not drawn yet
         self._sent: list[dict[str, str]] = []
         self._card: ModelCard | None = None
         self._number = 0
@@ -161,17 +163,26 @@ class ChatScreen(Screen[None]):
 
     @on(told.AnswerGrew)
     async def _answer_grew(self, event: told.AnswerGrew) -> None:
-        answer = self._answer
-        if answer is None or event.number != answer.number:
+        if self._answer is None or event.number != self._answer.number:
             return
-        status = self.query_one(StatusLine)
+        waiting, self._grown = self._grown, event
         if self.state == "thinking":
-            status.first_token_s = event.elapsed_s
+            self.query_one(StatusLine).first_token_s = event.elapsed_s
             self._enter("answering")
+            await self._draw_growth()
+        elif waiting is None:
+            self.set_timer(_DRAW_SECONDS, self._draw_growth)
+
+    async def _draw_growth(self) -> None:
+        """Draw the newest of what came since the last time."""
+        event, self._grown = self._grown, None
+        answer = self._answer
+        if event is None or answer is None or event.number != answer.number:
+            return
         self._pieces.append((event.elapsed_s, event.tokens))
         (begin, before), (end, now) = self._pieces[0], self._pieces[-1]
         if end > begin:
-            status.answer_rate = (now - before) / (end - begin)
+            self.query_one(StatusLine).answer_rate = (now - before) / (end - begin)
         self.conversation.grow(self._before + event.text)
         await answer.grow(self._before + event.text)
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import time
 
-from markdown_it import MarkdownIt
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Static
 
 from ..text import seconds, visible
 from ..thinking import split
-
-
-def _parser() -> MarkdownIt:
-    # HTML would be dropped from the screen; as text it is seen, "<think>" and all.
-    return MarkdownIt("gfm-like", {"html": False})
+from .markdown import GrowingMarkdown
 
 
 class AnswerTurn(Vertical):
@@ -32,33 +26,31 @@ class AnswerTurn(Vertical):
         self._began = time.monotonic()
         self._thought_s: float | None = None
         self._unfolded = False
-        self._stream: MarkdownStream | None = None
+        self._raw_length = 0  # of the text before it was cleaned
 
     def compose(self) -> ComposeResult:
         """A waiting mark, the document, the receipt."""
         yield Static(Content("▍"), classes="answer-waiting")
         yield Static(Content(""), classes="answer-thought")
-        yield Markdown(parser_factory=_parser, open_links=False)
+        yield GrowingMarkdown()
         yield Static(Content(""), classes="answer-receipt")
 
     async def grow(self, text: str) -> None:
         """Show ``text``, which begins with what is shown already."""
-        shown = visible(text)
-        if shown == self.text:
+        if len(text) == self._raw_length:
             return
-        self.text = shown
+        # Only what is new is cleaned: the cost of a piece must not grow with the answer.
+        self.text += visible(text[self._raw_length :])
+        self._raw_length = len(text)
         self.remove_class("-waiting")
-        parts = split(shown)
+        parts = split(self.text)
         if parts.thought:
             if parts.closed and self._thought_s is None:
                 self._thought_s = time.monotonic() - self._began
             self._draw_thought()
         fresh, self._shown = parts.answer[len(self._shown) :], parts.answer
-        if not fresh:
-            return
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self.query_one(Markdown))
-        await self._stream.write(fresh)
+        if fresh:
+            await self.query_one(GrowingMarkdown).grow(fresh)
 
     def show_thinking(self, unfolded: bool) -> None:
         """Unfold or fold the thinking."""
@@ -84,9 +76,8 @@ class AnswerTurn(Vertical):
         """The answer is complete: draw what is left of ``text`` and the ``receipt``."""
         await self.grow(text)
         self.remove_class("-waiting")
-        if self._stream is not None:
-            await self._stream.stop()
-            self._stream = None
-        self.query_one(Markdown).display = bool(self._shown)
+        document = self.query_one(GrowingMarkdown)
+        document.finish()
+        document.display = bool(self._shown)
         self.query_one(".answer-receipt", Static).update(Content(visible(receipt)))
         self.add_class("-ended")

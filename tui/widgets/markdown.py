@@ -12,6 +12,7 @@ class CodeBlock(MarkdownFence):
     """A fence that costs nothing while it grows."""
 
     complete = False
+    _theme = ""  # that it is coloured for
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
@@ -19,14 +20,14 @@ class CodeBlock(MarkdownFence):
         return Content(code)
 
     def notify_style_update(self) -> None:
-        """Another theme has other colours."""
-        super().notify_style_update()
-        if self.complete:
+        """Another theme has other colours; any other change of style leaves them."""
+        if self.complete and self._theme != self.app.theme:
             self.finish()
+        super(MarkdownFence, self).notify_style_update()
 
     def finish(self) -> None:
         """The code is complete: colour it."""
-        self.complete = True
+        self.complete, self._theme = True, self.app.theme
         theme = self.app.current_theme
         content = MarkdownFence.highlight(self.code, self.lexer, ansi=self.app.native_ansi_color, dark=theme.dark)
         self._highlighted_code = content

@@ -158,6 +158,8 @@ def _temperature(text: str) -> float:
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if not _on_terminal():
         raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one")
+    if parsed.model is None and _agrees("No model is given. Build a small demo model (some seconds) and chat with it?"):
+        parsed.model = DEMO
     if parsed.model is None:
         raise ConfigError("no model given", "edgemoe chat MODEL.gguf, or edgemoe demo for a small one to try")
     return _open_chat(parsed, open_engine)
@@ -317,6 +319,12 @@ def _build_demo() -> Path:
 def _show_progress(share: float, step: str) -> None:
     full = round(min(max(share, 0.0), 1.0) * 24)
     _talk(f"\r{'█' * full}{'░' * (24 - full)} {share:4.0%}  {step[:44]}\x1b[K", end="")
+
+
+def _agrees(question: str) -> bool:
+    _talk(f"{question} [Y/n] ", end="")
+    answer = sys.stdin.readline()
+    return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 
 
 def _on_terminal() -> bool:

@@ -194,3 +194,14 @@ async def test_quitting_while_the_model_loads_leaves_no_process() -> None:
         await driver.pilot.press("ctrl+q")
     assert worker._engine is not None and gone(worker._engine.pid)
     assert time.monotonic() - began < 4
+
+
+def test_what_opens_the_model_has_a_name_in_the_child_and_costs_the_parent_nothing() -> None:
+    code = (
+        "import pickle, sys, edgemoe.worker as w\n"
+        "assert pickle.loads(pickle.dumps(w.open_llama)) is w.open_llama and w.open_llama.__module__ != '__main__'\n"
+        "print([name for name in ('llama_cpp', 'textual', 'torch') if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"

@@ -35,6 +35,7 @@ from .actions import Actions
 from .history import HistoryScreen
 
 _DRAW_SECONDS = 0.1  # between two looks of an answer under way: text reads as flowing, and keys come first
+_LONG_TEXT = 40_000  # characters; from here on it is drawn half as often
 _RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
 _GO_ON = "Continue exactly where you stopped. Repeat nothing."
 _CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
@@ -171,7 +172,9 @@ class ChatScreen(Screen[None]):
             self._enter("answering")
             await self._draw_growth()
         elif waiting is None:
-            self.set_timer(_DRAW_SECONDS, self._draw_growth)
+            # A long answer costs more to append to, and is read by nobody at that speed.
+            slower = min(len(event.text) / _LONG_TEXT, 1.0)
+            self.set_timer(_DRAW_SECONDS * (1 + slower), self._draw_growth)
 
     async def _draw_growth(self) -> None:
         """Draw the newest of what came since the last time."""

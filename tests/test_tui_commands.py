@@ -18,6 +18,7 @@ from textual.widgets import Input, OptionList, Static
 from tui import context, sampling
 from tui.app import ChatApp
 from tui.attachments import Attachment
+from tui.conversation import Conversation
 from tui.records import ChatSettings
 from tui.screens.chat import ChatScreen
 from tui.screens.history import HistoryScreen
@@ -261,6 +262,41 @@ async def test_ctrl_n_in_mid_answer_keeps_what_there_was(tmp_path: Path) -> None
         store = Store(tmp_path / "chats.db")
         saved = store.read(store.recent()[0].id)
         assert saved is not None and saved.turns[-1].text == "one two"
+
+
+async def test_leaving_a_continued_answer_keeps_it_once(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["Once upon", " a time there was"], gate=(gate := Gate())) as driver:
+        gate.allow(2)
+        await ask(driver, "story")
+        await driver.send("/continue")
+        gate.allow(2)
+        await driver.until(lambda: answers(driver) == ["Once upon a"])
+        await driver.pilot.press("ctrl+n")
+        await driver.ready()
+        store = Store(tmp_path / "chats.db")
+        saved = store.read(store.recent()[0].id)
+        assert saved is not None and saved.turns[-1].text.startswith("Once upon a") and len(saved.turns) == 2
+        assert saved.turns[-1].text.count("Once") == 1
+
+
+async def test_an_unanswered_question_stands_in_the_prompt_again(tmp_path: Path) -> None:
+    Conversation(Store(tmp_path / "chats.db"), "tiny").add("user", "was I heard?")
+    async with kept(tmp_path) as driver:
+        await driver.pilot.press("ctrl+r")
+        await driver.until(lambda: isinstance(driver.app.screen, HistoryScreen))
+        await driver.pilot.press("enter")
+        await driver.until(lambda: isinstance(driver.app.screen, ChatScreen) and driver.prompt.text == "was I heard?")
+        await ask(driver, "hello?")
+        assert [message["role"] for message in driver.engine.asked[0]] == ["user"]
+
+
+async def test_a_resize_while_streaming_keeps_everything_on_the_screen(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["word " * 200], delay_s=0.002) as driver:
+        await driver.send("go")
+        for size in ((40, 12), (160, 50), (20, 6), (80, 24)):
+            await driver.pilot.resize_terminal(*size)
+        await driver.until(lambda: driver.status.state == "idle")
+        assert answers(driver)[0].split() == ["word"] * 200 and "idle" in shown(driver)
 
 
 # Pure parts.

@@ -153,7 +153,7 @@ class Actions:
         except ValueError as error:
             await self._screen.say(f"{text} was not imported: {error}", wrong=True)
             return
-        await self._screen.show(Conversation.imported(self._screen.store, document))
+        await self._screen.open(Conversation.imported(self._screen.store, document))
 
     async def do_undo(self, text: str) -> None:
         """Take the last question and its answer back."""

@@ -416,6 +416,16 @@ class ChatScreen(Screen[None]):
                 answer.show_thinking(self._thinking_open)
                 await answer.end(turn.text, turn.note)
 
+    async def open(self, conversation: Conversation) -> None:
+        """Go on with ``conversation``; a last question that never got an answer stands in the prompt again."""
+        self._leave()
+        unanswered = (
+            conversation.turns.pop().text if conversation.turns and conversation.turns[-1].role == "user" else ""
+        )
+        await self.show(conversation)
+        if unanswered:
+            self.prefill(unanswered)
+
     async def _welcome(self) -> None:
         welcome = Welcome(self.model_name)
         await self.query_one(Transcript).mount(welcome)
@@ -459,8 +469,7 @@ class ChatScreen(Screen[None]):
             await self.say(f"the conversation cannot be read: {error}", wrong=True)
             return
         if conversation is not None:
-            self._leave()
-            await self.show(conversation)
+            await self.open(conversation)
 
     def action_toggle_thinking(self) -> None:
         """Unfold or fold the thinking of all answers."""
@@ -478,8 +487,10 @@ class ChatScreen(Screen[None]):
         """Stop an answer under way; what there is of it is saved already."""
         if self.busy and self._answer is not None:
             self._session.stop()
-            self.conversation.end(self._before + self._answer.text if self._before else self._answer.text, "stopped")
-        self._answer = None
+            last = self.conversation.turns[-1]
+            text = self._before + self._grown.text if self._grown else last.text if last.role == "assistant" else ""
+            self.conversation.end(text, "stopped")
+        self._answer = self._grown = None
         self._attached, self._warned = [], False
         if self._card is not None:
             self.query_one(StatusLine).context_used = 0

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -492,6 +493,15 @@ def test_receipt_of_a_dense_model_has_no_expert_figures() -> None:
     receipt = Receipt.of(chunk)
     assert receipt.line() == "12.3 tok/s · first token 500 ms" and receipt.context_tokens == 7
     assert Receipt.of({}).pairs == 0
+
+
+def test_a_receipt_says_what_made_the_answer_slow() -> None:
+    fast = Receipt(pairs=10, hit_rate=0.9, moe_ms=100, join_ms=5, device="sim", prompt_tokens=9)
+    assert fast.remark() == ""
+    assert replace(fast, first_token_s=9.0).remark() == "The first token had to wait for 9 prompt tokens."
+    assert replace(fast, join_ms=60).remark() == "The CPU waited for sim in 60 % of the expert time."
+    assert replace(fast, hit_rate=0.25).remark().startswith("75 % of the experts ran on the CPU")
+    assert replace(fast, hit_rate=0.25, device="none").remark() == ""
 
 
 def test_failures_in_words() -> None:

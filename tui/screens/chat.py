@@ -196,6 +196,8 @@ class ChatScreen(Screen[None]):
             return
         receipt = self.receipt = event.receipt
         text, line = self._before + event.text, _REASONS.get(event.reason, "") + receipt.line()
+        if remark := receipt.remark():
+            line = f"{line}\n{remark}"
         if receipt.context_tokens:
             characters = sum(len(message["content"]) for message in self._sent) + len(event.text)
             self._characters_per_token = max(characters / receipt.context_tokens, 1.0)

@@ -52,7 +52,8 @@ class ChatApp(App[None]):
         self.theme = DARK.name
         self._chat_screen = ChatScreen(self.session, self._settings, self._open_store(), self._models)
         self.push_screen(self._chat_screen)
-        self.session.open()
+        # After the first frame: the child's start would compete with it for the processor.
+        self._chat_screen.call_after_refresh(self.session.open)
 
     def _open_store(self) -> Store | None:
         if self._chats is None:

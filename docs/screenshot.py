@@ -16,6 +16,7 @@ from edgemoe.demo import build_demo
 from tui.app import ChatApp
 from tui.records import ChatSettings
 from tui.screens.chat import ChatScreen
+from tui.session import InThisProcess
 from tui.widgets.prompt import Prompt
 
 QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
@@ -30,7 +31,7 @@ async def main() -> None:
     model = build_demo()
     config = OffloadConfig(device="sim", vram="50%", profile="off")
     settings = ChatSettings(model.stem, None, {"temperature": 0.0, "max_tokens": 120})
-    app = ChatApp(lambda: Llama(model, n_ctx=4096, offload=config), settings)
+    app = ChatApp(InThisProcess(lambda: Llama(model, n_ctx=4096, offload=config)), settings)
     async with app.run_test(size=(columns, rows)) as pilot:
         await _idle(app, pilot)
         for question in QUESTIONS:

@@ -161,6 +161,8 @@ def _temperature(text: str) -> float:
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if not _on_terminal():
         raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one")
+    if parsed.model is None and _agrees("No model is given. Build a small demo model (some seconds) and chat with it?"):
+        parsed.model = DEMO
     if parsed.model is None:
         raise ConfigError("no model given", "edgemoe chat MODEL.gguf, or edgemoe demo for a small one to try")
     return _open_chat(parsed, open_engine)
@@ -184,11 +186,24 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     keywords = _engine_keywords(parsed)
     path = _find(parsed.model)
 
+    from functools import partial
+
     from tui.app import ChatApp
     from tui.records import ChatSettings
 
-    settings = ChatSettings(path.stem, parsed.system, _sampling(parsed))
-    app = ChatApp(lambda: open_engine(str(path), **keywords), settings)
+    from .config import home
+    from .worker import Worker, open_llama
+
+    # A function of the main module has another name in the child.
+    opener = open_llama if open_engine is _open_engine else open_engine
+
+    def model(name: str) -> tuple[str, Worker]:
+        file = _find(name)
+        return file.stem, Worker(partial(opener, str(file), **keywords))
+
+    title, engines = path.stem, Worker(partial(opener, str(path), **keywords))
+    settings = ChatSettings(title, parsed.system, _sampling(parsed))
+    app = ChatApp(engines, settings, home("data") / "chats.db", model)
     app.run()
     return app.return_code or OK
 
@@ -307,6 +322,12 @@ def _build_demo() -> Path:
 def _show_progress(share: float, step: str) -> None:
     full = round(min(max(share, 0.0), 1.0) * 24)
     _talk(f"\r{'█' * full}{'░' * (24 - full)} {share:4.0%}  {step[:44]}\x1b[K", end="")
+
+
+def _agrees(question: str) -> bool:
+    _talk(f"{question} [Y/n] ", end="")
+    answer = sys.stdin.readline()
+    return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 
 
 def _on_terminal() -> bool:

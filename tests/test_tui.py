@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,12 +23,13 @@ from textual.widgets import Markdown, Static
 from edgemoe.errors import ModelNotFound
 from edgemoe.types import ModelShape
 from tui.app import ChatApp
-from tui.commands import Call, Unknown, matches, parse
+from tui.commands import Call, Unknown, completed, matches, parse
 from tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
 from tui.failures import in_words
 from tui.receipt import Receipt
 from tui.records import ChatSettings, ExpertMaps
 from tui.screens.chat import ChatScreen
+from tui.session import InThisProcess
 from tui.text import percent, visible
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
@@ -96,7 +98,7 @@ async def chat(
         engines.append(FakeLlama(**keywords))
         return engines[0]
 
-    app = ChatApp(opened, chat_settings or ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny"))
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
@@ -301,7 +303,16 @@ def test_command_lines() -> None:
     assert parse("hello") is None and parse(" /etc/passwd") is None
     assert parse("/SYSTEM  be kind ") == Call("system", "be kind")
     assert isinstance(parse("/vram"), Unknown) and isinstance(parse("/"), Unknown)
-    assert [command.name for command in matches("/s")] == ["system", "stats"]
+    assert [command.name for command in matches("/st")] == ["stats"]
+    assert [completed(line) for line in ("/v", "/e", "/ex", "/re", "/s", "hi", "/file x")] == [
+        "/vram ",
+        "/experts",
+        "/exp",
+        "/rename ",
+        "/system ",
+        "hi",
+        "/file x",
+    ]
     assert not matches("text") and [command.name for command in matches("/vram 4")] == ["vram"]
 
 
@@ -323,7 +334,7 @@ async def test_the_screen_lives_while_the_model_loads() -> None:
         assert hold.wait(SECONDS)
         return FakeLlama()
 
-    app = ChatApp(slow, ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(slow), ChatSettings(title="tiny"))
     async with app.run_test() as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(Welcome)))
@@ -342,7 +353,7 @@ async def test_a_model_that_does_not_load_says_why() -> None:
     def missing() -> FakeLlama:
         raise ModelNotFound("there is no file [x].gguf", "give a GGUF file")
 
-    app = ChatApp(missing)
+    app = ChatApp(InThisProcess(missing))
     async with app.run_test() as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(Welcome)))
@@ -482,6 +493,15 @@ def test_receipt_of_a_dense_model_has_no_expert_figures() -> None:
     receipt = Receipt.of(chunk)
     assert receipt.line() == "12.3 tok/s · first token 500 ms" and receipt.context_tokens == 7
     assert Receipt.of({}).pairs == 0
+
+
+def test_a_receipt_says_what_made_the_answer_slow() -> None:
+    fast = Receipt(pairs=10, hit_rate=0.9, moe_ms=100, join_ms=5, device="sim", prompt_tokens=9)
+    assert fast.remark() == ""
+    assert replace(fast, first_token_s=9.0).remark() == "The first token had to wait for 9 prompt tokens."
+    assert replace(fast, join_ms=60).remark() == "The CPU waited for sim in 60 % of the expert time."
+    assert replace(fast, hit_rate=0.25).remark().startswith("75 % of the experts ran on the CPU")
+    assert replace(fast, hit_rate=0.25, device="none").remark() == ""
 
 
 def test_failures_in_words() -> None:

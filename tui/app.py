@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from .records import ChatSettings
-from .screens.chat import ChatScreen
-from .session import ChatSession, EngineFactory
+from .screens.chat import ChatScreen, Models
+from .session import ChatSession, EngineSource
+from .store import Store
 from .theme import DARK, LIGHT
 
 
 class ChatApp(App[None]):
-    """Chat with the model that ``engine_factory`` opens, in a thread, once the screen is there."""
+    """Chat with the model that ``engines`` opens, once the screen is there."""
 
     TITLE = "EdgeMoE"
     CSS_PATH = "app.tcss"
 
-    def __init__(self, engine_factory: EngineFactory, settings: ChatSettings | None = None) -> None:
-        """Nothing is loaded before the app runs."""
+    def __init__(
+        self,
+        engines: EngineSource,
+        settings: ChatSettings | None = None,
+        chats: Path | None = None,
+        models: Models | None = None,
+    ) -> None:
+        """Nothing is loaded before the app runs.
+
+        Args:
+            engines: opens the model.
+            settings: what the command line decided.
+            chats: database of conversations; nothing is kept without one.
+            models: opens other models by name.
+        """
         super().__init__()
         self._settings = settings or ChatSettings()
-        self.session = ChatSession(engine_factory, self._deliver)
+        self.session = ChatSession(engines, self._deliver)
+        self._chats, self._models = chats, models
         self._chat_screen: ChatScreen | None = None
 
     def on_mount(self) -> None:
@@ -33,9 +50,19 @@ class ChatApp(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
-        self._chat_screen = ChatScreen(self.session, self._settings)
+        self._chat_screen = ChatScreen(self.session, self._settings, self._open_store(), self._models)
         self.push_screen(self._chat_screen)
-        self.session.open()
+        # After the first frame: the child's start would compete with it for the processor.
+        self._chat_screen.call_after_refresh(self.session.open)
+
+    def _open_store(self) -> Store | None:
+        if self._chats is None:
+            return None
+        try:
+            return Store(self._chats)
+        except (OSError, sqlite3.Error) as error:
+            self.notify(f"Conversations are not kept: {error}", severity="warning", timeout=20)
+            return None
 
     def _deliver(self, message: Any) -> None:
         """Called in the session's threads: ``post_message`` is the one way out of them."""
@@ -51,6 +78,9 @@ class ChatApp(App[None]):
         if isinstance(screen, ChatScreen):
             yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
             yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)
+            yield SystemCommand("History", "Open an earlier conversation, or search", screen.action_history)
+            yield SystemCommand("Thinking", "Show or hide the thinking", screen.action_toggle_thinking)
+            yield SystemCommand("Copy", "Copy the last answer", screen.action_copy)
             yield SystemCommand("Experts", "Show or hide the expert map", screen.action_toggle_experts)
         yield SystemCommand("Light or dark", "Change between the two looks", self.action_toggle_look)
         yield from super().get_system_commands(screen)

@@ -31,10 +31,24 @@ class Command:
 COMMANDS = (
     Command("help", "keys and commands"),
     Command("new", "start a new chat"),
-    Command("system", "show or set the system prompt; 'none' clears it", "[TEXT]"),
+    Command("history", "earlier chats, and a search in all of them"),
+    Command("rename", "give this chat a title", "TITLE", needs_argument=True),
+    Command("model", "show the model, or open another one", "[FILE]"),
+    Command("system", "show or set the system prompt ('none')", "[TEXT]"),
+    Command("set", "sampling: temperature, top_p, max_tokens ...", "[NAME VALUE]"),
     Command("stats", "counters of the experts and of the last answer"),
     Command("experts", "show or hide the expert map"),
     Command("vram", "device memory for experts: 4GiB, 50%", "SIZE", needs_argument=True),
+    Command("profile", "where the time of the last answer went"),
+    Command("file", "attach a text file to the next question", "PATH", needs_argument=True),
+    Command("export", "write this chat to a .md or .json file", "[FILE]"),
+    Command("import", "open a chat from a .md or .json file", "FILE", needs_argument=True),
+    Command("undo", "take the last question and its answer back"),
+    Command("edit", "change the last question (a new branch)"),
+    Command("regen", "answer the last question again"),
+    Command("branch", "show the next of several answers"),
+    Command("continue", "let the last answer go on"),
+    Command("copy", "copy the last answer, or its N-th code block", "[N]"),
     Command("quit", "leave the chat"),
 )
 _BY_NAME = {command.name: command for command in COMMANDS}
@@ -80,3 +94,15 @@ def matches(line: str) -> list[Command]:
     if space:
         return [_BY_NAME[name]] if name in _BY_NAME else []
     return [command for command in COMMANDS if command.name.startswith(name.lower())]
+
+
+def completed(line: str) -> str:
+    """``line`` with its command completed as far as it is clear, or else to the first that fits; for Tab."""
+    found = matches(line)
+    if not found or " " in line:
+        return line
+    first, last = min(command.name for command in found), max(command.name for command in found)
+    same = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    if len(found) > 1 and same > len(line) - 1:
+        return f"/{first[:same]}"
+    return f"/{found[0].name}" + (" " if found[0].argument else "")

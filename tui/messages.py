@@ -31,6 +31,13 @@ class ModelFailed(Message):
 
 
 @dataclass
+class EngineLost(Message):
+    """The engine's process has died; it is being started again."""
+
+    failure: Failure
+
+
+@dataclass
 class AnswerGrew(Message):
     """Answer ``number`` reads ``text`` by now, the whole of it; ``tokens`` pieces have come."""
 
@@ -56,11 +63,14 @@ class AnswerEnded(Message):
 
 @dataclass
 class AnswerFailed(Message):
-    """Answer ``number`` broke off with an error; ``text`` is what there was."""
+    """Answer ``number`` broke off with an error; ``text`` is what there was.
+
+    ``failure`` is None when the engine has died: ``EngineLost`` says how.
+    """
 
     number: int
     text: str
-    failure: Failure
+    failure: Failure | None
 
 
 @dataclass

@@ -10,6 +10,9 @@ from edgemoe.types import ExpertStats
 
 from .text import count, percent, rate, seconds, size
 
+SLOW_FIRST_TOKEN_S = 5.0  # people look away
+SLOW_SHARE = 0.4  # of the expert time or of the pairs: below that another cause matters more
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -90,6 +93,18 @@ class Receipt:
     def line(self) -> str:
         """The receipt under an answer, for example ``38.2 tok/s · first token 412 ms · hit rate 83 %``."""
         return " · ".join(self.parts())
+
+    def remark(self) -> str:
+        """One sentence on what made the answer slow, the weightiest cause only; empty when nothing did."""
+        if self.first_token_s > SLOW_FIRST_TOKEN_S and self.prompt_tokens:
+            return f"The first token had to wait for {count(self.prompt_tokens)} prompt tokens."
+        if self.device in ("", "none") or not self.pairs:
+            return ""
+        if self.join_ms > SLOW_SHARE * self.moe_ms > 0:
+            return f"The CPU waited for {self.device} in {percent(self.join_ms / self.moe_ms)} of the expert time."
+        if self.hit_rate < SLOW_SHARE:
+            return f"{percent(1 - self.hit_rate)} of the experts ran on the CPU; a larger /vram would hold more."
+        return ""
 
     def statistics(self) -> str:
         """The line that ``edgemoe run`` prints on stderr: the receipt, with token counts."""

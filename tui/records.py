@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,31 +63,9 @@ class ExpertMaps:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the conversation."""
+    """One message of the conversation; ``id`` is its key in the database, None when it is not there."""
 
     role: Role
     text: str
-
-
-class Chat:
-    """The conversation as the model sees it. Owned by the screen's thread."""
-
-    def __init__(self, system: str = "") -> None:
-        """Start empty, with a ``system`` prompt or none."""
-        self.system = system
-        self.turns: list[Turn] = []
-
-    def add(self, role: Role, text: str) -> None:
-        """Append a turn."""
-        self.turns.append(Turn(role, text))
-
-    def drop_unanswered(self) -> None:
-        """Take back a last question that got no answer, so that the roles keep alternating."""
-        if self.turns and self.turns[-1].role == "user":
-            self.turns.pop()
-
-    def messages(self) -> list[dict[str, str]]:
-        """OpenAI messages, the system prompt first when there is one."""
-        turns: Sequence[Turn] = self.turns
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [{"role": turn.role, "content": turn.text} for turn in turns]
+    id: int | None = None
+    note: str = ""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from edgemoe.worker import EngineDied
 
 from . import messages as told
 from .failures import in_words
@@ -80,16 +81,40 @@ class Engine(Protocol):
         """Free the model."""
 
 
-EngineFactory = Callable[[], Engine]
 Post = Callable[[Any], object]
+
+
+class EngineSource(Protocol):
+    """Where engines come from, again when one has died: :class:`edgemoe.worker.Worker`, or a test."""
+
+    def open(self, died: Callable[[], None]) -> Engine:
+        """Load the model; ``died`` is called from any thread when the engine ends uninvited."""
+
+    def abort(self) -> None:
+        """Give up a load under way, for good, from any thread."""
+
+
+class InThisProcess:
+    """Opens an engine that lives in this process, as tests and pictures want it: it dies with us."""
+
+    def __init__(self, opener: Callable[[], Engine]) -> None:
+        """Take what opens it."""
+        self._opener = opener
+
+    def open(self, died: Callable[[], None]) -> Engine:
+        """Load the model."""
+        return self._opener()
+
+    def abort(self) -> None:
+        """A load in a thread cannot be interrupted; the thread dies with the process."""
 
 
 class ChatSession:
     """Runs one model for one chat. Every method returns at once and may be called from any thread."""
 
-    def __init__(self, factory: EngineFactory, post: Post) -> None:
+    def __init__(self, source: EngineSource, post: Post) -> None:
         """Take what opens the engine and what delivers messages; :meth:`open` starts the threads."""
-        self._factory = factory
+        self._source = source
         self._post = post
         self._engine: Engine | None = None
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -117,6 +142,10 @@ class ChatSession:
         if (engine := self._engine) is not None:
             engine.cancel()
 
+    def switch(self, source: EngineSource) -> None:
+        """Close the model and open that of ``source``; ends like :meth:`open`."""
+        self._jobs.put(lambda: self._switch(source))
+
     def resize(self, size: str) -> None:
         """Change the expert budget once the answer under way is complete."""
         self._jobs.put(lambda: self._resize(size))
@@ -134,10 +163,13 @@ class ChatSession:
         self._closed.set()
         self._wake.set()
         self.stop()
+        if self._engine is None:
+            self._source.abort()
         self._jobs.put(None)
         for thread in (self._watcher, self._owner):
             if thread.is_alive():
                 thread.join(CLOSE_SECONDS)
+        self._source.abort()
 
     # The owner thread.
 
@@ -151,7 +183,7 @@ class ChatSession:
 
     def _load(self) -> None:
         try:
-            engine = self._factory()
+            engine = self._source.open(lambda: self._jobs.put(self._revive))
             experts = engine.experts
             stats = experts.stats() if experts.shape is not None else None
             card = ModelCard(experts.device, experts.shape, engine.n_ctx(), tuple(experts.notes), stats)
@@ -160,6 +192,28 @@ class ChatSession:
             return
         self._engine = engine
         self._post(told.ModelLoaded(card))
+
+    def _switch(self, source: EngineSource) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        self._source = source
+        if not self._closed.is_set():
+            self._load()
+
+    def _revive(self) -> None:
+        """The engine has died: say how, and load it again."""
+        dead, self._engine = self._engine, None
+        if dead is None or self._closed.is_set():
+            return
+        try:
+            dead.experts.stats()
+            self._engine = dead  # another one died: this one is well
+            return
+        except EngineDied as error:
+            self._post(told.EngineLost(in_words(error)))
+        dead.close()
+        self._load()
 
     def _answer(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
         text, tokens, started = "", 0, time.perf_counter()
@@ -176,8 +230,12 @@ class ChatSession:
                 self._post(told.AnswerGrew(number, text, tokens, elapsed))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
-            self._post(told.AnswerFailed(number, text, in_words(error)))
-            return
+            # Who stops an answer does not care how the engine left it, unless it is gone.
+            died = isinstance(error, EngineDied)
+            if died or not self._stopping.is_set():
+                self._post(told.AnswerFailed(number, text, None if died else in_words(error)))
+                return
+            reason = "stop"
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
         self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
 
@@ -210,6 +268,8 @@ class ChatSession:
             if engine is not None and engine.experts.shape is not None and what != "off":
                 try:
                     seen = self._sample(engine.experts, what, seen)
+                except EngineDied:
+                    seen = None  # the owner opens another
                 except Exception as error:
                     self._post(told.SamplingFailed(in_words(error)))
                     return

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from markdown_it import MarkdownIt
+import time
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Static
 
-from ..text import visible
-
-
-def _parser() -> MarkdownIt:
-    # HTML would be dropped from the screen; as text it is seen, "<think>" and all.
-    return MarkdownIt("gfm-like", {"html": False})
+from ..text import seconds, visible
+from ..thinking import split
+from .markdown import GrowingMarkdown
 
 
 class AnswerTurn(Vertical):
@@ -25,32 +22,62 @@ class AnswerTurn(Vertical):
         super().__init__(classes="-waiting")
         self.number = number
         self.text = ""
-        self._stream: MarkdownStream | None = None
+        self._shown = ""  # of the answer without the thinking
+        self._began = time.monotonic()
+        self._thought_s: float | None = None
+        self._unfolded = False
+        self._raw_length = 0  # of the text before it was cleaned
 
     def compose(self) -> ComposeResult:
         """A waiting mark, the document, the receipt."""
         yield Static(Content("▍"), classes="answer-waiting")
-        yield Markdown(parser_factory=_parser, open_links=False)
+        yield Static(Content(""), classes="answer-thought")
+        yield GrowingMarkdown()
         yield Static(Content(""), classes="answer-receipt")
 
     async def grow(self, text: str) -> None:
         """Show ``text``, which begins with what is shown already."""
-        shown = visible(text)
-        fresh, self.text = shown[len(self.text) :], shown
-        if not fresh:
+        if len(text) == self._raw_length:
             return
+        # Only what is new is cleaned: the cost of a piece must not grow with the answer.
+        self.text += visible(text[self._raw_length :])
+        self._raw_length = len(text)
         self.remove_class("-waiting")
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self.query_one(Markdown))
-        await self._stream.write(fresh)
+        parts = split(self.text)
+        if parts.thought:
+            if parts.closed and self._thought_s is None:
+                self._thought_s = time.monotonic() - self._began
+            self._draw_thought()
+        fresh, self._shown = parts.answer[len(self._shown) :], parts.answer
+        if fresh:
+            await self.query_one(GrowingMarkdown).grow(fresh)
+
+    def show_thinking(self, unfolded: bool) -> None:
+        """Unfold or fold the thinking."""
+        self._unfolded = unfolded
+        self._draw_thought()
+
+    def _draw_thought(self) -> None:
+        thought = split(self.text).thought
+        label = self.query_one(".answer-thought", Static)
+        label.display = bool(thought)
+        if not thought:
+            return
+        live = self.number > 0 and self._thought_s is None
+        long = f" for {seconds(self._thought_s)}" if self._thought_s is not None and self.number else ""
+        title = "thinking …" if live else f"thought{long}"
+        mark = "▾" if self._unfolded else "▸"
+        body = f"\n{thought}" if self._unfolded else ""
+        label.update(
+            Content.assemble((f"{mark} {title}", "bold"), "" if self._unfolded else "  (Ctrl+T shows it)", body)
+        )
 
     async def end(self, text: str, receipt: str) -> None:
         """The answer is complete: draw what is left of ``text`` and the ``receipt``."""
         await self.grow(text)
         self.remove_class("-waiting")
-        if self._stream is not None:
-            await self._stream.stop()
-            self._stream = None
-        self.query_one(Markdown).display = bool(self.text)
+        document = self.query_one(GrowingMarkdown)
+        document.finish()
+        document.display = bool(self._shown)
         self.query_one(".answer-receipt", Static).update(Content(visible(receipt)))
         self.add_class("-ended")

@@ -10,7 +10,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import TextArea
 
-from ..commands import matches
+from ..attachments import PASTE_CHARACTERS
+from ..commands import completed, matches
 
 _KEYS = "Enter send · Ctrl+J newline"
 
@@ -31,10 +32,17 @@ class Prompt(TextArea):
 
         text: str
 
+    @dataclass
+    class Pasted(Message):
+        """A paste too long to be shown."""
+
+        text: str
+
     def __init__(self, id: str | None = None) -> None:
         """Empty."""
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False)
-        self.last_sent = ""
+        self._sent: list[str] = []
+        self._place = 0  # in what was sent; at its end while something new is written
         self._keys = _KEYS
         self.placeholder = "Ask something, or / for commands"
 
@@ -55,9 +63,12 @@ class Prompt(TextArea):
     def action_send(self) -> None:
         """Send, unless there is nothing but space, and make room at once for what is typed next."""
         if self.text.strip():
-            self.last_sent = self.text
+            text = self.text
+            if not self._sent or self._sent[-1] != text:
+                self._sent.append(text)
+            self._place = len(self._sent)
             self.clear()
-            self.post_message(self.Submitted(self.last_sent))
+            self.post_message(self.Submitted(text))
 
     def action_newline(self) -> None:
         """Insert a line break."""
@@ -76,17 +87,32 @@ class Prompt(TextArea):
                 self.action_send()
             else:
                 self.action_newline()
-        elif event.key == "up" and not self.text and self.last_sent:
+        elif event.key in ("up", "down") and self._recall(-1 if event.key == "up" else 1):
             event.prevent_default().stop()
-            self.text = self.last_sent
+        elif event.key == "tab" and (whole := completed(self.text)) != self.text:
+            event.prevent_default().stop()
+            self.text = whole
             self.move_cursor(self.document.end)
-        elif event.key == "tab" and (names := matches(self.text)):
-            event.prevent_default().stop()
-            if " " not in self.text:
-                self.text = f"/{names[0].name}" + (" " if names[0].argument else "")
-                self.move_cursor(self.document.end)
         else:
             await super()._on_key(event)
+
+    def _recall(self, step: int) -> bool:
+        """Show what was sent before or after; False where the key has to move the cursor instead."""
+        shown = self._sent[self._place] if self._place < len(self._sent) else ""
+        place = self._place + step
+        if self.text != shown or not 0 <= place <= len(self._sent):
+            return False
+        self._place = place
+        self.text = self._sent[place] if place < len(self._sent) else ""
+        self.move_cursor(self.document.end)
+        return True
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        if len(event.text) > PASTE_CHARACTERS:
+            event.prevent_default().stop()
+            self.post_message(self.Pasted(event.text))
+        else:
+            await super()._on_paste(event)
 
     def _hint(self) -> Content:
         found = matches(self.text)

@@ -1,0 +1,142 @@
+"""The child's side: opens the engine it is told to, computes in the main thread, reads requests in another.
+
+Ordering: answers and budget changes are jobs of the main thread, one after the other. Readings of the experts and
+cancellations are served by the reading thread at once, which the engine allows. The end of the pipe means that the
+parent is gone, however it went: the process then ends within ``LAST_WISHES_SECONDS``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+from ..errors import EdgeMoEError
+
+# Cancelling again this often covers a cancel that came before the engine had begun and was forgotten by it.
+CANCEL_SECONDS = 0.02
+# For the routing profile to be written when the parent has died.
+LAST_WISHES_SECONDS = 2.0
+READINGS = ("stats", "residency", "heat", "last")
+# When memory runs out the kernel shall end the engine, not the program with the conversation (-1000 to 1000).
+OOM_SCORE = 500
+
+
+class _Child:
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._jobs: SimpleQueue[tuple[int, str, Any] | None] = SimpleQueue()
+        self._engine: Any = None
+        self._cancelled = -1  # the highest request that was cancelled
+        self._running = -1
+
+    def serve(self, factory: Any) -> None:
+        reader = threading.Thread(target=self._read, name="edgemoe-reader", daemon=True)
+        reader.start()
+        try:
+            self._engine = engine = factory()
+            experts = engine.experts
+            self._send("done", 0, (experts.device, experts.shape, engine.n_ctx(), list(experts.notes)))
+        except Exception as error:
+            self._send("error", 0, _portable(error))
+            return
+        while (job := self._jobs.get()) is not None:
+            self._run(*job)
+        engine.close()
+
+    def _run(self, number: int, what: str, argument: Any) -> None:
+        self._running = number
+        try:
+            if what == "answer":
+                self._answer(number, *argument)
+            else:
+                self._engine.experts.resize(argument)
+                self._send("done", number, None)
+        except Exception as error:
+            self._send("error", number, _portable(error))
+        finally:
+            self._running = -1
+
+    def _answer(self, number: int, messages: Any, keywords: dict[str, Any]) -> None:
+        if number > self._cancelled:
+            for chunk in self._engine.create_chat_completion(messages, stream=True, **keywords):
+                self._send("item", number, chunk)
+        self._send("done", number, None)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                what, number, argument = self._connection.recv()
+                if what == "cancel":
+                    self._cancelled = max(self._cancelled, number)
+                    threading.Thread(target=self._cancel, args=(number,), daemon=True).start()
+                elif what == "read":
+                    self._reply(number, argument)
+                elif what == "close":
+                    self._jobs.put(None)
+                else:
+                    self._jobs.put((number, what, argument))
+        except (EOFError, OSError):
+            self._orphaned()
+
+    def _cancel(self, number: int) -> None:
+        pause = threading.Event()
+        while self._running == number:
+            self._engine.cancel()
+            pause.wait(CANCEL_SECONDS)
+
+    def _reply(self, number: int, names: tuple[str, ...]) -> None:
+        try:
+            experts = self._engine.experts
+            self._send("done", number, [getattr(experts, name)() for name in names if name in READINGS])
+        except Exception as error:
+            self._send("error", number, _portable(error))
+
+    def _orphaned(self) -> None:
+        threading.Timer(LAST_WISHES_SECONDS, os._exit, (1,)).start()
+        if self._engine is None:  # it loads: nothing to save, and no way to interrupt it
+            os._exit(1)
+        with contextlib.suppress(Exception):
+            self._engine.cancel()
+        self._jobs.put(None)
+
+    def _send(self, kind: str, number: int, value: Any) -> None:
+        with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send((kind, number, value))
+
+
+def _portable(error: Exception) -> Exception:
+    """``error`` if it survives the pipe, else one that says the same."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:
+        pass
+    if isinstance(error, EdgeMoEError):
+        return EdgeMoEError(str(error), error.hint)
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Serve the pipe whose file descriptor is the first argument; it first brings the search path and the opener."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to understand
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(OOM_SCORE))
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    try:
+        sys.path[:] = connection.recv()
+        factory = connection.recv()
+    except EOFError:
+        return
+    _Child(connection).serve(factory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The parent's side: starts the child, speaks to it over a pipe, and says in words how it ended.
+
+Every call may come from any thread. One thread per child reads its answers and hands each to the queue of the request
+it belongs to; the end of the pipe fails every request that waits, so nobody waits for a dead engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import IO, Any
+
+from ..errors import EdgeMoEError
+from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+
+# A polite end writes the routing profile; a child that cannot is killed after this.
+CLOSE_SECONDS = 2.5
+_REASON_BYTES = 4096  # of what the child said last
+
+
+class EngineDied(EdgeMoEError):
+    """The child process of the engine ended on its own: a crash, an abort, out of memory, or a kill."""
+
+
+def open_llama(*arguments: Any, **keywords: Any) -> Any:
+    """What a child usually opens: :class:`edgemoe.Llama`, imported there and not in the parent."""
+    from ..engine import Llama
+
+    return Llama(*arguments, **keywords)
+
+
+class Worker:
+    """Opens engines in child processes, one at a time.
+
+    Args:
+        opener: what the child calls to open its engine; it must survive pickling.
+    """
+
+    def __init__(self, opener: Callable[[], Any]) -> None:
+        """Nothing is started yet."""
+        self._opener = opener
+        self._engine: RemoteEngine | None = None
+        self._aborted = False
+
+    def open(self, died: Callable[[], None]) -> RemoteEngine:
+        """Start a child and wait until its model is loaded; ``died`` is called once when it ends uninvited.
+
+        Raises:
+            EngineDied: it ended while it loaded.
+            Exception: whatever the opener raised.
+        """
+        self._engine = engine = RemoteEngine(self._opener, died)
+        if self._aborted:
+            engine.kill()
+        engine.wait_loaded()
+        return engine
+
+    def abort(self) -> None:
+        """End the child at once, whatever it does; nothing can be opened afterwards."""
+        self._aborted = True
+        if self._engine is not None:
+            self._engine.kill()
+
+
+class RemoteEngine:
+    """An engine in a child process. The child exists when this object does; see :meth:`wait_loaded`."""
+
+    def __init__(self, opener: Callable[[], Any], died: Callable[[], None]) -> None:
+        """Start the child."""
+        self._died = died
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, SimpleQueue[tuple[str, Any]]] = {0: SimpleQueue()}
+        self._lock = threading.Lock()  # of the pipe's writing end and of what follows
+        self._failure: EngineDied | None = None
+        self._closing = False
+        self._answering = 0
+        self._kills = _oom_kills()
+        self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "edgemoe.worker.child", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+            self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._context, self.experts = 0, RemoteExperts(self)
+        self._reader = threading.Thread(target=self._read, name="edgemoe-worker", daemon=True)
+        self._reader.start()
+        with contextlib.suppress(OSError):
+            self._connection.send(sys.path)
+            self._connection.send(opener)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    def wait_loaded(self) -> None:
+        """Wait until the model is there.
+
+        Raises:
+            EngineDied: the child ended first.
+            Exception: why the model could not be opened.
+        """
+        try:
+            device, shape, self._context, notes = self._result(0)
+        except Exception:
+            self.close()
+            raise
+        self.experts.device, self.experts.shape, self.experts.notes = device, shape, notes
+
+    def n_ctx(self) -> int:
+        """Context size in tokens."""
+        return self._context
+
+    def create_chat_completion(self, messages: list[Any], stream: bool = True, **keywords: Any) -> Iterator[Any]:
+        """OpenAI chunks, as the child's engine yields them.
+
+        Raises:
+            EngineDied: the child ended before the answer did.
+        """
+        assert stream, "only streams cross the pipe"
+        number = self._request("answer", (messages, keywords))
+        self._answering = number
+        try:
+            while True:
+                kind, value = self._waiting[number].get()
+                if kind == "error":
+                    raise value
+                if kind == "done":
+                    return
+                yield value
+        finally:
+            self._answering = 0
+            self._waiting.pop(number, None)
+
+    def cancel(self) -> None:
+        """Stop the answer under way."""
+        if number := self._answering:
+            self._send("cancel", number, None)
+
+    def ask(self, what: str, argument: Any) -> Any:
+        """One request with one reply.
+
+        Raises:
+            EngineDied: the child has ended.
+        """
+        return self._result(self._request(what, argument))
+
+    def close(self) -> None:
+        """Let the child keep what it learnt and end; kill it when that takes long."""
+        self._closing = True
+        self.cancel()
+        self._send("close", 0, None)
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._reader.join(CLOSE_SECONDS)
+
+    def kill(self) -> None:
+        """End the child at once."""
+        self._closing = True
+        self._process.kill()
+        self._process.wait()
+
+    def _request(self, what: str, argument: Any) -> int:
+        number = next(self._numbers)
+        queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        with self._lock:
+            self._waiting[number] = queue
+            if self._failure is not None:
+                queue.put(("error", self._failure))
+        self._send(what, number, argument)
+        return number
+
+    def _result(self, number: int) -> Any:
+        kind, value = self._waiting[number].get()
+        self._waiting.pop(number, None)
+        if kind == "error":
+            raise value
+        return value
+
+    def _send(self, what: str, number: int, argument: Any) -> None:
+        # A broken pipe is told by the reader, which knows why.
+        with self._lock, contextlib.suppress(OSError):
+            self._connection.send((what, number, argument))
+
+    def _read(self) -> None:
+        try:
+            while True:
+                kind, number, value = self._connection.recv()
+                if (queue := self._waiting.get(number)) is not None:
+                    queue.put((kind, value))
+        except (EOFError, OSError):
+            pass
+        status = self._process.wait()
+        with self._lock:
+            self._failure = EngineDied(*_cause(status, self._last_words(), _oom_kills() > self._kills))
+            for queue in list(self._waiting.values()):
+                queue.put(("error", self._failure))
+            self._connection.close()
+        if not self._closing:
+            self._died()
+
+    def _last_words(self) -> str:
+        with self._words as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _REASON_BYTES))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        asserted = [line for line in lines if "ASSERT" in line or "error" in line.lower()]
+        return (asserted or lines or [""])[-1][:200]
+
+
+class RemoteExperts:
+    """The experts of the child's model; each call crosses the pipe and gives copies."""
+
+    def __init__(self, engine: RemoteEngine) -> None:
+        """Known once the model is loaded."""
+        self._engine = engine
+        self.device = "none"
+        self.shape: ModelShape | None = None
+        self.notes: list[str] = []
+
+    def stats(self) -> ExpertStats:
+        """Counters since the model was loaded."""
+        stats: ExpertStats = self._engine.ask("read", ("stats",))[0]
+        return stats
+
+    def residency(self) -> BoolArray:
+        """Shape ``(layers, experts)``."""
+        array: BoolArray = self._engine.ask("read", ("residency",))[0]
+        return array
+
+    def heat(self) -> FloatArray:
+        """Shape ``(layers, experts)``."""
+        array: FloatArray = self._engine.ask("read", ("heat",))[0]
+        return array
+
+    def last(self) -> IdArray:
+        """Shape ``(layers, k)``."""
+        array: IdArray = self._engine.ask("read", ("last",))[0]
+        return array
+
+    def resize(self, vram: str) -> None:
+        """Change the budget, after the answer under way."""
+        self._engine.ask("resize", vram)
+
+
+def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
+    """How a child with this exit status ended, and what may help."""
+    told = f": {words}" if words else ""
+    if status == -signal.SIGKILL and out_of_memory:
+        return "the system ran out of memory and ended the engine", "a smaller --ctx or --vram, or a smaller model"
+    if status == -signal.SIGKILL:
+        return "the engine was killed", "if nobody did that, memory ran out: a smaller --ctx or --vram"
+    if status == -signal.SIGABRT:
+        return f"the engine aborted{told}", "a failed check inside llama.cpp; the same question may do it again"
+    if status < 0:
+        return f"the engine crashed ({signal.Signals(-status).name}){told}", ""
+    return f"the engine ended by itself (exit code {status}){told}", ""
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has ended for lack of memory since boot, 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return 0

@@ -1,0 +1,338 @@
+"""Keys and commands that change a conversation, driven by Pilot against a scripted model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeLlama, Gate
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tui import Driver, plain, shown
+from textual import events
+from textual.widgets import Input, OptionList, Static
+
+from tui import context, sampling
+from tui.app import ChatApp
+from tui.attachments import Attachment
+from tui.conversation import Conversation
+from tui.records import ChatSettings
+from tui.screens.chat import ChatScreen
+from tui.screens.history import HistoryScreen
+from tui.session import EngineSource, InThisProcess
+from tui.store import Store
+from tui.thinking import split
+from tui.widgets.answer_turn import AnswerTurn
+from tui.widgets.markdown import CodeBlock
+from tui.widgets.prompt import Prompt
+from tui.widgets.status_line import StatusLine
+from tui.widgets.user_turn import UserTurn
+
+
+@asynccontextmanager
+async def kept(folder: Path, **keywords: Any) -> AsyncIterator[Driver]:
+    """A chat that keeps its conversations in ``folder``."""
+    engines: list[FakeLlama] = []
+
+    def opened(path: str = "tiny") -> FakeLlama:
+        engines.append(FakeLlama(path, **keywords))
+        return engines[-1]
+
+    def models(name: str) -> tuple[str, EngineSource]:
+        return name, InThisProcess(lambda: opened(name))
+
+    app = ChatApp(InThisProcess(opened), ChatSettings(title="tiny"), folder / "chats.db", models)
+    async with app.run_test(size=(100, 30)) as pilot:
+        driver = Driver(app, pilot, engines)
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
+        await driver.ready()
+        yield driver
+
+
+async def ask(driver: Driver, text: str) -> None:
+    asked = len(driver.engine.asked)
+    await driver.send(text)
+    await driver.until(lambda: len(driver.engine.asked) > asked, "asked")
+    await driver.until(lambda: driver.status.state in ("idle", "stopped"), "answered")
+
+
+def answers(driver: Driver) -> list[str]:
+    return [answer.text for answer in driver.all(AnswerTurn)]
+
+
+async def test_history_opens_an_earlier_chat_and_it_goes_on(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["Paris.", "Rye bread."]) as driver:
+        await ask(driver, "capital of France?")
+        await driver.pilot.press("ctrl+n")
+        await ask(driver, "what to bake?")
+    async with kept(tmp_path, answers=["Lyon."]) as driver:
+        await driver.pilot.press("ctrl+r")
+        await driver.until(lambda: isinstance(driver.app.screen, HistoryScreen))
+        found = driver.app.screen.query_one(OptionList)
+        assert found.option_count == 2
+        driver.app.screen.query_one(Input).value = "pari"
+        await driver.until(lambda: found.option_count == 1)
+        await driver.pilot.press("enter")
+        await driver.until(lambda: isinstance(driver.app.screen, ChatScreen) and answers(driver) == ["Paris."])
+        assert "tok/s" in plain(driver.all(AnswerTurn)[0].query_one(".answer-receipt", Static))
+        await ask(driver, "and the next largest?")
+        assert [message["content"] for message in driver.engine.asked[0]] == [
+            "capital of France?",
+            "Paris.",
+            "and the next largest?",
+        ]
+
+
+async def test_regenerate_edit_undo_and_branches(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["one", "two", "three"]) as driver:
+        await ask(driver, "q")
+        await ask(driver, "/regen")
+        assert answers(driver) == ["two"] and driver.engine.asked[1] == [{"role": "user", "content": "q"}]
+        await driver.send("/branch")
+        await driver.until(lambda: answers(driver) == ["one"])
+        await driver.send("/edit")
+        await driver.until(lambda: driver.prompt.text == "q" and not answers(driver))
+        driver.prompt.clear()
+        await ask(driver, "Q2")
+        assert answers(driver) == ["three"] and len(driver.all(UserTurn)) == 1
+        await driver.send("/undo")
+        await driver.until(lambda: driver.prompt.text == "Q2" and not driver.all(UserTurn))
+        await driver.send("/regen")
+        await driver.until(lambda: "no question" in driver.notes())
+
+
+async def test_continue_goes_on_in_the_same_answer(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["Once upon", " a time."]) as driver:
+        await ask(driver, "story")
+        await ask(driver, "/continue")
+        assert answers(driver) == ["Once upon a time."]
+        assert driver.engine.asked[1][-2] == {"role": "assistant", "content": "Once upon"}
+        assert [turn.text for turn in driver.screen.conversation.turns] == ["story", "Once upon a time."]
+
+
+async def test_what_streams_is_saved_before_it_is_complete(tmp_path: Path) -> None:
+    gate = Gate()
+    async with kept(tmp_path, answers=["half whole"], gate=gate) as driver:
+        await driver.send("go")
+        gate.allow(1)
+        await driver.until(lambda: bool(answers(driver)) and answers(driver)[0] == "half")
+        other = Store(tmp_path / "chats.db")
+        saved = other.read(other.recent()[0].id)
+        assert saved is not None and saved.turns[-1].text == "half"
+        gate.allow(9)
+        await driver.ready()
+
+
+async def test_export_and_import_and_existing_files_are_spared(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["<!-- user -->\nhello"]) as driver:
+        await ask(driver, "hi")
+        for name in ("a.md", "a.json"):
+            await driver.send(f"/export {tmp_path / name}")
+            await driver.until(lambda name=name: (tmp_path / name).exists())  # type: ignore[misc]
+        before = (tmp_path / "a.md").read_text()
+        await driver.send(f"/export {tmp_path / 'a.md'}")
+        await driver.until(lambda: "was not written" in driver.notes())
+        assert (tmp_path / "a.md").read_text() == before
+        for name in ("a.md", "a.json"):
+            await driver.pilot.press("ctrl+n")
+            await driver.until(lambda: not driver.all(AnswerTurn))
+            await driver.send(f"/import {tmp_path / name}")
+            await driver.until(lambda: answers(driver) == ["<!-- user -->\nhello"])
+        await driver.send(f"/import {tmp_path / 'chats.db'}")
+        await driver.until(lambda: "not a text file" in driver.notes())
+
+
+async def test_files_and_long_pastes_go_along_with_the_question(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("print(1)\n```\n")
+    async with kept(tmp_path, n_ctx=200_000) as driver:
+        await driver.send("/file nowhere.txt")
+        await driver.until(lambda: "there is no file" in driver.notes())
+        await driver.send(f"/file {tmp_path / 'code.py'}")
+        await driver.until(lambda: "attached: code.py" in driver.notes())
+        driver.prompt.post_message(events.Paste("x" * 5000))
+        await driver.until(lambda: "a paste of 5,000" in driver.notes())
+        assert driver.prompt.text == ""
+        await ask(driver, "what is it?")
+        sent = driver.engine.asked[0][-1]["content"]
+        assert sent.startswith("code.py:\n````\nprint(1)\n```\n````") and sent.endswith("what is it?")
+        assert "x" * 5000 in sent
+        await ask(driver, "and now?")
+        assert driver.engine.asked[1][-1]["content"] == "and now?"
+
+
+async def test_a_paste_of_5_mb_does_not_freeze_and_is_refused_in_words(tmp_path: Path) -> None:
+    async with kept(tmp_path) as driver:
+        driver.prompt.post_message(events.Paste("word " * (1 << 20)))
+        await driver.until(lambda: "attached" in driver.notes())
+        await driver.send("read this")
+        await driver.until(lambda: "this question alone" in driver.notes())
+        assert driver.prompt.text == "read this" and not driver.engine.asked
+
+
+async def test_settings(tmp_path: Path) -> None:
+    async with kept(tmp_path) as driver:
+        await driver.send("/set temperature 0.3")
+        await driver.send("/set top_k many")
+        await driver.until(lambda: "top_k is a whole number" in driver.notes())
+        await ask(driver, "hi")
+        assert driver.engine.sampling[0] == {"temperature": 0.3}
+        await driver.send("/profile")
+        await driver.until(lambda: "waiting for the device" in driver.notes())
+
+
+async def test_another_model_takes_over_the_conversation(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["a"]) as driver:
+        await ask(driver, "hi")
+        await driver.send("/model other")
+        await driver.until(lambda: len(driver._engines) == 2)
+        await driver.ready()
+        assert driver.engine.closed and driver.status.model == "other"
+        await driver.send("more")
+        await driver.until(lambda: bool(driver._engines[1].asked))
+        assert [message["content"] for message in driver._engines[1].asked[0]] == ["hi", "a", "more"]
+        await driver.ready()
+
+
+async def test_thinking_is_folded_and_ctrl_t_shows_it(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["<think>secret steps</think>\n\nForty two."]) as driver:
+        await ask(driver, "hi")
+        assert "secret" not in shown(driver) and "thought for" in shown(driver) and "Forty two." in shown(driver)
+        await driver.pilot.press("ctrl+t")
+        await driver.until(lambda: "secret steps" in shown(driver))
+
+
+async def test_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    async with kept(tmp_path, answers=["Look:\n\n```python\nx = 1\n```\n\nand\n\n```\ny\n```\n"]) as driver:
+        monkeypatch.setattr(driver.app, "copy_to_clipboard", copied.append)
+        await ask(driver, "hi")
+        await driver.pilot.press("ctrl+y")
+        for number in ("1", "2", "3"):
+            await driver.send(f"/copy {number}")
+        assert copied[0].startswith("Look:") and copied[1:] == ["x = 1\n", "y\n"]
+
+
+async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: list[str] = []
+    finish = CodeBlock.finish
+    monkeypatch.setattr(CodeBlock, "finish", lambda block: (finished.append(block.code), finish(block))[1])
+    gate = Gate()
+    async with kept(tmp_path, answers=["```python\nx = 1\ny = 2\n```\n\nand more words"], gate=gate) as driver:
+        await driver.send("go")
+        gate.allow(4)
+        await driver.until(lambda: "y =" in "".join(answers(driver)) and bool(driver.all(CodeBlock)))
+        assert not finished and not driver.all(CodeBlock)[0]._highlighted_code.spans
+        gate.allow(9)
+        await driver.ready()
+        assert [code.strip() for code in finished] == ["x = 1\ny = 2"]
+        assert driver.all(CodeBlock)[0]._highlighted_code.spans
+
+
+async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["word " * 30], n_ctx=400) as driver:
+        for question in ["first", *"bcdefghijkl"]:
+            await ask(driver, question)
+        assert "full" in driver.notes() and "no longer fit the context" in driver.notes()
+        assert driver.engine.asked[-1][0]["content"] != "first"
+        assert driver.screen.conversation.turns[0].text == "first"
+
+
+async def test_prompt_history_walks_both_ways(tmp_path: Path) -> None:
+    async with kept(tmp_path) as driver:
+        for text in ("one", "two"):
+            await ask(driver, text)
+        seen = []
+        for key in ("up", "up", "up", "down", "down"):
+            await driver.pilot.press(key)
+            seen.append(driver.screen.query_one(Prompt).text)
+        assert seen == ["two", "one", "one", "two", ""]
+
+
+async def test_ctrl_n_in_mid_answer_keeps_what_there_was(tmp_path: Path) -> None:
+    gate = Gate()
+    async with kept(tmp_path, answers=["one two three"], gate=gate) as driver:
+        await driver.send("go")
+        gate.allow(2)
+        await driver.until(lambda: bool(answers(driver)) and answers(driver)[0] == "one two")
+        await driver.pilot.press("ctrl+n")
+        await driver.ready()
+        store = Store(tmp_path / "chats.db")
+        saved = store.read(store.recent()[0].id)
+        assert saved is not None and saved.turns[-1].text == "one two"
+
+
+async def test_leaving_a_continued_answer_keeps_it_once(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["Once upon", " a time there was"], gate=(gate := Gate())) as driver:
+        gate.allow(2)
+        await ask(driver, "story")
+        await driver.send("/continue")
+        gate.allow(2)
+        await driver.until(lambda: answers(driver) == ["Once upon a"])
+        await driver.pilot.press("ctrl+n")
+        await driver.ready()
+        store = Store(tmp_path / "chats.db")
+        saved = store.read(store.recent()[0].id)
+        assert saved is not None and saved.turns[-1].text.startswith("Once upon a") and len(saved.turns) == 2
+        assert saved.turns[-1].text.count("Once") == 1
+
+
+async def test_an_unanswered_question_stands_in_the_prompt_again(tmp_path: Path) -> None:
+    Conversation(Store(tmp_path / "chats.db"), "tiny").add("user", "was I heard?")
+    async with kept(tmp_path) as driver:
+        await driver.pilot.press("ctrl+r")
+        await driver.until(lambda: isinstance(driver.app.screen, HistoryScreen))
+        await driver.pilot.press("enter")
+        await driver.until(lambda: isinstance(driver.app.screen, ChatScreen) and driver.prompt.text == "was I heard?")
+        await ask(driver, "hello?")
+        assert [message["role"] for message in driver.engine.asked[0]] == ["user"]
+
+
+async def test_a_resize_while_streaming_keeps_everything_on_the_screen(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["word " * 200], delay_s=0.002) as driver:
+        await driver.send("go")
+        for size in ((40, 12), (160, 50), (20, 6), (80, 24)):
+            await driver.pilot.resize_terminal(*size)
+        await driver.until(lambda: driver.status.state == "idle")
+        assert answers(driver)[0].split() == ["word"] * 200 and "idle" in shown(driver)
+
+
+# Pure parts.
+
+
+@given(st.text("<think>/ ab\n", max_size=60))
+def test_thinking_never_shows_a_half_tag_and_only_grows(text: str) -> None:
+    before = ""
+    for end in range(len(text) + 1):
+        parts = split(text[:end])
+        assert parts.answer.startswith(before) or not before
+        before = parts.answer
+
+
+def test_thinking_parts() -> None:
+    assert split("<think>a</think>b") == ("a", "b", True)
+    assert split("<think>a</thi") == ("a", "", False) and split("<thi") == ("", "", False)
+    assert split("plain <think>") == ("", "plain <think>", True)
+
+
+def test_fit_leaves_out_pairs_and_keeps_the_system_prompt() -> None:
+    pairs = [{"role": role, "content": "x" * 350} for _ in range(4) for role in ("user", "assistant")]
+    messages = [{"role": "system", "content": "s"}, *pairs, {"role": "user", "content": "last"}]
+    fitting = context.fit(messages, 500, 100, 3.5)
+    assert fitting.left_out == 6 and fitting.fits
+    assert fitting.messages[0]["role"] == "system" and fitting.messages[1]["role"] == "user"
+    assert not context.fit([{"role": "user", "content": "x" * 9999}], 500, None, 3.5).fits
+
+
+def test_settings_in_words() -> None:
+    assert sampling.change({}, "max_tokens=5") == {"max_tokens": 5}
+    assert sampling.change({"seed": 1}, "seed default") == {}
+    for wrong in ("nonsense 1", "top_p 2", "temperature nan", "seed 1.5", ""):
+        with pytest.raises(ValueError):
+            sampling.change({}, wrong)
+
+
+def test_a_fence_is_longer_than_any_inside() -> None:
+    assert Attachment("a", "````\n").fenced() == "a:\n`````\n````\n`````"

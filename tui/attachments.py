@@ -1,0 +1,49 @@
+"""Text that goes along with a question: files and long pastes, read with care and fenced for the model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+LARGEST_BYTES = 8 << 20  # far beyond any context; a larger file is a mistake
+PASTE_CHARACTERS = 4000  # a longer paste becomes an attachment: a text area draws every line of it
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A named text."""
+
+    name: str
+    text: str
+
+    def fenced(self) -> str:
+        """As the model reads it; the fence is longer than any in the text."""
+        longest = max((len(run) for run in re.findall(r"`{3,}", self.text)), default=2)
+        fence = "`" * (longest + 1)
+        return f"{self.name}:\n{fence}\n{self.text.rstrip()}\n{fence}"
+
+
+def load(name: str) -> Attachment:
+    """Read a text file.
+
+    Raises:
+        ValueError: it is missing, too large, or no text; said in words.
+    """
+    path = Path(name).expanduser()
+    try:
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ValueError(f"{path.name} is larger than {LARGEST_BYTES >> 20} MiB")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+    if b"\0" in data[:8192]:
+        raise ValueError(f"{path.name} is not a text file")
+    return Attachment(path.name, data.decode("utf-8", "replace"))
+
+
+def with_question(attachments: list[Attachment], question: str) -> str:
+    """One message: the attachments, then the question."""
+    return "\n\n".join([*(attachment.fenced() for attachment in attachments), question])

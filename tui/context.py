@@ -1,0 +1,48 @@
+"""Whether a conversation fits the context, and what to leave out when it does not. Pure; token counts are estimates.
+
+The estimate is calibrated by the last receipt: its tokens over the characters that made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHARACTERS_PER_TOKEN = 3.5  # of English under today's tokenizers, before the first receipt
+MESSAGE_TOKENS = 5  # what a chat template adds to a message
+WARN_SHARE = 0.7
+ANSWER_SHARE = 0.25  # of the context is kept free for the answer, or max_tokens if that is less
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is sent: ``messages``; ``left_out`` of the oldest are not; ``share`` of the room they take.
+
+    ``fits`` is False when even the last question alone is too long.
+    """
+
+    messages: Messages
+    left_out: int
+    share: float
+    fits: bool
+
+
+def tokens(messages: Messages, characters_per_token: float = CHARACTERS_PER_TOKEN) -> int:
+    """An estimate for ``messages``."""
+    characters = sum(len(message["content"]) for message in messages)
+    return round(characters / characters_per_token) + MESSAGE_TOKENS * len(messages)
+
+
+def fit(messages: Messages, context: int, max_tokens: int | None, characters_per_token: float) -> Fit:
+    """Leave out the oldest question and answer pairs until the rest and an answer fit ``context`` tokens."""
+    answer = int(context * ANSWER_SHARE)
+    room = context - min(answer, max_tokens or answer)
+    system = messages[:1] if messages and messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    left_out = 0
+    while tokens(system + turns[left_out:], characters_per_token) > room and len(turns) - left_out > 2:
+        left_out += 2
+    sent = system + turns[left_out:]
+    need = tokens(sent, characters_per_token)
+    return Fit(sent, left_out, need / room, need <= room)

@@ -1,0 +1,57 @@
+"""What ``/set`` understands: the sampling settings, their kinds and their bounds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Value = float | int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword of ``create_chat_completion``; whole numbers where ``whole``, within ``low`` and ``high``."""
+
+    name: str
+    low: float
+    high: float
+    whole: bool = False
+
+
+SETTINGS = (
+    Setting("temperature", 0, 5),
+    Setting("top_p", 0, 1),
+    Setting("top_k", 0, 1000, whole=True),
+    Setting("min_p", 0, 1),
+    Setting("repeat_penalty", 0.1, 5),
+    Setting("max_tokens", 1, 1_000_000, whole=True),
+    Setting("seed", 0, 2**32 - 1, whole=True),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def change(now: Mapping[str, Value], text: str) -> dict[str, Value]:
+    """``now`` with ``text`` (``NAME VALUE``, or ``NAME default``) applied.
+
+    Raises:
+        ValueError: there is no such setting, or the value is not one of it.
+    """
+    name, _, value = text.replace("=", " ").strip().partition(" ")
+    setting, value = _BY_NAME.get(name.lower()), value.strip()
+    if setting is None:
+        raise ValueError(f"there is no setting {name}; there are: {', '.join(_BY_NAME)}")
+    if value.lower() == "default":
+        return {key: kept for key, kept in now.items() if key != setting.name}
+    try:
+        number: Value = int(value) if setting.whole else float(value)
+    except ValueError:
+        number = float("nan")
+    if not setting.low <= number <= setting.high:
+        kind = "a whole number" if setting.whole else "a number"
+        raise ValueError(f"{setting.name} is {kind} from {setting.low:g} to {setting.high:g}, or 'default'")
+    return {**now, setting.name: number}
+
+
+def listing(now: Mapping[str, Value]) -> str:
+    """Every setting on a line."""
+    return "\n".join(f"{setting.name:<16}{now.get(setting.name, 'default')}" for setting in SETTINGS)

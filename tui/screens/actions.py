@@ -1,0 +1,195 @@
+"""What the slash commands do: each is a method named after its command, over the few calls a chat screen offers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemoe.config import Budget
+from edgemoe.errors import ConfigError, EdgeMoEError
+
+from .. import interchange, sampling
+from ..attachments import load
+from ..commands import COMMANDS, Call
+from ..conversation import Conversation
+from ..text import count
+
+if TYPE_CHECKING:
+    from .chat import ChatScreen
+
+KEYS = """Enter send · Ctrl+J or Shift+Enter newline · Up, Down earlier prompts · PageUp, PageDown scroll
+Esc stop · Ctrl+N new chat · Ctrl+R history and search · Ctrl+E experts · Ctrl+T thinking
+Ctrl+Y copy the answer · Ctrl+P commands · Ctrl+Q quit · Tab completes a command
+"""
+
+
+class Actions:
+    """Runs commands on one screen."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        """Act on ``screen``."""
+        self._screen = screen
+
+    async def run(self, call: Call) -> None:
+        """Do what ``call`` says."""
+        action: Callable[[str], Awaitable[None]] = getattr(self, f"do_{call.name}")
+        await action(call.argument)
+
+    async def do_help(self, text: str) -> None:
+        """Keys and commands."""
+        await self._screen.say("\n".join([KEYS, *(f"{command.usage:<18}{command.help}" for command in COMMANDS)]))
+
+    async def do_new(self, text: str) -> None:
+        """Another conversation."""
+        await self._screen.action_new_chat()
+
+    async def do_history(self, text: str) -> None:
+        """The conversations of before."""
+        self._screen.action_history()
+
+    async def do_rename(self, text: str) -> None:
+        """Another title."""
+        self._screen.conversation.rename(text)
+        await self._screen.say(f"this conversation is called: {text}")
+
+    async def do_model(self, text: str) -> None:
+        """Which model it is, or another one."""
+        screen = self._screen
+        if not text:
+            await screen.say(f"model: {screen.model_name}", "/model FILE.gguf opens another one here")
+            return
+        try:
+            await screen.switch_model(text)
+        except (EdgeMoEError, ValueError) as error:
+            await screen.say(str(error), getattr(error, "hint", ""), wrong=True)
+
+    async def do_system(self, text: str) -> None:
+        """The system prompt."""
+        chat = self._screen.conversation
+        if text:
+            chat.system = "" if text.lower() == "none" else text
+        if chat.system:
+            await self._screen.say(f"system prompt: {chat.system}")
+        else:
+            await self._screen.say("there is no system prompt", "/system TEXT sets one")
+
+    async def do_set(self, text: str) -> None:
+        """Sampling settings."""
+        try:
+            if text:
+                self._screen.sampling = sampling.change(self._screen.sampling, text)
+            await self._screen.say(sampling.listing(self._screen.sampling))
+        except ValueError as error:
+            await self._screen.say(str(error), wrong=True)
+
+    async def do_stats(self, text: str) -> None:
+        """Counters."""
+        await self._screen.say(self._screen.statistics())
+
+    async def do_profile(self, text: str) -> None:
+        """Where the time of the last answer went."""
+        receipt = self._screen.receipt
+        if receipt is None:
+            await self._screen.say("nothing has been answered yet")
+            return
+        spent = {"expert layers": receipt.moe_ms, "CPU": receipt.cpu_ms, "device": receipt.device_ms}
+        spent["waiting for the device"] = receipt.join_ms
+        tokens = max(receipt.answer_tokens + receipt.prompt_tokens, 1)
+        lines = [f"{name:<24}{ms:>10.1f} ms  {ms / tokens:>8.2f} ms a token" for name, ms in spent.items()]
+        await self._screen.say("\n".join(["the last answer, prompt included:", *lines]))
+
+    async def do_experts(self, text: str) -> None:
+        """The expert map."""
+        self._screen.action_toggle_experts()
+
+    async def do_vram(self, text: str) -> None:
+        """The budget."""
+        if (complaint := self._screen.cannot_place()) is not None:
+            await self._screen.say(complaint)
+            return
+        try:
+            Budget.parse(text)
+        except ConfigError as error:
+            await self._screen.say(str(error), error.hint, wrong=True)
+            return
+        self._screen.resize(text)
+
+    async def do_file(self, text: str) -> None:
+        """Attach a text file to the next question."""
+        try:
+            self._screen.attach(attachment := load(text))
+        except ValueError as error:
+            await self._screen.say(str(error), wrong=True)
+            return
+        await self._screen.say(
+            f"attached: {attachment.name}, {count(len(attachment.text))} characters",
+            "it goes along with your next question",
+        )
+
+    async def do_export(self, text: str) -> None:
+        """Write the conversation to a file that does not exist yet."""
+        document = self._screen.conversation.document()
+        if not document.turns:
+            await self._screen.say("there is nothing to export yet")
+            return
+        name = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
+        path = Path(text or f"{name}.md").expanduser()
+        write = interchange.to_json if path.suffix.lower() == ".json" else interchange.to_markdown
+        try:
+            with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
+                file.write(write(document))
+        except OSError as error:
+            await self._screen.say(
+                f"{path} was not written: {error.strerror}", "/export FILE.md or FILE.json", wrong=True
+            )
+            return
+        await self._screen.say(f"written to {path}")
+
+    async def do_import(self, text: str) -> None:
+        """Open a conversation from a file."""
+        try:
+            document = interchange.read(load(text).text)
+        except ValueError as error:
+            await self._screen.say(f"{text} was not imported: {error}", wrong=True)
+            return
+        await self._screen.open(Conversation.imported(self._screen.store, document))
+
+    async def do_undo(self, text: str) -> None:
+        """Take the last question and its answer back."""
+        if self._screen.busy:
+            await self._screen.say("Esc stops the answer first")
+        elif question := await self._screen.take_back():
+            self._screen.prefill(question)
+        else:
+            await self._screen.say("there is nothing to take back")
+
+    do_edit = do_undo
+
+    async def do_regen(self, text: str) -> None:
+        """Another answer to the last question."""
+        if self._screen.busy or not self._screen.can_ask():
+            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
+        elif await self._screen.take_back(keep_question=True):
+            await self._screen.answer()
+        else:
+            await self._screen.say("there is no question to answer again")
+
+    async def do_branch(self, text: str) -> None:
+        """Show the next of several answers to one question."""
+        await self._screen.next_branch()
+
+    async def do_continue(self, text: str) -> None:
+        """Let the last answer go on."""
+        if self._screen.busy or not self._screen.can_ask():
+            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
+        elif not await self._screen.go_on():
+            await self._screen.say("there is no answer to continue")
+
+    async def do_copy(self, text: str) -> None:
+        """Copy the last answer, or one of its code blocks."""
+        self._screen.copy(text)
+
+    async def do_quit(self, text: str) -> None:
+        """Leave."""
+        self._screen.app.exit()

@@ -1,0 +1,277 @@
+"""Conversations on disk: SQLite with migrations and full-text search. What cannot be read is set aside, never lost.
+
+A conversation is a tree of turns, so that an edited question or a second answer stands beside the first; ``head``
+names the last turn of the branch that is shown. One thread owns a ``Store``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .records import Role, Turn
+
+# Each entry brings a database of its index to the next version; never change one that was released.
+MIGRATIONS = (
+    """
+    create table chats (id integer primary key, title text not null, model text not null, system text not null,
+                        head integer, created real not null, changed real not null);
+    create index chats_changed on chats (changed desc);
+    create table turns (id integer primary key, chat integer not null references chats on delete cascade,
+                        parent integer, role text not null, text text not null, note text not null default '');
+    create index turns_chat on turns (chat, parent);
+    create table drafts (turn integer primary key references turns on delete cascade, text text not null);
+    create virtual table words using fts5 (text, content='turns', content_rowid='id', tokenize='unicode61');
+    create trigger turns_added after insert on turns begin
+        insert into words (rowid, text) values (new.id, new.text);
+    end;
+    create trigger turns_changed after update of text on turns begin
+        insert into words (words, rowid, text) values ('delete', old.id, old.text);
+        insert into words (rowid, text) values (new.id, new.text);
+    end;
+    create trigger turns_deleted after delete on turns begin
+        insert into words (words, rowid, text) values ('delete', old.id, old.text);
+    end;
+    """,
+)
+BUSY_SECONDS = 1.0  # another chat on the same database writes for milliseconds only
+_BESIDE = ("-wal", "-shm")  # SQLite's own files next to a database
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversation in a list; ``changed`` is seconds since the epoch, ``excerpt`` what a search found in it."""
+
+    id: int
+    title: str
+    model: str
+    changed: float
+    excerpt: str = ""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A conversation as it was left, ``turns`` along its shown branch."""
+
+    id: int
+    title: str
+    model: str
+    system: str
+    turns: tuple[Turn, ...]
+
+
+class NewerVersion(Exception):
+    """The database was written by a later program."""
+
+
+class Store:
+    """The database of all conversations. Every change is durable against a killed program when the call returns.
+
+    Attributes:
+        notes: sentences for the user, such as where a damaged database was put.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``, made when missing.
+
+        Raises:
+            OSError, sqlite3.Error: it can neither be opened nor replaced.
+        """
+        self.notes: list[str] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = _open(path)
+        except (sqlite3.DatabaseError, NewerVersion) as error:
+            if isinstance(error, sqlite3.OperationalError):  # busy, full, read-only: nothing is wrong with the file
+                raise
+            why = str(error) if isinstance(error, NewerVersion) else f"it is damaged ({error})"
+            self.notes.append(f"The database of conversations was not used: {why}; it was kept as {_set_aside(path)}.")
+            self._db = _open(path)
+
+    def close(self) -> None:
+        """Finish."""
+        self._db.close()
+
+    def create(self, title: str, model: str, system: str) -> int:
+        """A new conversation without turns; returns its id."""
+        now = time.time()
+        with self._db as db:
+            row = (title, model, system, now, now)
+            made = db.execute("insert into chats (title, model, system, created, changed) values (?,?,?,?,?)", row)
+        assert made.lastrowid is not None
+        return made.lastrowid
+
+    def add(self, chat: int, parent: int | None, role: Role, text: str) -> int:
+        """Append a turn below ``parent`` and make it the head; returns its id."""
+        with self._db as db:
+            row = (chat, parent, role, text)
+            made = db.execute("insert into turns (chat, parent, role, text) values (?,?,?,?)", row)
+            db.execute("update chats set head=?, changed=? where id=?", (made.lastrowid, time.time(), chat))
+        assert made.lastrowid is not None
+        return made.lastrowid
+
+    def draft(self, turn: int, text: str) -> None:
+        """Keep the text of a turn as it streams: not indexed yet, which would cost more with every piece."""
+        with self._db as db:
+            db.execute("insert or replace into drafts values (?,?)", (turn, text))
+
+    def write(self, turn: int, text: str, note: str = "") -> None:
+        """Replace the text of a turn that is complete; ``note`` is its receipt."""
+        with self._db as db:
+            db.execute("delete from drafts where turn=?", (turn,))
+            db.execute("update turns set text=?, note=? where id=?", (text, note, turn))
+
+    def point(self, chat: int, head: int | None) -> None:
+        """Show the branch that ends in ``head``."""
+        with self._db as db:
+            db.execute("update chats set head=?, changed=? where id=?", (head, time.time(), chat))
+
+    def rename(self, chat: int, title: str) -> None:
+        """Give a conversation another title."""
+        with self._db as db:
+            db.execute("update chats set title=? where id=?", (title, chat))
+
+    def set_system(self, chat: int, system: str) -> None:
+        """Keep another system prompt with the conversation."""
+        with self._db as db:
+            db.execute("update chats set system=? where id=?", (system, chat))
+
+    def delete(self, chat: int) -> None:
+        """Forget a conversation with all its branches."""
+        with self._db as db:
+            db.execute("delete from chats where id=?", (chat,))
+
+    def recent(self, limit: int = 100) -> list[Summary]:
+        """The conversations used last, newest first."""
+        rows = self._db.execute(
+            "select id, title, model, changed from chats where head is not null order by changed desc limit ?", (limit,)
+        )
+        return [Summary(*row) for row in rows]
+
+    def search(self, text: str, limit: int = 100) -> list[Summary]:
+        """Conversations with all words of ``text``, each a beginning of a word, in one turn or in the title."""
+        words = [word.replace('"', '""') for word in text.split()]
+        if not words:
+            return self.recent(limit)
+        query = " ".join(f'"{word}"*' for word in words)
+        titles = " and ".join("title like ? escape '!'" for _ in words)
+        like = [f"%{word.replace('!', '!!').replace('%', '!%').replace('_', '!_')}%" for word in text.split()]
+        rows = self._db.execute(
+            f"""
+            with hits as (select rowid, rank as score from words where words match ? order by rank limit 1000),
+            best as (select turns.chat as chat, turns.id as turn, min(score) as score
+                     from hits join turns on turns.id = hits.rowid group by turns.chat)
+            select chats.id, title, model, changed, coalesce(substr(turns.text, 1, 4000), '') from chats
+            left join best on best.chat = chats.id left join turns on turns.id = best.turn
+            where best.chat is not null or {titles}
+            order by best.score is null, best.score, changed desc limit ?
+            """,
+            (query, *like, limit),
+        )
+        return [Summary(id, title, model, at, _excerpt(found, text.split())) for id, title, model, at, found in rows]
+
+    def read(self, chat: int) -> Saved | None:
+        """A conversation along its shown branch; None when there is no such."""
+        row = self._db.execute("select title, model, system, head from chats where id=?", (chat,)).fetchone()
+        if row is None:
+            return None
+        turns = self._db.execute(
+            """
+            with recursive line (id, parent, role, text, note, depth) as (
+                select id, parent, role, text, note, 0 from turns where id=?
+                union all
+                select turns.id, turns.parent, turns.role, turns.text, turns.note, depth + 1
+                from turns join line on turns.id = line.parent)
+            select role, text, id, note from line order by depth desc
+            """,
+            (row[3],),
+        )
+        return Saved(chat, row[0], row[1], row[2], tuple(Turn(*turn) for turn in turns))
+
+    def siblings(self, turn: int) -> list[int]:
+        """Turns that stand where ``turn`` stands, itself included, oldest first."""
+        rows = self._db.execute(
+            "select b.id from turns a join turns b on b.chat = a.chat and b.parent is a.parent where a.id=? order by 1",
+            (turn,),
+        )
+        return [row[0] for row in rows]
+
+    def leaf(self, turn: int) -> int:
+        """The end of the newest branch through ``turn``."""
+        while row := self._db.execute("select max(id) from turns where parent=?", (turn,)).fetchone():
+            if row[0] is None:
+                break
+            turn = row[0]
+        return turn
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # Opened in autocommit, so that migrations decide themselves where a transaction begins.
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise NewerVersion(f"a newer version of the program wrote it (format {version})")
+        _check(db, version)
+        db.execute("pragma journal_mode=wal")
+        db.execute("pragma synchronous=normal")
+        db.execute("pragma foreign_keys=on")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+        _recover(db)
+    except sqlite3.OperationalError as error:
+        db.close()
+        if "no such" in str(error):  # a table or column is missing
+            raise sqlite3.DatabaseError(str(error)) from error
+        raise
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _recover(db: sqlite3.Connection) -> None:
+    """Answers that broke off with the program: what was kept of them is their text."""
+    with db:
+        drafts = db.execute("select turn, text from drafts").fetchall()
+        for turn, text in drafts:
+            db.execute("update turns set text=? where id=?", (text, turn))
+            db.execute("delete from drafts where turn=?", (turn,))
+
+
+def _check(db: sqlite3.Connection, version: int) -> None:
+    """Before anything is written: whether this is a database of ours."""
+    if version == 0:
+        if db.execute("select count(*) from sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError("it belongs to another program")
+        return
+    db.execute("select id, title, model, system, head, created, changed from chats limit 1").fetchone()
+    db.execute("select id, chat, parent, role, text, note from turns limit 1").fetchone()
+
+
+def _set_aside(path: Path) -> str:
+    number = 1
+    while (bad := path.with_name(f"{path.name}.bad-{number}")).exists():
+        number += 1
+    os.rename(path, bad)
+    for end in _BESIDE:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{end}", f"{bad}{end}")
+    return bad.name
+
+
+def _excerpt(text: str, words: list[str], width: int = 80) -> str:
+    """The surroundings of the first of ``words`` in ``text``, on one line."""
+    line, low = " ".join(text.split()), " ".join(text.split()).lower()
+    places = [place for place in _places(low, words) if place >= 0]
+    start = max(0, min(places, default=0) - width // 3)
+    return ("…" if start else "") + line[start : start + width]
+
+
+def _places(text: str, words: list[str]) -> Iterator[int]:
+    return (text.find(word.lower()) for word in words)

@@ -132,6 +132,26 @@ def test_cancel_keeps_what_was_generated(prompt: list[int], model: Path) -> None
     assert again["timings"]["predicted_n"] >= 4
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_cancel_before_the_first_token_is_an_empty_answer(stream: bool, model: Path) -> None:
+    llm = Llama(model, n_ctx=4096, n_threads=1, offload=SIM)
+    evaluate = llm.eval
+
+    def cancelled_at_once(tokens: list[int]) -> None:
+        llm.cancel()
+        evaluate(tokens)
+
+    llm.eval = cancelled_at_once
+    answer = llm.create_completion(
+        PROMPT, max_tokens=4, stream=stream, stopping_criteria=lambda ids, logits: ids[-1] == 0
+    )
+    choice = (list(answer)[-1] if stream else answer)["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["text"] == ""
+    del llm.eval
+    assert llm.create_completion(PROMPT, max_tokens=4, temperature=0)["timings"]["predicted_n"] >= 4
+    llm.close()
+
+
 def test_profile_is_kept_for_the_next_start(model: Path, home: Path) -> None:
     config = OffloadConfig(device="sim", vram="50%", policy="static")
     llm = parity.open_ours(model, config)

@@ -138,6 +138,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         with contextlib.suppress(Cancelled):
             yield from super().generate(tokens, *args, **keywords)
 
+    @property
+    def _known(self) -> int:
+        """Tokens to show llama_cpp: one at least where a cancel came before the first, for it looks at the last one."""
+        return max(int(self.n_tokens), 1 if self._cancel_requested else 0)
+
+    @property
+    def _input_ids(self) -> Any:
+        return self.input_ids[: self._known]
+
+    @property
+    def _scores(self) -> Any:
+        return self.scores[: self._known, :]
+
     def cancel(self) -> None:
         """Stop the answer under way, prefill included; what was generated stays. From any thread."""
         self._cancel_requested = True

@@ -54,6 +54,10 @@ class DoesNotFit(EdgeMoEError):
         self.free_bytes = free_bytes
         self.suggestion = suggestion
 
+    def __reduce__(self) -> tuple[type[DoesNotFit], tuple[int, int, str]]:
+        """Cross process boundaries whole."""
+        return DoesNotFit, (self.needed_bytes, self.free_bytes, self.suggestion)
+
 
 class BackendMismatch(EdgeMoEError):
     """llama-cpp-python is not a version whose internals the core was checked against.
@@ -71,3 +75,7 @@ class BackendMismatch(EdgeMoEError):
         )
         self.found = found
         self.tested = tested
+
+    def __reduce__(self) -> tuple[type[BackendMismatch], tuple[str, str]]:
+        """Cross process boundaries whole."""
+        return BackendMismatch, (self.found, self.tested)

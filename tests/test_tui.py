@@ -21,7 +21,7 @@ from textual.pilot import Pilot
 from textual.widgets import Markdown, Static
 
 from edgemoe.errors import ModelNotFound
-from edgemoe.types import ModelShape
+from edgemoe.types import ExpertStats, ModelShape
 from tui.app import ChatApp
 from tui.commands import Call, Unknown, completed, matches, parse
 from tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
@@ -401,6 +401,8 @@ async def test_experts_are_sampled_only_while_somebody_looks() -> None:
         await driver.send("go")
         await driver.until(lambda: "of 48 resident" in plain(panel.query_one("#expert-figures", Static)))
         await driver.until(lambda: "3 uploads" in plain(panel.query_one("#expert-figures", Static)))
+        panel.show(ExpertStats(prefetch_useful=41, prefetch_late=2, prefetch_wasted=7), None)
+        assert "fetched ahead: 41 useful · 2 late · 7 wasted" in plain(panel.query_one("#expert-figures", Static))
         await driver.pilot.press("ctrl+e")
         assert not panel.display
 

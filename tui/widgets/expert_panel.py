@@ -79,6 +79,14 @@ class ExpertPanel(Vertical):
             moved.append(f"{count(stats.pending)} pending")
         one_line = len(" · ".join(place + moved)) <= wide
         words = [place + moved] if one_line else [place, moved]
+        if stats.prefetch_useful + stats.prefetch_late + stats.prefetch_wasted:
+            words.append(
+                [
+                    f"fetched ahead: {count(stats.prefetch_useful)} useful",
+                    f"{count(stats.prefetch_late)} late",
+                    f"{count(stats.prefetch_wasted)} wasted",
+                ]
+            )
         lines = Content.assemble(
             ("hit rate ", "$muted"),
             (f"{hit:>5} ", "bold $primary"),

@@ -149,8 +149,13 @@ def read_npz(path: str | os.PathLike[str], keys: Sequence[str]) -> dict[str, Any
             raise ValueError(f"not a sound .npz file ({error or type(error).__name__})") from error
 
 
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray]) -> None:
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray], compressed: bool = True) -> None:
     """Write an ``.npz`` through a temporary file in the same folder, so that it appears whole or not at all.
+
+    Args:
+        path: the file, overwritten.
+        arrays: its contents.
+        compressed: smaller and slower.
 
     Raises:
         OSError: the folder does not exist, is full or read-only. No temporary file stays behind.
@@ -159,7 +164,8 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, AnyArray]) -> N
     handle, temporary = tempfile.mkstemp(prefix=target.name + ".", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+            write = np.savez_compressed if compressed else np.savez
+            write(file, **dict(arrays))  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

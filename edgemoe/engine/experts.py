@@ -26,6 +26,8 @@ from .predictor import NativePredictor
 RESERVE_BYTES = 1 << 30
 # Routing history is written this often, so that a crash costs no more.
 KEEP_EVERY_S = 60.0
+# The predictor is a larger file and changes slowly.
+KEEP_LEARNT_EVERY_S = 600.0
 # A predictor that has seen fewer tokens is not worth a file.
 LEAST_LEARNT = 200
 SYNCHRONOUS_S = 60.0
@@ -69,7 +71,7 @@ class Experts:
         self._recording: list[IdArray] | None = None
         self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
         self._profile = self._load_profile()
-        self._kept_at = time.monotonic()
+        self._kept_at = self._learnt_kept_at = time.monotonic()
         self._keeper = threading.Thread(target=lambda: None)
         self._keeper.start()
         self._predictor = self._load_predictor()
@@ -195,12 +197,17 @@ class Experts:
 
     def keep_history(self) -> None:
         """Write what was learnt so far, in the background; a crash loses what came after."""
-        self._kept_at = time.monotonic()
-        if profile := self._history():
-            self._keeper.join()
-            work: tuple[object, ...] = (profile, self._learnt(), [])
-            self._keeper = threading.Thread(target=self._write_history, args=work, daemon=True)
-            self._keeper.start()
+        self._kept_at = now = time.monotonic()
+        profile = self._history()
+        if profile is None:
+            return
+        learnt = None
+        if now - self._learnt_kept_at > KEEP_LEARNT_EVERY_S:
+            self._learnt_kept_at, learnt = now, self._learnt()
+        self._keeper.join()
+        work: tuple[object, ...] = (profile, learnt, [])
+        self._keeper = threading.Thread(target=self._write_history, args=work, daemon=True)
+        self._keeper.start()
 
     def close(self) -> None:
         """Keep the routing history. The core stays open."""

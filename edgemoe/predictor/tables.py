@@ -148,7 +148,7 @@ def save(tables: Tables, identity: str, folder: Path) -> Path:
         "tokens": np.array(tables.tokens),
         "report": np.array(json.dumps(tables.report)),
     }
-    write_npz(path, arrays)
+    write_npz(path, arrays, compressed=False)  # weights are noise to a compressor: it takes seconds and saves nothing
     return path
 
 

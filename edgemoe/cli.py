@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import profile, routing
+from .commands import profile, routing, show
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _parser() -> _Parser:
     run.set_defaults(command=_run)
     profile.add_parser(commands, common, _find, _offload)
     routing.add_parsers(commands, _find)
+    show.add_parser(commands, _find)
     return parser
 
 

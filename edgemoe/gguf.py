@@ -42,7 +42,8 @@ _STRING, _ARRAY = 8, 9
 _MAX_TENSORS, _MAX_KEYS, _MAX_NAME, _MAX_KEY = 1 << 17, 1 << 16, 63, 65535
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
-_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias)$")
+# Layer and kind (weight or bias) of a tensor of routed experts.
+EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def moe_shape(file: GgufFile) -> ModelShape | None:
     expert_bytes: dict[int, int] = {}
     experts = 0
     for tensor in file.tensors.values():
-        if match := _EXPERTS.match(tensor.name):
+        if match := EXPERTS.match(tensor.name):
             count = tensor.shape[-1]
             experts = max(experts, count)
             layer = int(match[1])
@@ -435,7 +436,7 @@ def _check_experts(file: GgufFile) -> None:
     if count is not None and used is not None and not 0 <= used <= count:
         raise BadGguf(f"{file.path.name}: {used} of {count} experts used", HINT)
     for tensor in file.tensors.values():
-        match = _EXPERTS.match(tensor.name)
+        match = EXPERTS.match(tensor.name)
         if not match or match[2] != "weight":
             continue
         if len(tensor.shape) != 3 or (count and tensor.shape[2] > count * 64):

@@ -113,7 +113,7 @@ _SIGNATURES = {
     "em_layer_count": (_i32, [ctypes.c_void_p]),
     "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
     "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
-    "em_submit": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Load), _i32]),
+    "em_submit": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
@@ -240,6 +240,7 @@ class NativeEngine:
         self._lib = core._lib
         self._handle: int | None = handle
         self._drain_buffer = np.empty(1 << 20, dtype=np.int32)
+        self._drain_place = self._drain_buffer.ctypes.data
 
     @property
     def handle(self) -> int:
@@ -292,8 +293,8 @@ class NativeEngine:
         """Queue uploads; returns how many were taken."""
         if not loads:
             return 0
-        array = (_Load * len(loads))(*(_Load(*load) for load in loads))
-        return int(self._lib.em_submit(self.handle, array, len(loads)))
+        array = np.array(loads, dtype=np.int32)  # rows of the three fields of em_load
+        return int(self._lib.em_submit(self.handle, array.ctypes.data, len(loads)))
 
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
         """Load ahead of need from now on; see ``edgemoe.h``. ``predictor`` is its handle, None for never."""
@@ -328,7 +329,7 @@ class NativeEngine:
 
     def drain(self) -> npt.NDArray[np.int32]:
         """Routing events since the last call; a view that the next call overwrites."""
-        n = self._lib.em_drain(self.handle, self._drain_buffer.ctypes.data, self._drain_buffer.size)
+        n = self._lib.em_drain(self.handle, self._drain_place, self._drain_buffer.size)
         return self._drain_buffer[:n]
 
     def cancel(self, cancelled: bool) -> None:

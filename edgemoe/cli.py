@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .commands import profile, routing, show
+from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        _talk("interrupted")
+        talk("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone. Python would complain once more when it flushes stdout at exit.
@@ -85,15 +86,11 @@ def _complain(error: Exception) -> int:
     text, hint = in_words(error)
     if not isinstance(error, EdgeMoEError) and not hint:
         hint = "the same command with --verbose shows where it happened"
-    _talk(f"error: {text}")
+    talk(f"error: {text}")
     if hint:
-        _talk(f"hint: {hint}")
+        talk(f"hint: {hint}")
     codes = {ModelNotFound: NOT_FOUND, DoesNotFit: DOES_NOT_FIT, ConfigError: USAGE}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
-
-
-def _talk(text: str, end: str = "\n") -> None:
-    print(text, file=sys.stderr, end=end, flush=True)
 
 
 # What can be asked for.
@@ -178,7 +175,7 @@ def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 def _run(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if parsed.prompt == "-" and sys.stdin.isatty():
-        _talk("reading the prompt from the terminal; Ctrl+D ends it")
+        talk("reading the prompt from the terminal; Ctrl+D ends it")
     prompt = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
     return _answer(parsed, open_engine, prompt, parsed.json)
 
@@ -219,7 +216,7 @@ def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as
     engine = open_engine(str(path), **keywords)
     try:
         for note in engine.experts.notes:
-            _talk(f"note: {note}")
+            talk(f"note: {note}")
         print_answer = _print_json if as_json else _print_text
         return print_answer(engine, messages, _sampling(parsed))
     finally:
@@ -242,7 +239,7 @@ def _print_text(engine: Engine, messages: list[dict[str, str]], sampling: dict[s
         for last in answer:
             print(shown(last["choices"][0]["delta"].get("content") or ""), end="", flush=True)
     print(flush=True)
-    _talk(Receipt.of(last).statistics())
+    talk(Receipt.of(last).statistics())
     return INTERRUPTED if answer.interrupted else OK
 
 
@@ -312,21 +309,14 @@ def _find(model: str) -> Path:
 def _build_demo() -> Path:
     from .demo import build_demo
 
-    if not sys.stderr.isatty():
-        return build_demo()
     try:
-        return build_demo(progress=_show_progress)
+        return build_demo(progress=show_progress)
     finally:
-        _talk("\r\x1b[K", end="")
-
-
-def _show_progress(share: float, step: str) -> None:
-    full = round(min(max(share, 0.0), 1.0) * 24)
-    _talk(f"\r{'█' * full}{'░' * (24 - full)} {share:4.0%}  {step[:44]}\x1b[K", end="")
+        show_progress(1.0, "")
 
 
 def _agrees(question: str) -> bool:
-    _talk(f"{question} [Y/n] ", end="")
+    talk(f"{question} [Y/n] ", end="")
     answer = sys.stdin.readline()
     return bool(answer) and answer.strip().lower() in ("", "y", "yes")
 

@@ -9,6 +9,7 @@ sees the file. Only the header is read, through a memory map, and a few samples 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import re
 import struct
@@ -75,6 +76,11 @@ class GgufTensor:
     type: int
     offset: int
     bytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
     @property
     def type_name(self) -> str:

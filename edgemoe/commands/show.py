@@ -32,7 +32,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
     file = gguf.check(path)
     shape = gguf.moe_shape(file)
-    size = sum(tensor.bytes for tensor in file.tensors.values())
+    total = sum(tensor.bytes for tensor in file.tensors.values())
     routed = sum(shape.expert_bytes) * shape.experts if shape else 0
     active = sum(shape.expert_bytes) * shape.used if shape else 0
     tokens, name = file.metadata.get("tokenizer.ggml.tokens"), file.metadata.get("general.name")
@@ -41,8 +41,8 @@ def _facts(path: Path) -> dict[str, Any]:
         "shards": len(file.shards),
         "name": name if isinstance(name, str) else "",
         "architecture": file.architecture,
-        "parameters": sum(_elements(tensor.shape) for tensor in file.tensors.values()),
-        "bytes": size,
+        "parameters": sum(tensor.elements for tensor in file.tensors.values()),
+        "bytes": total,
         "context_length": file.number("context_length"),
         "layers": file.number("block_count"),
         "tokenizer": file.metadata.get("tokenizer.ggml.model"),
@@ -59,7 +59,7 @@ def _facts(path: Path) -> dict[str, Any]:
             "bytes_per_token": active,
             "by_layer": _by_layer(file),
         },
-        "dense_bytes": size - routed,
+        "dense_bytes": total - routed,
         "learnt": _learnt(gguf.model_identity(file)),
     }
 
@@ -92,21 +92,16 @@ def _learnt(identity: str) -> dict[str, Any]:
     }
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
 def _text(facts: dict[str, Any]) -> str:
+    from tui.text import size
+
     experts, learnt = facts["experts"], facts["learnt"]
     rows = [
         ["file", facts["file"] + (f" and {facts['shards'] - 1} more" if facts["shards"] > 1 else "")],
         ["name", facts["name"]],
         ["architecture", facts["architecture"]],
         ["parameters", f"{facts['parameters'] / 1e9:.2f} B"],
-        ["size", _size(facts["bytes"])],
+        ["size", size(facts["bytes"])],
         ["context", f"{facts['context_length'] or '?'} tokens"],
         ["vocabulary", f"{facts['vocabulary'] or '?'} tokens, {facts['tokenizer'] or 'no tokenizer'}"],
         ["chat template", "yes" if facts["chat_template"] else "no"],
@@ -120,8 +115,8 @@ def _text(facts: dict[str, Any]) -> str:
                 "experts",
                 f"{experts['per_layer']} in each of {experts['layers']} layers, {experts['used']} used{shared}",
             ],
-            ["their size", f"{_size(experts['bytes'])}, of which a token reads {_size(experts['bytes_per_token'])}"],
-            ["all else", _size(facts["dense_bytes"])],
+            ["their size", f"{size(experts['bytes'])}, of which a token reads {size(experts['bytes_per_token'])}"],
+            ["all else", size(facts["dense_bytes"])],
             [
                 "learnt",
                 f"{learnt['history_tokens']} tokens in {learnt['runs']} runs" if learnt["runs"] else "nothing yet",
@@ -147,7 +142,3 @@ def _runs(layers: list[dict[str, Any]]) -> list[list[str]]:
         rows[-1] = [numbers, " ".join(layer["types"]), f"{layer['expert_bytes'] / 2**20:.2f} MiB"]
         previous = layer
     return rows
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

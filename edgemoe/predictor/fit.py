@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -144,11 +144,11 @@ def one_hot(ids: IdArray, experts: int) -> Floats:
     return np.ascontiguousarray(out[:, :experts])
 
 
-def decayed(use: Floats) -> Floats:
+def decayed(use: Floats, decays: Sequence[float] | Floats = DECAYS) -> Floats:
     """Decayed use per token *before* each token, ``(decays, tokens, experts)``."""
-    out = np.zeros((len(DECAYS), *use.shape), dtype=np.float32)
-    rates = np.array(DECAYS, dtype=np.float32)[:, None]
-    state = np.zeros((len(DECAYS), use.shape[1]), dtype=np.float32)
+    out = np.zeros((len(decays), *use.shape), dtype=np.float32)
+    rates = np.array(decays, dtype=np.float32)[:, None]
+    state = np.zeros((len(decays), use.shape[1]), dtype=np.float32)
     for token, row in enumerate(use):
         out[:, token] = state
         state = state * rates + (1 - rates) * row

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..types import FloatArray, IdArray
-from .fit import one_hot
+from .fit import decayed, one_hot
 from .tables import Tables
 
 BINS = 10
@@ -76,23 +76,14 @@ def plain_table(train: IdArray, ids: IdArray, experts: int) -> Quality:
 
 def _chances(tables: Tables, use: list[FloatArray], layer: int, lead: int) -> FloatArray:
     """Evaluate the tables for all tokens at once: the reference for the core's evaluator."""
-    logits = _frequencies(tables, use[layer], lead, layer) + tables.next_bias[lead - 1, layer]
+    past = decayed(use[layer], tables.decay)
+    logits = np.tensordot(tables.next_decay[lead - 1, layer], past, axes=1) + tables.next_bias[lead - 1, layer]
     logits[1:] += use[layer][:-1] @ tables.next_again[lead - 1, layer]
     for back in range(tables.reach):
         if layer - lead - back >= 0:
             logits += use[layer - lead - back] @ tables.next_rows[lead - 1, back, layer]
     chance: FloatArray = 1 / (1 + np.exp(-logits))
     return chance
-
-
-def _frequencies(tables: Tables, use: FloatArray, lead: int, layer: int) -> FloatArray:
-    out = np.zeros_like(use)
-    rates, weights = tables.decay[:, None], tables.next_decay[lead - 1, layer]
-    state = np.zeros((len(rates), use.shape[1]), dtype=np.float32)
-    for token, row in enumerate(use):
-        out[token] = weights @ state
-        state = state * rates + (1 - rates) * row
-    return out
 
 
 def _recall(scores: FloatArray, use: FloatArray, n: int) -> float:

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from statistics import stdev
 from typing import Any
 
 import psutil
@@ -24,7 +26,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
     """One row per placement and test: llama-bench's fields, then ours."""
     file = result.file
     size = sum(tensor.bytes for tensor in file.tensors.values())
-    params = sum(_elements(tensor.shape) for tensor in file.tensors.values())
+    params = sum(tensor.elements for tensor in file.tensors.values())
     common = {
         "build_number": 0,
         "cpu_info": platform.processor() or platform.machine(),
@@ -48,7 +50,7 @@ def _row(sample: Samples, result: Result) -> dict[str, Any]:
         "n_gen": sample.test.generate,
         "n_depth": sample.test.depth,
         "avg_ns": int(sum(sample.ns) / len(sample.ns)),
-        "stddev_ns": int(_deviation([float(ns) for ns in sample.ns])),
+        "stddev_ns": int(_deviation(sample.ns)),
         "avg_ts": sum(speeds) / len(speeds),
         "stddev_ts": _deviation(speeds),
         "samples_ns": sample.ns,
@@ -223,18 +225,8 @@ def _mostly(result: Result) -> str:
     return TYPES[max(size, key=lambda kind: size[kind])][0]
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def _deviation(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return float((sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5)
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _on_host(where: str) -> bool:

@@ -20,7 +20,7 @@ VERSION = 1
 HALF_LIFE_TOKENS = 20_000
 # What a predictor is trained on: some hours of chat, a few MB.
 RECENT_TOKENS = 16_384
-_KEYS = ("version", "identity", "heat", "tokens", "runs", "recent")
+_KEYS = ("version", "identity", "heat", "tokens", "runs", "recent", "recent_tokens")
 _IDENTITY = re.compile(r"[0-9a-f]+")
 
 
@@ -35,6 +35,7 @@ class Profile:
         runs: runs merged so far.
         recent: routing of the latest decode tokens, ``(tokens, layers, used)``, -1 where missing; no more than
             `RECENT_TOKENS`.
+        recent_tokens: their token ids, ``(tokens,)``, -1 where not known.
     """
 
     identity: str
@@ -42,6 +43,7 @@ class Profile:
     tokens: float
     runs: int = 1
     recent: IdArray = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.int32))
+    recent_tokens: IdArray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
 
 
 def load(
@@ -89,6 +91,7 @@ def save(profile: Profile, folder: Path, notes: list[str] | None = None) -> None
         "tokens": np.array(profile.tokens, dtype=np.float64),
         "runs": np.array(profile.runs),
         "recent": profile.recent.astype(np.int16 if profile.heat.shape[1] < 1 << 15 else np.int32),
+        "recent_tokens": profile.recent_tokens.astype(np.int32),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,19 +111,20 @@ def merge(old: Profile | None, run: Profile) -> Profile:
     if old is None or old.heat.shape != run.heat.shape:
         return run
     assert old.identity == run.identity
-    recent = run.recent
+    recent, tokens = run.recent, run.recent_tokens
     if old.recent.shape[1:] == recent.shape[1:]:
         recent = np.concatenate([old.recent, recent])[-RECENT_TOKENS:]
+        tokens = np.concatenate([old.recent_tokens, tokens])[-RECENT_TOKENS:]
     elif not len(recent):
-        recent = old.recent
+        recent, tokens = old.recent, old.recent_tokens
     kept = 0.5 ** (run.tokens / HALF_LIFE_TOKENS)
     heat = (old.heat * kept + run.heat).astype(np.float32)
-    return Profile(run.identity, heat, old.tokens * kept + run.tokens, old.runs + run.runs, recent)
+    return Profile(run.identity, heat, old.tokens * kept + run.tokens, old.runs + run.runs, recent, tokens)
 
 
 def _checked(arrays: Mapping[str, npt.NDArray[Any]], identity: str, shape: tuple[int, int] | None) -> Profile:
     for key in _KEYS:
-        if key == "recent":
+        if key.startswith("recent"):
             continue
         if key not in arrays:
             raise ValueError(f"{key} is missing")
@@ -134,7 +138,10 @@ def _checked(arrays: Mapping[str, npt.NDArray[Any]], identity: str, shape: tuple
     if heat.ndim != 2 or shape not in (None, heat.shape):
         raise ValueError(f"its shape is {heat.shape} instead of {shape}")
     recent = _checked_recent(arrays.get("recent", np.zeros((0, 0, 0), dtype=np.int32)), heat.shape)
-    profile = Profile(identity, heat, float(arrays["tokens"]), int(arrays["runs"]), recent)
+    tokens = arrays.get("recent_tokens", np.full(len(recent), -1))[-RECENT_TOKENS:]
+    if tokens.shape != recent.shape[:1] or tokens.dtype.kind not in "iu":
+        raise ValueError("its recent tokens are no array of ids")
+    profile = Profile(identity, heat, float(arrays["tokens"]), int(arrays["runs"]), recent, tokens.astype(np.int32))
     counts = np.append(heat, profile.tokens)
     if not np.isfinite(counts).all() or (counts < 0).any():
         raise ValueError("it holds negative or endless counts")

@@ -53,11 +53,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens to learn from and tokens to be judged on, ``(tokens, layers, used)`` each."""
+    """Tokens to learn from and tokens to be judged on.
+
+    Attributes:
+        train: ``(tokens, layers, used)``, and so is
+        test: what is judged.
+        experts: routed experts per layer.
+        train_tokens: their token ids, ``(tokens,)``, -1 where the trace does not tell; and
+        test_tokens: those of ``test``.
+    """
 
     train: IdArray
     test: IdArray
     experts: int
+    train_tokens: IdArray
+    test_tokens: IdArray
 
     @property
     def shape(self) -> ModelShape:
@@ -84,16 +94,21 @@ def split(tests: Sequence[Trace], trains: Sequence[Trace]) -> Split:
     else:
         parts = [_sequences(trace) for trace in tests]
         halves = [p[: len(p) // 2] for p in parts], [p[len(p) // 2 :] for p in parts]
-    train, test = ([ids for part in half for ids in part] for half in halves)
-    empty = np.zeros((0, *tests[0].ids.shape[1:]), dtype=np.int32)
-    return Split(np.concatenate([empty, *train]), np.concatenate([empty, *test]), experts)
+    train, test = ([sequence for part in half for sequence in part] for half in halves)
+    nothing = np.zeros((0, *tests[0].ids.shape[1:]), dtype=np.int32), np.zeros(0, dtype=np.int32)
+    (learnt, their_tokens), (judged, tokens) = (
+        (np.concatenate(column) for column in zip(nothing, *half, strict=True)) for half in (train, test)
+    )
+    return Split(learnt, judged, experts, their_tokens, tokens)
 
 
-def _sequences(trace: Trace) -> list[IdArray]:
+def _sequences(trace: Trace) -> list[tuple[IdArray, IdArray]]:
     bounds = zip(trace.seq_start[:-1], trace.seq_start[1:], strict=True)
     told = trace.meta if isinstance(trace.meta, list) and len(trace.meta) == len(trace.seq_start) - 1 else None
     looped = [bool(told) and bool(info.get("repetition")) for info in told or [{}] * (len(trace.seq_start) - 1)]
-    return [trace.ids[a:b][trace.is_decode[a:b]] for (a, b), loop in zip(bounds, looped, strict=True) if not loop]
+    tokens = np.full(len(trace.ids), -1) if trace.tokens is None else trace.tokens
+    kept = [np.arange(a, b)[trace.is_decode[a:b]] for (a, b), loop in zip(bounds, looped, strict=True) if not loop]
+    return [(trace.ids[rows], tokens[rows].astype(np.int32)) for rows in kept]
 
 
 def simulate(
@@ -105,6 +120,7 @@ def simulate(
     heat: FloatArray | None = None,
     tables: Tables | None = None,
     prefetch: bool = False,
+    tokens: IdArray | None = None,
 ) -> Tally:
     """Run one policy over ``ids`` with ``slots`` places in every layer.
 
@@ -117,6 +133,7 @@ def simulate(
         heat: what the device is filled from at first; None for an empty device.
         tables: the predictor of ``adaptive``.
         prefetch: also load ahead of need.
+        tokens: token ids, ``(tokens,)``; None where they are not known.
     """
     predictor = NativePredictor(tables) if tables is not None else None
     policy = make(name, shape, np.full(shape.layers, slots, dtype=np.int32), predictor)
@@ -127,15 +144,25 @@ def simulate(
         for load in policy.start(heat):
             cache.load(*load)
     nothing = np.zeros(state.shape, dtype=np.bool_)
-    for token in ids:
+
+    def fetch_ahead(layer: int) -> None:
+        if predictor is not None and layer < shape.layers:
+            for load in predictor.choose(layer, LEAD, state[layer], cache.free(layer), limit, GAIN):
+                cache.load(*load, ahead=True)
+
+    for token, token_id in zip(ids, tokens if tokens is not None else np.full(len(ids), -1), strict=True):
         cache.spent[:] = 0
+        if prefetch and predictor is not None:
+            predictor.begin(int(token_id))
+            for layer in range(LEAD):
+                fetch_ahead(layer)
         for layer in range(shape.layers):
             cache.use(layer, token[layer])
-            if prefetch and predictor is not None and layer + LEAD < shape.layers:
+            if prefetch and predictor is not None:
                 predictor.routed(layer, token[layer])
-                target = layer + LEAD
-                for load in predictor.choose(target, LEAD, state[target], cache.free(target), limit, GAIN):
-                    cache.load(*load, ahead=True)
+                fetch_ahead(layer + LEAD)
+        if predictor is not None:
+            predictor.seen(token_id[None], token[None])
         resident = state == RESIDENT
         policy.observe(token[None], resident, True)
         for load in policy.plan(resident, nothing, np.maximum(limit - cache.spent, 0)):
@@ -224,7 +251,17 @@ class Job:
         if self.row in ("lru", "lfu"):
             return simulate(self.row, test, shape, self.slots, self.limit or shape.used).as_dict()
         prefetch = self.row == "adaptive"
-        tally = simulate("adaptive", test, shape, self.slots, self.limit or UPLOADS, None, self.tables, prefetch)
+        tally = simulate(
+            "adaptive",
+            test,
+            shape,
+            self.slots,
+            self.limit or UPLOADS,
+            None,
+            self.tables,
+            prefetch,
+            self.split.test_tokens,
+        )
         return tally.as_dict()
 
 
@@ -270,7 +307,7 @@ def _predictors(data: Split, tables: Tables | None) -> dict[str, Any]:
         found["table"] = measure.plain_table(data.train, data.test, data.experts).as_dict()
     if tables is not None:
         for lead in range(1, tables.leads + 1):
-            found[f"next-{lead}"] = measure.next_layers(tables, data.test, lead).as_dict()
+            found[f"next-{lead}"] = measure.next_layers(tables, data.test, lead, data.test_tokens).as_dict()
     return found
 
 
@@ -278,7 +315,7 @@ def learn(data: Split, progress: Callable[[float, str], None] = lambda share, st
     """Train on the training half; None when it is too short."""
     if len(data.train) < fit.LEAST_TOKENS:
         return None
-    return fit.fit(data.train, data.experts, progress)
+    return fit.fit(data.train, data.experts, progress, data.train_tokens)
 
 
 def verdict(budgets: Sequence[dict[str, Any]]) -> str:

@@ -26,6 +26,17 @@ def drifting(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -
     return out
 
 
+def spoken(tokens: int, layers: int, experts: int, used: int, vocabulary: int = 60) -> tuple[IdArray, IdArray]:
+    """The same and token ids ``(tokens,)``: what a token is routed to depends on its id as well."""
+    rng = np.random.default_rng(7)
+    words = rng.integers(0, vocabulary, size=tokens).astype(np.int32)
+    meaning = rng.normal(size=(vocabulary, layers, experts))
+    topic = drifting(tokens, layers, experts, used)
+    scores = 1.5 * meaning[words] + 0.4 * rng.normal(size=(tokens, layers, experts))
+    np.put_along_axis(scores, topic, np.take_along_axis(scores, topic, axis=2) + 1.0, axis=2)
+    return np.argsort(-scores, axis=2)[:, :, :used].astype(np.int32), words
+
+
 @contextmanager
 def wide_model(folder: Path, experts: int = 32, used: int = 4, layers: int = 4) -> Iterator[Path]:
     """A zoo model with more experts, so that a part of them can be resident."""

@@ -170,11 +170,16 @@ def test_recent_routing_is_kept_and_the_oldest_goes(tmp_path: Path) -> None:
     def routing(first: int, tokens: int) -> Any:
         return np.broadcast_to((np.arange(first, first + tokens) % 8)[:, None, None], (tokens, 3, 2)).astype(np.int32)
 
-    old = Profile(KEY, heat(), 5.0, recent=routing(0, 10))
-    save(merge(old, Profile(KEY, heat(), 5.0, recent=routing(10, 7))), tmp_path)
+    def run(first: int, tokens: int) -> Profile:
+        words = np.arange(first, first + tokens, dtype=np.int32)
+        return Profile(KEY, heat(), 5.0, recent=routing(first, tokens), recent_tokens=words)
+
+    save(merge(run(0, 10), run(10, 7)), tmp_path)
     read = load(KEY, tmp_path, SHAPE)
     assert read is not None
     np.testing.assert_array_equal(read.recent, routing(0, 17))
-    full = merge(read, Profile(KEY, heat(), 5.0, recent=routing(1, RECENT_TOKENS - 3)))
-    assert len(full.recent) == RECENT_TOKENS
+    np.testing.assert_array_equal(read.recent_tokens, np.arange(17))
+    full = merge(read, run(1, RECENT_TOKENS - 3))
+    assert len(full.recent) == len(full.recent_tokens) == RECENT_TOKENS
+    np.testing.assert_array_equal(full.recent_tokens[:4], [14, 15, 16, 1])
     np.testing.assert_array_equal(full.recent[:3], routing(14, 3))

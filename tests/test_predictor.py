@@ -15,7 +15,7 @@ from edgemoe.predictor import Tables, load, measure, save, untrained
 from edgemoe.predictor.fit import LEAST_TOKENS, fit, one_hot
 from edgemoe.prefetch import EPOCH, HOLD, Controller
 from edgemoe.types import IdArray
-from tests.routing import drifting
+from tests.routing import drifting, spoken
 
 LAYERS, EXPERTS, USED = 5, 24, 3
 KEY = "0123abcd"
@@ -60,6 +60,26 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
                 np.testing.assert_allclose(native.next(layer, lead), wanted[lead][layer][token], atol=2e-5)
             native.routed(layer, row[layer])
         native.token(row)
+    native.close()
+
+
+def test_a_token_id_tells_what_it_will_use() -> None:
+    """Of all layers, also the first, and the core says what numpy does."""
+    ids, tokens = spoken(3200, 3, 16, 2)
+    with_ids, without = fit(ids[:2600], 16, tokens=tokens[:2600]), fit(ids[:2600], 16)
+    better = measure.next_layers(with_ids, ids[2600:], 1, tokens[2600:])
+    assert better.recall_at_k > measure.next_layers(without, ids[2600:], 1).recall_at_k + 0.1
+    assert better.calibration_error < 0.03
+    native = NativePredictor(with_ids, rate=0)
+    use = [one_hot(ids[2600:2700, layer], 16) for layer in range(3)]
+    wanted = [measure._chances(with_ids, use, layer, 1, tokens[2600:2700]) for layer in range(3)]
+    for at in range(100):
+        native.begin(int(tokens[2600 + at]))
+        for layer in range(3):
+            np.testing.assert_allclose(native.next(layer, 1), wanted[layer][at], atol=2e-5)
+            native.routed(layer, ids[2600 + at, layer])
+        native.seen(tokens[2600 + at][None], ids[2600 + at][None])
+        native.token(ids[2600 + at])
     native.close()
 
 
@@ -199,5 +219,5 @@ def _zeros(layers: int, experts: int, used: int) -> Tables:
         used, np.array([0.5], dtype=np.float32), zeros(layers, experts), zeros(layers, 1),
         zeros(layers, experts, experts), np.array([0.8], dtype=np.float32), zeros(1, layers, experts, experts),
         zeros(1, layers, experts), zeros(1, layers, 1), zeros(1, layers, experts, experts),
-        zeros(1, 3, layers, experts, experts),
+        zeros(1, 3, layers, experts, experts), zeros(1, layers, 3, 2),
     )  # fmt: skip

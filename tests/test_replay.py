@@ -97,20 +97,20 @@ def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
         predictor.save(tables, identity, folder)
         saved = predictor.load(identity, folder, (layers, count, used), [])
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", synchronous=True, profile=str(folder)))
-        test = ids[2400:]
+        test, words = ids[2400:], np.arange(100, dtype=np.int32) % 7
         slots = llm.experts.stats().slots // layers
         assert 2 * used <= slots < count
         llm.experts.force(test)
         engine = []
-        for _ in test:
-            llm.eval([5])
+        for word in words.tolist():
+            llm.eval([word])
             s = llm.experts.stats()
             engine.append((s.hits, s.misses, s.uploads, s.prefetch_useful, s.prefetch_late, s.prefetch_wasted))
         resident = llm.experts.residency()
         llm.close()
     heat = np.zeros((layers, count), dtype=np.float32)
     told = [
-        replay.simulate("adaptive", test[:n], shape_of(test, count), slots, 2, heat, saved, True)
+        replay.simulate("adaptive", test[:n], shape_of(test, count), slots, 2, heat, saved, True, words[:n])
         for n in range(1, len(test) + 1, 9)
     ]
     assert engine[::9] == [(t.hits, t.pairs - t.hits, t.loads, t.useful, 0, t.wasted) for t in told]

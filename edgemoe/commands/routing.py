@@ -119,14 +119,16 @@ def _train(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     profile = history.load(identity, folder, (shape.layers, shape.experts), notes)
     for note in notes:
         talk(f"note: {note}")
-    ids = np.concatenate([trace.read(path).ids for path in parsed.trace]) if parsed.trace else None
-    if ids is None:
-        ids = profile.recent if profile is not None else np.zeros((0, shape.layers, shape.used), dtype=np.int32)
+    ids, tokens = np.zeros((0, shape.layers, shape.used), dtype=np.int32), np.zeros(0, dtype=np.int32)
+    if parsed.trace:
+        ids, tokens = _tokens_of([trace.read(path) for path in parsed.trace])
+    elif profile is not None:
+        ids, tokens = profile.recent, profile.recent_tokens
     if ids.shape[1:] != (shape.layers, shape.used) or ids.max(initial=0) >= shape.experts:
         raise EdgeMoEError(f"the trace has layers and top-k {ids.shape[1:]}, the model {(shape.layers, shape.used)}")
     kept = int(len(ids) * (1 - HELD_OUT))
-    tables = fit.fit(ids[:kept], shape.experts, show_progress)
-    ours = measure.next_layers(tables, ids[kept:], 1)
+    tables = fit.fit(ids[:kept], shape.experts, show_progress, tokens[:kept])
+    ours = measure.next_layers(tables, ids[kept:], 1, tokens[kept:])
     plain = measure.plain_table(ids[:kept], ids[kept:], shape.experts)
     report = {"tokens": kept, "held_out": len(ids) - kept, "next": ours.as_dict(), "table": plain.as_dict()}
     if ours.recall_at_k <= plain.recall_at_k:
@@ -144,3 +146,12 @@ def _train(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
             f"layer's experts (a plain table {plain.recall_at_k:.1%}). Used from the next start on."
         )
     return 0
+
+
+def _tokens_of(traces: Any) -> tuple[Any, Any]:
+    """Routing and token ids of all traces; -1 for the ids of one that has none."""
+    import numpy as np
+
+    ids = np.concatenate([trace.ids for trace in traces])
+    told = [np.full(len(t.ids), -1) if t.tokens is None else t.tokens for t in traces]
+    return ids, np.concatenate(told).astype(np.int32)

@@ -37,6 +37,42 @@ void clock_layers(em_engine * e, int32_t layer) {
     a.layer_started_ns = now;
 }
 
+// Queues what an expert layer of the token under way will miss. Returns how many.
+int32_t fetch_ahead(em_engine * e, int32_t at) {
+    em_ahead &    a      = e->ahead;
+    em_layer_t &  target = *e->layers[size_t(at)];
+    const int32_t most   = link_has_time_for(e, target, std::min<int32_t>(a.most, 16));
+    em_load       loads[16];
+    int32_t       n = 0;
+    if (most > 0) {
+        std::lock_guard<std::mutex> lock(target.mutex);
+        if (!target.slots.empty() && target.experts == a.predictor->experts) {
+            const auto pending = std::count(target.state.begin(), target.state.end(), uint8_t(EM_PENDING));
+            const int32_t free = int32_t(target.slots.size()) - target.resident - int32_t(pending);
+            n = a.predictor->choose(at, a.lead, target.state.data(), std::max(free, 0), most, a.gain, loads);
+        }
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        a.spent[size_t(at)] += em_queue(e, loads[i], e->step);
+    }
+    return n;
+}
+
+void begin_step(em_engine * e) {
+    e->step += 1;
+    e->layer_now = -1;
+}
+
+void copy_now(em_engine * e, int32_t queued, int64_t started) {
+    e->count.schedule_ns += em_now_ns() - started;
+    if (queued > 0) {
+        e->queue_changed.notify_all();
+        if (e->ahead.wait) {
+            em_wait_uploads(e, 10000);
+        }
+    }
+}
+
 } // namespace
 
 // Benchmarks replay real routing on weights that have none. Decode only: a row of the trace per token.
@@ -64,11 +100,12 @@ void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n) {
 }
 
 void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids) {
-    e->layer_now = layer;
-    if (layer == 0) {
-        e->step += 1;
-    }
     em_ahead & a = e->ahead;
+    if (layer == 0 && !a.begun) {
+        begin_step(e);
+    }
+    a.begun      = false;
+    e->layer_now = layer;
     if (!a.predictor || ids->ne[1] != 1) {
         return;
     }
@@ -76,31 +113,25 @@ void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids) {
     clock_layers(e, layer);
     a.predictor->routed(layer, first_row(ids), ids->ne[0]);
     const int32_t at = layer + a.lead;
-    if (at >= int32_t(e->layers.size())) {
-        return;
+    copy_now(e, at < int32_t(e->layers.size()) ? fetch_ahead(e, at) : 0, started);
+}
+
+int32_t em_begin_token(em_engine * e, int32_t token_id) {
+    std::lock_guard<std::mutex> compute(e->compute_mutex);
+    em_ahead & a = e->ahead;
+    if (!a.predictor) {
+        return EM_OK;
     }
-    em_layer_t &  target = *e->layers[size_t(at)];
-    const int32_t most   = link_has_time_for(e, target, std::min<int32_t>(a.most, 16));
-    em_load       loads[16];
-    int32_t       n = 0;
-    if (most > 0) {
-        std::lock_guard<std::mutex> lock(target.mutex);
-        if (!target.slots.empty() && target.experts == a.predictor->experts) {
-            const auto pending = std::count(target.state.begin(), target.state.end(), uint8_t(EM_PENDING));
-            const int32_t free = int32_t(target.slots.size()) - target.resident - int32_t(pending);
-            n = a.predictor->choose(at, a.lead, target.state.data(), std::max(free, 0), most, a.gain, loads);
-        }
+    const int64_t started = em_now_ns();
+    begin_step(e);
+    a.begun = true;
+    a.predictor->begin(token_id);
+    int32_t queued = 0;
+    for (int32_t at = 0; at < a.lead && at < int32_t(e->layers.size()); ++at) {
+        queued += fetch_ahead(e, at);
     }
-    for (int32_t i = 0; i < n; ++i) {
-        a.spent[size_t(at)] += em_queue(e, loads[i], e->step);
-    }
-    e->count.schedule_ns += em_now_ns() - started;
-    if (n > 0) {
-        e->queue_changed.notify_all();
-        if (a.wait) {
-            em_wait_uploads(e, 10000);
-        }
-    }
+    copy_now(e, queued, started);
+    return EM_OK;
 }
 
 int32_t em_set_ahead(em_engine * e, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait) {

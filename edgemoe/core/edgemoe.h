@@ -111,18 +111,23 @@ typedef struct {
     const float * next_decay;  // [leads, L, D]
     const float * next_again;  // [leads, L, E, E] rows: experts of layer l of the token before
     const float * next_rows;   // [leads, reach, L, E, E] rows: experts of layer l - lead - j
+    const float * next_token;  // [leads, L, 3, 2] of how often the token's id used an expert before, where it came once, 2 to 4 times,
+                               // more often: weight of that share, and a constant
 } em_predictor_tables;
 
 EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: sizes make no sense
 EM_API void           em_predictor_free(em_predictor * p);
 EM_API void           em_predictor_seed(em_predictor * p, const float * use);   // [L, E] uses per token so far
 EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids); // [L, used] of a computed token, -1 unknown
+EM_API void           em_predictor_begin(em_predictor * p, int32_t token_id);    // of the token under way, -1 unknown
+// What n computed tokens of these ids used, [n, L, used].
+EM_API void           em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n);
 EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // of the one under way
 EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out);      // [E] probabilities
 EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
 // The tables as they are now; returns the tokens they have learnt from.
 EM_API int64_t        em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias,
-                                          float * next_again, float * next_rows);
+                                          float * next_again, float * next_rows, float * next_token);
 // Exchanges that gain at least so much expected use; state is em_expert_state [E]. Returns how many of at most `most`.
 EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
                                           int32_t most, float gain, em_load * out);
@@ -167,6 +172,8 @@ EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t 
 // Load ahead of need, `most` experts per layer and step, `lead` layers ahead, where an exchange gains `gain` expected uses; NULL:
 // never. The predictor stays the caller's and must outlive its use here. wait: compute goes on only when they have arrived.
 EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
+// A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.
+EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
 // Prefetches of each layer since the last call.
 EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t capacity);
 // Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:

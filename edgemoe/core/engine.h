@@ -109,6 +109,7 @@ struct em_ahead {
     int32_t              lead = 1, most = 0;
     float                gain = 0;
     bool                 wait = false; // for every prefetch to arrive, as a replay assumes
+    bool                 begun = false; // the step under way, by em_begin_token
     std::vector<int32_t> spent;        // loads of each layer in this step
     int64_t              layer_started_ns = 0;
     double               layer_ns = 0; // from one expert layer to the next, smoothed

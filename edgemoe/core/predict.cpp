@@ -21,6 +21,10 @@
 
 namespace {
 
+constexpr float SHARE = 1.0f / 255; // unit of em_token_memory
+// All experts of a layer correct the same two weights of a token's shares: each one by less.
+constexpr float TOKEN_STEP = 0.1f;
+
 // Within 2e-7 of 1 / (1 + exp(-x)), without a call: 2 to the power of a whole number by its bits, of the rest by a polynomial.
 EM_CLONES void to_probabilities(float * x, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
@@ -44,6 +48,12 @@ EM_CLONES void add(float * to, const float * row, int32_t n) {
 EM_CLONES void add_scaled(float * to, const float * row, float factor, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         to[i] += factor * row[i];
+    }
+}
+
+EM_CLONES void add_shares(float * to, const uint8_t * share, float factor, float constant, int32_t n) {
+    for (int32_t i = 0; i < n; ++i) {
+        to[i] += constant + factor * float(share[i]);
     }
 }
 
@@ -86,6 +96,16 @@ void em_huge_free(void * p) {
 #else
     ::operator delete(p);
 #endif
+}
+
+void em_predictor::begin(int32_t token_id) {
+    shares = seen.shares(token_id);
+    kind   = shares ? seen.kind(token_id) : 0;
+}
+
+// Two weights: of an expert's share, and a constant.
+size_t em_predictor::token_weights(int32_t layer, int32_t lead) const {
+    return (size_t((lead - 1) * layers + layer) * EM_TOKEN_TIMES + size_t(kind)) * 2;
 }
 
 // All rows that token() will read of a layer.
@@ -136,6 +156,7 @@ void em_predictor::token(const int32_t * now) {
             learn_keep(l, now, chance.data());
         }
     }
+    shares = nullptr;
     std::copy_n(now, size_t(layers) * size_t(used), latest.begin());
     std::fill(said_lead.begin(), said_lead.end(), 0);
     ++tokens;
@@ -169,6 +190,17 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
     add_to_rows(next_again, int64_t(block), &latest[size_t(l * used)], error.data());
     for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
         add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * used)], error.data());
+    }
+    if (shares) {
+        const uint8_t * share  = shares + size_t(l) * size_t(experts);
+        float *         weight = &next_token[token_weights(l, lead)];
+        float           slope = 0, constant = 0;
+        for (int32_t e = 0; e < experts; ++e) {
+            slope += error[size_t(e)] * float(share[e]) * SHARE;
+            constant += error[size_t(e)];
+        }
+        weight[0] += TOKEN_STEP * slope;
+        weight[1] += TOKEN_STEP * constant;
     }
 }
 
@@ -257,6 +289,10 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     for (int32_t i = 0; i < count; ++i) {
         add(out, rows[i], experts);
     }
+    if (shares) {
+        const float * weight = &next_token[token_weights(layer, lead)];
+        add_shares(out, shares + size_t(layer) * size_t(experts), weight[0] * SHARE, weight[1], experts);
+    }
     to_probabilities(out, experts);
     memcpy(&said[size_t(layer) * size_t(experts)], out, size_t(experts) * 4);
     said_lead[size_t(layer)] = lead;
@@ -320,6 +356,8 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
     p->next_decay  = copied(t->next_decay, t->leads * ld);
     p->next_again  = rows_of(t->next_again, t->leads * lee);
     p->next_rows   = rows_of(t->next_rows, int64_t(t->leads) * t->reach * lee);
+    p->next_token  = copied(t->next_token, le / t->experts * t->leads * EM_TOKEN_TIMES * 2);
+    p->seen.make(t->layers, t->experts);
     p->frequency.assign(size_t(le * t->decays), 0.0f);
     p->memory.assign(size_t(le * t->memories), 0.0f);
     p->keep.assign(size_t(le), 0.0f);
@@ -340,17 +378,27 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
 void em_predictor_free(em_predictor * p) { delete p; }
 void em_predictor_seed(em_predictor * p, const float * use) { p->seed(use); }
 void em_predictor_token(em_predictor * p, const int32_t * ids) { p->token(ids); }
+void em_predictor_begin(em_predictor * p, int32_t token_id) { p->begin(token_id); }
+
+void em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        p->seen.note(token_ids[i], ids + i * p->layers * p->used, p->used);
+    }
+}
+
 void em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n) { p->routed(layer, ids, n); }
 void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out) { p->next(layer, lead, out); }
 
 void em_predictor_keep(em_predictor * p, float * out) { memcpy(out, p->keep.data(), p->keep.size() * 4); }
 
-int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows) {
+int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows,
+                            float * next_token) {
     std::copy(p->keep_bias.begin(), p->keep_bias.end(), keep_bias);
     std::copy(p->keep_again.begin(), p->keep_again.end(), keep_again);
     std::copy(p->next_bias.begin(), p->next_bias.end(), next_bias);
     std::copy(p->next_again.begin(), p->next_again.end(), next_again);
     std::copy(p->next_rows.begin(), p->next_rows.end(), next_rows);
+    std::copy(p->next_token.begin(), p->next_token.end(), next_token);
     return p->tokens;
 }
 

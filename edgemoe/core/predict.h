@@ -5,6 +5,7 @@
 // needed, so that a replay asks the very same code. The tables come from Python (predictor/) and go back there to be kept.
 
 #include "edgemoe.h"
+#include "tokens.h"
 
 #include <cstddef>
 #include <vector>
@@ -34,6 +35,8 @@ struct em_predictor {
     em_table           next_again;                    // [leads, layers, experts, experts]
     em_table           next_rows;                     // [leads, reach, layers, experts, experts]
 
+    std::vector<float> next_token;                    // [leads, layers, EM_TOKEN_TIMES, 2]
+
     // After the latest whole token.
     std::vector<float> frequency; // [layers, decays, experts], decayed use per token
     std::vector<float> memory;    // [memories, layers, experts], decayed sums of keep_memory rows
@@ -42,6 +45,9 @@ struct em_predictor {
 
     // The token under way.
     std::vector<int32_t> ids;     // [layers, used], -1 unknown
+    const uint8_t *      shares = nullptr; // [layers, experts] of its id, null where that is not known
+    int32_t              kind   = 0;       // of its id
+    em_token_memory      seen;
 
     std::vector<float> chance;    // [experts], scratch of choose
     std::vector<int32_t> latest;  // [layers, used], experts of the token before the one under way
@@ -51,6 +57,8 @@ struct em_predictor {
     float              rate = 0, horizon = 0;
     int64_t            tokens = 0; // learnt from
 
+    // A token of this id is under way.
+    void begin(int32_t token_id);
     // A token has been computed: learn from it what is used soon, and say what will be; ids is [layers, used], -1 where unknown.
     void token(const int32_t * ids);
     // Start from use per token, [layers, experts].
@@ -67,6 +75,7 @@ struct em_predictor {
         return &table[(std::size_t(block) * std::size_t(experts) + std::size_t(expert)) * std::size_t(experts)];
     }
     void refresh(int32_t layer, const int32_t * latest);
+    size_t token_weights(int32_t layer, int32_t lead) const;
     void  learn_next(int32_t layer, const int32_t * chosen, int64_t n);
     void  learn_keep(int32_t layer, const int32_t * now, const float * before);
     void  add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values);

@@ -94,7 +94,9 @@ _SIGNATURES = {
     "em_abort_callback": (ctypes.c_void_p, []),
     "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
     "em_predictor_new": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "em_predictor_learnt": (_i64, [ctypes.c_void_p] * 6),
+    "em_predictor_learnt": (_i64, [ctypes.c_void_p] * 7),
+    "em_predictor_begin": (None, [ctypes.c_void_p, _i32]),
+    "em_predictor_seen": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_predictor_free": (None, [ctypes.c_void_p]),
     "em_predictor_seed": (None, [ctypes.c_void_p, ctypes.c_void_p]),
     "em_predictor_token": (None, [ctypes.c_void_p, ctypes.c_void_p]),
@@ -115,6 +117,7 @@ _SIGNATURES = {
     "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
     "em_submit": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
+    "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
@@ -299,6 +302,10 @@ class NativeEngine:
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
         """Load ahead of need from now on; see ``edgemoe.h``. ``predictor`` is its handle, None for never."""
         self._check(self._lib.em_set_ahead(self.handle, predictor, lead, most, gain, int(wait)))
+
+    def begin_token(self, token_id: int) -> None:
+        """A token of this id, -1 where unknown, is about to be decoded."""
+        self._lib.em_begin_token(self.handle, token_id)
 
     def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
         """Prefetches of each layer since the last call, ``(layers,)``."""

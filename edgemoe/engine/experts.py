@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +68,9 @@ class Experts:
         self._row_start = np.arange(len(infos), dtype=np.int32)[:, None] * self._heat.shape[1]
         self._noted = False
         self._ahead = self._last_was_token = False
-        self._recording: list[IdArray] | None = None
+        self._recording: list[tuple[IdArray, IdArray]] | None = None
         self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
+        self._recent_tokens: deque[int] = deque(maxlen=history.RECENT_TOKENS)
         self._profile = self._load_profile()
         self._kept_at = self._learnt_kept_at = time.monotonic()
         self._keeper = threading.Thread(target=lambda: None)
@@ -131,13 +132,16 @@ class Experts:
         try:
             yield
         finally:
-            rows, self._recording = self._recording, None
-            if rows and self.shape is not None:
-                ids = np.concatenate(rows)
+            steps, self._recording = self._recording, None
+            if steps and self.shape is not None:
+                ids, tokens = (np.concatenate(parts) for parts in zip(*steps, strict=True))
+                decode = [len(step) < self._config.prefill_tokens for step, _ in steps for _ in step]
                 trace.write(
                     Path(path),
                     ids,
                     np.array([0, len(ids)], dtype=np.int64),
+                    tokens=tokens,
+                    is_decode=np.array(decode),
                     n_expert=self.shape.experts,
                     expert_bytes=np.array(self.shape.expert_bytes, dtype=np.int64),
                     meta=json.dumps({"model": self._identity}),
@@ -158,10 +162,16 @@ class Experts:
 
     # ---- what the engine calls ----
 
-    def after_step(self, elapsed_ns: int = 0) -> None:
+    def before_step(self, tokens: Sequence[int]) -> None:
+        """Fetch ahead what these tokens, about to be computed, are known to need."""
+        if self._ahead and len(tokens) == 1:
+            self._native.begin_token(int(tokens[0]))
+
+    def after_step(self, tokens: Sequence[int], elapsed_ns: int = 0) -> None:
         """Hand the routing of the step just computed to the policy, and its wishes to the core.
 
         Args:
+            tokens: the token ids that were computed; fewer where the step was cut short.
             elapsed_ns: wall time of the step.
         """
         if self.shape is None:
@@ -170,8 +180,10 @@ class Experts:
         if not self._noted:
             self._noted = True
             self._note_layers()
+        at = 0
         for ids in self._steps(self._native.drain()):
-            self._note_use(ids)
+            self._note_use(ids, np.array(tokens[at : at + len(ids)], dtype=np.int32))
+            at += len(ids)
             if self._policy is not None:
                 self._follow(self._policy, ids)
         if self._predictor is not None and self._last_was_token and not self._config.synchronous:
@@ -225,7 +237,8 @@ class Experts:
         if self.shape is None or self._config.profile == "off" or not self._heat.any():
             return None
         recent = np.stack(self._recent) if self._recent else np.zeros((0, *self._last.shape), dtype=np.int32)
-        run = history.Profile(self._identity, self._heat.copy(), float(self.stats().tokens), recent=recent)
+        tokens = np.array(self._recent_tokens, dtype=np.int32)
+        run = history.Profile(self._identity, self._heat.copy(), float(self.stats().tokens), 1, recent, tokens)
         return history.merge(self._profile, run)
 
     def _learnt(self) -> predictor.Tables | None:
@@ -246,7 +259,10 @@ class Experts:
         tables = None
         if self._config.profile != "off":
             tables = predictor.load(self._identity, self._profile_folder(), shape, self.notes)
-        return NativePredictor((tables or predictor.untrained(*shape)).only(LEAD))
+        native = NativePredictor((tables or predictor.untrained(*shape)).only(LEAD))
+        if self._profile is not None and self._profile.recent.shape[1:] == (shape[0], shape[2]):
+            native.seen(self._profile.recent_tokens, self._profile.recent)
+        return native
 
     def _set_ahead(self, on: bool) -> None:
         if self._predictor is None or self._config.prefetch == "off":
@@ -308,20 +324,25 @@ class Experts:
         if step is not None:
             yield step
 
-    def _note_use(self, ids: IdArray) -> None:
+    def _note_use(self, ids: IdArray, tokens: IdArray) -> None:
         assert self.shape is not None
         self._last = ids[-1]
+        if len(tokens) < len(ids):
+            tokens = np.pad(tokens, (0, len(ids) - len(tokens)), constant_values=-1)
+        if self._predictor is not None:
+            self._predictor.seen(tokens, ids)
         flat = (ids + self._row_start).ravel()
         if ids.min() < 0:
             flat = flat[ids.ravel() >= 0]
         if len(ids) < self._config.prefill_tokens:
             self._recent.extend(ids)
+            self._recent_tokens.extend(tokens.tolist())
         if len(ids) == 1:  # a token uses an expert of a layer once: no index is there twice
             self._heat.reshape(-1)[flat] += 1.0
         else:
             self._heat += np.bincount(flat, minlength=self._heat.size).reshape(self._heat.shape)
         if self._recording is not None:
-            self._recording.append(ids)
+            self._recording.append((ids, tokens))
 
     def _place(self, budget: Budget) -> None:
         """Allocate slots within the budget, and start to fill them."""

@@ -119,6 +119,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise Cancelled("cancelled")
         started = time.perf_counter_ns()
         before = self.n_tokens
+        self.experts.before_step(tokens)
         try:
             with host.computing():
                 super().eval(tokens)
@@ -129,7 +130,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         finally:
             elapsed_ns = time.perf_counter_ns() - started
             self._meter.computed(len(tokens), before, elapsed_ns)
-            self.experts.after_step(elapsed_ns)
+            self.experts.after_step(tokens, elapsed_ns)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **keywords: Any

@@ -60,7 +60,7 @@ class NativePredictor:
 
     def learnt(self) -> Tables:
         """Give the tables as they are now, corrected by every token so far."""
-        names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows")
+        names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows", "next_token")
         arrays: dict[str, Any] = {name: np.empty(getattr(self.tables, name).shape, dtype=np.float32) for name in names}
         tokens = self._lib.em_predictor_learnt(self.handle, *(array.ctypes.data for array in arrays.values()))
         return replace(self.tables, tokens=int(tokens), **arrays)
@@ -76,6 +76,16 @@ class NativePredictor:
         values = np.ascontiguousarray(ids, dtype=np.int32)
         assert values.shape == (self.tables.layers, self.tables.used)
         self._lib.em_predictor_token(self.handle, values.ctypes.data)
+
+    def begin(self, token_id: int) -> None:
+        """Say which token is under way; -1 where that is not known."""
+        self._lib.em_predictor_begin(self.handle, token_id)
+
+    def seen(self, token_ids: IdArray, ids: IdArray) -> None:
+        """Remember what computed tokens ``(tokens,)`` used, ``(tokens, layers, used)``, -1 where unknown."""
+        tokens, values = (np.ascontiguousarray(array, dtype=np.int32) for array in (token_ids, ids))
+        assert values.shape == (len(tokens), self.tables.layers, self.tables.used)
+        self._lib.em_predictor_seen(self.handle, tokens.ctypes.data, values.ctypes.data, len(tokens))
 
     def routed(self, layer: int, ids: IdArray) -> None:
         """Learn which experts ``(used,)`` the token under way uses in a layer."""

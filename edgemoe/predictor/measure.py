@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..types import FloatArray, IdArray
-from .fit import decayed, one_hot
+from .fit import by_token, decayed, one_hot
 from .tables import Tables
 
 BINS = 10
@@ -35,25 +35,29 @@ class Quality:
         return asdict(self)
 
 
-def next_layers(tables: Tables, ids: IdArray, lead: int) -> Quality:
+def next_layers(tables: Tables, ids: IdArray, lead: int, tokens: IdArray | None = None) -> Quality:
     """Judge what is said of a layer ``lead`` layers ahead, over all layers that have one so far before them.
 
     Args:
         tables: the predictor.
         ids: ``(tokens, layers, used)`` in running order.
         lead: 1 or 2.
+        tokens: token ids, ``(tokens,)``, -1 where not known; with them every layer is judged, also those that have
+            none before them.
     """
     layers, used = ids.shape[1:]
     use = [one_hot(ids[:, layer], tables.experts) for layer in range(layers)]
     recall = np.zeros(2)
     bins = np.zeros((BINS, 3))
-    for layer in range(lead, layers):
-        chance = _chances(tables, use, layer, lead)
+    known = tokens is not None and bool((tokens >= 0).any())
+    judged = range(0 if known else lead, layers)
+    for layer in judged:
+        chance = _chances(tables, use, layer, lead, tokens if known else None)
         recall += [_recall(chance, use[layer], n) for n in (used, 2 * used)]
         tenth = np.minimum((chance * BINS).astype(int), BINS - 1).ravel()
         weights = (chance.ravel(), use[layer].ravel(), np.ones(chance.size))
         bins += np.stack([np.bincount(tenth, weight, BINS) for weight in weights], axis=1)
-    recall /= layers - lead
+    recall /= len(judged)
     filled = bins[bins[:, 2] > 0]
     shares = filled[:, 2] / filled[:, 2].sum()
     predicted, observed = filled[:, 0] / filled[:, 2], filled[:, 1] / filled[:, 2]
@@ -74,7 +78,7 @@ def plain_table(train: IdArray, ids: IdArray, experts: int) -> Quality:
     return Quality(float(recall[0]), float(recall[1]))
 
 
-def _chances(tables: Tables, use: list[FloatArray], layer: int, lead: int) -> FloatArray:
+def _chances(tables: Tables, use: list[FloatArray], layer: int, lead: int, tokens: IdArray | None = None) -> FloatArray:
     """Evaluate the tables for all tokens at once: the reference for the core's evaluator."""
     past = decayed(use[layer], tables.decay)
     logits = np.tensordot(tables.next_decay[lead - 1, layer], past, axes=1) + tables.next_bias[lead - 1, layer]
@@ -82,6 +86,9 @@ def _chances(tables: Tables, use: list[FloatArray], layer: int, lead: int) -> Fl
     for back in range(tables.reach):
         if layer - lead - back >= 0:
             logits += use[layer - lead - back] @ tables.next_rows[lead - 1, back, layer]
+    if tokens is not None:
+        weights = tables.next_token[lead - 1, layer].ravel()
+        logits += np.tensordot(weights, by_token(use[layer], tokens), axes=1)
     chance: FloatArray = 1 / (1 + np.exp(-logits))
     return chance
 

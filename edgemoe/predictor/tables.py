@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..trace import read_npz, write_npz
 from ..types import FloatArray
 
-VERSION = 1
+VERSION = 2
 # What is left of a use one token later: from "just now" to "the taste of this model".
 DECAYS = (0.5, 0.8, 0.95, 0.99, 0.998)
 # Two of them also remember *which* experts were used, through rows of a table: a few tokens, and a conversation.
@@ -31,6 +31,9 @@ HORIZON = 0.8
 RATE = 0.03
 # Weights of the decayed frequencies where nothing was learnt yet: logistic regressions on both models' training halves.
 PRIOR = (0.6, 0.8, 1.5, 3.0, 1.5)
+# Weight of the share of its earlier uses in which a token id used an expert, and a constant: of an id that came once
+# before, 2 to 4 times, more often.
+TOKEN_PRIOR = ((3.0, -0.9), (4.0, -1.2), (5.0, -1.4))
 LEADS = 2
 REACH = 3  # layers of the token under way that a prediction looks back on
 
@@ -51,6 +54,7 @@ class Tables:
         next_decay: ``(A, L, D)``.
         next_again: ``(A, L, E, E)``, a row for each expert that the token before used in the layer.
         next_rows: ``(A, R, L, E, E)``, rows for the experts of layer l - a - 1 - r of the token under way.
+        next_token: ``(A, L, 3, 2)``, weight and constant as in `TOKEN_PRIOR`.
         tokens: how many the tables have learnt from.
         report: what training measured, see ``measure.py``.
     """
@@ -66,6 +70,7 @@ class Tables:
     next_decay: FloatArray
     next_again: FloatArray
     next_rows: FloatArray
+    next_token: FloatArray
     tokens: int = 0
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -86,7 +91,7 @@ class Tables:
 
     def only(self, lead: int) -> Tables:
         """The same without what looks farther ahead than ``lead`` layers: less to hold and to evaluate."""
-        nexts = ("next_bias", "next_decay", "next_again", "next_rows")
+        nexts = ("next_bias", "next_decay", "next_again", "next_rows", "next_token")
         return replace(self, **{name: getattr(self, name)[:lead] for name in nexts})
 
     @property
@@ -116,6 +121,7 @@ def untrained(layers: int, experts: int, used: int, leads: int = LEADS) -> Table
         next_decay=zeros(leads, layers, decays) + np.array(PRIOR, dtype=np.float32),
         next_again=zeros(leads, layers, experts, experts),
         next_rows=zeros(leads, REACH, layers, experts, experts),
+        next_token=zeros(leads, layers, 3, 2) + np.array(TOKEN_PRIOR, dtype=np.float32),
     )
 
 
@@ -195,6 +201,7 @@ def _checked(arrays: Any, identity: str, shape: tuple[int, int, int]) -> Tables:
         "next_decay": (leads, layers, decays),
         "next_again": (leads, layers, experts, experts),
         "next_rows": (leads, reach, layers, experts, experts),
+        "next_token": (leads, layers, len(TOKEN_PRIOR), 2),
     }
     for name, expected in wanted.items():
         if values[name].shape != expected or tables.used != used:

@@ -107,7 +107,7 @@ em_predictor * ignorant_predictor(const test_shape & s) {
     t.layers = 2, t.experts = s.experts, t.used = s.k, t.decays = t.memories = t.leads = 1, t.reach = 3;
     t.rate = 0.1f, t.horizon = 0.8f;
     t.decay = t.keep_bias = t.keep_decay = t.keep_again = t.memory_rate = t.keep_memory = zeros.data();
-    t.next_bias = t.next_decay = t.next_again = t.next_rows = zeros.data();
+    t.next_bias = t.next_decay = t.next_again = t.next_rows = t.next_token = zeros.data();
     em_predictor * p = em_predictor_new(&t);
     CHECK(p);
     return p;
@@ -145,10 +145,15 @@ void test_churn() {
         em_predictor *       predictor = ignorant_predictor(s);
         CHECK(em_set_ahead(e, predictor, 1, 2, -10.0f, 0) == EM_OK);
         for (int i = 0; i < rounds; ++i) {
+            if (i % 3 == 0) {
+                CHECK(em_begin_token(e, i % 5) == EM_OK);
+            }
             test_graph g(model, i % 2, i % 9 == 0 ? 33 : 1 + i % 5 / 3, uint64_t(i));
             CHECK(g.run(ours) == g.run(cpu));
             if (i % 2) {
                 const int32_t token[4] = {g.ids[0], g.ids[1], g.ids[1], -1}; // two layers, two experts each
+                const int32_t id = i % 5;
+                em_predictor_seen(predictor, &id, token, 1);
                 em_predictor_token(predictor, token);
             }
             CHECK(em_drain(e, events.data(), int64_t(events.size())) > 0);

@@ -1,0 +1,32 @@
+#pragma once
+
+// What each token id was routed to when it came before: known before a pass begins, for all layers at once. Direct-mapped by id:
+// of two ids that share a place the later one stays.
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+constexpr int32_t EM_TOKEN_TIMES = 3; // kinds of tokens: seen once, 2 to 4 times, more often
+
+struct em_token_memory {
+    void    make(int32_t layers, int32_t experts);
+    // ids is [layers, used], -1 where unknown.
+    void    note(int32_t token, const int32_t * ids, int32_t used);
+    // How often a token used each expert, [layers, experts] in 1/255 of its times; null where it has not been seen.
+    const uint8_t * shares(int32_t token) const;
+    int32_t kind(int32_t token) const; // 0 .. EM_TOKEN_TIMES - 1, of one that has been seen
+
+  private:
+    struct release {
+        void operator()(uint8_t * p) const { free(p); }
+    };
+    int32_t layers = 0, experts = 0, places = 0;
+    std::vector<int32_t> token_of; // [places], -1 nobody
+    std::vector<uint8_t> times;    // [places], up to 255
+    std::unique_ptr<uint8_t, release> share; // [places, layers, experts]; untouched pages take no memory
+
+    size_t   place(int32_t token) const { return size_t(token) % size_t(places); }
+    uint8_t * row(size_t at) const { return share.get() + at * size_t(layers) * size_t(experts); }
+};

@@ -89,7 +89,9 @@ class OffloadConfig:
             name such as ``CUDA0``, ``Vulkan0``, ``RPC0``.
         vram: budget for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
         policy: ``adaptive``, ``static``, ``lru``, ``lfu`` or ``off`` (nothing ever moves).
-        prefetch: ``auto``, ``off``, ``history`` or ``lookahead``.
+        prefetch: what tells which experts to fetch ahead of need. ``history``: routing so far. ``lookahead``: that and
+            the next layer's router, applied to what this layer reads. ``auto``: ``lookahead`` where a core is left for
+            it, else ``history``. All stop by themselves where they do not pay. ``off``: never.
         profile: ``auto`` (read and keep a routing profile of this model), ``off``, or a path.
         uploads_per_step: most experts moved per layer and policy step.
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.

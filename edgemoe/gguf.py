@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from .errors import BadGguf, ModelNotFound
-from .types import ModelShape
+from .types import FloatArray, ModelShape
 
 HINT = "the file may be damaged: download it again"
 
@@ -69,13 +71,14 @@ Value: TypeAlias = bool | int | float | str | GgufArray
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: shape in ggml's order (row length first), place in bytes from the start of its file."""
+    """One tensor: shape in ggml's order (row length first), place in bytes from the start of file ``shard``."""
 
     name: str
     shape: tuple[int, ...]
     type: int
     offset: int
     bytes: int
+    shard: int = 0
 
     @property
     def elements(self) -> int:
@@ -130,12 +133,12 @@ def read(path: Path) -> GgufFile:
     paths = _shards(path)
     first: GgufFile | None = None
     tensors: dict[str, GgufTensor] = {}
-    for shard in paths:
+    for number, shard in enumerate(paths):
         part = _read_one(shard)
         first = first or part
         if repeated := tensors.keys() & part.tensors.keys():
             raise BadGguf(f"{shard.name}: tensor {min(repeated)!r} is in two shards", HINT)
-        tensors |= part.tensors
+        tensors |= {name: replace(tensor, shard=number) for name, tensor in part.tensors.items()}
     assert first is not None
     return GgufFile(paths[0], first.version, first.alignment, first.metadata, tensors, paths)
 
@@ -168,6 +171,18 @@ def moe_shape(file: GgufFile) -> ModelShape | None:
         return None
     used = file.number("expert_used_count") or 1
     return ModelShape(len(expert_bytes), experts, used, tuple(expert_bytes[layer] for layer in sorted(expert_bytes)))
+
+
+def values(file: GgufFile, name: str) -> FloatArray | None:
+    """Numbers of a tensor, rows first; None where there is none of this name in a type that is plain numbers."""
+    tensor = file.tensors.get(name)
+    if tensor is None or tensor.type_name not in ("F32", "F16", "BF16"):
+        return None
+    kind = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[tensor.type_name]
+    raw = np.fromfile(file.shards[tensor.shard], dtype=kind, count=tensor.elements, offset=tensor.offset)
+    if tensor.type_name == "BF16":
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32).reshape(tensor.shape[::-1])
 
 
 def model_identity(file: GgufFile) -> str:

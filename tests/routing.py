@@ -38,10 +38,12 @@ def spoken(tokens: int, layers: int, experts: int, used: int, vocabulary: int = 
 
 
 @contextmanager
-def wide_model(folder: Path, experts: int = 32, used: int = 4, layers: int = 4) -> Iterator[Path]:
+def wide_model(
+    folder: Path, experts: int = 32, used: int = 4, layers: int = 4, like: str = "qwen3moe"
+) -> Iterator[Path]:
     """A zoo model with more experts, so that a part of them can be resident."""
-    name = f"wide-{experts}-{used}-{layers}"
-    files.SPECS[name] = replace(files.SPECS["qwen3moe"], experts=experts, used=used, layers=layers)
+    name = f"wide-{like}-{experts}-{used}-{layers}"
+    files.SPECS[name] = replace(files.SPECS[like], experts=experts, used=used, layers=layers)
     try:
         yield build(name, folder)
     finally:

@@ -219,5 +219,5 @@ def _zeros(layers: int, experts: int, used: int) -> Tables:
         used, np.array([0.5], dtype=np.float32), zeros(layers, experts), zeros(layers, 1),
         zeros(layers, experts, experts), np.array([0.8], dtype=np.float32), zeros(1, layers, experts, experts),
         zeros(1, layers, experts), zeros(1, layers, 1), zeros(1, layers, experts, experts),
-        zeros(1, 3, layers, experts, experts), zeros(1, layers, 3, 2),
+        zeros(1, 3, layers, experts, experts), zeros(1, layers, 3, 2), zeros(1, layers),
     )  # fmt: skip

@@ -96,7 +96,9 @@ def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
         identity, folder = model_identity(check(path)), home("data") / "profiles"
         predictor.save(tables, identity, folder)
         saved = predictor.load(identity, folder, (layers, count, used), [])
-        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", synchronous=True, profile=str(folder)))
+        llm = parity.open_ours(
+            path, OffloadConfig("sim", "50%", prefetch="history", synchronous=True, profile=str(folder))
+        )
         test, words = ids[2400:], np.arange(100, dtype=np.int32) % 7
         slots = llm.experts.stats().slots // layers
         assert 2 * used <= slots < count

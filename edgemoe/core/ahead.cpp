@@ -1,7 +1,7 @@
 // Loading experts ahead of need, while a token is under way.
 
-#include "predict.h"
 #include "engine.h"
+#include "predict.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,8 +9,6 @@
 namespace {
 
 constexpr double SMOOTH = 0.1;
-
-const int32_t * first_row(const ggml_tensor * ids) { return static_cast<const int32_t *>(ids->data); }
 
 // How many more experts reach the device before a layer that many layers ahead runs, at the speeds measured so far.
 int32_t link_has_time_for(em_engine * e, const em_layer_t & target, int32_t most) {
@@ -63,8 +61,7 @@ void begin_step(em_engine * e) {
     e->layer_now = -1;
 }
 
-void copy_now(em_engine * e, int32_t queued, int64_t started) {
-    e->count.schedule_ns += em_now_ns() - started;
+void copy_now(em_engine * e, int32_t queued) {
     if (queued > 0) {
         e->queue_changed.notify_all();
         if (e->ahead.wait) {
@@ -73,7 +70,86 @@ void copy_now(em_engine * e, int32_t queued, int64_t started) {
     }
 }
 
+// The routing of a layer is known: learn from it, and fetch for a later one.
+void look(em_engine * e, const em_glimpse & g) {
+    em_ahead & a = e->ahead;
+    a.predictor->routed(g.layer, g.ids.data(), int64_t(g.ids.size()));
+    const int32_t at = g.layer + a.lead;
+    if (at >= int32_t(e->layers.size())) {
+        return;
+    }
+    if (!g.input.empty()) {
+        std::vector<float> margins(size_t(a.predictor->experts));
+        e->routers[size_t(at)].margins(g.input.data(), a.predictor->used, margins.data());
+        a.predictor->hint(at, margins.data());
+    }
+    copy_now(e, fetch_ahead(e, at));
+}
+
+void looker_main(em_engine * e) {
+    em_looker &                  l = e->looker;
+    std::unique_lock<std::mutex> lock(l.mutex);
+    for (;;) {
+        l.changed.wait(lock, [&] { return l.state == em_looker::POSTED || l.state == em_looker::STOPPING; });
+        if (l.state == em_looker::STOPPING) {
+            return;
+        }
+        l.state = em_looker::RUNNING;
+        lock.unlock();
+        look(e, l.glimpse);
+        lock.lock();
+        if (l.state == em_looker::RUNNING) {
+            l.state = em_looker::IDLE;
+        }
+        l.changed.notify_all();
+    }
+}
+
+// What the experts of the block read, where the router of the layer to fetch for can look at it.
+bool see(em_engine * e, const em_block & block, std::vector<float> & input) {
+    const size_t at = size_t(block.layer->index + e->ahead.lead);
+    input.clear();
+    if (at >= e->routers.size() || e->routers[at].experts != e->ahead.predictor->experts) {
+        return false;
+    }
+    const ggml_tensor * x = block.node[0]->src[1];
+    if (!x || x->type != TYPE_F32 || x->ne[0] != e->routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {
+        return false;
+    }
+    const float * values = static_cast<const float *>(x->data);
+    input.assign(values, values + x->ne[0]);
+    return true;
+}
+
 } // namespace
+
+void em_look_settle(em_engine * e) {
+    em_looker &                  l = e->looker;
+    std::unique_lock<std::mutex> lock(l.mutex);
+    if (l.state == em_looker::POSTED) { // no core was free for it: better late than a router behind
+        l.state = em_looker::IDLE;
+        lock.unlock();
+        l.glimpse.input.clear();
+        look(e, l.glimpse);
+        return;
+    }
+    l.changed.wait(lock, [&] { return l.state != em_looker::RUNNING; });
+}
+
+void em_look_stop(em_engine * e) {
+    em_looker & l = e->looker;
+    if (!l.thread.joinable()) {
+        return;
+    }
+    em_look_settle(e);
+    {
+        std::lock_guard<std::mutex> lock(l.mutex);
+        l.state = em_looker::STOPPING;
+    }
+    l.changed.notify_all();
+    l.thread.join();
+    l.state = em_looker::IDLE;
+}
 
 // Benchmarks replay real routing on weights that have none. Decode only: a row of the trace per token.
 void em_force_routing(em_engine * e, int32_t layer, ggml_tensor * ids) {
@@ -99,21 +175,56 @@ void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n) {
     }
 }
 
-void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids) {
-    em_ahead & a = e->ahead;
+void em_look_ahead(em_engine * e, const em_block & block) {
+    em_ahead &    a     = e->ahead;
+    em_looker &   l     = e->looker;
+    const int32_t layer = block.layer->index;
     if (layer == 0 && !a.begun) {
         begin_step(e);
     }
     a.begun      = false;
     e->layer_now = layer;
-    if (!a.predictor || ids->ne[1] != 1) {
+    if (!a.predictor || block.tokens != 1) {
         return;
     }
     const int64_t started = em_now_ns();
+    em_look_settle(e);
     clock_layers(e, layer);
-    a.predictor->routed(layer, first_row(ids), ids->ne[0]);
-    const int32_t at = layer + a.lead;
-    copy_now(e, at < int32_t(e->layers.size()) ? fetch_ahead(e, at) : 0, started);
+    const int32_t * ids = static_cast<const int32_t *>(block.ids->data);
+    l.glimpse.layer     = layer;
+    l.glimpse.ids.assign(ids, ids + block.k);
+    if (!see(e, block, l.glimpse.input)) {
+        look(e, l.glimpse);
+    } else {
+        {
+            std::lock_guard<std::mutex> lock(l.mutex);
+            l.state = em_looker::POSTED;
+        }
+        l.changed.notify_all();
+        if (a.wait) {
+            std::unique_lock<std::mutex> lock(l.mutex);
+            l.changed.wait(lock, [&] { return l.state == em_looker::IDLE; });
+        }
+    }
+    e->count.schedule_ns += em_now_ns() - started;
+}
+
+int32_t em_set_router(em_engine * e, int32_t layer, const uint16_t * weight, const float * bias, const float * select, int32_t experts,
+                      int32_t width) {
+    std::lock_guard<std::mutex> compute(e->compute_mutex);
+    if (layer < 0 || layer >= int32_t(e->layers.size()) || experts < 2 || width < 1) {
+        return em_fail(EM_ERROR_ARGUMENT, "no such layer, or no router");
+    }
+    e->routers.resize(e->layers.size());
+    em_router & r = e->routers[size_t(layer)];
+    r.experts = experts, r.width = width;
+    r.weight.assign(weight, weight + size_t(experts) * size_t(width));
+    r.bias.assign(bias, bias + experts);
+    r.select = select ? std::vector<float>(select, select + experts) : std::vector<float>();
+    if (!e->looker.thread.joinable()) {
+        e->looker.thread = std::thread(looker_main, e);
+    }
+    return EM_OK;
 }
 
 int32_t em_begin_token(em_engine * e, int32_t token_id) {
@@ -123,6 +234,7 @@ int32_t em_begin_token(em_engine * e, int32_t token_id) {
         return EM_OK;
     }
     const int64_t started = em_now_ns();
+    em_look_settle(e);
     begin_step(e);
     a.begun = true;
     a.predictor->begin(token_id);
@@ -130,7 +242,8 @@ int32_t em_begin_token(em_engine * e, int32_t token_id) {
     for (int32_t at = 0; at < a.lead && at < int32_t(e->layers.size()); ++at) {
         queued += fetch_ahead(e, at);
     }
-    copy_now(e, queued, started);
+    copy_now(e, queued);
+    e->count.schedule_ns += em_now_ns() - started;
     return EM_OK;
 }
 
@@ -139,6 +252,7 @@ int32_t em_set_ahead(em_engine * e, em_predictor * predictor, int32_t lead, int3
     if (predictor && (predictor->layers != int32_t(e->layers.size()) || lead < 1 || lead > predictor->leads)) {
         return em_fail(EM_ERROR_ARGUMENT, "the predictor is for another model");
     }
+    em_look_settle(e);
     e->ahead.predictor = predictor;
     e->ahead.lead = lead, e->ahead.most = most, e->ahead.gain = gain, e->ahead.wait = wait != 0;
     e->ahead.layer_started_ns = 0;

@@ -113,6 +113,8 @@ typedef struct {
     const float * next_rows;   // [leads, reach, L, E, E] rows: experts of layer l - lead - j
     const float * next_token;  // [leads, L, 3, 2] of how often the token's id used an expert before, where it came once, 2 to 4 times,
                                // more often: weight of that share, and a constant
+    const float * next_router; // [leads, L] of how far an expert lies above the border of what the layer's router would choose if it
+                               // saw what an earlier layer sees, in standard deviations
 } em_predictor_tables;
 
 EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: sizes make no sense
@@ -127,7 +129,8 @@ EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t
 EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
 // The tables as they are now; returns the tokens they have learnt from.
 EM_API int64_t        em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias,
-                                          float * next_again, float * next_rows, float * next_token);
+                                          float * next_again, float * next_rows, float * next_token,
+                                          float * next_router);
 // Exchanges that gain at least so much expected use; state is em_expert_state [E]. Returns how many of at most `most`.
 EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
                                           int32_t most, float gain, em_load * out);
@@ -172,6 +175,10 @@ EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t 
 // Load ahead of need, `most` experts per layer and step, `lead` layers ahead, where an exchange gains `gain` expected uses; NULL:
 // never. The predictor stays the caller's and must outlive its use here. wait: compute goes on only when they have arrived.
 EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
+// Routers, for looking ahead: layer's, as seen from `lead` layers before it. weight is bfloat16 [experts, width] and copied, bias
+// [experts], select [experts] or NULL: added to sigmoids, see routers.h.
+EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
+                                 int32_t experts, int32_t width);
 // A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.
 EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
 // Prefetches of each layer since the last call.
@@ -184,7 +191,7 @@ EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
 // em_expert_state per (layer, expert), row by row.
 EM_API int32_t     em_residency(em_engine * engine, uint8_t * out, int64_t capacity);
 EM_API int32_t     em_stats(em_engine * engine, em_stats_t * out);
-// Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
+// Ends a step: the predictor is the caller's again. Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
 EM_API int64_t     em_drain(em_engine * engine, int32_t * out, int64_t capacity);
 EM_API int32_t     em_cancel(em_engine * engine, int32_t cancelled);
 // Free and total bytes of the engine's device.

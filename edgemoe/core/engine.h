@@ -4,6 +4,7 @@
 
 #include "edgemoe.h"
 #include "ggml_abi.h"
+#include "routers.h"
 
 #include <atomic>
 #include <chrono>
@@ -103,6 +104,25 @@ struct em_request {
     int64_t step = -1; // of a prefetch: the step that it is for
 };
 
+// What the compute thread leaves for the thread that looks ahead: one layer's routing and what its experts read.
+struct em_glimpse {
+    int32_t              layer = -1;
+    std::vector<int32_t> ids;
+    std::vector<float>   input;
+};
+
+// Runs routers ahead, while the compute thread is busy with the experts of the layer.
+// Ordering: the predictor belongs to the compute thread; from post to settle it belongs to this one. The compute thread settles
+// before it touches the predictor again: a glimpse that was not begun is taken back, one under way is waited for.
+struct em_looker {
+    enum state_t { IDLE, POSTED, RUNNING, STOPPING };
+    std::thread             thread;
+    std::mutex              mutex;
+    std::condition_variable changed;
+    state_t                 state = IDLE;
+    em_glimpse              glimpse; // the compute thread's while IDLE, the looker's otherwise
+};
+
 // Loading ahead of need: set between steps, read by the compute thread.
 struct em_ahead {
     em_predictor *       predictor = nullptr;
@@ -150,6 +170,8 @@ struct em_engine {
     em_region               copy_host;
 
     em_ahead             ahead;
+    em_looker            looker;
+    std::vector<em_router> routers; // of each layer; without experts: none
     std::atomic<int64_t> step{0};            // decode steps begun
     std::atomic<int32_t> layer_now{-1};      // expert layer of this step that runs
     std::atomic<double>  copy_ns_per_byte{0}; // of uploads, smoothed
@@ -165,6 +187,8 @@ struct em_engine {
     size_t               ring_used = 0;
 };
 
+struct em_block;
+
 // ---- rooms ----
 
 // host.cpp
@@ -175,7 +199,9 @@ void em_record(em_engine * e, int32_t layer, const ggml_tensor * ids);
 
 // ahead.cpp
 void em_force_routing(em_engine * e, int32_t layer, ggml_tensor * ids);
-void em_look_ahead(em_engine * e, int32_t layer, const ggml_tensor * ids); // before the layer computes
+void em_look_ahead(em_engine * e, const em_block & block); // before its layer computes
+void em_look_settle(em_engine * e);                        // the predictor is the caller's again
+void em_look_stop(em_engine * e);
 void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n);      // needs the layer's mutex
 
 // slots.cpp

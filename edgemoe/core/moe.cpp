@@ -359,7 +359,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         }
         em_force_routing(b.engine, b.layer->index, b.ids);
         em_record(b.engine, b.layer->block, b.ids);
-        em_look_ahead(b.engine, b.layer->index, b.ids);
+        em_look_ahead(b.engine, b);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
                                      device_usable(b.engine, *b.layer);
         if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b)) {

@@ -22,8 +22,8 @@
 namespace {
 
 constexpr float SHARE = 1.0f / 255; // unit of em_token_memory
-// All experts of a layer correct the same two weights of a token's shares: each one by less.
-constexpr float TOKEN_STEP = 0.1f;
+// All experts of a layer correct the same weight of a token's shares or of a router: each one by less.
+constexpr float FEW_STEP = 0.1f;
 
 // Within 2e-7 of 1 / (1 + exp(-x)), without a call: 2 to the power of a whole number by its bits, of the rest by a polynomial.
 EM_CLONES void to_probabilities(float * x, int32_t n) {
@@ -157,6 +157,7 @@ void em_predictor::token(const int32_t * now) {
         }
     }
     shares = nullptr;
+    std::fill(looked.begin(), looked.end(), uint8_t(0));
     std::copy_n(now, size_t(layers) * size_t(used), latest.begin());
     std::fill(said_lead.begin(), said_lead.end(), 0);
     ++tokens;
@@ -191,6 +192,14 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
     for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
         add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * used)], error.data());
     }
+    if (looked[size_t(l)]) {
+        const float * margin = &margins[size_t(l) * size_t(experts)];
+        float         slope  = 0;
+        for (int32_t e = 0; e < experts; ++e) {
+            slope += error[size_t(e)] * margin[e];
+        }
+        next_router[size_t((lead - 1) * layers + l)] += FEW_STEP * slope;
+    }
     if (shares) {
         const uint8_t * share  = shares + size_t(l) * size_t(experts);
         float *         weight = &next_token[token_weights(l, lead)];
@@ -199,8 +208,8 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
             slope += error[size_t(e)] * float(share[e]) * SHARE;
             constant += error[size_t(e)];
         }
-        weight[0] += TOKEN_STEP * slope;
-        weight[1] += TOKEN_STEP * constant;
+        weight[0] += FEW_STEP * slope;
+        weight[1] += FEW_STEP * constant;
     }
 }
 
@@ -272,6 +281,11 @@ void em_predictor::routed(int32_t layer, const int32_t * chosen, int64_t n) {
     }
 }
 
+void em_predictor::hint(int32_t layer, const float * values) {
+    std::copy_n(values, experts, &margins[size_t(layer) * size_t(experts)]);
+    looked[size_t(layer)] = 1;
+}
+
 void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     const float * rows[128];
     int32_t       count = 0;
@@ -288,6 +302,9 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
     for (int32_t i = 0; i < count; ++i) {
         add(out, rows[i], experts);
+    }
+    if (looked[size_t(layer)]) {
+        add_scaled(out, &margins[size_t(layer) * size_t(experts)], next_router[size_t((lead - 1) * layers + layer)], experts);
     }
     if (shares) {
         const float * weight = &next_token[token_weights(layer, lead)];
@@ -357,6 +374,9 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
     p->next_again  = rows_of(t->next_again, t->leads * lee);
     p->next_rows   = rows_of(t->next_rows, int64_t(t->leads) * t->reach * lee);
     p->next_token  = copied(t->next_token, le / t->experts * t->leads * EM_TOKEN_TIMES * 2);
+    p->next_router = copied(t->next_router, int64_t(t->leads) * t->layers);
+    p->margins.assign(size_t(le), 0.0f);
+    p->looked.assign(size_t(t->layers), 0);
     p->seen.make(t->layers, t->experts);
     p->frequency.assign(size_t(le * t->decays), 0.0f);
     p->memory.assign(size_t(le * t->memories), 0.0f);
@@ -392,13 +412,14 @@ void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * ou
 void em_predictor_keep(em_predictor * p, float * out) { memcpy(out, p->keep.data(), p->keep.size() * 4); }
 
 int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows,
-                            float * next_token) {
+                            float * next_token, float * next_router) {
     std::copy(p->keep_bias.begin(), p->keep_bias.end(), keep_bias);
     std::copy(p->keep_again.begin(), p->keep_again.end(), keep_again);
     std::copy(p->next_bias.begin(), p->next_bias.end(), next_bias);
     std::copy(p->next_again.begin(), p->next_again.end(), next_again);
     std::copy(p->next_rows.begin(), p->next_rows.end(), next_rows);
     std::copy(p->next_token.begin(), p->next_token.end(), next_token);
+    std::copy(p->next_router.begin(), p->next_router.end(), next_router);
     return p->tokens;
 }
 

@@ -36,6 +36,7 @@ struct em_predictor {
     em_table           next_rows;                     // [leads, reach, layers, experts, experts]
 
     std::vector<float> next_token;                    // [leads, layers, EM_TOKEN_TIMES, 2]
+    std::vector<float> next_router;                   // [leads, layers]
 
     // After the latest whole token.
     std::vector<float> frequency; // [layers, decays, experts], decayed use per token
@@ -48,6 +49,8 @@ struct em_predictor {
     const uint8_t *      shares = nullptr; // [layers, experts] of its id, null where that is not known
     int32_t              kind   = 0;       // of its id
     em_token_memory      seen;
+    std::vector<float>   margins; // [layers, experts], of the routers' look-ahead
+    std::vector<uint8_t> looked;  // [layers], 1 where there are margins for this token
 
     std::vector<float> chance;    // [experts], scratch of choose
     std::vector<int32_t> latest;  // [layers, used], experts of the token before the one under way
@@ -65,6 +68,8 @@ struct em_predictor {
     void seed(const float * use);
     // The token under way uses these experts in a layer: learn from what was said of it.
     void routed(int32_t layer, const int32_t * ids, int64_t n);
+    // The router of a layer was looked at ahead: em_router::margins.
+    void hint(int32_t layer, const float * values);
     // Probability that the token under way uses each expert of a layer, known lead layers ahead.
     void next(int32_t layer, int32_t lead, float * out);
     // The best exchanges for a layer that will run lead layers from now; returns how many.

@@ -94,7 +94,7 @@ _SIGNATURES = {
     "em_abort_callback": (ctypes.c_void_p, []),
     "em_sim_configure": (_i32, [ctypes.POINTER(_SimOptions)]),
     "em_predictor_new": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "em_predictor_learnt": (_i64, [ctypes.c_void_p] * 7),
+    "em_predictor_learnt": (_i64, [ctypes.c_void_p] * 8),
     "em_predictor_begin": (None, [ctypes.c_void_p, _i32]),
     "em_predictor_seen": (None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_predictor_free": (None, [ctypes.c_void_p]),
@@ -117,6 +117,7 @@ _SIGNATURES = {
     "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
     "em_submit": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
+    "em_set_router": (_i32, [ctypes.c_void_p, _i32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i32, _i32]),
     "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
@@ -302,6 +303,18 @@ class NativeEngine:
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
         """Load ahead of need from now on; see ``edgemoe.h``. ``predictor`` is its handle, None for never."""
         self._check(self._lib.em_set_ahead(self.handle, predictor, lead, most, gain, int(wait)))
+
+    def set_router(
+        self,
+        layer: int,
+        weight: npt.NDArray[np.uint16],
+        bias: npt.NDArray[np.float32],
+        select: npt.NDArray[np.float32] | None,
+    ) -> None:
+        """Look ahead with this router; ``weight`` is bfloat16 ``(experts, width)``, see ``edgemoe.h``."""
+        place = None if select is None else select.ctypes.data
+        sizes = weight.shape
+        self._check(self._lib.em_set_router(self.handle, layer, weight.ctypes.data, bias.ctypes.data, place, *sizes))
 
     def begin_token(self, token_id: int) -> None:
         """A token of this id, -1 where unknown, is about to be decoded."""

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
 from ..errors import DoesNotFit
+from ..gguf import GgufFile
 from ..policy import Policy, make, plan_slots
 from ..prefetch import GAIN, LEAD, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from . import routers
 from .binding import PENDING, RESIDENT, NativeEngine
 from .predictor import NativePredictor
 
@@ -161,6 +163,17 @@ class Experts:
             self.notes.append("Routing is forced from a trace: the answers mean nothing.")
 
     # ---- what the engine calls ----
+
+    def look_ahead(self, file: GgufFile) -> None:
+        """Let the next layer's router say what to fetch ahead, beside the history, in a thread of its own."""
+        if self._predictor is None:
+            return
+        found = routers.look_ahead(file, list(self._row_of), LEAD)
+        for layer, router in enumerate(found):
+            if router is not None:
+                self._native.set_router(layer, router.weight, router.bias, router.select)
+        if not any(found) and self._config.prefetch == "lookahead":
+            self.notes.append("The routers of this model cannot look ahead: prefetch follows the routing history.")
 
     def before_step(self, tokens: Sequence[int]) -> None:
         """Fetch ahead what these tokens, about to be computed, are known to need."""
@@ -368,8 +381,6 @@ class Experts:
             self._native.submit(self._policy.resize(slots, self.residency()))
             return
         self._policy = make(self._config.policy, self.shape, slots, self._predictor)
-        if self._config.prefetch == "lookahead":
-            self.notes.append("Look-ahead prefetch is not there yet: prefetch follows the routing history.")
         if self._policy is not None:
             self._native.submit(self._policy.start(self._profile.heat if self._profile else None))
         self._set_ahead(True)

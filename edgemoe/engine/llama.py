@@ -100,6 +100,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = file.number("expert_used_count") or DEFAULT_TOP_K
         self.experts = Experts(native, config, device, used, model_identity(file))
+        spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
+        if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
+            self.experts.look_ahead(file)
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)

@@ -60,7 +60,7 @@ class NativePredictor:
 
     def learnt(self) -> Tables:
         """Give the tables as they are now, corrected by every token so far."""
-        names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows", "next_token")
+        names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows", "next_token", "next_router")
         arrays: dict[str, Any] = {name: np.empty(getattr(self.tables, name).shape, dtype=np.float32) for name in names}
         tokens = self._lib.em_predictor_learnt(self.handle, *(array.ctypes.data for array in arrays.values()))
         return replace(self.tables, tokens=int(tokens), **arrays)

@@ -34,6 +34,8 @@ PRIOR = (0.6, 0.8, 1.5, 3.0, 1.5)
 # Weight of the share of its earlier uses in which a token id used an expert, and a constant: of an id that came once
 # before, 2 to 4 times, more often.
 TOKEN_PRIOR = ((3.0, -0.9), (4.0, -1.2), (5.0, -1.4))
+# Weight of a router that looks ahead; the first tokens correct it.
+ROUTER_PRIOR = 1.5
 LEADS = 2
 REACH = 3  # layers of the token under way that a prediction looks back on
 
@@ -55,6 +57,8 @@ class Tables:
         next_again: ``(A, L, E, E)``, a row for each expert that the token before used in the layer.
         next_rows: ``(A, R, L, E, E)``, rows for the experts of layer l - a - 1 - r of the token under way.
         next_token: ``(A, L, 3, 2)``, weight and constant as in `TOKEN_PRIOR`.
+        next_router: ``(A, L)``, of the look-ahead of the layer's router: how far an expert is above the border of being
+            chosen, in standard deviations.
         tokens: how many the tables have learnt from.
         report: what training measured, see ``measure.py``.
     """
@@ -71,6 +75,7 @@ class Tables:
     next_again: FloatArray
     next_rows: FloatArray
     next_token: FloatArray
+    next_router: FloatArray
     tokens: int = 0
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -91,7 +96,7 @@ class Tables:
 
     def only(self, lead: int) -> Tables:
         """The same without what looks farther ahead than ``lead`` layers: less to hold and to evaluate."""
-        nexts = ("next_bias", "next_decay", "next_again", "next_rows", "next_token")
+        nexts = ("next_bias", "next_decay", "next_again", "next_rows", "next_token", "next_router")
         return replace(self, **{name: getattr(self, name)[:lead] for name in nexts})
 
     @property
@@ -122,6 +127,7 @@ def untrained(layers: int, experts: int, used: int, leads: int = LEADS) -> Table
         next_again=zeros(leads, layers, experts, experts),
         next_rows=zeros(leads, REACH, layers, experts, experts),
         next_token=zeros(leads, layers, 3, 2) + np.array(TOKEN_PRIOR, dtype=np.float32),
+        next_router=zeros(leads, layers) + np.float32(ROUTER_PRIOR),
     )
 
 
@@ -202,6 +208,7 @@ def _checked(arrays: Any, identity: str, shape: tuple[int, int, int]) -> Tables:
         "next_again": (leads, layers, experts, experts),
         "next_rows": (leads, reach, layers, experts, experts),
         "next_token": (leads, layers, len(TOKEN_PRIOR), 2),
+        "next_router": (leads, layers),
     }
     for name, expected in wanted.items():
         if values[name].shape != expected or tables.used != used:

@@ -27,7 +27,7 @@ def greedy(llm: llama_cpp.Llama, prompt_ids: list[int], n: int) -> tuple[list[in
     rows = np.empty((n, vocabulary), dtype=np.float32)
     llm.eval(prompt_ids)
     for step in range(n):
-        rows[step] = _last_logits(llm, vocabulary)
+        rows[step] = last_logits(llm, vocabulary)
         tokens.append(int(rows[step].argmax()))
         if step + 1 < n:
             llm.eval([tokens[-1]])
@@ -44,7 +44,7 @@ def forced(llm: llama_cpp.Llama, ids: Sequence[int], batch: int) -> npt.NDArray[
     rows = np.empty((len(ids) // batch, vocabulary), dtype=np.float32)
     for index in range(len(rows)):
         llm.eval(list(ids[index * batch : (index + 1) * batch]))
-        rows[index] = _last_logits(llm, vocabulary)
+        rows[index] = last_logits(llm, vocabulary)
     return rows
 
 
@@ -61,7 +61,7 @@ def plain(path: Path, **kw: Any) -> llama_cpp.Llama:
         return llama_cpp.Llama(model_path=str(path), **(settings | kw))
 
 
-def _last_logits(llm: llama_cpp.Llama, vocabulary: int) -> npt.NDArray[np.float32]:
+def last_logits(llm: llama_cpp.Llama, vocabulary: int) -> npt.NDArray[np.float32]:
     pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
     row: npt.NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(vocabulary,)).copy()
     return row

@@ -107,7 +107,7 @@ em_predictor * ignorant_predictor(const test_shape & s) {
     t.layers = 2, t.experts = s.experts, t.used = s.k, t.decays = t.memories = t.leads = 1, t.reach = 3;
     t.rate = 0.1f, t.horizon = 0.8f;
     t.decay = t.keep_bias = t.keep_decay = t.keep_again = t.memory_rate = t.keep_memory = zeros.data();
-    t.next_bias = t.next_decay = t.next_again = t.next_rows = t.next_token = zeros.data();
+    t.next_bias = t.next_decay = t.next_again = t.next_rows = t.next_token = t.next_router = zeros.data();
     em_predictor * p = em_predictor_new(&t);
     CHECK(p);
     return p;
@@ -144,6 +144,10 @@ void test_churn() {
         std::vector<int32_t> events(1 << 16);
         em_predictor *       predictor = ignorant_predictor(s);
         CHECK(em_set_ahead(e, predictor, 1, 2, -10.0f, 0) == EM_OK);
+        const std::vector<uint16_t> weight(size_t(s.experts) * 64, 0x3f80); // 1.0
+        const std::vector<float>    bias(size_t(s.experts), 0.5f);
+        CHECK(em_set_router(e, 1, weight.data(), bias.data(), nullptr, s.experts, 64) == EM_OK);
+        CHECK(em_set_router(e, 2, weight.data(), bias.data(), nullptr, s.experts, 64) == EM_ERROR_ARGUMENT);
         for (int i = 0; i < rounds; ++i) {
             if (i % 3 == 0) {
                 CHECK(em_begin_token(e, i % 5) == EM_OK);

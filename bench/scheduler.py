@@ -4,7 +4,8 @@
 
 The first half of the trace trains a predictor (kept beside the twin), the second half is run. For each link speed: hit
 rate, uploads and prefetches per token, milliseconds per token, the scheduler's share of them, and how often the
-controller let prefetch run. The sim device computes on the CPU: hits save no time here; speeds compare settings only.
+controller let prefetch run. The sim device computes on the CPU, so hits save no time; with ``--pretend 1e12`` it only
+takes the time a GPU would take to read the weights.
 """
 
 from __future__ import annotations
@@ -21,42 +22,40 @@ from edgemoe.config import SimConfig
 from edgemoe.gguf import check, model_identity
 
 
-def run(model: Path, ids: np.ndarray, tokens: int, bandwidth: int, prefetch: str, share: str) -> None:
-    folder = model.parent / "profiles"
-    sim = SimConfig(bandwidth=bandwidth, latency_us=10)
-    offload = OffloadConfig(device="sim", vram=share, prefetch=prefetch, profile=str(folder), sim=sim)
-    llm = Llama(model, n_ctx=tokens + 64, n_gpu_layers=0, offload=offload)
-    llm.experts.force(ids)
+def run(given: argparse.Namespace, data: replay.Split, bandwidth: int, prefetch: str) -> float:
+    """One row of the table; returns milliseconds per token."""
+    sim = SimConfig(bandwidth=bandwidth, latency_us=10, compute_rate=int(given.pretend))
+    offload = OffloadConfig("sim", given.vram, prefetch=prefetch, profile=str(profiles(given.model)), sim=sim)
+    llm = Llama(given.model, n_ctx=given.tokens + 64, n_gpu_layers=0, offload=offload)
+    llm.experts.force(data.test[: given.tokens])
     llm.experts.wait(600)
-    scheduled, steps, on = 0.0, [], 0
-    after_step = llm.experts.after_step
-
-    def timed(elapsed_ns: int = 0) -> None:
-        nonlocal scheduled
-        started = time.perf_counter()
-        after_step(elapsed_ns)
-        scheduled += time.perf_counter() - started
-
-    llm.experts.after_step = timed
-    before = llm.experts.stats()
-    for _ in range(tokens):
-        started = time.perf_counter()
-        llm.eval([5])
-        steps.append(time.perf_counter() - started)
+    words = np.maximum(data.test_tokens[: given.tokens], 0) % llm.n_vocab()
+    steps, on = [], 0
+    before, scheduled = llm.experts.stats(), llm.experts.scheduler_ns
+    for word in words.tolist():
+        started = time.perf_counter_ns()
+        llm.eval([word])
+        steps.append(time.perf_counter_ns() - started)
         on += llm.experts._ahead
     s = llm.experts.stats()
     pairs = s.hits + s.misses - before.hits - before.misses
-    share_of_time = (scheduled + (s.schedule_ns - before.schedule_ns) / 1e9) / sum(steps)
+    scheduled = llm.experts.scheduler_ns - scheduled + s.schedule_ns - before.schedule_ns
     ahead = tuple(
         getattr(s, f"prefetch_{what}") - getattr(before, f"prefetch_{what}") for what in ("useful", "late", "wasted")
     )
+    tokens = len(steps)
     print(
-        f"| {bandwidth / 1e9:5.1f} GB/s | {prefetch:7} | {(s.hits - before.hits) / pairs:.3f} | "
+        f"| {bandwidth / 1e9:5.1f} GB/s | {prefetch:9} | {(s.hits - before.hits) / pairs:.3f} | "
         f"{(s.uploads - before.uploads) / tokens:6.1f} | {ahead[0] / tokens:5.1f} {ahead[1] / tokens:5.1f} "
-        f"{ahead[2] / tokens:5.1f} | {median(steps) * 1e3:6.1f} | {share_of_time:5.1%} | {on / tokens:4.0%} |",
+        f"{ahead[2] / tokens:5.1f} | {median(steps) / 1e6:6.1f} | {scheduled / sum(steps):5.1%} | {on / tokens:4.0%} |",
         flush=True,
     )
     llm.close()
+    return median(steps) / 1e6
+
+
+def profiles(model: Path) -> Path:
+    return model.parent / "profiles"
 
 
 def main() -> None:
@@ -65,10 +64,13 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--vram", default="25%")
+    parser.add_argument("--pretend", type=float, default=0, help="bytes per second of a device that only pretends")
+    parser.add_argument("--prefetch", default="off,history", help="settings, the first is compared with")
+    parser.add_argument("--repeat", type=int, default=1, help="A B A B")
     parser.add_argument("--links", default="0,25e9,8e9,1e9", help="bytes per second")
     given = parser.parse_args()
     data = replay.split([trace.read(given.trace)], [])
-    identity, folder = model_identity(check(given.model)), given.model.parent / "profiles"
+    identity, folder = model_identity(check(given.model)), profiles(given.model)
     layers, used = data.test.shape[1:]
     if predictor.load(identity, folder, (layers, data.experts, used), []) is None:
         predictor.save(replay.learn(data), identity, folder)
@@ -76,8 +78,14 @@ def main() -> None:
     print("| link | prefetch | hit rate | uploads/token | useful, late, wasted | ms/token | scheduler | on |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for bandwidth in map(float, given.links.split(",")):
-        for prefetch in ("off", "history"):
-            run(given.model, data.test, given.tokens, int(bandwidth), prefetch, given.vram)
+        times: dict[str, list[float]] = {name: [] for name in given.prefetch.split(",")}
+        for _ in range(given.repeat):
+            for name, taken in times.items():
+                taken.append(run(given, data, int(bandwidth), name))
+        base, *_ = times.values()
+        for name, taken in list(times.items())[1:]:
+            ratio = median(a / b for a, b in zip(base, taken, strict=True))
+            print(f"{bandwidth / 1e9:.1f} GB/s: {name} is {ratio:.3f} times as fast as {next(iter(times))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class SimConfig:
         fail_compute: every n-th computation fails, 0 for never.
         jitter_us: a random delay of up to this many microseconds before each operation.
         seed: seed of that delay.
+        compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
+            bytes per second, and its results are zeros. For timing with forced routing.
     """
 
     bandwidth: int = 0
@@ -78,6 +80,7 @@ class SimConfig:
     fail_compute: int = 0
     jitter_us: int = 0
     seed: int = 1
+    compute_rate: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .engine.binding import COLD, RESIDENT
 from .engine.predictor import NativePredictor
 from .policy import make
 from .predictor import Tables, fit, measure
-from .prefetch import GAIN, LEAD
+from .prefetch import GAIN, LEAD, PLAN_EVERY
 from .trace import Trace
 from .types import BoolArray, FloatArray, IdArray, ModelShape
 
@@ -150,7 +150,8 @@ def simulate(
             for load in predictor.choose(layer, LEAD, state[layer], cache.free(layer), limit, GAIN):
                 cache.load(*load, ahead=True)
 
-    for token, token_id in zip(ids, tokens if tokens is not None else np.full(len(ids), -1), strict=True):
+    told = np.full(len(ids), -1) if tokens is None else tokens
+    for at, (token, token_id) in enumerate(zip(ids, told, strict=True), start=1):
         cache.spent[:] = 0
         if prefetch and predictor is not None:
             predictor.begin(int(token_id))
@@ -165,6 +166,8 @@ def simulate(
             predictor.seen(token_id[None], token[None])
         resident = state == RESIDENT
         policy.observe(token[None], resident, True)
+        if prefetch and at % PLAN_EVERY:
+            continue
         for load in policy.plan(resident, nothing, np.maximum(limit - cache.spent, 0)):
             cache.load(*load)
     return cache.tally

@@ -59,6 +59,7 @@ int32_t fetch_ahead(em_engine * e, int32_t at) {
 void begin_step(em_engine * e) {
     e->step += 1;
     e->layer_now = -1;
+    std::fill(e->ahead.spent.begin(), e->ahead.spent.end(), 0);
 }
 
 void copy_now(em_engine * e, int32_t queued) {
@@ -74,8 +75,11 @@ void copy_now(em_engine * e, int32_t queued) {
 void look(em_engine * e, const em_glimpse & g) {
     em_ahead & a = e->ahead;
     a.predictor->routed(g.layer, g.ids.data(), int64_t(g.ids.size()));
-    const int32_t at = g.layer + a.lead;
-    if (at >= int32_t(e->layers.size())) {
+    const int32_t at = g.layer + a.lead, layers = int32_t(e->layers.size());
+    if (g.layer == layers - 1) {
+        a.predictor->end();
+    }
+    if (at >= layers || a.most == 0) {
         return;
     }
     if (!g.input.empty()) {
@@ -109,7 +113,7 @@ void looker_main(em_engine * e) {
 bool see(em_engine * e, const em_block & block, std::vector<float> & input) {
     const size_t at = size_t(block.layer->index + e->ahead.lead);
     input.clear();
-    if (at >= e->routers.size() || e->routers[at].experts != e->ahead.predictor->experts) {
+    if (e->ahead.most == 0 || at >= e->routers.size() || e->routers[at].experts != e->ahead.predictor->experts) {
         return false;
     }
     const ggml_tensor * x = block.node[0]->src[1];
@@ -239,7 +243,7 @@ int32_t em_begin_token(em_engine * e, int32_t token_id) {
     a.begun = true;
     a.predictor->begin(token_id);
     int32_t queued = 0;
-    for (int32_t at = 0; at < a.lead && at < int32_t(e->layers.size()); ++at) {
+    for (int32_t at = 0; a.most > 0 && at < a.lead && at < int32_t(e->layers.size()); ++at) {
         queued += fetch_ahead(e, at);
     }
     copy_now(e, queued);
@@ -265,7 +269,11 @@ int32_t em_ahead_spent(em_engine * e, int32_t * out, int32_t capacity) {
         return em_fail(EM_ERROR_ARGUMENT, "the buffer is too small");
     }
     std::copy(e->ahead.spent.begin(), e->ahead.spent.end(), out);
-    std::fill(e->ahead.spent.begin(), e->ahead.spent.end(), 0);
+    return EM_OK;
+}
+
+int32_t em_end_step(em_engine * e) {
+    em_look_settle(e);
     return EM_OK;
 }
 

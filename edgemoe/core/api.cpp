@@ -245,7 +245,6 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
 }
 
 int64_t em_drain(em_engine * e, int32_t * out, int64_t capacity) {
-    em_look_settle(e);
     std::lock_guard<std::mutex> lock(e->ring_mutex);
     int64_t n = 0;
     while (n < int64_t(e->ring_used)) {

@@ -56,6 +56,7 @@ typedef struct {
     int32_t fail_compute;
     int32_t jitter_us;
     uint64_t seed;
+    int64_t  compute_rate;
 } em_sim_options;
 
 // One expert layer, in the order the layers run.
@@ -120,7 +121,8 @@ typedef struct {
 EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: sizes make no sense
 EM_API void           em_predictor_free(em_predictor * p);
 EM_API void           em_predictor_seed(em_predictor * p, const float * use);   // [L, E] uses per token so far
-EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids); // [L, used] of a computed token, -1 unknown
+// Learn from a computed token, [L, used], -1 unknown; nothing where an engine has done that already, see em_set_ahead.
+EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids);
 EM_API void           em_predictor_begin(em_predictor * p, int32_t token_id);    // of the token under way, -1 unknown
 // What n computed tokens of these ids used, [n, L, used].
 EM_API void           em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n);
@@ -172,8 +174,9 @@ EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * o
 EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
 // Queue uploads; returns how many were taken.
 EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);
-// Load ahead of need, `most` experts per layer and step, `lead` layers ahead, where an exchange gains `gain` expected uses; NULL:
-// never. The predictor stays the caller's and must outlive its use here. wait: compute goes on only when they have arrived.
+// Let the predictor learn from every token that is decoded alone, and load ahead of need: at most `most` experts per layer and
+// step, `lead` layers ahead, where an exchange gains `gain` expected uses. NULL: neither. The predictor stays the caller's and must
+// outlive its use here; between em_begin_token and em_end_step it is the engine's. wait: compute goes on only when they have arrived.
 EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
 // Routers, for looking ahead: layer's, as seen from `lead` layers before it. weight is bfloat16 [experts, width] and copied, bias
 // [experts], select [experts] or NULL: added to sigmoids, see routers.h.
@@ -181,7 +184,9 @@ EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16
                                  int32_t experts, int32_t width);
 // A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.
 EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
-// Prefetches of each layer since the last call.
+// A step is over, or was cut short: the predictor is the caller's again.
+EM_API int32_t     em_end_step(em_engine * engine);
+// Prefetches of each layer in the latest step.
 EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t capacity);
 // Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:
 // from the router again. For benchmarks.
@@ -191,7 +196,7 @@ EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
 // em_expert_state per (layer, expert), row by row.
 EM_API int32_t     em_residency(em_engine * engine, uint8_t * out, int64_t capacity);
 EM_API int32_t     em_stats(em_engine * engine, em_stats_t * out);
-// Ends a step: the predictor is the caller's again. Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
+// Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
 EM_API int64_t     em_drain(em_engine * engine, int32_t * out, int64_t capacity);
 EM_API int32_t     em_cancel(em_engine * engine, int32_t cancelled);
 // Free and total bytes of the engine's device.

@@ -98,9 +98,17 @@ void em_huge_free(void * p) {
 #endif
 }
 
-void em_predictor::begin(int32_t token_id) {
-    shares = seen.shares(token_id);
-    kind   = shares ? seen.kind(token_id) : 0;
+void em_predictor::begin(int32_t id) {
+    token_id = id;
+    shares   = seen.shares(id);
+    kind     = shares ? seen.kind(id) : 0;
+}
+
+void em_predictor::end() {
+    const std::vector<int32_t> routed_to = ids;
+    seen.note(token_id, routed_to.data(), used);
+    token(routed_to.data());
+    ++done;
 }
 
 // Two weights: of an expert's share, and a constant.
@@ -156,7 +164,8 @@ void em_predictor::token(const int32_t * now) {
             learn_keep(l, now, chance.data());
         }
     }
-    shares = nullptr;
+    shares   = nullptr;
+    token_id = -1;
     std::fill(looked.begin(), looked.end(), uint8_t(0));
     std::copy_n(now, size_t(layers) * size_t(used), latest.begin());
     std::fill(said_lead.begin(), said_lead.end(), 0);
@@ -397,7 +406,13 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
 
 void em_predictor_free(em_predictor * p) { delete p; }
 void em_predictor_seed(em_predictor * p, const float * use) { p->seed(use); }
-void em_predictor_token(em_predictor * p, const int32_t * ids) { p->token(ids); }
+void em_predictor_token(em_predictor * p, const int32_t * ids) {
+    if (p->done > 0) {
+        --p->done;
+    } else {
+        p->token(ids);
+    }
+}
 void em_predictor_begin(em_predictor * p, int32_t token_id) { p->begin(token_id); }
 
 void em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n) {

@@ -46,6 +46,7 @@ struct em_predictor {
 
     // The token under way.
     std::vector<int32_t> ids;     // [layers, used], -1 unknown
+    int32_t              token_id = -1;
     const uint8_t *      shares = nullptr; // [layers, experts] of its id, null where that is not known
     int32_t              kind   = 0;       // of its id
     em_token_memory      seen;
@@ -60,8 +61,12 @@ struct em_predictor {
     float              rate = 0, horizon = 0;
     int64_t            tokens = 0; // learnt from
 
+    int32_t              done = 0; // tokens that were learnt by end() and will be told again
+
     // A token of this id is under way.
-    void begin(int32_t token_id);
+    void begin(int32_t id);
+    // It was routed through all layers: learn from it.
+    void end();
     // A token has been computed: learn from it what is used soon, and say what will be; ids is [layers, used], -1 where unknown.
     void token(const int32_t * ids);
     // Start from use per token, [layers, experts].

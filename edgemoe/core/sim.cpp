@@ -47,7 +47,7 @@ void jitter() {
     }
 }
 
-void transfer(void * to, const void * from, size_t size) {
+void transfer(void * to, const void * from, size_t size, bool to_host) {
     em_sim_options o;
     {
         std::lock_guard<std::mutex> lock(state().mutex);
@@ -61,7 +61,25 @@ void transfer(void * to, const void * from, size_t size) {
         std::lock_guard<std::mutex> lock(state().link);
         std::this_thread::sleep_for(std::chrono::duration<double, std::micro>(us));
     }
+    if (o.compute_rate > 0) {
+        if (to_host) {
+            memset(to, 0, size);
+        }
+        return;
+    }
     memcpy(to, from, size);
+}
+
+// A device that only pretends takes the time to read the weights of every pair.
+void pretend(const ggml_cgraph * graph, int64_t rate) {
+    double bytes = 0;
+    for (int i = 0; i < G.ggml_graph_n_nodes(const_cast<ggml_cgraph *>(graph)); ++i) {
+        const ggml_tensor * t = G.ggml_graph_node(const_cast<ggml_cgraph *>(graph), i);
+        if (t->op == OP.mul_mat_id) {
+            bytes += double(t->src[0]->nb[2]) * double(t->src[2]->ne[0] * t->src[2]->ne[1]);
+        }
+    }
+    std::this_thread::sleep_for(std::chrono::duration<double>(bytes / double(rate)));
 }
 
 // ---- memory ----
@@ -80,10 +98,10 @@ void buffer_memset(ggml_backend_buffer *, ggml_tensor * t, uint8_t value, size_t
     memset(static_cast<char *>(t->data) + offset, value, size);
 }
 void buffer_set(ggml_backend_buffer *, ggml_tensor * t, const void * data, size_t offset, size_t size) {
-    transfer(static_cast<char *>(t->data) + offset, data, size);
+    transfer(static_cast<char *>(t->data) + offset, data, size, false);
 }
 void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_t offset, size_t size) {
-    transfer(data, static_cast<const char *>(t->data) + offset, size);
+    transfer(data, static_cast<const char *>(t->data) + offset, size, true);
 }
 void buffer_clear(ggml_backend_buffer * b, uint8_t value) { memset(buffer_base(b), value, b->size); }
 
@@ -195,13 +213,13 @@ void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, siz
             s->failed = true;
             return;
         }
-        transfer(to, data, size);
+        transfer(to, data, size, false);
     });
 }
 
 void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
     const char * from = static_cast<const char *>(t->data) + offset;
-    stream_of(b)->submit([=] { transfer(data, from, size); });
+    stream_of(b)->submit([=] { transfer(data, from, size, true); });
 }
 
 void backend_synchronize(ggml_backend * b) { stream_of(b)->wait(); }
@@ -214,6 +232,11 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     s->submit([=] {
         if (s->failed) {
             return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
+        }
+        const int64_t rate = state().options.compute_rate;
+        if (rate > 0) {
+            pretend(graph, rate);
+            return;
         }
         if (nth(state().computations, state().options.fail_compute, false) ||
             G.ggml_backend_graph_compute(s->cpu, graph) != STATUS_SUCCESS) {

@@ -47,6 +47,7 @@ class _SimOptions(ctypes.Structure):
         ("fail_compute", _i32),
         ("jitter_us", _i32),
         ("seed", ctypes.c_uint64),
+        ("compute_rate", _i64),
     ]
 
 
@@ -119,6 +120,7 @@ _SIGNATURES = {
     "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
     "em_set_router": (_i32, [ctypes.c_void_p, _i32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i32, _i32]),
     "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
+    "em_end_step": (_i32, [ctypes.c_void_p]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
@@ -216,6 +218,7 @@ class Core:
             sim.fail_compute,
             sim.jitter_us,
             sim.seed,
+            sim.compute_rate,
         )
         if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
             raise ConfigError(self.last_error())
@@ -301,7 +304,7 @@ class NativeEngine:
         return int(self._lib.em_submit(self.handle, array.ctypes.data, len(loads)))
 
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
-        """Load ahead of need from now on; see ``edgemoe.h``. ``predictor`` is its handle, None for never."""
+        """Learn and load ahead of need from now on, see ``edgemoe.h``; ``predictor`` is a handle, None for neither."""
         self._check(self._lib.em_set_ahead(self.handle, predictor, lead, most, gain, int(wait)))
 
     def set_router(
@@ -320,8 +323,12 @@ class NativeEngine:
         """A token of this id, -1 where unknown, is about to be decoded."""
         self._lib.em_begin_token(self.handle, token_id)
 
+    def end_step(self) -> None:
+        """The step is over, or was cut short: the predictor may be used again."""
+        self._lib.em_end_step(self.handle)
+
     def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
-        """Prefetches of each layer since the last call, ``(layers,)``."""
+        """Prefetches of each layer in the latest step, ``(layers,)``."""
         out = np.empty(layers, dtype=np.int32)
         self._check(self._lib.em_ahead_spent(self.handle, out.ctypes.data, layers))
         return out

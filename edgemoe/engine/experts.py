@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from ..config import Budget, OffloadConfig, home
 from ..errors import DoesNotFit
 from ..gguf import GgufFile
 from ..policy import Policy, make, plan_slots
-from ..prefetch import GAIN, LEAD, Controller
+from ..prefetch import GAIN, LEAD, PLAN_EVERY, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 from . import routers
 from .binding import PENDING, RESIDENT, NativeEngine
 from .predictor import NativePredictor
+from .routing import Routing
 
 # Left free on a device for the desktop and other programs when the budget is automatic.
 RESERVE_BYTES = 1 << 30
@@ -33,6 +33,9 @@ KEEP_LEARNT_EVERY_S = 600.0
 # A predictor that has seen fewer tokens is not worth a file.
 LEAST_LEARNT = 200
 SYNCHRONOUS_S = 60.0
+# The share of the time that routing history and policy may take; they are asked less often otherwise. Where nothing is
+# fetched ahead that costs hits: a quarter of gpt-oss-20b resident, every token .722, every second .704, fourth .687.
+TURN_SHARE, TURN_SHARE_ON_DEMAND = 0.005, 0.01
 # Attempts with half the budget each when the device refuses an allocation.
 ALLOCATION_ATTEMPTS = 5
 
@@ -65,14 +68,12 @@ class Experts:
             self.shape = ModelShape(len(infos), experts, used, tuple(int(info.expert_bytes) for info in infos))
         self._identity = identity
         self._policy: Policy | None = None
-        self._last: IdArray = np.full((len(infos), used), -1, dtype=np.int32)
-        self._heat: FloatArray = np.zeros((len(infos), self.shape.experts if self.shape else 0), dtype=np.float32)
-        self._row_start = np.arange(len(infos), dtype=np.int32)[:, None] * self._heat.shape[1]
-        self._noted = False
-        self._ahead = self._last_was_token = False
-        self._recording: list[tuple[IdArray, IdArray]] | None = None
-        self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
-        self._recent_tokens: deque[int] = deque(maxlen=history.RECENT_TOKENS)
+        experts = self.shape.experts if self.shape else 0
+        self._routing = Routing(list(self._row_of), experts, used, config.prefill_tokens)
+        self._lock = threading.Lock()  # the routing may be asked for while the model computes
+        self._untold: list[tuple[IdArray, IdArray]] = []
+        self._waiting = self._turn_ns = 0
+        self._noted = self._ahead = self._computing = False
         self._profile = self._load_profile()
         self._kept_at = self._learnt_kept_at = time.monotonic()
         self._keeper = threading.Thread(target=lambda: None)
@@ -102,12 +103,16 @@ class Experts:
 
     def heat(self) -> FloatArray:
         """How often each expert was routed to since the model was loaded, prefill included."""
-        heat: FloatArray = self._heat.copy()
+        with self._lock:
+            self._take()
+            heat: FloatArray = self._routing.heat.copy()
         return heat
 
     def last(self) -> IdArray:
         """Experts of the last computed token, shape ``(layers, k)``, -1 where unknown."""
-        last: IdArray = self._last.copy()
+        with self._lock:
+            self._take()
+            last: IdArray = self._routing.last.copy()
         return last
 
     def resize(self, vram: str | int) -> int:
@@ -130,14 +135,18 @@ class Experts:
     @contextlib.contextmanager
     def record(self, path: str | Path) -> Iterator[None]:
         """Write every routing choice made inside the ``with`` block to a trace file (``.npz``)."""
-        self._recording = []
+        with self._lock:
+            self._take()
+            self._routing.record()
         try:
             yield
         finally:
-            steps, self._recording = self._recording, None
-            if steps and self.shape is not None:
-                ids, tokens = (np.concatenate(parts) for parts in zip(*steps, strict=True))
-                decode = [len(step) < self._config.prefill_tokens for step, _ in steps for _ in step]
+            with self._lock:
+                self._take()
+                batches = self._routing.recorded()
+            if batches and self.shape is not None:
+                ids, tokens = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+                decode = [len(batch) < self._config.prefill_tokens for batch, _ in batches for _ in batch]
                 trace.write(
                     Path(path),
                     ids,
@@ -177,11 +186,16 @@ class Experts:
 
     def before_step(self, tokens: Sequence[int]) -> None:
         """Fetch ahead what these tokens, about to be computed, are known to need."""
-        if self._ahead and len(tokens) == 1:
-            self._native.begin_token(int(tokens[0]))
+        with self._lock:
+            self._computing = True
+        if self._predictor is not None:
+            self._native.begin_token(int(tokens[0]) if len(tokens) == 1 else -1)
 
     def after_step(self, tokens: Sequence[int], elapsed_ns: int = 0) -> None:
         """Hand the routing of the step just computed to the policy, and its wishes to the core.
+
+        Steps of one token wait for each other where that costs no hits: the processor's caches are full of weights
+        after each, so that this code is at its slowest then.
 
         Args:
             tokens: the token ids that were computed; fewer where the step was cut short.
@@ -190,35 +204,61 @@ class Experts:
         if self.shape is None:
             return
         started = time.perf_counter_ns()
+        self._native.end_step()
+        with self._lock:
+            self._routing.expect(tokens)
+            self._computing = False
         if not self._noted:
             self._noted = True
             self._note_layers()
-        at = 0
-        for ids in self._steps(self._native.drain()):
-            self._note_use(ids, np.array(tokens[at : at + len(ids)], dtype=np.int32))
-            at += len(ids)
-            if self._policy is not None:
-                self._follow(self._policy, ids)
-        if self._predictor is not None and self._last_was_token and not self._config.synchronous:
+        self._waiting += 1
+        if len(tokens) != 1 or self._waiting >= self._pace(elapsed_ns):
+            self._waiting = 0
+            self._follow()
+            self._turn_ns = time.perf_counter_ns() - started
+        if self._predictor is not None and len(tokens) == 1 and not self._config.synchronous:
             self._set_ahead(self._controller.step(elapsed_ns))
         if time.monotonic() - self._kept_at > KEEP_EVERY_S:
             self.keep_history()
         self.scheduler_ns += time.perf_counter_ns() - started
 
-    def _follow(self, policy: Policy, ids: IdArray) -> None:
-        decode = len(ids) < self._config.prefill_tokens
-        self._last_was_token = len(ids) == 1
+    def _pace(self, elapsed_ns: int) -> int:
+        """Steps from one turn of the policy to the next."""
+        on_demand = self._policy is not None and not self._ahead
+        if self._config.synchronous:
+            return 1 if on_demand else PLAN_EVERY
+        affordable_ns = elapsed_ns * (TURN_SHARE_ON_DEMAND if on_demand else TURN_SHARE)
+        return PLAN_EVERY if affordable_ns <= 0 else min(PLAN_EVERY, 1 + int(self._turn_ns / affordable_ns))
+
+    def _follow(self) -> None:
+        """Tell the policy what was computed since its last turn, and submit what it wants."""
+        with self._lock:
+            self._take()
+            batches, self._untold = self._untold, []
+        if self._policy is None or not batches:
+            return
         states = self._states()
         resident, pending = states == RESIDENT, states == PENDING
-        policy.observe(ids, resident, decode)
-        if not decode:
+        for ids, tokens in batches:
+            self._policy.observe(ids, resident, len(ids) < self._config.prefill_tokens)
+            if self._predictor is not None and len(ids) > 1:
+                self._predictor.seen(tokens, ids)
+        if len(batches[-1][0]) >= self._config.prefill_tokens:
             return
         limit: int | IdArray = self._config.uploads_per_step
         if self._predictor is not None:
             limit = np.maximum(limit - self._native.ahead_spent(len(states)), 0)
-        self._native.submit(policy.plan(resident, pending, limit))
+        self._native.submit(self._policy.plan(resident, pending, limit))
         if self._config.synchronous:
             self._native.wait_uploads(SYNCHRONOUS_S)
+
+    def _take(self) -> None:
+        """Count the routing that the core has noted so far, unless a step is half way; needs the lock."""
+        if self._computing:
+            return
+        batches = self._routing.take(self._native.drain())
+        if self._policy is not None:
+            self._untold += batches
 
     def keep_history(self) -> None:
         """Write what was learnt so far, in the background; a crash loses what came after."""
@@ -247,11 +287,12 @@ class Experts:
 
     def _history(self) -> history.Profile | None:
         """What was known before and this run, together."""
-        if self.shape is None or self._config.profile == "off" or not self._heat.any():
+        if self.shape is None or self._config.profile == "off":
             return None
-        recent = np.stack(self._recent) if self._recent else np.zeros((0, *self._last.shape), dtype=np.int32)
-        tokens = np.array(self._recent_tokens, dtype=np.int32)
-        run = history.Profile(self._identity, self._heat.copy(), float(self.stats().tokens), 1, recent, tokens)
+        heat = self.heat()
+        if not heat.any():
+            return None
+        run = history.Profile(self._identity, heat, float(self.stats().tokens), 1, *self._routing.recent())
         return history.merge(self._profile, run)
 
     def _learnt(self) -> predictor.Tables | None:
@@ -278,12 +319,11 @@ class Experts:
         return native
 
     def _set_ahead(self, on: bool) -> None:
-        if self._predictor is None or self._config.prefetch == "off":
-            on = False
-        if on != self._ahead:
+        on = on and self._predictor is not None and self._config.prefetch != "off"
+        if on != self._ahead and self._predictor is not None:
             self._ahead = on
-            handle = self._predictor.handle if self._predictor is not None and on else None
-            self._native.set_ahead(handle, LEAD, self._config.uploads_per_step, GAIN, self._config.synchronous)
+            most = self._config.uploads_per_step if on else 0
+            self._native.set_ahead(self._predictor.handle, LEAD, most, GAIN, self._config.synchronous)
 
     def _note_layers(self) -> None:
         infos = self._native.layers()
@@ -304,58 +344,6 @@ class Experts:
         if self.shape is None:
             return np.zeros((0, 0), dtype=np.uint8)
         return self._native.residency(self.shape.layers, self.shape.experts)
-
-    def _steps(self, events: npt.NDArray[np.int32]) -> Iterator[IdArray]:
-        """Regroup events into arrays ``(tokens, layers, k)``, one per batch that was computed."""
-        assert self.shape is not None
-        layers, k = self.shape.layers, self._last.shape[1]
-        if len(events) == layers * (3 + k):  # one token through all layers: by far the most common
-            table = events.reshape(layers, 3 + k)
-            if (table[:, 1] == 1).all() and (table[:, 2] == k).all():
-                yield table[:, 3:].reshape(1, layers, k).copy()
-                return
-        yield from self._irregular_steps(events, layers, k)
-
-    def _irregular_steps(self, events: npt.NDArray[np.int32], layers: int, k: int) -> Iterator[IdArray]:
-        """Any batch: a new one begins where the layers start again; layers may use fewer experts than others."""
-        step: IdArray | None = None
-        previous, at = -1, 0
-        while at < len(events):
-            block, tokens, used = (int(v) for v in events[at : at + 3])
-            ids = events[at + 3 : at + 3 + tokens * used].reshape(tokens, used)
-            at += 3 + tokens * used
-            row = self._row_of.get(block)
-            if row is None:
-                continue
-            if step is None or row <= previous:
-                if step is not None:
-                    yield step
-                step = np.full((tokens, layers, k), -1, dtype=np.int32)
-            n, width = min(tokens, len(step)), min(used, k)  # the last layer may compute the last tokens only
-            step[len(step) - n :, row, :width] = ids[tokens - n :, :width]
-            previous = row
-        if step is not None:
-            yield step
-
-    def _note_use(self, ids: IdArray, tokens: IdArray) -> None:
-        assert self.shape is not None
-        self._last = ids[-1]
-        if len(tokens) < len(ids):
-            tokens = np.pad(tokens, (0, len(ids) - len(tokens)), constant_values=-1)
-        if self._predictor is not None:
-            self._predictor.seen(tokens, ids)
-        flat = (ids + self._row_start).ravel()
-        if ids.min() < 0:
-            flat = flat[ids.ravel() >= 0]
-        if len(ids) < self._config.prefill_tokens:
-            self._recent.extend(ids)
-            self._recent_tokens.extend(tokens.tolist())
-        if len(ids) == 1:  # a token uses an expert of a layer once: no index is there twice
-            self._heat.reshape(-1)[flat] += 1.0
-        else:
-            self._heat += np.bincount(flat, minlength=self._heat.size).reshape(self._heat.shape)
-        if self._recording is not None:
-            self._recording.append((ids, tokens))
 
     def _place(self, budget: Budget) -> None:
         """Allocate slots within the budget, and start to fill them."""

@@ -100,6 +100,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = file.number("expert_used_count") or DEFAULT_TOP_K
         self.experts = Experts(native, config, device, used, model_identity(file))
+        if device == "sim" and config.sim.compute_rate > 0:
+            self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
         if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
             self.experts.look_ahead(file)

@@ -98,8 +98,8 @@ class OffloadConfig:
         profile: ``auto`` (read and keep a routing profile of this model), ``off``, or a path.
         uploads_per_step: most experts moved per layer and policy step.
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
-        stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device.
-            0 never streams.
+        stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device, until the
+            machine's own rates are measured: then with as many as make the copy quicker than the CPU. 0 never streams.
         synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts
             every time, as in a replay.
         sim: behaviour of the ``sim`` device.

@@ -200,6 +200,23 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
     return STATUS_SUCCESS;
 }
 
+constexpr double  RATE_SMOOTH  = 0.2;
+constexpr int64_t FEW_PAIRS    = 16; // too few to tell a rate
+constexpr int64_t LEAST_SHARE  = 4, MOST_TIMES = 16; // how far from options.stream_tokens measurements may lead
+
+void note_rate(double & rate, double value) { rate = rate > 0 ? rate + RATE_SMOOTH * (value - rate) : value; }
+
+// From how many tokens on an expert is quicker brought to the device than computed on the CPU, by the rates measured so far.
+int64_t stream_from(const em_engine * e, const em_layer_t & layer) {
+    const int64_t given = e->options.stream_tokens;
+    if (e->cold_pair_ns <= 0 || e->stream_byte_ns <= 0) {
+        return given;
+    }
+    // An expert is worth its copy from the token on whose computing would last longer.
+    const int64_t tokens = int64_t(e->stream_byte_ns * double(layer.expert_bytes) / e->cold_pair_ns) + 1;
+    return std::clamp(tokens, std::max<int64_t>(given / LEAST_SHARE, 1), given * MOST_TIMES);
+}
+
 // A large batch: resident experts on the device, well used others streamed there, the rest on the CPU.
 int compute_prefill(run & r, split s) {
     em_engine * e     = r.e;
@@ -211,8 +228,9 @@ int compute_prefill(run & r, split s) {
             by_expert[size_t(p.expert)].push_back(p);
         }
         s.cold.clear();
+        const int64_t enough = stream_from(e, *r.b.layer);
         for (auto & pairs : by_expert) {
-            if (int64_t(pairs.size()) >= e->options.stream_tokens) {
+            if (int64_t(pairs.size()) >= enough) {
                 e->count.prefill_streamed += int64_t(pairs.size());
                 streamed.push_back(std::move(pairs));
             } else {
@@ -222,10 +240,16 @@ int compute_prefill(run & r, split s) {
     }
     e->count.prefill_hits += int64_t(s.hot.size());
     e->count.prefill_misses += int64_t(s.cold.size());
-    int status = r.compute(s);
+    const int64_t cpu_ns = e->count.cpu_ns;
+    int           status = r.compute(s);
+    if (int64_t(s.cold.size()) >= FEW_PAIRS) {
+        note_rate(e->cold_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
+    }
     if (status == STATUS_SUCCESS && !streamed.empty()) {
         std::vector<em_pair> failed;
+        const int64_t        started = em_now_ns();
         status = stream_waves(r, streamed, *stage, failed);
+        note_rate(e->stream_byte_ns, double(em_now_ns() - started) / double(streamed.size() * r.b.layer->expert_bytes));
         if (status == STATUS_SUCCESS && !failed.empty()) {
             status = r.compute_cold(failed);
         }

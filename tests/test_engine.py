@@ -17,6 +17,7 @@ import pytest
 from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig, trace
 from edgemoe.engine import host
 from tests import parity
+from tests.routing import wide_model
 from tests.zoo import build
 from tests.zoo.reference import plain
 
@@ -224,6 +225,32 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
         assert stats.device_fallbacks > 0
     if sim.fail_copy == 1:
         assert stats.failed_uploads > 0 and stats.resident == 0
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "lru", "static"])
+def test_a_pinned_expert_comes_and_stays(tmp_path: Path, policy: str) -> None:
+    with wide_model(tmp_path) as path:
+        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="30%", policy=policy, profile="off"))
+        llm.experts.wait()
+        layer, expert = map(int, np.argwhere(~llm.experts.residency())[0])
+        other = int(np.flatnonzero(llm.experts.residency()[layer])[0])
+        for chosen in (expert, other):
+            llm.experts.pin(layer, chosen)
+        for _ in range(2):
+            llm.experts.force(np.tile(np.arange(10, 14, dtype=np.int32), (40, 4, 1)))
+            for step in range(40):
+                llm.eval([step])
+                if step > 10:
+                    llm.experts.wait()
+                    assert llm.experts.residency()[layer, [expert, other]].all()
+            llm.experts.resize("35%")
+            llm.experts.wait()
+        assert llm.experts.pinned().sum() == 2
+        with pytest.raises(ConfigError):
+            llm.experts.pin(0, 32)
+        llm.experts.pin(layer, expert, False)
+        assert llm.experts.pinned().sum() == 1
+        llm.close()
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])

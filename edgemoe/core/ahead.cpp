@@ -47,7 +47,11 @@ int32_t fetch_ahead(em_engine * e, int32_t at) {
         if (!target.slots.empty() && target.experts == a.predictor->experts) {
             const auto pending = std::count(target.state.begin(), target.state.end(), uint8_t(EM_PENDING));
             const int32_t free = int32_t(target.slots.size()) - target.resident - int32_t(pending);
-            n = a.predictor->choose(at, a.lead, target.state.data(), std::max(free, 0), most, a.gain, loads);
+            std::vector<uint8_t> state = target.state;
+            for (size_t expert = 0; expert < target.pinned.size(); ++expert) {
+                state[expert] = target.pinned[expert] && state[expert] == EM_RESIDENT ? uint8_t(EM_PENDING) : state[expert];
+            }
+            n = a.predictor->choose(at, a.lead, state.data(), std::max(free, 0), most, a.gain, loads);
         }
     }
     for (int32_t i = 0; i < n; ++i) {

@@ -244,6 +244,17 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     return EM_OK;
 }
 
+int32_t em_pin(em_engine * e, int32_t layer, int32_t expert, int32_t pinned) {
+    if (layer < 0 || layer >= int32_t(e->layers.size()) || expert < 0 || expert >= e->layers[size_t(layer)]->experts) {
+        return em_fail(EM_ERROR_ARGUMENT, "no such expert");
+    }
+    em_layer_t &                l = *e->layers[size_t(layer)];
+    std::lock_guard<std::mutex> lock(l.mutex);
+    l.pinned.resize(size_t(l.experts));
+    l.pinned[size_t(expert)] = pinned != 0;
+    return EM_OK;
+}
+
 int64_t em_drain(em_engine * e, int32_t * out, int64_t capacity) {
     std::lock_guard<std::mutex> lock(e->ring_mutex);
     int64_t n = 0;

@@ -191,6 +191,8 @@ EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t cap
 // Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:
 // from the router again. For benchmarks.
 EM_API int32_t     em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t used);
+// Never evict this expert, or allow it again. It is not loaded by this.
+EM_API int32_t     em_pin(em_engine * engine, int32_t layer, int32_t expert, int32_t pinned);
 // Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
 EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
 // em_expert_state per (layer, expert), row by row.

@@ -70,6 +70,7 @@ struct em_layer_t {
     std::vector<uint8_t>  state;   // expert -> em_expert_state
     int32_t               resident = 0;
     em_places             places; // device memory of the slots
+    std::vector<uint8_t>  pinned; // expert -> 1 is never evicted; empty: none
     std::vector<uint8_t>  ahead;  // expert -> 1 loaded or asked for ahead of need, and not used since
     int64_t               ahead_useful = 0, ahead_late = 0, ahead_wasted = 0;
 };

@@ -169,7 +169,8 @@ void upload(em_engine * e, const em_request & request) {
         if (layer.state[size_t(load.expert)] != EM_PENDING || layer.slot_of[size_t(load.expert)] >= 0) {
             return; // the slots were reallocated meanwhile
         }
-        slot = missed ? -1 : slot_for(layer, load.victim);
+        const bool kept = load.victim >= 0 && size_t(load.victim) < layer.pinned.size() && layer.pinned[size_t(load.victim)];
+        slot = missed ? -1 : slot_for(layer, kept ? -1 : load.victim);
         if (slot < 0) {
             layer.state[size_t(load.expert)] = EM_COLD;
             layer.ahead[size_t(load.expert)] = 0;

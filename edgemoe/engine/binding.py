@@ -120,6 +120,7 @@ _SIGNATURES = {
     "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
     "em_set_router": (_i32, [ctypes.c_void_p, _i32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i32, _i32]),
     "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
+    "em_pin": (_i32, [ctypes.c_void_p, _i32, _i32, _i32]),
     "em_end_step": (_i32, [ctypes.c_void_p]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
@@ -302,6 +303,10 @@ class NativeEngine:
             return 0
         array = np.array(loads, dtype=np.int32)  # rows of the three fields of em_load
         return int(self._lib.em_submit(self.handle, array.ctypes.data, len(loads)))
+
+    def pin(self, layer: int, expert: int, pinned: bool) -> None:
+        """Never evict an expert, or allow it again."""
+        self._check(self._lib.em_pin(self.handle, layer, expert, int(pinned)))
 
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
         """Learn and load ahead of need from now on, see ``edgemoe.h``; ``predictor`` is a handle, None for neither."""

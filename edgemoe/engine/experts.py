@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
-from ..errors import DoesNotFit
+from ..errors import ConfigError, DoesNotFit
 from ..gguf import GgufFile
 from ..policy import Policy, make, plan_slots
 from ..prefetch import GAIN, LEAD, PLAN_EVERY, Controller
@@ -70,6 +70,8 @@ class Experts:
         self._policy: Policy | None = None
         experts = self.shape.experts if self.shape else 0
         self._routing = Routing(list(self._row_of), experts, used, config.prefill_tokens)
+        self._pinned: BoolArray = np.zeros((len(infos), experts), dtype=np.bool_)
+        self._pins_changed = False
         self._lock = threading.Lock()  # the routing may be asked for while the model computes
         self._untold: list[tuple[IdArray, IdArray]] = []
         self._waiting = self._turn_ns = 0
@@ -127,6 +129,32 @@ class Experts:
         if self.shape is not None and self.device != "none":
             self._place(budget)
         return self.stats().slots
+
+    def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
+        """Keep an expert on the device, whatever the routing does, or let it go again. From any thread.
+
+        It is fetched with the next turn of the policy; never without a device or with the policy ``off``.
+
+        Args:
+            layer: row of `residency`.
+            expert: column of `residency`.
+            pinned: False takes it back.
+
+        Raises:
+            ConfigError: there is no such expert.
+        """
+        if self.shape is None or not (0 <= layer < self.shape.layers and 0 <= expert < self.shape.experts):
+            raise ConfigError(f"there is no expert {expert} in layer {layer}")
+        with self._lock:
+            self._pinned[layer, expert] = pinned
+            self._pins_changed = True
+        self._native.pin(layer, expert, pinned)
+
+    def pinned(self) -> BoolArray:
+        """True where an expert is pinned."""
+        with self._lock:
+            mask: BoolArray = self._pinned.copy()
+        return mask
 
     def wait(self, timeout_s: float = 60.0) -> bool:
         """Wait until every upload asked for has arrived; False when that took longer."""
@@ -235,6 +263,8 @@ class Experts:
         with self._lock:
             self._take()
             batches, self._untold = self._untold, []
+            pinned = self._pinned.copy() if self._pins_changed else None
+            self._pins_changed = False
         if self._policy is None or not batches:
             return
         states = self._states()
@@ -243,6 +273,10 @@ class Experts:
             self._policy.observe(ids, resident, len(ids) < self._config.prefill_tokens)
             if self._predictor is not None and len(ids) > 1:
                 self._predictor.seen(tokens, ids)
+        if pinned is not None:
+            self._native.submit(self._policy.pin(pinned, resident, pending))
+            states = self._states()
+            resident, pending = states == RESIDENT, states == PENDING
         if len(batches[-1][0]) >= self._config.prefill_tokens:
             return
         limit: int | IdArray = self._config.uploads_per_step

@@ -85,6 +85,16 @@ class Policy(Protocol):
         """
         ...
 
+    def pin(self, pinned: BoolArray, resident: BoolArray, pending: BoolArray) -> list[Load]:
+        """Keep these experts from now on, and give the loads that bring the absent ones in.
+
+        Args:
+            pinned: ``(layers, experts)``; replaces what was pinned before.
+            resident: what is on the device now.
+            pending: what is on its way.
+        """
+        ...
+
     def heat(self) -> FloatArray:
         """Count the uses of each expert so far, ``(layers, experts)``, prefill included; a copy."""
         ...

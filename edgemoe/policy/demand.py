@@ -77,10 +77,15 @@ class DemandPolicy:
         self._ledger.slots = np.array(slots, dtype=np.int32)
         return self._fill(resident)
 
+    def pin(self, pinned: BoolArray, resident: BoolArray, pending: BoolArray) -> list[Load]:
+        """See `Policy.pin`."""
+        every_layer = np.arange(self._ledger.shape.layers, dtype=np.intp)
+        return self._exchange.pin(pinned, self._scorer.scores(every_layer), self._ledger.slots, resident, pending)
+
     def heat(self) -> FloatArray:
         """See `Policy.heat`."""
         return self._ledger.heat()
 
     def _fill(self, resident: BoolArray) -> list[Load]:
         every_layer = np.arange(self._ledger.shape.layers, dtype=np.intp)
-        return fill(self._scorer.scores(every_layer), self._ledger.slots, resident)
+        return fill(self._scorer.scores(every_layer), self._ledger.slots, resident, self._exchange.pinned)

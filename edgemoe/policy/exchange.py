@@ -14,18 +14,21 @@ _NONE = -np.inf
 _NEVER = np.inf
 
 
-def fill(scores: Scores, slots: IntArray, resident: BoolArray) -> list[Load]:
-    """Fill the free slots with the best experts that are not resident; ties go to the lower expert.
+def fill(scores: Scores, slots: IntArray, resident: BoolArray, pinned: BoolArray | None = None) -> list[Load]:
+    """Fill the free slots with the pinned and then the best experts that are not resident; ties go to the lower one.
 
     Args:
         scores: ``(layers, experts)``, higher is better.
         slots: ``(layers,)``, capacity.
         resident: ``(layers, experts)``, what occupies slots already.
+        pinned: ``(layers, experts)``, who comes first; None for nobody.
 
     Returns:
         loads without victims, breadth first: the best of every layer, then the second of every layer.
     """
     free = slots - resident.sum(axis=1)
+    if pinned is not None:
+        scores = np.where(pinned, _NEVER, scores)
     order = np.argsort(np.where(resident, _NEVER, -scores), axis=1, kind="stable")
     deepest = int(free.max(initial=0))
     return [
@@ -43,7 +46,8 @@ class Exchange:
     """
 
     def __init__(self) -> None:
-        """Start without promises."""
+        """Start without promises and with nobody pinned."""
+        self.pinned: BoolArray | None = None  # (layers, experts), who never goes
         self._victims: Indices = np.zeros(0, dtype=np.intp)
         self._newcomers: Indices = np.zeros(0, dtype=np.intp)
 
@@ -76,6 +80,8 @@ class Exchange:
         coming = pending[layers].sum(axis=1)
         free = slots[layers] - staying.sum(axis=1) - coming
         keep[~staying | pending[layers]] = _NEVER
+        if self.pinned is not None:
+            keep[self.pinned[layers]] = _NEVER
         room = np.minimum(np.broadcast_to(limit, slots.shape)[layers] - coming, worth.shape[1])
         rows = np.arange(len(layers))
         rounds: list[tuple[Indices, Indices, Indices]] = []
@@ -98,6 +104,24 @@ class Exchange:
         where, newcomers, victims = map(np.concatenate, zip(*rounds, strict=True))
         self._promise(where * resident.shape[1], newcomers, victims)
         return list(map(Load, where.tolist(), newcomers.tolist(), victims.tolist()))
+
+    def pin(
+        self, pinned: BoolArray, scores: Scores, slots: IntArray, resident: BoolArray, pending: BoolArray
+    ) -> list[Load]:
+        """Let these experts never go from now on, and give the loads that bring the absent ones in.
+
+        Args:
+            pinned: ``(layers, experts)``; a layer with more of them than slots keeps some of them out.
+            scores: ``(layers, experts)``; the lowest resident that is not pinned makes room.
+            slots: ``(layers,)``, capacity.
+            resident: ``(layers, experts)``.
+            pending: ``(layers, experts)``.
+        """
+        self.pinned = pinned.copy()
+        absent = pinned & ~resident & ~pending
+        layers = np.flatnonzero(absent.any(axis=1) & (slots > 0))
+        worth = np.where(absent[layers], 0.0, _NONE)
+        return self.swap(layers, worth, scores[layers].copy(), slots, resident, pending, resident.shape[1])
 
     def _staying(self, resident: BoolArray, pending: BoolArray) -> BoolArray:
         """Forget settled promises; give the residents that are not promised away, ``(layers, experts)``."""

@@ -65,10 +65,14 @@ class Static:
         self._wanted.fill(False)
         return self._fill(resident)
 
+    def pin(self, pinned: BoolArray, resident: BoolArray, pending: BoolArray) -> list[Load]:
+        """See `Policy.pin`."""
+        return self._exchange.pin(pinned, self._ledger.uses, self._ledger.slots, resident, pending)
+
     def heat(self) -> FloatArray:
         """See `Policy.heat`."""
         return self._ledger.heat()
 
     def _fill(self, resident: BoolArray) -> list[Load]:
         scores = self._ledger.uses if self._heat is None else self._heat.astype(np.float64)
-        return fill(scores, self._ledger.slots, resident)
+        return fill(scores, self._ledger.slots, resident, self._exchange.pinned)

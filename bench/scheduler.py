@@ -26,7 +26,7 @@ def run(given: argparse.Namespace, data: replay.Split, bandwidth: int, prefetch:
     """One row of the table; returns milliseconds per token."""
     sim = SimConfig(bandwidth=bandwidth, latency_us=10, compute_rate=int(given.pretend))
     offload = OffloadConfig("sim", given.vram, prefetch=prefetch, profile=str(profiles(given.model)), sim=sim)
-    llm = Llama(given.model, n_ctx=given.tokens + 64, n_gpu_layers=0, offload=offload)
+    llm = Llama(given.model, n_ctx=given.tokens + 64, n_gpu_layers=0, n_threads=given.threads, offload=offload)
     llm.experts.force(data.test[: given.tokens])
     llm.experts.wait(600)
     words = np.maximum(data.test_tokens[: given.tokens], 0) % llm.n_vocab()
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--vram", default="25%")
     parser.add_argument("--pretend", type=float, default=0, help="bytes per second of a device that only pretends")
     parser.add_argument("--prefetch", default="off,history", help="settings, the first is compared with")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; a core should be left for copies")
     parser.add_argument("--repeat", type=int, default=1, help="A B A B")
     parser.add_argument("--links", default="0,25e9,8e9,1e9", help="bytes per second")
     given = parser.parse_args()

@@ -66,6 +66,7 @@ class SimConfig:
         fail_alloc: the n-th allocation fails (1 is the first), 0 for never.
         fail_copy: every n-th upload fails, 0 for never.
         fail_compute: every n-th computation fails, 0 for never.
+        fail_register: the n-th piece of host memory cannot be registered, 0 for never.
         jitter_us: a random delay of up to this many microseconds before each operation.
         seed: seed of that delay.
         compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
@@ -78,6 +79,7 @@ class SimConfig:
     fail_alloc: int = 0
     fail_copy: int = 0
     fail_compute: int = 0
+    fail_register: int = 0
     jitter_us: int = 0
     seed: int = 1
     compute_rate: int = 0
@@ -100,6 +102,8 @@ class OffloadConfig:
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
         stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device, until the
             machine's own rates are measured: then with as many as make the copy quicker than the CPU. 0 never streams.
+        pin: let the device's driver pin the cold experts' memory, so that the device fetches them by itself: a third of
+            the memory traffic. Never where too little RAM would be left.
         synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts
             every time, as in a replay.
         sim: behaviour of the ``sim`` device.
@@ -116,6 +120,7 @@ class OffloadConfig:
     uploads_per_step: int = 2
     prefill_tokens: int = 16
     stream_tokens: int = 32
+    pin: bool = True
     synchronous: bool = False
     sim: SimConfig = SimConfig()
 

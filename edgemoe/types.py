@@ -55,6 +55,7 @@ class ExpertStats:
         uploads: experts copied to the device into a slot.
         upload_bytes: bytes of these copies.
         streamed_bytes: bytes copied for one prefill batch only.
+        direct_bytes: bytes of both that the device read from host memory by itself, without a copy to staging memory.
         failed_uploads: copies that the device refused or that failed.
         joins: times the CPU waited for the device.
         device_fallbacks: device computations that failed and were redone on the CPU.
@@ -83,6 +84,7 @@ class ExpertStats:
     uploads: int = 0
     upload_bytes: int = 0
     streamed_bytes: int = 0
+    direct_bytes: int = 0
     failed_uploads: int = 0
     joins: int = 0
     device_fallbacks: int = 0

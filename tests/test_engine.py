@@ -207,6 +207,7 @@ FAULTS += [SimConfig(fail_alloc=n) for n in (1, 2, 3, 4, 5, 6)] + [
     SimConfig(jitter_us=300),
     SimConfig(capacity=100_000),
 ]
+FAULTS += [SimConfig(fail_register=n) for n in (1, 2)]
 FAULTS += [SimConfig(bandwidth=20_000_000, latency_us=50)]
 
 
@@ -225,6 +226,17 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
         assert stats.device_fallbacks > 0
     if sim.fail_copy == 1:
         assert stats.failed_uploads > 0 and stats.resident == 0
+
+
+@pytest.mark.parametrize("pin", [True, False])
+def test_pinned_memory_is_read_without_staging(pin: bool, tmp_path: Path) -> None:
+    with wide_model(tmp_path) as path:
+        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="100%", profile="off", pin=pin))
+        assert llm.experts.wait()
+        stats = llm.experts.stats()
+        llm.close()
+    assert stats.upload_bytes > 0 and stats.direct_bytes <= stats.upload_bytes
+    assert (stats.direct_bytes > 0) == pin, "experts on the edge of a page are staged"
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "lru", "static"])

@@ -112,6 +112,7 @@ int32_t em_engine_stop(em_engine * e) {
         G.ggml_backend_synchronize(e->exec);
     }
     em_slots_release(e);
+    em_host_unregister(e);
     for (auto & s : e->stages) {
         em_places_free(s->places);
     }
@@ -223,7 +224,7 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     *s = {};
     s->tokens = c.tokens, s->hits = c.hits, s->misses = c.misses;
     s->prefill_hits = c.prefill_hits, s->prefill_streamed = c.prefill_streamed, s->prefill_misses = c.prefill_misses;
-    s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes;
+    s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes, s->direct_bytes = c.direct_bytes;
     s->failed_uploads = c.failed_uploads, s->joins = c.joins, s->device_fallbacks = c.device_fallbacks;
     s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns, s->schedule_ns = c.schedule_ns;
     s->dropped_events = c.dropped_events;

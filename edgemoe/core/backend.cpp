@@ -307,6 +307,12 @@ void * reg_proc(ggml_backend_reg *, const char * name) {
     if (strcmp(name, "ggml_backend_set_abort_callback") == 0) {
         return reinterpret_cast<void *>(set_abort_callback);
     }
+    if (strcmp(name, "ggml_backend_register_host_buffer") == 0) { // as ggml-cuda calls it
+        return reinterpret_cast<void *>(em_sim_register);
+    }
+    if (strcmp(name, "ggml_backend_unregister_host_buffer") == 0) {
+        return reinterpret_cast<void *>(em_sim_unregister);
+    }
     if (strcmp(name, "edgemoe_take_error") == 0) {
         return reinterpret_cast<void *>(em_sim_take_error);
     }

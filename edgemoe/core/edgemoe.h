@@ -41,6 +41,7 @@ typedef struct {
     int32_t struct_bytes;
     int32_t prefill_tokens;   // a batch of at least so many tokens is a prefill
     int32_t stream_tokens;    // prefill: a cold expert with so many tokens is streamed; 0 never
+    int32_t register_host;    // 1: let the device read experts from host memory by itself, where its driver can
     int32_t stream_slots;     // staging places of an expert on the device for prefill, an even number; 0 none
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
@@ -54,6 +55,7 @@ typedef struct {
     int32_t fail_alloc;
     int32_t fail_copy;
     int32_t fail_compute;
+    int32_t fail_register;
     int32_t jitter_us;
     uint64_t seed;
     int64_t  compute_rate;
@@ -82,7 +84,7 @@ typedef struct {
     int64_t tokens;
     int64_t hits, misses;
     int64_t prefill_hits, prefill_streamed, prefill_misses;
-    int64_t uploads, upload_bytes, streamed_bytes, failed_uploads;
+    int64_t uploads, upload_bytes, streamed_bytes, direct_bytes, failed_uploads;
     int64_t joins, device_fallbacks;
     int64_t moe_ns, device_ns, cpu_ns, join_ns, schedule_ns;
     int64_t prefetch_useful, prefetch_late, prefetch_wasted;

@@ -44,6 +44,12 @@ struct em_slot {
 
 enum em_projection { PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_GATE_UP, PROJ_COUNT };
 
+// A piece of host memory that the device may read by itself.
+struct em_window {
+    const char * from = nullptr;
+    const char * to   = nullptr;
+};
+
 // Device memory for a number of experts of one shape.
 struct em_places {
     ggml_context *        ctx    = nullptr;
@@ -61,6 +67,8 @@ struct em_layer_t {
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
     size_t        expert_bytes       = 0; // weights and biases of one expert
+    em_window         window[PROJ_COUNT]; // what of the weights the device reads by itself; valid when registered
+    std::atomic<bool> registered{false};  // tried, by the copy thread
     std::atomic<int> understood{-1}; // is its pattern? -1 not seen yet
     std::atomic<int> device_can{-1}; // has the device every operation of it? -1 not asked yet
 
@@ -89,7 +97,7 @@ struct em_region {
 
 struct em_counters {
     std::atomic<int64_t> tokens{0}, hits{0}, misses{0}, prefill_hits{0}, prefill_streamed{0}, prefill_misses{0};
-    std::atomic<int64_t> uploads{0}, upload_bytes{0}, streamed_bytes{0}, failed_uploads{0}, joins{0}, device_fallbacks{0};
+    std::atomic<int64_t> uploads{0}, upload_bytes{0}, streamed_bytes{0}, direct_bytes{0}, failed_uploads{0}, joins{0}, device_fallbacks{0};
     std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, schedule_ns{0}, dropped_events{0};
 };
 
@@ -206,6 +214,11 @@ void em_look_settle(em_engine * e);                        // the predictor is t
 void em_look_stop(em_engine * e);
 void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n);      // needs the layer's mutex
 
+// hostmem.cpp
+void em_host_register(em_engine * e, em_layer_t & layer); // once per layer; may take long, needs no lock
+void em_host_unregister(em_engine * e);
+bool em_host_readable(const em_layer_t & layer, int projection, const char * from, size_t bytes);
+
 // slots.cpp
 bool em_queue(em_engine * e, const em_load & load, int64_t step);
 int  em_slots_set(em_engine * e, const int32_t * slots, int32_t count);
@@ -213,8 +226,8 @@ void em_slots_release(em_engine * e);
 void em_copy_start(em_engine * e);
 void em_copy_stop(em_engine * e);
 bool em_device_failed(ggml_backend * backend); // and clears the failure
-void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to, int32_t expert,
-                      int32_t place);
+void em_upload_expert(em_engine * e, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
+                      int32_t expert, int32_t place);
 bool em_places_alloc(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count);
 void em_places_free(em_places & places);
 
@@ -234,6 +247,9 @@ bool                       em_is_ours(const ggml_tensor * t);
 
 // sim.cpp
 ggml_backend_device * em_sim_device();
+bool em_sim_register(void * from, size_t bytes);
+void em_sim_unregister(void * from);
+int64_t em_sim_registered(); // pieces of host memory not given back
 bool em_sim_take_error(ggml_backend * stream);
 void em_sim_set_threads(ggml_backend * stream, int n);
 void em_sim_set_abort(ggml_backend * stream, ggml_abort_callback fn, void * data);

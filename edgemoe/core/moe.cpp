@@ -177,7 +177,7 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
                 break;
             }
             const int32_t place = (wave % 2) * half + i;
-            em_upload_expert(e->stream, e->stage_host.base + size_t(i) * r.b.layer->expert_bytes, *r.b.layer, stage.places,
+            em_upload_expert(e, e->stream, e->stage_host.base + size_t(i) * r.b.layer->expert_bytes, *r.b.layer, stage.places,
                              by_expert[at][0].expert, place);
             e->count.streamed_bytes += int64_t(r.b.layer->expert_bytes);
             for (em_pair p : by_expert[at]) {

@@ -15,8 +15,8 @@ namespace {
 
 struct sim_state {
     std::mutex      mutex; // guards everything here
-    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 1};
-    int64_t         used = 0, allocations = 0, copies = 0, computations = 0;
+    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0};
+    int64_t         used = 0, allocations = 0, copies = 0, computations = 0, registrations = 0, registered = 0;
     std::mt19937_64 random{1};
     std::mutex      link; // one transfer at a time
 };
@@ -47,6 +47,19 @@ void jitter() {
     }
 }
 
+// What a device does to host memory that fetches by itself.
+void read_once(const char * from, size_t size) {
+    constexpr size_t       LINE = 64;
+    static volatile uint64_t seen;
+    uint64_t               sum = 0;
+    for (size_t at = 0; at + 8 <= size; at += LINE) {
+        uint64_t word;
+        memcpy(&word, from + at, 8);
+        sum += word;
+    }
+    seen = sum;
+}
+
 void transfer(void * to, const void * from, size_t size, bool to_host) {
     em_sim_options o;
     {
@@ -64,6 +77,8 @@ void transfer(void * to, const void * from, size_t size, bool to_host) {
     if (o.compute_rate > 0) {
         if (to_host) {
             memset(to, 0, size);
+        } else {
+            read_once(static_cast<const char *>(from), size);
         }
         return;
     }
@@ -314,6 +329,25 @@ bool device_supports_buft(ggml_backend_device * dev, ggml_backend_buffer_type * 
 
 } // namespace
 
+// A driver that pins the caller's memory. It must be given back piece by piece.
+bool em_sim_register(void *, size_t) {
+    if (nth(state().registrations, state().options.fail_register, true)) {
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(state().mutex);
+    state().registered += 1;
+    return true;
+}
+void em_sim_unregister(void *) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    state().registered -= 1;
+}
+
+int64_t em_sim_registered() {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return state().registered;
+}
+
 bool em_sim_take_error(ggml_backend * b) { return b->device == &device && stream_of(b)->failed.exchange(false); }
 
 void em_sim_set_threads(ggml_backend * b, int n) {
@@ -349,7 +383,7 @@ int32_t em_sim_configure(const em_sim_options * o) {
     }
     std::lock_guard<std::mutex> lock(state().mutex);
     state().options = *o;
-    state().allocations = state().copies = state().computations = 0;
+    state().allocations = state().copies = state().computations = state().registrations = 0;
     state().random.seed(o->seed);
     return EM_OK;
 }

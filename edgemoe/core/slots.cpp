@@ -43,18 +43,29 @@ bool em_device_failed(ggml_backend * backend) {
 }
 
 // Copies all weights and biases of an expert; staging holds expert_bytes and must stay until the backend is synchronised.
-void em_upload_expert(ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to, int32_t expert,
-                      int32_t place) {
-    auto send = [&](const ggml_tensor * from, ggml_tensor * target, size_t bytes) {
-        if (from) {
-            memcpy(staging, static_cast<const char *>(from->data) + size_t(expert) * bytes, bytes);
-            G.ggml_backend_tensor_set_async(backend, target, staging, size_t(place) * bytes, bytes);
+void em_upload_expert(em_engine * e, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
+                      int32_t expert, int32_t place) {
+    // A device that copies before it returns has no use for staging either.
+    const bool waits = !backend->iface.set_tensor_async;
+    auto       send  = [&](const ggml_tensor * from, ggml_tensor * target, size_t bytes, bool direct) {
+        const char * source = static_cast<const char *>(from->data) + size_t(expert) * bytes;
+        if (direct) {
+            e->count.direct_bytes += int64_t(bytes);
+        } else {
+            memcpy(staging, source, bytes);
+            source = staging;
             staging += bytes;
         }
+        G.ggml_backend_tensor_set_async(backend, target, source, size_t(place) * bytes, bytes);
     };
     for (int p = 0; p < PROJ_COUNT; ++p) {
-        send(layer.weight[p], to.weight[p], layer.weight[p] ? layer.weight[p]->nb[2] : 0);
-        send(layer.bias[p], to.bias[p], layer.bias[p] ? layer.bias[p]->nb[1] : 0);
+        if (const ggml_tensor * w = layer.weight[p]) {
+            const char * source = static_cast<const char *>(w->data) + size_t(expert) * w->nb[2];
+            send(w, to.weight[p], w->nb[2], waits || em_host_readable(layer, p, source, w->nb[2]));
+        }
+        if (const ggml_tensor * b = layer.bias[p]) {
+            send(b, to.bias[p], b->nb[1], waits);
+        }
     }
 }
 
@@ -178,10 +189,11 @@ void upload(em_engine * e, const em_request & request) {
         }
         em_slot_move(layer, slot, em_slot_state::LOADING, load.expert);
     }
+    em_host_register(e, layer);
     const int64_t started = em_now_ns();
     bool          ok      = e->copy_host.ensure(layer.expert_bytes);
     if (ok) {
-        em_upload_expert(e->copy, e->copy_host.base, layer, layer.places, load.expert, slot);
+        em_upload_expert(e, e->copy, e->copy_host.base, layer, layer.places, load.expert, slot);
         G.ggml_backend_synchronize(e->copy);
         ok = !em_device_failed(e->copy);
     }

@@ -31,6 +31,7 @@ class _Options(ctypes.Structure):
         ("struct_bytes", _i32),
         ("prefill_tokens", _i32),
         ("stream_tokens", _i32),
+        ("register_host", _i32),
         ("stream_slots", _i32),
         ("device", ctypes.c_char_p),
     ]
@@ -45,6 +46,7 @@ class _SimOptions(ctypes.Structure):
         ("fail_alloc", _i32),
         ("fail_copy", _i32),
         ("fail_compute", _i32),
+        ("fail_register", _i32),
         ("jitter_us", _i32),
         ("seed", ctypes.c_uint64),
         ("compute_rate", _i64),
@@ -71,7 +73,7 @@ class _Load(ctypes.Structure):
 
 _STAT_NAMES = (
     *("tokens", "hits", "misses", "prefill_hits", "prefill_streamed", "prefill_misses"),
-    *("uploads", "upload_bytes", "streamed_bytes", "failed_uploads", "joins", "device_fallbacks"),
+    *("uploads", "upload_bytes", "streamed_bytes", "direct_bytes", "failed_uploads", "joins", "device_fallbacks"),
     *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
     *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
     *("slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers", "dropped_events"),
@@ -217,6 +219,7 @@ class Core:
             sim.fail_alloc,
             sim.fail_copy,
             sim.fail_compute,
+            sim.fail_register,
             sim.jitter_us,
             sim.seed,
             sim.compute_rate,
@@ -224,14 +227,21 @@ class Core:
         if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
             raise ConfigError(self.last_error())
 
-    def engine(self, device: str, prefill_tokens: int, stream_tokens: int, stream_slots: int) -> NativeEngine:
+    def engine(
+        self, device: str, prefill_tokens: int, stream_tokens: int, register_host: bool, stream_slots: int
+    ) -> NativeEngine:
         """Make an engine; ``device`` is a ggml device name or empty for none.
 
         Raises:
             ConfigError: there is no such device, or it cannot be opened.
         """
         options = _Options(
-            ctypes.sizeof(_Options), prefill_tokens, stream_tokens, stream_slots, device.encode() or None
+            ctypes.sizeof(_Options),
+            prefill_tokens,
+            stream_tokens,
+            int(register_host),
+            stream_slots,
+            device.encode() or None,
         )
         handle = self._lib.em_engine_new(ctypes.byref(options))
         if not handle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import os
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ import psutil
 from ..config import OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
 from ..gguf import check, model_identity, moe_shape
+from ..types import ModelShape
 from . import host
 from .binding import Core
 from .experts import Experts
@@ -25,6 +27,9 @@ from .meter import Meter
 
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
+
+# Of the memory that is available, what may be pinned for the device.
+PIN_SHARE = 0.7
 
 # Top-k assumed where a model has another one in each layer, so that its file gives a list.
 DEFAULT_TOP_K = 8
@@ -79,7 +84,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         keywords.setdefault("n_gpu_layers", -1 if device else 0)
         keywords["verbose"] = False
         stream_tokens = config.stream_tokens if device else 0
-        native = core.engine(device, config.prefill_tokens, stream_tokens, STREAM_SLOTS)
+        pin = config.pin and _can_pin(moe_shape(file))
+        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS)
         self._native = native
         self._meter = Meter(native, device or "none")
         self._cancel_requested = False
@@ -242,6 +248,15 @@ class _GuardedDecode:
             raise EdgeMoEError(f"llama.cpp failed to compute: {self._broken}") from error
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
+
+
+def _can_pin(shape: ModelShape | None) -> bool:
+    """Whether the machine can spare the memory: what is pinned cannot make room for anything else."""
+    if shape is None:
+        return False
+    # ggml's CUDA backend pins what is not its own only where this is set.
+    os.environ.setdefault("GGML_CUDA_REGISTER_HOST", "1")
+    return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * psutil.virtual_memory().available
 
 
 def _resolve_device(config: OffloadConfig) -> str:

@@ -157,6 +157,7 @@ void test_churn() {
             if (i % 2) {
                 const int32_t token[4] = {g.ids[0], g.ids[1], g.ids[1], -1}; // two layers, two experts each
                 const int32_t id = i % 5;
+                CHECK(em_end_step(e) == EM_OK);
                 em_predictor_seen(predictor, &id, token, 1);
                 em_predictor_token(predictor, token);
             }
@@ -178,9 +179,9 @@ void test_churn() {
 void test_faults() {
     ggml_backend * cpu = cpu_backend();
     for (int period = 1; period <= 12; ++period) {
-        for (int kind = 0; kind < 3; ++kind) {
+        for (int kind = 0; kind < 4; ++kind) {
             em_sim_options o{};
-            (kind == 0 ? o.fail_alloc : kind == 1 ? o.fail_copy : o.fail_compute) = period;
+            (kind == 0 ? o.fail_alloc : kind == 1 ? o.fail_copy : kind == 2 ? o.fail_compute : o.fail_register) = period;
             configure_sim(o);
             em_engine * e = new_engine("sim", 2);
             {
@@ -231,6 +232,7 @@ void test_start_stop() {
     size_t free_bytes = 0, total = 0;
     em_sim_device()->iface.get_memory(em_sim_device(), &free_bytes, &total);
     CHECK(free_bytes == total);
+    CHECK(em_sim_registered() == 0);
     printf("%d starts and stops, device memory all returned\n", rounds);
 }
 

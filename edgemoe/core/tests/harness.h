@@ -209,7 +209,7 @@ inline double largest_difference(const std::vector<float> & a, const std::vector
 }
 
 inline em_engine * new_engine(const char * device, int stream_tokens) {
-    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 4, device};
+    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, 4, device};
     em_engine *      e = em_engine_new(&options);
     CHECK(e);
     return e;

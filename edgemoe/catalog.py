@@ -1,0 +1,404 @@
+"""The catalogue: models by name, where their files are, and what is known of them. Data only, no network.
+
+``models.toml`` is the built-in part; a file of the same name in the user's configuration folder is merged over it. Both
+are read into the records below and refused where they do not fit, with the file, the place and the nearest right word.
+``models.schema.json`` says the same for editors. Nothing here is trusted over what a GGUF header says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from .config import home
+from .errors import ConfigError, ModelNotFound
+
+NAME = "models.toml"
+CAPABILITIES = ("chat", "thinking", "tools", "vision")
+
+_ID = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
+_DATE = re.compile(r"^20\d\d-\d\d-\d\d$")
+_BITS = re.compile(r"^(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|BF|F)(\d+)")
+# A quantisation named for n bits takes a little more: scales, and the tensors that are kept finer.
+MOST_EXTRA_BITS = 1.7
+# Published parameter counts are rounded; those of active ones leave out what the publisher likes to leave out.
+ROUNDING = 0.04
+
+
+# ---- records ----
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository.
+
+    Attributes:
+        name: path inside the repository.
+        bytes: its size, None when not known for certain.
+        sha256: in lower-case hexadecimal, None when not known for certain.
+    """
+
+    name: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could leave its folder, and figures that cannot be."""
+        path = PurePosixPath(self.name)
+        if not self.name or path.is_absolute() or ".." in path.parts or "\\" in self.name:
+            raise ConfigError(f"name {self.name!r} is no path inside a repository")
+        if self.bytes is not None and self.bytes < 1:
+            raise ConfigError(f"bytes is {self.bytes}")
+        if self.sha256 is not None and not _SHA256.match(self.sha256):
+            raise ConfigError(f"sha256 {self.sha256!r} is not 64 hexadecimal digits in lower case")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model in one quantisation, in one repository.
+
+    Attributes:
+        quantization: as llama.cpp names it, ``Q4_K_M``.
+        repository: on the Hugging Face hub, ``organisation/name``.
+        files: all shards, in order.
+        revision: branch, tag or commit.
+        source: where names, sizes and hashes come from.
+        checked: the day they were looked up there, ``YYYY-MM-DD``.
+    """
+
+    quantization: str
+    repository: str
+    files: tuple[RemoteFile, ...]
+    source: str
+    checked: str
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked for at a hub."""
+        if not self.quantization or not self.quantization.isprintable() or ":" in self.quantization:
+            raise ConfigError(f"quantization {self.quantization!r} is no name")
+        if not _REPOSITORY.match(self.repository):
+            raise ConfigError(f"repository {self.repository!r} is not of the form organisation/name")
+        if not self.files:
+            raise ConfigError("files is empty")
+        _check_date(self.checked)
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of all files together, None where one is not known."""
+        sizes = [file.bytes for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the publisher recommends; None where nothing is said."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class OffloadHints:
+    """Settings of :class:`edgemoe.OffloadConfig` that suit this model; None leaves the default."""
+
+    vram: str | None = None
+    policy: str | None = None
+    prefetch: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+        id: what it is called on the command line: lower-case letters, digits, ``.`` and ``-``.
+        name: its full name.
+        aliases: other names for it.
+        family: models of one family share an architecture.
+        licence: SPDX identifier, or the licence's own name.
+        total_parameters: as published, rounded.
+        active_parameters: used by one token, as published; some publishers leave out embeddings.
+        layers: transformer layers.
+        expert_layers: those of them with routed experts.
+        experts: routed experts per such layer.
+        experts_used: routed experts that a token uses in a layer.
+        shared_experts: experts that every token uses.
+        width: of the hidden state.
+        expert_width: of the inner layer of one expert.
+        vocabulary: tokens.
+        context: tokens it was made for.
+        capabilities: of ``CAPABILITIES``.
+        routing_profile: file of a routing history made elsewhere, empty if there is none.
+        source: where these facts come from.
+        checked: the day they were looked up there, ``YYYY-MM-DD``.
+    """
+
+    id: str
+    name: str
+    family: str
+    licence: str
+    description: str
+    total_parameters: int
+    active_parameters: int
+    layers: int
+    expert_layers: int
+    experts: int
+    experts_used: int
+    width: int
+    expert_width: int
+    vocabulary: int
+    context: int
+    source: str
+    checked: str
+    shared_experts: int = 0
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    routing_profile: str = ""
+    sampling: Sampling = Sampling()
+    offload: OffloadHints = OffloadHints()
+    variants: tuple[Variant, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that cannot be typed and counts that contradict each other."""
+        for name in (self.id, *self.aliases):
+            if not _ID.match(name):
+                raise ConfigError(f"{name!r} is no name: lower-case letters, digits, '.' and '-'")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < (0 if field.name == "shared_experts" else 1):
+                raise ConfigError(f"{field.name} is {value}")
+        if self.experts_used > self.experts or self.expert_layers > self.layers:
+            raise ConfigError("more experts used than there are, or more layers of experts than layers")
+        for capability in self.capabilities:
+            if capability not in CAPABILITIES:
+                raise ConfigError(f"capability {capability!r} is unknown", f"one of: {', '.join(CAPABILITIES)}")
+        _check_date(self.checked)
+
+    @property
+    def routed_parameters(self) -> int:
+        """Parameters of all routed experts: three matrices each."""
+        return self.expert_layers * self.experts * 3 * self.width * self.expert_width
+
+    def variant(self, quantization: str) -> Variant:
+        """The variant of that quantisation, in any case.
+
+        Raises:
+            ModelNotFound: there is none; the hint names those there are.
+        """
+        for variant in self.variants:
+            if variant.quantization.lower() == quantization.lower():
+                return variant
+        known = ", ".join(variant.quantization for variant in self.variants) or "none"
+        raise ModelNotFound(f"{self.id} is not in the catalogue as {quantization}", f"there is: {known}")
+
+    def check(self) -> list[str]:
+        """What does not add up: experts against the total, active parameters, bytes against the quantisation."""
+        wrong = []
+        if self.routed_parameters > self.total_parameters * (1 + ROUNDING):
+            wrong.append(f"experts of {self.routed_parameters:,} parameters in {self.total_parameters:,}")
+        computed = self.total_parameters - self.routed_parameters * (1 - self.experts_used / self.experts)
+        slack = ROUNDING * computed + 0.01 * self.total_parameters
+        embeddings = 2 * self.vocabulary * self.width
+        if not computed - embeddings - slack <= self.active_parameters <= computed + slack:
+            wrong.append(f"{self.active_parameters:,} active parameters, {computed:,.0f} by the experts")
+        for variant in self.variants:
+            match, size = _BITS.match(variant.quantization), variant.bytes
+            if match and size is not None:
+                bits = 8 * size / self.total_parameters
+                if not int(match[1]) * (1 - ROUNDING) <= bits <= int(match[1]) + MOST_EXTRA_BITS:
+                    wrong.append(f"{variant.quantization}: {bits:.2f} bits per parameter")
+        return wrong
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All models, in the order they are written."""
+
+    models: tuple[Model, ...] = ()
+
+    def names(self) -> list[str]:
+        """Every id and alias."""
+        return [name for model in self.models for name in (model.id, *model.aliases)]
+
+    def resolve(self, name: str) -> tuple[Model, Variant | None]:
+        """The model of that id, name or alias in any case; with ``:QUANT`` behind it also the variant.
+
+        Raises:
+            ModelNotFound: there is none, with the nearest names as its hint.
+        """
+        wanted, _, quantization = name.strip().partition(":")
+        for model in self.models:
+            if wanted.lower() in (model.id, model.name.lower(), *model.aliases):
+                return model, model.variant(quantization) if quantization else None
+        near = difflib.get_close_matches(wanted.lower(), self.names(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "edgemoe list shows the names"
+        raise ModelNotFound(f"there is no model {wanted!r} in the catalogue", hint)
+
+
+def _check_date(text: str) -> None:
+    if not _DATE.match(text):
+        raise ConfigError(f"checked {text!r} is not of the form YYYY-MM-DD")
+
+
+# ---- reading ----
+
+
+def builtin_path() -> Path:
+    """The catalogue that comes with the program: beside this module once installed, above it in a checkout."""
+    installed = Path(__file__).with_name(NAME)
+    return installed if installed.exists() else Path(__file__).parent.parent / NAME
+
+
+def user_path() -> Path:
+    """The user's own catalogue; it need not exist."""
+    return home("config") / NAME
+
+
+def load() -> Catalogue:
+    """The built-in catalogue with the user's merged over it.
+
+    An entry of the user with a known id replaces the keys it names and keeps the others; variants are matched by
+    their quantisation. Any other entry is added.
+
+    Raises:
+        ConfigError: a file cannot be read or does not fit, with the file and the line or key.
+    """
+    builtin = _entries(builtin_path())
+    if not user_path().exists():
+        return _catalogue(builtin, builtin_path())
+    return _catalogue(_merged(builtin, _entries(user_path())), user_path())
+
+
+def read(path: Path) -> Catalogue:
+    """One file on its own.
+
+    Raises:
+        ConfigError: as for :func:`load`.
+    """
+    return _catalogue(_entries(path), path)
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a file by their id, not yet looked into."""
+    try:
+        content = _parsed(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}", "it must be TOML in UTF-8") from error
+    for key in content:
+        if key != "model":
+            raise _unknown(f"{path}", key, ["model"])
+    tables = content.get("model", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: model is not a list of tables", "write [[model]] above each model")
+    entries: dict[str, dict[str, Any]] = {}
+    for number, table in enumerate(tables, 1):
+        identity = table.get("id")
+        if not isinstance(identity, str):
+            raise ConfigError(f"{path}: model {number} has no id", 'write id = "a-name" below [[model]]')
+        if identity in entries:
+            raise ConfigError(f"{path}: model {identity} is there twice")
+        entries[identity] = table
+    return entries
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _merged(under: Mapping[str, dict[str, Any]], over: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    merged = dict(under)
+    for identity, table in over.items():
+        old = under.get(identity, {})
+        merged[identity] = {**old, **table}
+        if isinstance(old.get("variants"), list) and isinstance(table.get("variants"), list):
+            replaced = {_quantization(variant) for variant in table["variants"]}
+            kept = [variant for variant in old["variants"] if _quantization(variant) not in replaced]
+            merged[identity]["variants"] = [*table["variants"], *kept]
+    return merged
+
+
+def _quantization(variant: Any) -> str:
+    return str(variant.get("quantization", "")).lower() if isinstance(variant, dict) else ""
+
+
+def _catalogue(entries: Mapping[str, dict[str, Any]], path: Path) -> Catalogue:
+    models = tuple(_record(Model, table, f"{path}: model {identity}") for identity, table in entries.items())
+    owners: dict[str, str] = {}
+    for model in models:
+        for name in {model.id, model.name.lower(), *model.aliases}:
+            if name in owners:
+                raise ConfigError(f"{path}: {owners[name]} and {model.id} are both called {name!r}")
+            owners[name] = model.id
+    return Catalogue(models)
+
+
+Record = TypeVar("Record")
+
+
+@cache
+def _shape(kind: type) -> dict[str, tuple[Any, Field[Any]]]:
+    hints = get_type_hints(kind)
+    return {field.name: (hints[field.name], field) for field in fields(kind)}
+
+
+def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
+    """Read a table into one of the records above.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of another type, or the record refuses a value.
+    """
+    shape = _shape(kind)
+    for key in table:
+        if key not in shape:
+            raise _unknown(where, key, shape)
+    for key, (_, field) in shape.items():
+        if key not in table and field.default is MISSING:
+            raise ConfigError(f"{where}: {key} is missing")
+    values = {key: _value(shape[key][0], value, f"{where}: {key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}", error.hint) from None
+
+
+def _value(wanted: Any, value: Any, where: str) -> Any:
+    if isinstance(wanted, UnionType):  # "or None": TOML has no null, the key is left out instead
+        wanted = get_args(wanted)[0]
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is not a list")
+        return tuple(_value(get_args(wanted)[0], item, f"{where} {i}") for i, item in enumerate(value, 1))
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (str, int, float):
+        if type(value) is not wanted:
+            raise ConfigError(f"{where} is {value!r}, not {_TYPE_NAMES[wanted]}")
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} is not a table")
+    return _record(wanted, value, where)
+
+
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number"}
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> ConfigError:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+    return ConfigError(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")

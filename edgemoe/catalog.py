@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
@@ -19,8 +20,13 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from .config import home
 from .errors import ConfigError, ModelNotFound
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 NAME = "models.toml"
-CAPABILITIES = ("chat", "thinking", "tools", "vision")
+CAPABILITIES = ("chat", "thinking", "tools")
 
 _ID = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -70,6 +76,7 @@ class Variant:
         repository: on the Hugging Face hub, ``organisation/name``.
         files: all shards, in order.
         revision: branch, tag or commit.
+        total_bytes: size of all files together, where it is known but not file by file.
         source: where names, sizes and hashes come from.
         checked: the day they were looked up there, ``YYYY-MM-DD``.
     """
@@ -80,12 +87,13 @@ class Variant:
     source: str
     checked: str
     revision: str = "main"
+    total_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked for at a hub."""
         if not self.quantization or not self.quantization.isprintable() or ":" in self.quantization:
             raise ConfigError(f"quantization {self.quantization!r} is no name")
-        if not _REPOSITORY.match(self.repository):
+        if not _REPOSITORY.match(self.repository) or "--" in self.repository or ".." in self.repository:
             raise ConfigError(f"repository {self.repository!r} is not of the form organisation/name")
         if not self.files:
             raise ConfigError("files is empty")
@@ -93,9 +101,9 @@ class Variant:
 
     @property
     def bytes(self) -> int | None:
-        """Size of all files together, None where one is not known."""
-        sizes = [file.bytes for file in self.files]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        """Size of all files together, None where it is not known."""
+        sizes = [file.bytes for file in self.files if file.bytes is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else self.total_bytes
 
 
 @dataclass(frozen=True)
@@ -294,7 +302,7 @@ def read(path: Path) -> Catalogue:
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a file by their id, not yet looked into."""
     try:
-        content = _parsed(path.read_text("utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}", "it must be TOML in UTF-8") from error
     for key in content:
@@ -312,14 +320,6 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{path}: model {identity} is there twice")
         entries[identity] = table
     return entries
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
 
 
 def _merged(under: Mapping[str, dict[str, Any]], over: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
     if _looks_like_a_path(name):
         raise ModelNotFound(f"there is no file {name}", "give a GGUF file, or 'demo' for a small model to try")
     model, variant = load().resolve(name)
-    return build() if model.id == DEMO else _of_catalogue(name, model, variant)
+    return build() if model.id == DEMO else _of_catalogue(model, variant)
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -63,17 +63,15 @@ def _build_demo() -> Path:
     return build_demo()
 
 
-def _of_catalogue(name: str, model: Model, variant: Variant | None) -> Path:
+def _of_catalogue(model: Model, variant: Variant | None) -> Path:
     for candidate in [variant] if variant else model.variants:
         if path := downloaded(candidate):
             return path
-    raise ModelNotFound(f"{model.name} is not on this machine", _pull(name, model))
-
-
-def _pull(name: str, model: Model) -> str:
-    if model.variants:
-        return f"edgemoe pull {name}"
-    return "no file of it is known: edgemoe pull ORG/REPO:QUANT, or give a GGUF file"
+    if not model.variants:
+        hint = "no file of it is known: edgemoe pull ORG/REPO:QUANT, or give a GGUF file"
+    else:
+        hint = f"edgemoe pull {model.id}" + (f":{variant.quantization}" if variant else "")
+    raise ModelNotFound(f"{model.name} is not on this machine", hint)
 
 
 def _in_repository(name: str, repository: str, quantization: str) -> Path:

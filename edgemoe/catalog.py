@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
+from . import toml
 from .config import home
 from .errors import ConfigError, ModelNotFound
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 NAME = "models.toml"
 CAPABILITIES = ("chat", "thinking", "tools")
 
 _ID = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
+_REPOSITORY = re.compile(r"^\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?$")
 _DATE = re.compile(r"^20\d\d-\d\d-\d\d$")
 _BITS = re.compile(r"^(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|BF|F)(\d+)")
 # A quantisation named for n bits takes a little more: scales, and the tensors that are kept finer.
@@ -72,7 +65,7 @@ class Variant:
     """A model in one quantisation, in one repository.
 
     Attributes:
-        quantization: as llama.cpp names it, ``Q4_K_M``.
+        quantisation: as llama.cpp names it, ``Q4_K_M``.
         repository: on the Hugging Face hub, ``organisation/name``.
         files: all shards, in order.
         revision: branch, tag or commit.
@@ -81,7 +74,7 @@ class Variant:
         checked: the day they were looked up there, ``YYYY-MM-DD``.
     """
 
-    quantization: str
+    quantisation: str
     repository: str
     files: tuple[RemoteFile, ...]
     source: str
@@ -91,8 +84,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked for at a hub."""
-        if not self.quantization or not self.quantization.isprintable() or ":" in self.quantization:
-            raise ConfigError(f"quantization {self.quantization!r} is no name")
+        if not self.quantisation or not self.quantisation.isprintable() or ":" in self.quantisation:
+            raise ConfigError(f"quantisation {self.quantisation!r} is no name")
         if not _REPOSITORY.match(self.repository) or "--" in self.repository or ".." in self.repository:
             raise ConfigError(f"repository {self.repository!r} is not of the form organisation/name")
         if not self.files:
@@ -200,17 +193,17 @@ class Model:
         """Parameters of all routed experts: three matrices each."""
         return self.expert_layers * self.experts * 3 * self.width * self.expert_width
 
-    def variant(self, quantization: str) -> Variant:
+    def variant(self, quantisation: str) -> Variant:
         """The variant of that quantisation, in any case.
 
         Raises:
             ModelNotFound: there is none; the hint names those there are.
         """
         for variant in self.variants:
-            if variant.quantization.lower() == quantization.lower():
+            if variant.quantisation.lower() == quantisation.lower():
                 return variant
-        known = ", ".join(variant.quantization for variant in self.variants) or "none"
-        raise ModelNotFound(f"{self.id} is not in the catalogue as {quantization}", f"there is: {known}")
+        known = ", ".join(variant.quantisation for variant in self.variants) or "none"
+        raise ModelNotFound(f"{self.id} is not in the catalogue as {quantisation}", f"there is: {known}")
 
     def check(self) -> list[str]:
         """What does not add up: experts against the total, active parameters, bytes against the quantisation."""
@@ -223,11 +216,11 @@ class Model:
         if not computed - embeddings - slack <= self.active_parameters <= computed + slack:
             wrong.append(f"{self.active_parameters:,} active parameters, {computed:,.0f} by the experts")
         for variant in self.variants:
-            match, size = _BITS.match(variant.quantization), variant.bytes
+            match, size = _BITS.match(variant.quantisation), variant.bytes
             if match and size is not None:
                 bits = 8 * size / self.total_parameters
                 if not int(match[1]) * (1 - ROUNDING) <= bits <= int(match[1]) + MOST_EXTRA_BITS:
-                    wrong.append(f"{variant.quantization}: {bits:.2f} bits per parameter")
+                    wrong.append(f"{variant.quantisation}: {bits:.2f} bits per parameter")
         return wrong
 
 
@@ -241,16 +234,23 @@ class Catalogue:
         """Every id and alias."""
         return [name for model in self.models for name in (model.id, *model.aliases)]
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of that name, whatever quantisation is asked for."""
+        return self._called(name.partition(":")[0]) is not None
+
+    def _called(self, name: str) -> Model | None:
+        wanted = name.strip().lower()
+        return next((m for m in self.models if wanted in (m.id, m.name.lower(), *m.aliases)), None)
+
     def resolve(self, name: str) -> tuple[Model, Variant | None]:
         """The model of that id, name or alias in any case; with ``:QUANT`` behind it also the variant.
 
         Raises:
             ModelNotFound: there is none, with the nearest names as its hint.
         """
-        wanted, _, quantization = name.strip().partition(":")
-        for model in self.models:
-            if wanted.lower() in (model.id, model.name.lower(), *model.aliases):
-                return model, model.variant(quantization) if quantization else None
+        wanted, _, quantisation = name.strip().partition(":")
+        if model := self._called(wanted):
+            return model, model.variant(quantisation) if quantisation else None
         near = difflib.get_close_matches(wanted.lower(), self.names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "edgemoe list shows the names"
         raise ModelNotFound(f"there is no model {wanted!r} in the catalogue", hint)
@@ -301,13 +301,10 @@ def read(path: Path) -> Catalogue:
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a file by their id, not yet looked into."""
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}", "it must be TOML in UTF-8") from error
+    content = toml.read(path)
     for key in content:
         if key != "model":
-            raise _unknown(f"{path}", key, ["model"])
+            raise toml.unknown(f"{path}", key, ["model"])
     tables = content.get("model", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path}: model is not a list of tables", "write [[model]] above each model")
@@ -328,18 +325,18 @@ def _merged(under: Mapping[str, dict[str, Any]], over: Mapping[str, dict[str, An
         old = under.get(identity, {})
         merged[identity] = {**old, **table}
         if isinstance(old.get("variants"), list) and isinstance(table.get("variants"), list):
-            replaced = {_quantization(variant) for variant in table["variants"]}
-            kept = [variant for variant in old["variants"] if _quantization(variant) not in replaced]
+            replaced = {_quantisation(variant) for variant in table["variants"]}
+            kept = [variant for variant in old["variants"] if _quantisation(variant) not in replaced]
             merged[identity]["variants"] = [*table["variants"], *kept]
     return merged
 
 
-def _quantization(variant: Any) -> str:
-    return str(variant.get("quantization", "")).lower() if isinstance(variant, dict) else ""
+def _quantisation(variant: Any) -> str:
+    return str(variant.get("quantisation", "")).lower() if isinstance(variant, dict) else ""
 
 
 def _catalogue(entries: Mapping[str, dict[str, Any]], path: Path) -> Catalogue:
-    models = tuple(_record(Model, table, f"{path}: model {identity}") for identity, table in entries.items())
+    models = tuple(toml.record(Model, table, f"{path}: model {identity}") for identity, table in entries.items())
     owners: dict[str, str] = {}
     for model in models:
         for name in {model.id, model.name.lower(), *model.aliases}:
@@ -347,58 +344,3 @@ def _catalogue(entries: Mapping[str, dict[str, Any]], path: Path) -> Catalogue:
                 raise ConfigError(f"{path}: {owners[name]} and {model.id} are both called {name!r}")
             owners[name] = model.id
     return Catalogue(models)
-
-
-Record = TypeVar("Record")
-
-
-@cache
-def _shape(kind: type) -> dict[str, tuple[Any, Field[Any]]]:
-    hints = get_type_hints(kind)
-    return {field.name: (hints[field.name], field) for field in fields(kind)}
-
-
-def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
-    """Read a table into one of the records above.
-
-    Raises:
-        ConfigError: a key is unknown, missing or of another type, or the record refuses a value.
-    """
-    shape = _shape(kind)
-    for key in table:
-        if key not in shape:
-            raise _unknown(where, key, shape)
-    for key, (_, field) in shape.items():
-        if key not in table and field.default is MISSING:
-            raise ConfigError(f"{where}: {key} is missing")
-    values = {key: _value(shape[key][0], value, f"{where}: {key}") for key, value in table.items()}
-    try:
-        return kind(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}", error.hint) from None
-
-
-def _value(wanted: Any, value: Any, where: str) -> Any:
-    if isinstance(wanted, UnionType):  # "or None": TOML has no null, the key is left out instead
-        wanted = get_args(wanted)[0]
-    if get_origin(wanted) is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} is not a list")
-        return tuple(_value(get_args(wanted)[0], item, f"{where} {i}") for i, item in enumerate(value, 1))
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted in (str, int, float):
-        if type(value) is not wanted:
-            raise ConfigError(f"{where} is {value!r}, not {_TYPE_NAMES[wanted]}")
-        return value
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} is not a table")
-    return _record(wanted, value, where)
-
-
-_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number"}
-
-
-def _unknown(where: str, key: str, known: Iterable[str]) -> ConfigError:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    return ConfigError(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import catalog, profile, routing, show
+from .commands import MODEL, catalog, profile, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, NOT_FOUND, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DEMO = "demo"
-MODEL = "a GGUF file, a name that edgemoe list shows, ORG/REPO:QUANT, or 'demo'"
 DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
 # A PCIe 4.0 x16 link in practice: the sim device shall not flatter.
 SIM_BANDWIDTH = 20 * 10**9

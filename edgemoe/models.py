@@ -13,7 +13,7 @@ from .catalog import Model, Variant, load
 from .errors import ModelNotFound
 
 DEMO = "demo"
-_REPOSITORY = re.compile(r"^(?P<repository>[\w.-]+/[\w.-]+):(?P<quantization>[\w.-]+)$")
+_REPOSITORY = re.compile(r"^(?P<repository>[\w.-]+/[\w.-]+):(?P<quantisation>[\w.-]+)$")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -35,8 +35,8 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
     if path.is_file():
         return path
     if match := _REPOSITORY.match(name):
-        return _in_repository(name, match["repository"], match["quantization"])
-    if path.is_dir():
+        return _in_repository(name, match["repository"], match["quantisation"])
+    if path.is_dir() and (_looks_like_a_path(name) or not load().knows(name)):
         raise ModelNotFound(f"{name} is a folder", "give the GGUF file in it")
     if _looks_like_a_path(name):
         raise ModelNotFound(f"there is no file {name}", "give a GGUF file, or 'demo' for a small model to try")
@@ -70,27 +70,32 @@ def _of_catalogue(model: Model, variant: Variant | None) -> Path:
     if not model.variants:
         hint = "no file of it is known: edgemoe pull ORG/REPO:QUANT, or give a GGUF file"
     else:
-        hint = f"edgemoe pull {model.id}" + (f":{variant.quantization}" if variant else "")
+        hint = f"edgemoe pull {model.id}" + (f":{variant.quantisation}" if variant else "")
     raise ModelNotFound(f"{model.name} is not on this machine", hint)
 
 
-def _in_repository(name: str, repository: str, quantization: str) -> Path:
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
-    try:
-        repositories = [repo for repo in scan_cache_dir().repos if repo.repo_id == repository]
-    except CacheNotFound:
-        repositories = []
-    revisions = [revision for repo in repositories for revision in repo.revisions]
-    for revision in sorted(revisions, key=lambda revision: revision.last_modified, reverse=True):
-        if path := pick((file.file_path for file in revision.files), quantization):
+def _in_repository(name: str, repository: str, quantisation: str) -> Path:
+    for snapshot in _snapshots(repository):
+        # A link to nothing is what remains of a file that was removed.
+        if path := pick((path for path in snapshot.rglob("*.gguf") if path.is_file()), quantisation):
             return path
     raise ModelNotFound(f"{name} is not on this machine", f"edgemoe pull {name}")
 
 
-def pick(paths: Iterable[Path], quantization: str) -> Path | None:
+def _snapshots(repository: str) -> list[Path]:
+    """Folders of all revisions of a repository in the cache: the one that ``main`` means first, then the latest."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    commit = main.read_text().strip() if main.is_file() else ""
+    found = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    return sorted(found, key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
+
+
+def pick(paths: Iterable[Path], quantisation: str) -> Path | None:
     """The GGUF file of that quantisation, the first of its shards; None when there is none or a shard is missing."""
-    wanted = re.compile(rf"(?<![a-z0-9]){re.escape(quantization.lower())}(?![a-z0-9_])")
+    wanted = re.compile(rf"(?<!ud-)(?<![a-z0-9]){re.escape(quantisation.lower())}(?![a-z0-9_])")
     files = [path for path in paths if path.suffix == ".gguf" and not path.name.startswith("mmproj")]
     named = {path for path in files if wanted.search(path.name.lower())}
     for path in sorted(named, key=lambda path: (len(path.name), path.name)):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import table
-from ..errors import ModelNotFound
 
 if TYPE_CHECKING:
     from ..catalog import Catalogue, Model
@@ -55,15 +54,12 @@ def _chosen(catalogue: Catalogue, part: str) -> Sequence[Model]:
     """
     if not part:
         return catalogue.models
-    found = [
-        model
-        for model in catalogue.models
-        if any(part.lower() in text.lower() for text in (model.id, model.name, model.family, *model.aliases, *model.tags))
-    ]
-    if not found:
-        catalogue.resolve(part)  # says which names are near
-        raise ModelNotFound(f"nothing in the catalogue is called {part!r}", "edgemoe list shows all")
-    return found
+    found = [model for model in catalogue.models if any(part.lower() in text.lower() for text in _words(model))]
+    return found or [catalogue.resolve(part)[0]]
+
+
+def _words(model: Model) -> Sequence[str]:
+    return (model.id, model.name, model.family, *model.aliases, *model.tags)
 
 
 def _names(models: Sequence[Model]) -> list[str]:
@@ -92,7 +88,7 @@ def _text(models: Sequence[dict[str, Any]]) -> str:
         first = [model["id"], model["family"], _billions(model["total_parameters"])]
         first += [_billions(model["active_parameters"]), f"{model['experts']}, {model['experts_used']} used"]
         lines = [
-            [variant["quantization"], size(variant["bytes"]) if variant["bytes"] else "?", _mark(variant["path"])]
+            [variant["quantisation"], size(variant["bytes"]) if variant["bytes"] else "?", _mark(variant["path"])]
             for variant in model["variants"]
         ]
         for line in lines or [["-", "-", _mark(model["path"])]]:

@@ -221,6 +221,14 @@ def test_list_json(download: Download, capsys: Captured) -> None:
     assert facts["demo"]["path"] is None and facts["demo"]["variants"] == []
 
 
+def test_list_of_nothing(download: Download, capsys: Captured) -> None:
+    assert main(["list", "--downloaded", "--names"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["list", "--downloaded"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "edgemoe pull" in err
+
+
 def test_list_knows_a_demo_that_is_built(download: Download, capsys: Captured) -> None:
     from edgemoe.demo import demo_path
 

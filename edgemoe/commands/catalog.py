@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import table
+from ..console import table, talk
 
 if TYPE_CHECKING:
     from ..catalog import Catalogue, Model
@@ -30,19 +30,25 @@ def add_parser(commands: Any) -> None:
 def _list(parsed: argparse.Namespace) -> int:
     from .. import catalog
 
-    catalogue = catalog.load()
+    chosen = _chosen(catalog.load(), parsed.filter)
     if parsed.names and not parsed.downloaded:  # a shell waits for this: no look at the disk
-        print("\n".join(_names(_chosen(catalogue, parsed.filter))))
-        return 0
-    facts = [_facts(model) for model in _chosen(catalogue, parsed.filter)]
+        return _print_lines(name for model in chosen for name in (model.id, *model.aliases))
+    facts = [_facts(model) for model in chosen]
     if parsed.downloaded:
         facts = [model for model in facts if model["path"] or any(v["path"] for v in model["variants"])]
     if parsed.names:
-        print("\n".join(model["id"] for model in facts))
-    elif parsed.json:
-        print(json.dumps({"schema": "edgemoe.list.v1", "models": facts}, ensure_ascii=False))
-    else:
-        print(_text(facts))
+        return _print_lines(model["id"] for model in facts)
+    if parsed.json:
+        return _print_lines([json.dumps({"schema": "edgemoe.list.v1", "models": facts}, ensure_ascii=False)])
+    if not facts:
+        talk("nothing of it is on this machine yet; edgemoe pull NAME downloads a model")
+        return 0
+    return _print_lines([_text(facts)])
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -60,10 +66,6 @@ def _chosen(catalogue: Catalogue, part: str) -> Sequence[Model]:
 
 def _words(model: Model) -> Sequence[str]:
     return (model.id, model.name, model.family, *model.aliases, *model.tags)
-
-
-def _names(models: Sequence[Model]) -> list[str]:
-    return [name for model in models for name in (model.id, *model.aliases)]
 
 
 def _facts(model: Model) -> dict[str, Any]:

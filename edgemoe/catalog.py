@@ -12,11 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import toml
-from .config import home
+from .config import OffloadConfig, home
 from .errors import ConfigError, ModelNotFound
+
+if TYPE_CHECKING:
+    from .types import ModelShape
 
 NAME = "models.toml"
 CAPABILITIES = ("chat", "thinking", "tools")
@@ -52,10 +55,10 @@ class RemoteFile:
     def __post_init__(self) -> None:
         """Refuse a name that could leave its folder, and figures that cannot be."""
         path = PurePosixPath(self.name)
-        if not self.name or path.is_absolute() or ".." in path.parts or "\\" in self.name:
-            raise ConfigError(f"name {self.name!r} is no path inside a repository")
-        if self.bytes is not None and self.bytes < 1:
-            raise ConfigError(f"bytes is {self.bytes}")
+        strange = not self.name.isprintable() or {"\\", ":"} & set(self.name)
+        if strange or path.is_absolute() or ".." in path.parts or path.suffix.lower() != ".gguf":
+            raise ConfigError(f"name {self.name!r} is no GGUF file inside a repository")
+        _check_count("bytes", self.bytes)
         if self.sha256 is not None and not _SHA256.match(self.sha256):
             raise ConfigError(f"sha256 {self.sha256!r} is not 64 hexadecimal digits in lower case")
 
@@ -90,6 +93,7 @@ class Variant:
             raise ConfigError(f"repository {self.repository!r} is not of the form organisation/name")
         if not self.files:
             raise ConfigError("files is empty")
+        _check_count("total_bytes", self.total_bytes)
         _check_date(self.checked)
 
     @property
@@ -109,6 +113,13 @@ class Sampling:
     min_p: float | None = None
     repeat_penalty: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no sampler takes, not-a-number among it."""
+        for field in fields(self):
+            value, most = getattr(self, field.name), 1.0 if field.name in ("top_p", "min_p") else 1e9
+            if value is not None and not 0 <= value <= most:
+                raise ConfigError(f"{field.name} is {value}")
+
 
 @dataclass(frozen=True)
 class OffloadHints:
@@ -117,6 +128,11 @@ class OffloadHints:
     vram: str | None = None
     policy: str | None = None
     prefetch: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the engine would refuse."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        OffloadConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -179,8 +195,9 @@ class Model:
                 raise ConfigError(f"{name!r} is no name: lower-case letters, digits, '.' and '-'")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < (0 if field.name == "shared_experts" else 1):
-                raise ConfigError(f"{field.name} is {value}")
+            if isinstance(value, int) and field.name != "shared_experts":
+                _check_count(field.name, value)
+        _check_count("shared_experts", self.shared_experts, least=0)
         if self.experts_used > self.experts or self.expert_layers > self.layers:
             raise ConfigError("more experts used than there are, or more layers of experts than layers")
         for capability in self.capabilities:
@@ -223,6 +240,18 @@ class Model:
                     wrong.append(f"{variant.quantisation}: {bits:.2f} bits per parameter")
         return wrong
 
+    def differences(self, shape: ModelShape | None) -> list[str]:
+        """In what a file with this shape, None for a dense one, is another model than this."""
+        if shape is None:
+            return ["the file has no routed experts"]
+        pairs = [("experts per layer", shape.experts, self.experts), ("experts used", shape.used, self.experts_used)]
+        # A file may have one layer more, for predicting the token after the next.
+        if shape.layers != self.expert_layers + 1:
+            pairs.append(("layers with experts", shape.layers, self.expert_layers))
+        return [
+            f"{what}: {there} in the file, {known} in the catalogue" for what, there, known in pairs if there != known
+        ]
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -254,6 +283,11 @@ class Catalogue:
         near = difflib.get_close_matches(wanted.lower(), self.names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "edgemoe list shows the names"
         raise ModelNotFound(f"there is no model {wanted!r} in the catalogue", hint)
+
+
+def _check_count(name: str, value: int | None, least: int = 1) -> None:
+    if value is not None and not least <= value < 2**63:
+        raise ConfigError(f"{name} is {value}")
 
 
 def _check_date(text: str) -> None:

@@ -44,6 +44,14 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
     return build() if model.id == DEMO else _of_catalogue(model, variant)
 
 
+def entry(name: str) -> Model | None:
+    """The model of the catalogue that ``find`` understands by ``name``; None where it is a file or a repository."""
+    catalogue = load()
+    if Path(name).expanduser().is_file() or not catalogue.knows(name):
+        return None
+    return catalogue.resolve(name)[0]
+
+
 def _looks_like_a_path(name: str) -> bool:
     """Whether someone who wrote this meant a file rather than a name."""
     return name.lower().endswith(".gguf") or "/" in name or "\\" in name or name.startswith(("~", "."))

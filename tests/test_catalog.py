@@ -14,6 +14,7 @@ import pytest
 from edgemoe import catalog, toml
 from edgemoe.catalog import Catalogue, Model, OffloadHints, RemoteFile, Sampling, Variant
 from edgemoe.errors import ConfigError, ModelNotFound
+from edgemoe.types import ModelShape
 
 SCHEMA = Path(catalog.__file__).with_name("models.schema.json")
 BUILTIN = catalog.read(catalog.builtin_path())
@@ -108,6 +109,18 @@ def test_the_check_sees_wrong_figures() -> None:
     }
     for words, change in wrong.items():
         assert any(words in line for line in dataclasses.replace(model, **change).check()), words
+
+
+def test_a_file_is_compared_with_its_entry() -> None:
+    model = BUILTIN.resolve("glm-air")[0]
+    shape = ModelShape(layers=45, experts=128, used=8, expert_bytes=(1,) * 45)
+    assert model.differences(shape) == []
+    assert model.differences(dataclasses.replace(shape, layers=46)) == []  # multi-token prediction
+    assert model.differences(dataclasses.replace(shape, layers=40)) == [
+        "layers with experts: 40 in the file, 45 in the catalogue"
+    ]
+    assert len(model.differences(dataclasses.replace(shape, experts=64, used=4))) == 2
+    assert model.differences(None) == ["the file has no routed experts"]
 
 
 def test_the_schema_accepts_the_catalogue() -> None:
@@ -231,8 +244,18 @@ def test_the_user_replaces_a_variant() -> None:
         (MINE + "sampling = { temprature = 1 }", "sampling: unknown key 'temprature'", "temperature"),
         (MINE + VARIANT.replace("quantisation", "quant"), "variants 1: unknown key 'quant'", "quantisation"),
         (MINE + VARIANT.replace("bytes =", "size ="), "variants 1: files 1: unknown key 'size'", ""),
-        (MINE + VARIANT.replace("mine.gguf", "../mine.gguf"), "no path inside a repository", ""),
-        (MINE + VARIANT.replace("mine.gguf", "/etc/passwd"), "no path inside a repository", ""),
+        (MINE + VARIANT.replace("mine.gguf", "../mine.gguf"), "no GGUF file inside a repository", ""),
+        (MINE + VARIANT.replace("mine.gguf", "/etc/mine.gguf"), "no GGUF file inside a repository", ""),
+        (MINE + VARIANT.replace("mine.gguf", "C:mine.gguf"), "no GGUF file inside a repository", ""),
+        (MINE + VARIANT.replace("mine.gguf", "mine.py"), "no GGUF file inside a repository", ""),
+        (MINE + VARIANT.replace("26_000_000_000", str(2**63)), "files 1: bytes is 9223372036854775808", ""),
+        (MINE + VARIANT.replace("files", "total_bytes = 0\nfiles"), "total_bytes is 0", ""),
+        (MINE + VARIANT.replace("me/mine-GGUF", "me/mine--GGUF"), "organisation/name", ""),
+        (MINE + "sampling = { temperature = nan }", "sampling: temperature is nan", ""),
+        (MINE + "sampling = { top_p = 1.5 }", "sampling: top_p is 1.5", ""),
+        (MINE + "offload = { policy = 'guess' }", "policy='guess' is unknown", "adaptive"),
+        (MINE + "shared_experts = -1", "shared_experts is -1", ""),
+        ("x = " + "[" * 5000, "models.toml: ", "TOML"),
         (MINE + VARIANT.replace("26_000_000_000", "-1"), "files 1: bytes is -1", ""),
         (MINE + VARIANT.replace("bytes = 26_000_000_000", "sha256 = 'AB'"), "64 hexadecimal digits", ""),
         (MINE + VARIANT.replace("me/mine-GGUF", "mine"), "organisation/name", ""),

@@ -15,6 +15,7 @@ import pytest
 from edgemoe import catalog, models
 from edgemoe.cli import main
 from edgemoe.errors import ConfigError, ModelNotFound
+from tests.zoo import build
 
 ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
@@ -245,6 +246,19 @@ def test_names_for_completion_touch_neither_the_disk_nor_the_hub(capsys: Capture
     *names, modules = done.stdout.splitlines()
     assert names == ["mixtral-8x7b-instruct", "mixtral", "mixtral-8x7b", "mixtral-8x22b-instruct", "mixtral-8x22b"]
     assert "'huggingface_hub'" not in modules and "'numpy'" not in modules
+
+
+def test_show_says_when_a_file_is_not_what_its_name_says(download: Download, tmp_path: Path, capsys: Captured) -> None:
+    file = build("llama", tmp_path)
+    (path,) = download(*[files_of("olmoe")[0], *files_of("olmoe")[1]])
+    path.resolve().write_bytes(file.read_bytes())
+    assert main(["show", "olmoe", "--json"]) == 0
+    out, err = capsys.readouterr()
+    experts = json.loads(out)["experts"]["per_layer"]
+    assert f"note: this is not OLMoE 1B-7B 0924 Instruct: experts per layer: {experts} in the file, 64" in err
+    for name in (str(file), "allenai/OLMoE-1B-7B-0924-Instruct-GGUF:Q4_K_M"):
+        assert main(["show", name]) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_every_command_finds_models_by_name(download: Download, capsys: Captured) -> None:

@@ -46,8 +46,7 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
 
 def entry(name: str) -> Model | None:
     """The model of the catalogue that ``find`` understands by ``name``; None where it is a file or a repository."""
-    catalogue = load()
-    if Path(name).expanduser().is_file() or not catalogue.knows(name):
+    if Path(name).expanduser().is_file() or not (catalogue := load()).knows(name):
         return None
     return catalogue.resolve(name)[0]
 

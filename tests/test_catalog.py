@@ -111,6 +111,11 @@ def test_the_check_sees_wrong_figures() -> None:
         assert any(words in line for line in dataclasses.replace(model, **change).check()), words
 
 
+def test_the_size_of_all_files() -> None:
+    sizes = {name: BUILTIN.resolve(name)[0].variants[0].bytes for name in ("gpt-oss-120b", "glm-air", "mixtral")}
+    assert sizes == {"gpt-oss-120b": 63_387_346_464, "glm-air": 72_975_748_384, "mixtral": None}
+
+
 def test_a_file_is_compared_with_its_entry() -> None:
     model = BUILTIN.resolve("glm-air")[0]
     shape = ModelShape(layers=45, experts=128, used=8, expert_bytes=(1,) * 45)

@@ -135,6 +135,7 @@ def test_a_broken_catalogue_does_not_stop_a_path(tmp_path: Path) -> None:
     catalog.user_path().write_text("x = \n")
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     assert models.find(str(tmp_path / "tiny.gguf"))
+    assert models.entry(str(tmp_path / "tiny.gguf")) is None
     with pytest.raises(ConfigError, match="line 1"):
         models.find("mixtral")
 
@@ -147,6 +148,9 @@ def test_a_repository_and_a_quantisation(download: Download) -> None:
     assert models.find("org/repo-GGUF:q4_k_m") == q4
     assert models.find("org/repo-GGUF:UD-Q4_K_M") == ud
     assert models.find("org/repo-GGUF:Q4_K_S") == q4_s
+    q4.unlink()
+    with pytest.raises(ModelNotFound):
+        models.find("org/repo-GGUF:Q4_K_M")
 
 
 @pytest.mark.parametrize("name", ["org/repo-GGUF:Q4_K", "org/repo-GGUF:Q8_0", "org/other:Q4_K_M", "a/b:c"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import profile, routing, show
+from .commands import MODEL, catalog, profile, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
@@ -104,7 +104,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
     chat = commands.add_parser("chat", parents=[common], help="chat in the terminal")
-    chat.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'")
+    chat.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     chat.set_defaults(command=_chat)
 
     demo = commands.add_parser(DEMO, parents=[common], help="build a small demo model once and chat with it")
@@ -112,13 +112,14 @@ def _parser() -> _Parser:
     demo.set_defaults(command=_demo, model=DEMO)
 
     run = commands.add_parser("run", parents=[common], help="answer one prompt on stdout")
-    run.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    run.add_argument("model", metavar="MODEL", help=MODEL)
     run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
     run.set_defaults(command=_run)
     profile.add_parser(commands, common, _find, _offload)
     routing.add_parsers(commands, _find)
     show.add_parser(commands, _find)
+    catalog.add_parser(commands)
     return parser
 
 
@@ -296,14 +297,9 @@ def _sampling(parsed: argparse.Namespace) -> dict[str, float | int]:
 
 
 def _find(model: str) -> Path:
-    if model == DEMO:
-        return _build_demo()
-    path = Path(model).expanduser()
-    if path.is_dir():
-        raise ModelNotFound(f"{model} is a folder", "give the GGUF file in it")
-    if not path.is_file():
-        raise ModelNotFound(f"there is no file {model}", "give a GGUF file, or 'demo' for a small model to try")
-    return path
+    from .models import find
+
+    return find(model, _build_demo)
 
 
 def _build_demo() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from ..config import home
 from ..console import show_progress, table, talk
 from ..errors import ConfigError, EdgeMoEError
+from . import MODEL
 
 FRACTIONS = "0.125,0.25,0.5"
 HELD_OUT = 0.2  # of the history, its latest part: what a training is judged on
@@ -28,7 +29,7 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     replay.set_defaults(command=lambda parsed, _: _replay(parsed))
 
     train = commands.add_parser("train", help="train the routing predictor of a model from its history")
-    train.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    train.add_argument("model", metavar="MODEL", help=MODEL)
     train.add_argument(
         "--trace", nargs="+", default=[], metavar="TRACE", help="learn from these instead of the history"
     )

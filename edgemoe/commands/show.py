@@ -6,31 +6,41 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import home
-from ..console import table
+from ..console import table, talk
+from . import MODEL
+
+if TYPE_CHECKING:
+    from ..gguf import GgufFile
 
 
 def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     """Add the subcommand; ``find`` turns MODEL into a file."""
     show = commands.add_parser("show", help="what is in a model file, without loading it")
-    show.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    show.add_argument("model", metavar="MODEL", help=MODEL)
     show.add_argument("--json", action="store_true", help="print the same for programs")
     show.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     show.set_defaults(command=lambda parsed, _: _show(parsed, find))
 
 
 def _show(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
-    facts = _facts(find(parsed.model))
+    from .. import gguf
+    from ..models import entry
+
+    file = gguf.check(find(parsed.model))
+    if model := entry(parsed.model):
+        for difference in model.differences(gguf.moe_shape(file)):
+            talk(f"note: this is not {model.name}: {difference}")
+    facts = _facts(file)
     print(json.dumps(facts) if parsed.json else _text(facts))
     return 0
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(file: GgufFile) -> dict[str, Any]:
     from .. import gguf
 
-    file = gguf.check(path)
     shape = gguf.moe_shape(file)
     total = sum(tensor.bytes for tensor in file.tensors.values())
     routed = sum(shape.expert_bytes) * shape.experts if shape else 0

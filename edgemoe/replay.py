@@ -1,7 +1,8 @@
 """Replays routing traces without a model: what a cache of some size would have hit, under each policy and at best.
 
-The policies, the predictor and its choices are those of the engine. Time is counted in tokens and layers: a load that
-was asked for between two tokens has arrived before the next one, a prefetch before the layer it is for.
+The policies, the predictor and its choices are those of the engine. Without a clock, time is counted in tokens and
+layers: a load that was asked for between two tokens has arrived before the next one, a prefetch before the layer it is
+for. With one, uploads take their time, prefetches can come late, and tokens per second are forecast.
 
 **Protocol**: the same capacity in every layer; an empty device at first, except for ``static``; held-out sequences back
 to back; the hits of a token count before its misses evict anything. Belady's optimum takes every miss in and knows the
@@ -10,14 +11,17 @@ future.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from .engine.binding import COLD, RESIDENT
+from .clock import Clock, Machine
+from .engine.binding import COLD, PENDING, RESIDENT
 from .engine.predictor import NativePredictor
 from .policy import make
 from .predictor import Tables, fit, measure
@@ -34,21 +38,27 @@ ROWS = ("static", "lru", "lfu", "adaptive-demand", "adaptive", "belady")
 class Tally:
     """What a replay counted. Rates are per (token, expert) pair or per layer and token."""
 
+    layers: int = 1
     pairs: int = 0
     layer_tokens: int = 0
     hits: int = 0
     loads: int = 0
     prefetched: int = 0
     useful: int = 0
+    late: int = 0
     wasted: int = 0
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The form of `SCHEMA`."""
-        return {
+        figures: dict[str, Any] = {
             "hit_rate": round(self.hits / max(self.pairs, 1), 4),
             "uploads_per_token": round(self.loads / max(self.layer_tokens, 1), 4),
-            "prefetch": {"useful": self.useful, "late": 0, "wasted": self.wasted},
+            "prefetch": {"useful": self.useful, "late": self.late, "wasted": self.wasted},
         }
+        if self.seconds:
+            figures["tokens_per_second"] = round(self.layer_tokens / self.layers / self.seconds, 2)
+        return figures
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Split:
         experts: routed experts per layer.
         train_tokens: their token ids, ``(tokens,)``, -1 where the trace does not tell; and
         test_tokens: those of ``test``.
+        expert_bytes: of one expert, for each layer, where the trace tells.
     """
 
     train: IdArray
@@ -68,6 +79,7 @@ class Split:
     experts: int
     train_tokens: IdArray
     test_tokens: IdArray
+    expert_bytes: tuple[float, ...] | None = None
 
     @property
     def shape(self) -> ModelShape:
@@ -99,7 +111,9 @@ def split(tests: Sequence[Trace], trains: Sequence[Trace]) -> Split:
     (learnt, their_tokens), (judged, tokens) = (
         (np.concatenate(column) for column in zip(nothing, *half, strict=True)) for half in (train, test)
     )
-    return Split(learnt, judged, experts, their_tokens, tokens)
+    told = tests[0].expert_bytes
+    sizes = None if told is None else tuple(map(float, told))
+    return Split(learnt, judged, experts, their_tokens, tokens, sizes)
 
 
 def _sequences(trace: Trace) -> list[tuple[IdArray, IdArray]]:
@@ -121,6 +135,7 @@ def simulate(
     tables: Tables | None = None,
     prefetch: bool = False,
     tokens: IdArray | None = None,
+    clock: Clock | None = None,
 ) -> Tally:
     """Run one policy over ``ids`` with ``slots`` places in every layer.
 
@@ -134,20 +149,23 @@ def simulate(
         tables: the predictor of ``adaptive``.
         prefetch: also load ahead of need.
         tokens: token ids, ``(tokens,)``; None where they are not known.
+        clock: what time passes by; None for loads that arrive at once.
     """
     predictor = NativePredictor(tables) if tables is not None else None
     policy = make(name, shape, np.full(shape.layers, slots, dtype=np.int32), predictor)
     assert policy is not None
     state = np.zeros((shape.layers, shape.experts), dtype=np.uint8)
-    cache = _Cache(state, slots)
+    cache = _Cache(state, slots, clock)
     if heat is not None:
         for load in policy.start(heat):
             cache.load(*load)
-    nothing = np.zeros(state.shape, dtype=np.bool_)
 
     def fetch_ahead(layer: int) -> None:
-        if predictor is not None and layer < shape.layers:
-            for load in predictor.choose(layer, LEAD, state[layer], cache.free(layer), limit, GAIN):
+        if predictor is None or layer >= shape.layers:
+            return
+        most = limit if clock is None else clock.room(layer, LEAD, limit)
+        if most > 0:
+            for load in predictor.choose(layer, LEAD, state[layer], cache.free(layer), most, GAIN):
                 cache.load(*load, ahead=True)
 
     told = np.full(len(ids), -1) if tokens is None else tokens
@@ -168,17 +186,20 @@ def simulate(
         policy.observe(token[None], resident, True)
         if prefetch and at % PLAN_EVERY:
             continue
-        for load in policy.plan(resident, nothing, np.maximum(limit - cache.spent, 0)):
+        for load in policy.plan(resident, state == PENDING, np.maximum(limit - cache.spent, 0)):
             cache.load(*load)
+    cache.tally.seconds = clock.now if clock is not None else 0.0
     return cache.tally
 
 
 class _Cache:
-    """Residency and what became of every load."""
+    """Residency and what became of every load. With a clock a load is pending until it arrives."""
 
-    def __init__(self, state: np.ndarray, slots: int) -> None:
+    def __init__(self, state: np.ndarray, slots: int, clock: Clock | None = None) -> None:
         self.state, self.slots = state, slots
-        self.tally = Tally()
+        self.tally = Tally(layers=len(state))
+        self._clock = clock
+        self._coming: deque[tuple[float, int, int]] = deque()  # arrival, layer, expert; in the order of the link
         self.spent = np.zeros(len(state), dtype=np.int32)
         self._unused = np.zeros(state.shape, dtype=np.bool_)  # loaded ahead of need and not used since
 
@@ -186,6 +207,9 @@ class _Cache:
         return self.slots - int(np.count_nonzero(self.state[layer]))
 
     def use(self, layer: int, ids: IdArray) -> None:
+        if self._clock is not None:
+            self._clock.approach()
+            self._settle()
         known = ids[ids >= 0]
         hit = known[self.state[layer, known] == RESIDENT]
         self.tally.pairs += len(known)
@@ -193,9 +217,23 @@ class _Cache:
         self.tally.hits += len(hit)
         self.tally.useful += int(self._unused[layer, hit].sum())
         self._unused[layer, hit] = False
+        if self._clock is not None:
+            late = known[(self.state[layer, known] == PENDING) & self._unused[layer, known]]
+            self.tally.late += len(late)
+            self._unused[layer, late] = False
+            self._clock.compute(layer, len(hit), len(known) - len(hit))
+
+    def _settle(self) -> None:
+        while self._clock is not None and self._coming and self._coming[0][0] <= self._clock.now:
+            _, layer, expert = self._coming.popleft()
+            self.state[layer, expert] = RESIDENT
 
     def load(self, layer: int, expert: int, victim: int, ahead: bool = False) -> None:
-        self.state[layer, expert] = RESIDENT
+        if self._clock is None:
+            self.state[layer, expert] = RESIDENT
+        else:
+            self.state[layer, expert] = PENDING
+            self._coming.append((self._clock.upload(layer), layer, expert))
         if victim >= 0:
             self.state[layer, victim] = COLD
             self.tally.wasted += int(self._unused[layer, victim])
@@ -239,6 +277,7 @@ class Job:
     split: Split
     limit: int | None
     tables: Tables | None
+    machine: Machine | None = None
 
     def run(self) -> dict[str, Any]:
         """Count it."""
@@ -249,23 +288,34 @@ class Job:
             kept = np.argsort(-self.split.heat, axis=1, kind="stable")[:, : self.slots]
             held = np.zeros((shape.layers, shape.experts), dtype=np.bool_)
             np.put_along_axis(held, kept, True, axis=1)
-            hits = int((held[np.arange(shape.layers)[:, None], test] & (test >= 0)).sum())
-            return Tally(int((test >= 0).sum()), test.shape[0] * shape.layers, hits).as_dict()
+            hits = (held[np.arange(shape.layers)[:, None], test] & (test >= 0)).sum(axis=2)
+            known = (test >= 0).sum(axis=2)
+            return Tally(
+                shape.layers, int(known.sum()), known.size, int(hits.sum()), seconds=self._seconds(hits, known)
+            ).as_dict()
         if self.row in ("lru", "lfu"):
-            return simulate(self.row, test, shape, self.slots, self.limit or shape.used).as_dict()
-        prefetch = self.row == "adaptive"
-        tally = simulate(
-            "adaptive",
-            test,
-            shape,
-            self.slots,
-            self.limit or UPLOADS,
-            None,
-            self.tables,
-            prefetch,
-            self.split.test_tokens,
-        )
-        return tally.as_dict()
+            return simulate(self.row, test, shape, self.slots, self.limit or shape.used, clock=self._clock()).as_dict()
+        words, ahead = self.split.test_tokens, self.row == "adaptive"
+        most = self.limit or UPLOADS
+        return simulate(
+            "adaptive", test, shape, self.slots, most, None, self.tables, ahead, words, self._clock()
+        ).as_dict()
+
+    def _clock(self) -> Clock | None:
+        if self.machine is None:
+            return None
+        return Clock(self.machine, self.split.shape.layers, self.split.expert_bytes)
+
+    def _seconds(self, hits: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> float:
+        """Time of a placement that never changes; ``(tokens, layers)``."""
+        clock = self._clock()
+        if clock is None:
+            return 0.0
+        for token_hits, token_known in zip(hits.tolist(), known.tolist(), strict=True):
+            for layer, (hit, used) in enumerate(zip(token_hits, token_known, strict=True)):
+                clock.approach()
+                clock.compute(layer, hit, used - hit)
+        return clock.now
 
 
 def report(
@@ -273,6 +323,7 @@ def report(
     fractions: Sequence[float],
     limit: int | None,
     tables: Tables | None,
+    machine: Machine | None = None,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> dict[str, Any]:
     """All policies at all budgets, in the form of `SCHEMA`.
@@ -283,10 +334,11 @@ def report(
         limit: most loads per layer and token; None: as many as a token uses for lru and lfu, the engine's number for
             adaptive.
         tables: the predictor of ``adaptive``, None for none.
+        machine: also forecast tokens per second on it.
         progress: told the share done and what is being done.
     """
     capacities = [max(1, round(data.experts * fraction)) for fraction in fractions]
-    jobs = [Job(row, slots, data, limit, tables) for slots in capacities for row in ROWS]
+    jobs = [Job(row, slots, data, limit, tables, machine) for slots in capacities for row in ROWS]
     with ProcessPoolExecutor() as pool:
         cells = []
         for done, cell in enumerate(pool.map(Job.run, jobs)):

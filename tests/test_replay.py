@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from edgemoe import OffloadConfig, predictor, replay, trace
 from edgemoe.cli import main
+from edgemoe.clock import Clock, Machine
 from edgemoe.config import SimConfig, home
 from edgemoe.engine import experts
 from edgemoe.errors import EdgeMoEError
@@ -261,3 +263,53 @@ def test_a_forced_expert_must_exist(tmp_path: Path) -> None:
         with pytest.raises(EdgeMoEError, match="not in the model"):
             llm.experts.force(np.full((2, 4, 4), 32, dtype=np.int32))
         llm.close()
+
+
+# ---- the virtual clock ----
+
+
+def test_a_clock_of_an_endless_link_changes_no_hit() -> None:
+    ids = drifting(400, 4, 32, 4)
+    shape, tables = shape_of(ids, 32), predictor.untrained(4, 32, 4)
+    clock = Clock(replace(Machine(), link=1e18, rest=1.0), 4, None)
+    timed = replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True, clock=clock)
+    plain = replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True)
+    assert timed.late == 0 and timed.seconds > 400
+    for what in ("hits", "loads", "useful", "wasted"):
+        assert getattr(timed, what) == getattr(plain, what)
+
+
+def test_time_is_bytes_over_bandwidth() -> None:
+    machine = Machine(cpu=10.0, device=100.0, link=5.0, join=0.5, rest=2.0, expert=20.0)
+    clock = Clock(machine, 2, None)
+    clock.approach()
+    clock.compute(0, 2, 0)
+    assert clock.now == pytest.approx(2 * 20 / 100 + 0.5 + 1.0)
+    clock.approach()
+    clock.compute(1, 2, 2)
+    assert clock.now == pytest.approx(1.9 + 2 * 20 / 10 + 1.0), "the slower side decides"
+    assert clock.upload(0) == pytest.approx(6.9 + 4) and clock.upload(1) == pytest.approx(6.9 + 8), "one link"
+    assert clock.room(0, 1, 9) == 0
+
+
+def test_a_slow_link_makes_it_slower() -> None:
+    ids = drifting(600, 4, 32, 4)
+    shape, tables = shape_of(ids, 32), predictor.untrained(4, 32, 4)
+
+    def run(link: float) -> replay.Tally:
+        clock = Clock(replace(Machine(), link=link), 4, [12e6] * 4)
+        return replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True, clock=clock)
+
+    fast, slow = run(50e9), run(2e9)
+    assert fast.hits > slow.hits and fast.seconds < slow.seconds
+    assert fast.prefetched > 10 * slow.prefetched, "no time for a prefetch before its layer"
+
+
+def test_replay_forecasts_tokens_per_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "t.npz", drifting(400, 3, 16, 2))
+    assert main(["replay", str(path), "--slots", "0.25", "--clock", "cpu=20e9,expert=4e6", "--json"]) == 0
+    policies = json.loads(capsys.readouterr().out)["budgets"][0]["policies"]
+    speeds = {name: cell["tokens_per_second"] for name, cell in policies.items() if name != "belady"}
+    assert all(speed > 0 for speed in speeds.values()) and len(speeds) == 5
+    assert main(["replay", str(path), "--clock", "gpu=1"]) == 2
+    assert "any of: cpu, device, link" in capsys.readouterr().err

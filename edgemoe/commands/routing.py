@@ -24,6 +24,14 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     replay.add_argument("--train", nargs="+", default=[], metavar="TRACE", help="learn from these, judge all of TRACE")
     replay.add_argument("--slots", default=FRACTIONS, metavar="SHARES", help="resident shares (%(default)s)")
     replay.add_argument("--uploads", type=int, metavar="N", help="most loads per layer and token")
+    replay.add_argument(
+        "--clock",
+        nargs="?",
+        const="",
+        metavar="KEY=VALUE,...",
+        help="forecast tokens per second; bytes per second of cpu, device and link, seconds of join and rest, bytes of "
+        "an expert; what is not given is that of a PC with a PCIe 4.0 card",
+    )
     replay.add_argument("--json", action="store_true", help="print edgemoe.replay.v1")
     replay.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     replay.set_defaults(command=lambda parsed, _: _replay(parsed))
@@ -40,7 +48,9 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
 
 def _replay(parsed: argparse.Namespace) -> int:
     from .. import replay, trace
+    from ..clock import Machine
 
+    machine = None if parsed.clock is None else Machine.parse(parsed.clock)
     fractions = _shares(parsed.slots)
     if parsed.uploads is not None and parsed.uploads < 1:
         raise ConfigError(f"--uploads {parsed.uploads} is below 1")
@@ -52,7 +62,7 @@ def _replay(parsed: argparse.Namespace) -> int:
     if not len(data.test):
         raise EdgeMoEError("no tokens are left to judge", "one sequence alone needs --train")
     tables = _learn(data)
-    result = replay.report(data, fractions, parsed.uploads, tables, show_progress)
+    result = replay.report(data, fractions, parsed.uploads, tables, machine, show_progress)
     print(json.dumps(result) if parsed.json else _replay_text(result))
     return 0
 
@@ -92,10 +102,15 @@ def _replay_text(result: dict[str, Any]) -> str:
                     f"{cell['hit_rate']:.3f}",
                     f"{cell['uploads_per_token']:.2f}" if "uploads_per_token" in cell else "",
                     f"{ahead['useful'] / loaded:.0%}" if loaded else "",
+                    f"{ahead['late'] / loaded:.0%}" if loaded else "",
                     f"{ahead['wasted'] / loaded:.0%}" if loaded else "",
+                    f"{cell['tokens_per_second']:.1f}" if "tokens_per_second" in cell else "",
                 ]
             )
-    text = table(["resident, policy", "hit rate", "loads", "useful", "wasted"], rows)
+    columns = ["resident, policy", "hit rate", "loads", "useful", "late", "wasted", "tokens/s"]
+    shown = [at for at, name in enumerate(columns) if name not in ("late", "tokens/s") or any(row[at] for row in rows)]
+    rows = [[row[at] for at in shown] for row in rows]
+    text = table([columns[at] for at in shown], rows)
     quality = [
         [name, f"{q['recall_at_k']:.3f}", f"{q['recall_at_2k']:.3f}", f"{q['calibration_error']:.4f}"]
         for name, q in result["predictors"].items()

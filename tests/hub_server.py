@@ -1,10 +1,10 @@
 """A Hugging Face hub in one process: enough of its protocol for the real client, and the faults of real networks.
 
-Two hosts, as on the hub: ``127.0.0.1`` answers the API and ``/resolve``, which redirects to the "CDN" ``localhost``. They are
-one server; to a client they are two origins, so it may not send its token to the second.
+Two hosts, as on the hub: ``127.0.0.1`` answers the API and ``/resolve``, which redirects to the "CDN" ``localhost``.
+They are one server; to a client they are two origins, so it may not send its token to the second.
 
-Files have no Xet hash, as those of a mirror. The client then takes plain HTTP, which is what is to be tested: Xet needs a
-second service that only the hub runs.
+Files have no Xet hash, as those of a mirror: the client takes plain HTTP. Xet is a second service, which only the hub
+runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Faults:
         cuts: answers of the CDN to break off.
         cut_after: bytes of the body that get through before the cut.
         wrong: answers of the CDN with one byte changed.
-        api, resolve, cdn: the next answers of each part instead of the right ones.
+        api, resolve, cdn: the next answers of each part instead of the right ones; None is the right one.
         ignore_ranges: the CDN sends whole files only.
         pause_after: bytes after which the CDN waits for ``resume``, 0 for never.
     """
@@ -52,9 +52,9 @@ class Faults:
     cuts: int = 0
     cut_after: int = 0
     wrong: int = 0
-    api: list[Answer] = field(default_factory=list)
-    resolve: list[Answer] = field(default_factory=list)
-    cdn: list[Answer] = field(default_factory=list)
+    api: list[Answer | None] = field(default_factory=list)
+    resolve: list[Answer | None] = field(default_factory=list)
+    cdn: list[Answer | None] = field(default_factory=list)
     ignore_ranges: bool = False
     pause_after: int = 0
     paused: threading.Event = field(default_factory=threading.Event)
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _instead(self, answers: list[Answer]) -> bool:
+    def _instead(self, answers: list[Answer | None]) -> bool:
         with self.server_hub.lock:
             answer = answers.pop(0) if answers else None
         if answer is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..console import show_progress, talk
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..hub import Download
+    from ..hub.cache import Removal
     from ..hub.meter import Progress
 
 INTERRUPTED = 130
@@ -26,6 +29,13 @@ def add_parsers(commands: Any) -> None:
     pull.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     pull.set_defaults(command=lambda parsed, _: _pull(parsed))
 
+    rm = commands.add_parser("rm", help="remove a downloaded model from the disk")
+    rm.add_argument("model", metavar="MODEL", help="org/repo:QUANT, or org/repo for all of it")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    rm.add_argument("--json", action="store_true", help="print repository, files and freed bytes")
+    rm.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    rm.set_defaults(command=lambda parsed, _: _rm(parsed))
+
 
 def _download_of(name: str, revision: str | None) -> Download:
     from ..hub import parse, plan_download
@@ -33,6 +43,13 @@ def _download_of(name: str, revision: str | None) -> Download:
 
     repo, quantisation = parse(name)
     return plan_download(repo, quantisation, revision=revision or MAIN)
+
+
+def _removal_of(name: str) -> Removal:
+    from ..hub import parse
+    from ..hub.cache import removal
+
+    return removal(*parse(name))
 
 
 def _pull(parsed: argparse.Namespace) -> int:
@@ -43,54 +60,78 @@ def _pull(parsed: argparse.Namespace) -> int:
     from ..hub.fetch import download, missing_bytes
 
     missing = missing_bytes(plan)
-    path = None
-    if not parsed.dry_run:
-        try:
-            path = download(plan, _show)
-        except KeyboardInterrupt:
-            show_progress(1.0, "")
-            talk(f"interrupted: what has arrived is kept; edgemoe pull {parsed.model} goes on from there")
-            return INTERRUPTED
-        finally:
-            show_progress(1.0, "")
-    if parsed.json:
-        print(json.dumps(_facts(plan, None if path is None else str(path), missing)))
-    elif path is not None:
-        print(path)
-    else:
-        for file in plan.files:
-            print(f"{file.name}  {_size(file.bytes or 0)}")
-        talk(f"{_size(missing)} of {_size(plan.bytes)} would be downloaded")
+    if parsed.dry_run:
+        _print_plan(plan, missing, parsed.json)
+        return 0
+    try:
+        path = download(plan, _show)
+    except KeyboardInterrupt:
+        show_progress(1.0, "")
+        talk(f"interrupted: what has arrived is kept; edgemoe pull {parsed.model} goes on from there")
+        return INTERRUPTED
+    finally:
+        show_progress(1.0, "")
+    print(json.dumps(_facts(plan, missing) | {"path": str(path)}) if parsed.json else path)
     return 0
 
 
-def _facts(plan: Download, path: str | None, missing: int) -> dict[str, Any]:
+def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
+    from tui.text import size
+
+    if as_json:
+        print(json.dumps(_facts(plan, missing)))
+        return
+    for file in plan.files:
+        print(f"{file.name}  {size(file.bytes or 0)}")
+    talk(f"{size(missing)} of {size(plan.bytes)} would be downloaded from {plan.repo}")
+
+
+def _rm(parsed: argparse.Namespace) -> int:
+    from tui.text import size
+
+    what = _removal_of(parsed.model)
+
+    from ..hub.cache import remove
+
+    for name in what.files:
+        talk(name)
+    if not parsed.yes and not _agrees(f"Remove from {what.repo} and free {size(what.freed_bytes)}?"):
+        talk("nothing was removed")
+        return 1
+    remove(what)
+    if parsed.json:
+        print(json.dumps({"repo": what.repo, "files": list(what.files), "freed_bytes": what.freed_bytes}))
+    else:
+        talk(f"freed {size(what.freed_bytes)}")
+    return 0
+
+
+def _agrees(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("removing wants a yes", "--yes removes without asking")
+    talk(f"{question} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _facts(plan: Download, missing: int) -> dict[str, Any]:
     files = [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in plan.files]
-    return {
-        "repo": plan.repo,
-        "revision": plan.revision,
-        "files": files,
-        "bytes": plan.bytes,
-        "missing_bytes": missing,
-        "path": path,
-    }
+    facts = {"repo": plan.repo, "revision": plan.revision, "files": files, "bytes": plan.bytes}
+    return facts | {"missing_bytes": missing, "path": None}
 
 
 def _show(progress: Progress) -> None:
+    from tui.text import size
+
     left = progress.seconds_left
-    step = f"{_size(progress.done_bytes)} of {_size(progress.total_bytes)}"
+    step = f"{size(progress.done_bytes)} of {size(progress.total_bytes)}"
     if progress.note:
         step += f", {progress.note}"
     elif left is not None:
-        step += f", {_size(progress.bytes_per_second)}/s, {_clock(left)} left"
-    show_progress(min(progress.share, 0.999), step)
+        step += f", {size(progress.bytes_per_second)}/s, {_clock(left)} left"
+    show_progress(min(progress.share, 0.999), step)  # a whole bar is wiped, and the last file is still to be checked
 
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(min(seconds, 359999)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -25,9 +25,8 @@ class DiskTooSmall(DoesNotFit):
     def __init__(self, needed_bytes: int, free_bytes: int, suggestion: str) -> None:
         """Say which disk is meant; the figures are as in :class:`DoesNotFit`."""
         super().__init__(needed_bytes, free_bytes, suggestion)
-        self.args = (
-            f"the download needs {needed_bytes / 2**20:.0f} MiB, the disk of the cache has {free_bytes / 2**20:.0f} MiB",
-        )
+        needed, free = needed_bytes / 2**20, free_bytes / 2**20
+        self.args = (f"the download needs {needed:.0f} MiB, the disk of the cache has {free:.0f} MiB free",)
 
     def __reduce__(self) -> tuple[type[DoesNotFit], tuple[int, int, str]]:
         """Cross process boundaries whole."""
@@ -76,14 +75,16 @@ def explained(error: BaseException, what: str) -> EdgeMoEError:
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFound(f"{what} has no such revision", "leave --revision out for the newest")
     if isinstance(error, EntryNotFoundError) or status == 404:
-        return ModelNotFound(f"the hub does not have {what}", "the upload may be unfinished: choose another quantisation")
+        return ModelNotFound(
+            f"the hub does not have {what}", "the upload may be unfinished: choose another quantisation"
+        )
     if status in (401, 403):
-        return EdgeMoEError(f"the hub refuses {what} ({status})", "HF_TOKEN is missing, wrong or lacks the right to read")
+        return EdgeMoEError(f"the hub refuses {what} ({status})", "HF_TOKEN is missing or wrong, or may not read it")
     if status == 429:
         return EdgeMoEError(f"the hub takes no more requests for now ({status})", "wait some minutes, or set HF_TOKEN")
     if status is not None:
         return EdgeMoEError(f"the hub answers {status} for {what}", "try again later: what has arrived is kept")
     return EdgeMoEError(
-        f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})",
+        f"no connection to {constants.ENDPOINT} ({type(error).__name__})",
         "check the network; HF_HUB_OFFLINE=1 uses what is on the disk",
     )

@@ -1,9 +1,9 @@
 """Bringing files from the hub into huggingface_hub's cache, over any number of interruptions.
 
-huggingface_hub fetches into a file with a random name and removes it when the transfer breaks off (2.4.0, file_download.py:
-``_download_to_tmp_and_move``). Forty gigabytes should not begin anew, so the bytes are ours: they go to
-``blobs/<hash>.incomplete``, the name that its versions before 2 used, under its own lock, and get their final name when
-their hash is right. All around them (listing, metadata, links) is huggingface_hub's.
+huggingface_hub fetches into a file with a random name and removes it when the transfer breaks off (2.4.0,
+file_download.py: ``_download_to_tmp_and_move``). Forty gigabytes should not begin anew, so the bytes are ours: they go
+to ``blobs/<hash>.incomplete``, as in its version 1.0, under its own lock, and get their final name when their hash is
+right. All around them (listing, metadata, links) is huggingface_hub's.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import hashlib
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url
 
 # The base of all errors of the HTTP library, which is httpx or httpx2 depending on the version.
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from ..errors import EdgeMoEError, ModelNotFound
 from . import cache
@@ -38,6 +38,7 @@ PAUSE_S = 0.5  # before the second attempt; then twice as long each time
 LONGEST_PAUSE_S = 30.0
 LONGEST_WAIT_S = 300.0  # what a server may ask for before it is told to the user instead
 RESERVE = 1 << 30  # bytes of the disk that are left to everything else
+DISK_HINT = "free some space (edgemoe rm), or set HF_HOME to a folder on a larger disk"
 BLOCK = 1 << 22  # bytes hashed at a time
 LOCK_S = 1.0  # how often a second process looks at what the first has brought
 
@@ -99,25 +100,31 @@ def download(plan: Download, progress: Callable[[Progress], None] | None = None)
         EdgeMoEError: the hub refuses, does not answer, or sends wrong content twice.
     """
     if _COMMIT.match(plan.revision) and all(cache.path_of(plan, file).is_file() for file in plan.files):
-        return cache.path_of(plan, plan.files[0])
+        return _named(plan, plan.branch)
     if constants.HF_HUB_OFFLINE:
-        raise ModelNotFound(f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to download it")
+        raise ModelNotFound(
+            f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to download it"
+        )
     # All of them before the first byte: a missing shard should not show after an hour.
     remotes = [_remote(plan, file) for file in plan.files]
     at_commit = replace(plan, revision=remotes[0].commit)
-    missing = sum(remote.bytes - remote.size_here() for remote in remotes)
-    _check_disk(missing)
+    _check_disk(remotes, RESERVE)
     meter = Meter({remote.name: remote.size_here() for remote in remotes}, sum(r.bytes for r in remotes), progress)
     try:
         for remote in remotes:
             _bring(at_commit, remote, meter)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _check_disk(sum(remote.bytes - remote.size_here() for remote in remotes), reserve=1 << 62)
-    if not _COMMIT.match(plan.revision) or plan.branch:
-        cache.name_commit(plan.repo, plan.branch or plan.revision, at_commit.revision)
-    return cache.path_of(at_commit, plan.files[0])
+        if error.errno == errno.ENOSPC:  # somebody else has filled it meanwhile
+            raise DiskTooSmall(*_needed_and_free(remotes), DISK_HINT) from error
+        raise
+    return _named(at_commit, plan.branch or plan.revision)
+
+
+def _named(plan: Download, branch: str) -> Path:
+    """The first file of a whole download; its branch is remembered for lookups offline."""
+    if branch and not _COMMIT.match(branch):
+        cache.name_commit(plan.repo, branch, plan.revision)
+    return cache.path_of(plan, plan.files[0])
 
 
 def missing_bytes(plan: Download) -> int:
@@ -138,23 +145,31 @@ def _remote(plan: Download, file: RemoteFile) -> _Remote:
         raise EdgeMoEError(f"{constants.ENDPOINT} does not answer like the hub", "check HF_ENDPOINT and the proxy")
     digest = str(found.etag)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
-        raise EdgeMoEError(f"{what} on the hub is not the file that is meant", "it was replaced since: choose its revision")
+        raise EdgeMoEError(
+            f"{what} on the hub is not the file that is meant", "it was replaced since: choose its revision"
+        )
     blob = cache.folder(plan.repo) / "blobs" / digest
     return _Remote(file.name, what, url, digest, found.size, found.commit_hash, blob)
 
 
-def _check_disk(needed: int, reserve: int = RESERVE) -> None:
+def _check_disk(remotes: Iterable[_Remote], reserve: int) -> None:
+    needed, free = _needed_and_free(remotes)
+    if needed > max(free - reserve, 0):
+        raise DiskTooSmall(needed, free, DISK_HINT)
+
+
+def _needed_and_free(remotes: Iterable[_Remote]) -> tuple[int, int]:
     place = Path(constants.HF_HUB_CACHE)
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > max(free - reserve, 0):
-        raise DiskTooSmall(needed, free, "free some space (edgemoe rm), or set HF_HOME to a larger disk")
+    return sum(remote.bytes - remote.size_here() for remote in remotes), shutil.disk_usage(place).free
 
 
 def _bring(plan: Download, remote: _Remote, meter: Meter) -> None:
     """One file to its place in the cache."""
     remote.blob.parent.mkdir(parents=True, exist_ok=True)
+    # Without this folder huggingface_hub takes a repository of unfinished files for a damaged one.
+    cache.path_of(plan, plan.files[0]).parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan, remote, meter):
         if not remote.blob.exists():
             _fetch(remote, meter)
@@ -194,10 +209,11 @@ def _fetch(remote: _Remote, meter: Meter) -> None:
 
 def _transfer(remote: _Remote, meter: Meter) -> None:
     fruitless = 0
+    remote.partial.touch()
     while (before := _size(remote.partial)) < remote.bytes:
         try:
             _stream(remote, before, meter)
-            error: Exception = EOFError()
+            error: Exception = ConnectionError("ended early")
         except HTTPError as broken:
             error = broken
         if _size(remote.partial) > before:
@@ -220,12 +236,17 @@ def _stream(remote: _Remote, have: int, meter: Meter) -> None:
         "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
     ) as response:
         hf_raise_for_status(response)
-        have = have if response.status_code == 206 else 0  # a server may send the whole all the same
+        if response.status_code != 206:
+            have = 0  # a server may send the whole all the same
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            return
         with remote.partial.open("ab" if have else "wb") as file:
             for chunk in response.iter_bytes():
                 file.write(chunk[: remote.bytes - have])
                 have = min(have + len(chunk), remote.bytes)
                 meter.at(remote.name, have)
+                if have == remote.bytes:  # whatever comes after is not the file
+                    return
 
 
 def _is_right(remote: _Remote, meter: Meter) -> bool:
@@ -249,6 +270,11 @@ def _insist(question: Callable[[], T], what: str) -> T:
             if attempt == QUESTIONS or not is_passing(cause):
                 raise explained(cause, what) from error
             _pause(attempt, cause, lambda note: None)
+        except (ValueError, TypeError, KeyError) as error:  # not an answer of a hub, or not a name that one can have
+            raise EdgeMoEError(
+                f"{constants.ENDPOINT} does not answer like the hub for {what}",
+                "check the name, HF_ENDPOINT and the proxy",
+            ) from error
     raise AssertionError
 
 
@@ -256,10 +282,12 @@ def _pause(attempt: int, error: BaseException, say: Callable[[str], None]) -> No
     """Wait as long as the server asks, or longer with each attempt."""
     asked = wait_asked_for(error)
     if asked is not None and asked > LONGEST_WAIT_S:
-        raise EdgeMoEError(f"the hub takes no requests for {asked / 60:.0f} minutes", "try again then: what is here is kept")
+        raise EdgeMoEError(
+            f"the hub takes no requests for {asked / 60:.0f} minutes", "try again then: what is here is kept"
+        )
     pause = min(PAUSE_S * 2 ** max(attempt - 1, 0), LONGEST_PAUSE_S) if asked is None else asked
     say(f"waiting {pause:.0f} s" if pause >= 1 else "")
-    time.sleep(pause)
+    sleep(pause)
 
 
 def _size(path: Path) -> int:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import DoesNotFit, EdgeMoEError, ModelNotFound
+from ..errors import DoesNotFit, ModelNotFound
 
 MAIN = "main"
 
 _NAME = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quantisation>[^:/\s]+))?$", re.ASCII)
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
-_QUANTISATION = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\w+|MXFP\d\w*|NVFP\d\w*|BF16|F(?:P)?(?:16|32))", re.IGNORECASE)
-_BETWEEN = re.compile(r"[-.](?!UD-)|(?<=UD)(?!-)")
-# GGUF files beside a model that are none: projectors for images, importance matrices.
-_NO_MODEL = ("mmproj", "imatrix")
-# 4-bit mixes from the one preferred: four bits lose little, and half the bytes of eight bits are half the time per token.
-FOUR_BITS = ("UD-Q4_K_XL", "Q4_K_M", "Q4_K_L", "Q4_K_XL", "MXFP4", "MXFP4_MOE", "UD-Q4_K_M", "Q4_K_S", "IQ4_XS", "IQ4_NL")
-# Share of the free memory that weights may take; the rest is for the context and everybody else.
+_QUANTISATION = re.compile(
+    r"(?<![^-._])(?:UD-)?(?:I?Q\d\w*|TQ\d_\w+|MXFP\d\w*|NVFP\d\w*|BF16|FP?16|FP?32)(?![^-.])", re.IGNORECASE
+)
+# From the one preferred. Four bits lose little, and a token reads half of what eight bits are.
+FOUR_BITS = ("UD-Q4_K_XL", "Q4_K_M", "Q4_K_XL", "Q4_K_L", "MXFP4_MOE", "MXFP4", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0")
+# Of the free memory, what weights may take: the context and everybody else want some.
 MEMORY_SHARE = 0.9
 
 
@@ -67,7 +66,6 @@ class Download:
 class _Item:
     """One model in a repository: a file or all its shards."""
 
-    quantisation: str
     stem: str
     files: tuple[RemoteFile, ...]
     shards: int
@@ -75,6 +73,22 @@ class _Item:
     @property
     def bytes(self) -> int:
         return sum(file.bytes or 0 for file in self.files)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.files) == self.shards
+
+    @property
+    def quantisation(self) -> str:
+        return quantisation_of(self.stem)
+
+    @property
+    def label(self) -> str:
+        """What a user calls it."""
+        return self.quantisation or self.stem.rpartition("/")[2]
+
+    def is_called(self, name: str) -> bool:
+        return name.lower() in (self.quantisation.lower(), self.stem.rpartition("/")[2].lower())
 
 
 def parse(name: str) -> tuple[str, str | None]:
@@ -85,7 +99,7 @@ def parse(name: str) -> tuple[str, str | None]:
     """
     match = _NAME.match(name)
     if match is None or ".." in name:
-        raise ModelNotFound(f"{name} is no model on the hub", "give org/repo or org/repo:QUANT, such as org/repo:Q4_K_M")
+        raise ModelNotFound(f"{name} is no model on the hub", "give org/repo or org/repo:QUANT, as in org/repo:Q4_K_M")
     return match["repo"], match["quantisation"]
 
 
@@ -109,10 +123,8 @@ def plan_download(
 
     from . import cache, fetch
 
-    if constants.HF_HUB_OFFLINE:
-        commit, files = cache.listing(repo, revision)
-    else:
-        commit, files = fetch.listing(repo, revision)
+    listing = cache.listing if constants.HF_HUB_OFFLINE else fetch.listing
+    commit, files = listing(repo, revision)
     if free_bytes is None:
         import psutil
 
@@ -126,68 +138,72 @@ def choose(everything: Download, quantisation: str | None, free_bytes: int) -> D
     items = _items(everything.files)
     if not items:
         raise ModelNotFound(f"{everything.repo} has no GGUF files", "look for a repository whose name ends in -GGUF")
-    item, choice = (_best(items, free_bytes), "") if quantisation is None else (_named(items, quantisation), None)
-    if len(item.files) != item.shards:
+    item = _best(items, free_bytes) if quantisation is None else _named(items, quantisation, everything.repo)
+    if not item.whole:
         raise ModelNotFound(
-            f"{everything.repo} has {len(item.files)} of the {item.shards} shards of {item.stem}",
+            f"{everything.repo} has {len(item.files)} of the {item.shards} shards of {item.label}",
             "the upload may be unfinished: choose another quantisation",
         )
-    if choice is not None:
-        choice = (
-            f"{item.quantisation or item.stem}: {_gib(item.bytes)}, the best of {len(items)} "
-            f"for {_gib(free_bytes)} of free memory"
-        )
-    return replace(everything, files=item.files, quantisation=item.quantisation, choice=choice or "")
+    choice = ""
+    if quantisation is None:
+        choice = f"{item.label}, {_gib(item.bytes)}: the best of {len(items)} for {_gib(free_bytes)} of free memory"
+    return replace(everything, files=item.files, quantisation=item.quantisation, choice=choice)
+
+
+def names_of(files: Collection[RemoteFile], quantisation: str) -> set[str]:
+    """Names of all files of one quantisation among ``files``."""
+    items = (item for item in _items(files) if item.is_called(quantisation))
+    return {file.name for item in items for file in item.files}
+
+
+def quantisation_of(stem: str) -> str:
+    """The quantisation that a file name without its ending tells, or else its folder; empty where neither does."""
+    for part in reversed(stem.split("/")):
+        if found := _QUANTISATION.findall(part):
+            return str(found[-1])
+    return ""
 
 
 def _items(files: Iterable[RemoteFile]) -> list[_Item]:
     """Models among ``files``, the largest first."""
     shards: dict[tuple[str, int], list[RemoteFile]] = {}
     for file in sorted(files, key=lambda file: file.name):
-        base = file.name.rpartition("/")[2].lower()
-        if base.endswith(".gguf") and not any(word in base for word in _NO_MODEL):
-            stem = file.name[: -len(".gguf")]
+        stem, ending = file.name[: -len(".gguf")], file.name[-len(".gguf") :]
+        if ending.lower() == ".gguf" and not _is_beside(stem):
             match = _SHARD.match(stem)
             key = (match["stem"], int(match["count"])) if match else (stem, 1)
             shards.setdefault(key, []).append(file)
-    items = [_Item(quantisation_of(stem), stem, tuple(group), count) for (stem, count), group in shards.items()]
+    items = [_Item(stem, tuple(group), count) for (stem, count), group in shards.items()]
     return sorted(items, key=lambda item: (-item.bytes, item.stem))
 
 
-def quantisation_of(stem: str) -> str:
-    """The quantisation that a file name without its ending tells, empty where it tells none."""
-    base = stem.rpartition("/")[2]
-    found = ""
-    for match in _QUANTISATION.finditer(base):
-        before, after = base[: match.start()][-1:], base[match.end() :][:1]
-        if before in ("", "-", ".", "_") and after in ("", "-", "."):
-            found = match[0]
-    return found
+def _is_beside(stem: str) -> bool:
+    """A GGUF file beside a model that is none: a projector for images, an importance matrix."""
+    base = stem.rpartition("/")[2].lower()
+    return "mmproj" in base or ("imatrix" in base and not quantisation_of(base))
 
 
-def _named(items: Sequence[_Item], quantisation: str) -> _Item:
-    wanted = quantisation.lower()
-    hits = [item for item in items if wanted in (item.quantisation.lower(), item.stem.rpartition("/")[2].lower())]
+def _named(items: Sequence[_Item], quantisation: str, repo: str) -> _Item:
+    hits = [item for item in items if item.is_called(quantisation)]
     if len(hits) == 1:
         return hits[0]
     if hits:
         names = ", ".join(item.stem.rpartition("/")[2] for item in hits)
-        raise ModelNotFound(f"{quantisation} is the quantisation of several models there", f"name one: {names}")
-    names = ", ".join(item.quantisation or item.stem.rpartition("/")[2] for item in items)
-    raise ModelNotFound(f"there is no quantisation {quantisation}", f"there are: {names}")
+        raise ModelNotFound(f"{repo} has several models in {quantisation}", f"name one: {names}")
+    names = ", ".join(item.label for item in items)
+    raise ModelNotFound(f"{repo} has no quantisation {quantisation}", f"there are: {names}")
 
 
 def _best(items: Sequence[_Item], free_bytes: int) -> _Item:
-    whole = [item for item in items if len(item.files) == item.shards]
+    whole = [item for item in items if item.whole]
     if not whole:
         return items[0]
     fitting = [item for item in whole if item.bytes <= free_bytes * MEMORY_SHARE]
     if not fitting:
-        smallest = whole[-1]
-        name = smallest.quantisation or smallest.stem.rpartition("/")[2]
-        raise DoesNotFit(smallest.bytes, free_bytes, f"the smallest there is {name}; name it to download it all the same")
-    preferred = [item for item in fitting if item.quantisation.upper() in FOUR_BITS]
-    return min(preferred, key=lambda item: FOUR_BITS.index(item.quantisation.upper())) if preferred else fitting[0]
+        suggestion = f"name one to download it all the same; the smallest is {whole[-1].label}"
+        raise DoesNotFit(whole[-1].bytes, free_bytes, suggestion)
+    mixes = {item.quantisation.upper(): item for item in fitting}
+    return next((mixes[name] for name in FOUR_BITS if name in mixes), fitting[0])
 
 
 def _gib(count: int) -> str:

@@ -1,0 +1,562 @@
+"""Downloads and their removal, by the real huggingface_hub client against a hub in this process."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Answer, HubServer, Repository, sha256
+from huggingface_hub import constants, scan_cache_dir
+
+from edgemoe.cli import main
+from edgemoe.errors import DoesNotFit, EdgeMoEError, ModelNotFound
+from edgemoe.hub import Download, RemoteFile, cache, fetch, parse, plan_download
+from edgemoe.hub.meter import Meter, Progress
+from edgemoe.hub.plan import choose, quantisation_of
+
+ROOT = Path(__file__).resolve().parent.parent
+REPO = "org/Tiny-MoE-GGUF"
+MIB = 1 << 20
+Captured = pytest.CaptureFixture[str]
+Usage = namedtuple("Usage", "total used free")
+
+
+def content(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+FILES = {
+    "README.md": b"# Tiny",
+    "Tiny-MoE-Q4_K_M.gguf": content(1, 3 * MIB + 17),
+    "Q8_0/Tiny-MoE-Q8_0-00001-of-00002.gguf": content(2, 2 * MIB),
+    "Q8_0/Tiny-MoE-Q8_0-00002-of-00002.gguf": content(3, 1 * MIB),
+    "Tiny-MoE-IQ2_XS.gguf": content(4, MIB),
+    "mmproj-F16.gguf": b"no model",
+}
+Q4 = FILES["Tiny-MoE-Q4_K_M.gguf"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub with one repository; huggingface_hub, which reads its environment once, is pointed to it."""
+    with HubServer() as server:
+        server.repositories[REPO] = Repository(dict(FILES))
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses that would have been made."""
+    made: list[float] = []
+    monkeypatch.setattr(fetch, "sleep", made.append)
+    return made
+
+
+def pull(name: str = f"{REPO}:Q4_K_M", progress: Any = None) -> Path:
+    return fetch.download(plan_download(*parse(name)), progress)
+
+
+def partials(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "hub").rglob("*.incomplete"))
+
+
+# Names and choices: no network.
+
+
+def test_names_are_split() -> None:
+    assert parse("org/repo:q4_k_m") == ("org/repo", "q4_k_m")
+    assert parse("org/repo.v2-GGUF") == ("org/repo.v2-GGUF", None)
+    for wrong in ("repo", "org/repo/more", "../repo:Q4", "org/repo:", "org/re po", "org/..", "/org/repo"):
+        with pytest.raises(ModelNotFound, match="no model on the hub"):
+            parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("stem", "quantisation"),
+    [
+        ("Qwen3-30B-A3B-Q4_K_M", "Q4_K_M"),
+        ("UD-Q4_K_XL/Qwen3-Next-80B-A3B-UD-Q4_K_XL", "UD-Q4_K_XL"),
+        ("mixtral-8x7b-instruct-v0.1.Q3_K_S", "Q3_K_S"),
+        ("Model.i1-IQ2_XXS", "IQ2_XXS"),
+        ("gpt-oss-20b-mxfp4", "mxfp4"),
+        ("gemma-4-26B-A4B-it-MXFP4_MOE", "MXFP4_MOE"),
+        ("BF16/Grok-1", "BF16"),
+        ("ggml-model-f16", "f16"),
+        ("Q8_0", "Q8_0"),
+        ("OLMoE-1B-7B", ""),
+    ],
+)
+def test_quantisation_is_read_from_the_name(stem: str, quantisation: str) -> None:
+    assert quantisation_of(stem) == quantisation
+
+
+def repository(**gibs: float) -> Download:
+    files = tuple(RemoteFile(f"m-{name}.gguf", int(size * 2**30)) for name, size in gibs.items())
+    return Download("org/m", "main", files)
+
+
+@pytest.mark.parametrize(
+    ("free", "best"), [(64, "Q4_K_M"), (18, "Q3_K_M"), (12, "Q2_K")]
+)  # Q4_K_M is preferred to what is larger; below it, the largest that fits
+def test_the_best_quantisation_for_the_memory_is_chosen(free: int, best: str) -> None:
+    plan = choose(repository(Q8_0=32, Q6_K=25, Q4_K_M=18, Q3_K_M=14, Q2_K=10), None, free << 30)
+    assert plan.quantisation == best and [file.name for file in plan.files] == [f"m-{best}.gguf"]
+    assert best in plan.choice and f"{free}.0 GiB" in plan.choice
+
+
+def test_without_four_bits_the_largest_that_fits_is_chosen() -> None:
+    assert choose(repository(BF16=60, Q8_0=32, Q2_K=10), None, 40 << 30).quantisation == "Q8_0"
+
+
+def test_a_model_larger_than_the_memory_must_be_named() -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        choose(repository(Q8_0=32, Q2_K=10), None, 8 << 30)
+    assert "Q2_K" in caught.value.hint
+    assert choose(repository(Q8_0=32, Q2_K=10), "q2_k", 8 << 30).quantisation == "Q2_K"
+
+
+def test_an_unknown_quantisation_lists_those_there_are() -> None:
+    with pytest.raises(ModelNotFound, match="no quantisation Q5_K_M") as caught:
+        choose(Download(REPO, "main", tuple(RemoteFile(name, len(data)) for name, data in FILES.items())), "Q5_K_M", 1)
+    assert caught.value.hint == "there are: Q4_K_M, Q8_0, IQ2_XS"
+
+
+def test_two_models_of_one_quantisation_are_told_apart_by_name() -> None:
+    both = Download("org/m", "main", (RemoteFile("base-Q4_0.gguf", 1), RemoteFile("chat-Q4_0.gguf", 1)))
+    with pytest.raises(ModelNotFound, match="several") as caught:
+        choose(both, "Q4_0", 100)
+    assert "chat-Q4_0" in caught.value.hint
+    assert choose(both, "chat-q4_0", 100).files[0].name == "chat-Q4_0.gguf"
+
+
+def test_a_repository_without_models_or_with_a_shard_short() -> None:
+    with pytest.raises(ModelNotFound, match="no GGUF"):
+        choose(Download("org/m", "main", (RemoteFile("mmproj-F16.gguf", 1), RemoteFile("x.safetensors", 1))), None, 9)
+    with pytest.raises(ModelNotFound, match="1 of the 2 shards"):
+        choose(Download("org/m", "main", (RemoteFile("m-Q8_0-00001-of-00002.gguf", 1),)), "Q8_0", 9)
+
+
+# Downloads.
+
+
+def test_a_download_is_whole_and_in_the_cache_of_huggingface_hub(hub: HubServer) -> None:
+    path = pull(f"{REPO}:q8_0")
+    assert path.name == "Tiny-MoE-Q8_0-00001-of-00002.gguf" and path.read_bytes() == FILES["Q8_0/" + path.name]
+    second = path.with_name("Tiny-MoE-Q8_0-00002-of-00002.gguf")
+    assert second.read_bytes() == FILES["Q8_0/" + second.name]
+    scanned = scan_cache_dir(constants.HF_HUB_CACHE)
+    assert not scanned.warnings
+    (cached,) = scanned.repos
+    assert cached.repo_id == REPO and cached.refs["main"].commit_hash == hub.repositories[REPO].commit
+
+
+def test_what_is_there_is_not_fetched_again(hub: HubServer) -> None:
+    pull()
+    before = len(hub.asked("/cdn/"))
+    assert pull().read_bytes() == Q4
+    assert len(hub.asked("/cdn/")) == before
+    hub.repositories[REPO].files["README.md"] = b"another commit, the same model"
+    assert pull().read_bytes() == Q4
+    assert len(hub.asked("/cdn/")) == before
+
+
+def test_progress_counts_all_shards(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemoe.hub.meter.EVERY_S", 0.0)
+    seen: list[Progress] = []
+    pull(f"{REPO}:Q8_0", seen.append)
+    assert {p.total_bytes for p in seen} == {3 * MIB}
+    assert [p.done_bytes for p in seen] == sorted(p.done_bytes for p in seen)
+    assert seen[-1].done_bytes == 3 * MIB and any(p.note == "checking" for p in seen)
+
+
+def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
+    now, seen = [100.0], list[Progress]()
+    meter = Meter({"a": 500}, 2500, seen.append, lambda: now[0])
+    for size in (600, 700, 1500):
+        now[0] += 5
+        meter.at("a", size)
+    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # what was there at first is no speed
+    assert seen[-1].seconds_left == pytest.approx(1000 / 160)
+
+
+def test_a_download_resumes_after_twenty_cuts(hub: HubServer, waits: list[float]) -> None:
+    hub.faults.cuts, hub.faults.cut_after = 20, 150_000
+    assert pull().read_bytes() == Q4
+    ranges = [request.range for request in hub.asked("/cdn/")]
+    assert ranges == ["", *(f"bytes={150_000 * n}-" for n in range(1, 21))]
+    assert max(waits) <= fetch.PAUSE_S  # each connection brought something: nothing to be patient about
+
+
+def test_a_connection_that_brings_nothing_is_given_up_in_the_end(
+    hub: HubServer, waits: list[float], tmp_path: Path
+) -> None:
+    hub.faults.cdn = [Answer(502)] * 50
+    with pytest.raises(EdgeMoEError, match="answers 502"):
+        pull()
+    assert waits == sorted(waits) and sum(waits) > 30
+    hub.faults.cdn = []
+    hub.faults.cuts, hub.faults.cut_after = 50, 0
+    with pytest.raises(EdgeMoEError, match="no connection"):
+        pull()
+    assert hub.faults.cuts == 50 - fetch.TRANSFERS
+    hub.faults.cuts = 0
+    hub.faults.cdn = []
+    assert pull().read_bytes() == Q4 and not partials(tmp_path)
+
+
+def test_a_part_that_is_not_the_one_asked_for_is_not_kept(hub: HubServer, waits: list[float]) -> None:
+    hub.faults.cuts, hub.faults.cut_after = 1, MIB
+    hub.faults.cdn = [None, Answer(206, {"Content-Range": f"bytes 0-1/{len(Q4)}"}), Answer(206)]
+    assert pull().read_bytes() == Q4
+    assert [request.range for request in hub.asked("/cdn/")] == ["", *[f"bytes={MIB}-"] * 3]
+
+
+def test_a_server_that_sends_the_whole_file_each_time(hub: HubServer, waits: list[float]) -> None:
+    hub.faults.cuts, hub.faults.cut_after, hub.faults.ignore_ranges = 2, MIB, True
+    assert pull().read_bytes() == Q4
+
+
+def test_wrong_content_is_refused_and_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.faults.wrong = 1
+    assert pull().read_bytes() == Q4
+    assert len(hub.asked("/cdn/")) == 2
+    hub.faults.wrong = 2
+    with pytest.raises(EdgeMoEError, match="wrong hash"):
+        pull(f"{REPO}:IQ2_XS")
+    assert not partials(tmp_path) and not list((tmp_path / "hub").rglob(sha256(FILES["Tiny-MoE-IQ2_XS.gguf"])))
+
+
+def test_a_damaged_partial_file_is_no_trap(hub: HubServer) -> None:
+    blobs = cache.folder(REPO) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha256(Q4)}.incomplete").write_bytes(b"x" * (4 * MIB))  # longer than the file, and wrong
+    assert pull().read_bytes() == Q4
+
+
+def test_another_file_than_the_one_planned_is_refused(hub: HubServer) -> None:
+    wrong = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf", len(Q4), "0" * 64),))
+    with pytest.raises(EdgeMoEError, match="not the file that is meant"):
+        fetch.download(wrong)
+    bare = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),))
+    assert fetch.download(bare).read_bytes() == Q4
+
+
+def test_a_missing_shard_is_named_before_the_first_byte(hub: HubServer) -> None:
+    hub.repositories[REPO].missing.add("Q8_0/Tiny-MoE-Q8_0-00002-of-00002.gguf")
+    with pytest.raises(ModelNotFound, match="00002-of-00002"):
+        pull(f"{REPO}:Q8_0")
+    assert not hub.asked("/cdn/")
+
+
+def test_a_hash_that_is_a_path_is_refused(hub: HubServer) -> None:
+    for etag in ("../../../evil", "", "main"):
+        hub.faults.resolve = [Answer(200, {"X-Repo-Commit": "a" * 40, "X-Linked-Size": "3", "ETag": f'"{etag}"'})]
+        with pytest.raises(EdgeMoEError, match="does not answer like the hub"):
+            pull()
+
+
+def test_a_full_disk_is_told_before(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, fetch.RESERVE + 2 * MIB))
+    with pytest.raises(DoesNotFit, match="disk") as caught:
+        pull()
+    assert "HF_HOME" in caught.value.hint and not hub.asked("/cdn/")
+    assert pull(f"{REPO}:IQ2_XS").is_file()
+
+
+def test_a_disk_that_fills_up_meanwhile(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_stream", full)
+        with pytest.raises(DoesNotFit, match="disk"):
+            pull()
+    assert pull().read_bytes() == Q4
+
+
+# What a hub may answer.
+
+
+def test_statuses_are_explained(hub: HubServer, waits: list[float]) -> None:
+    hub.faults.api = [Answer(403)]
+    with pytest.raises(EdgeMoEError, match="refuses") as caught:
+        pull()
+    assert "HF_TOKEN" in caught.value.hint and not waits
+    with pytest.raises(ModelNotFound, match="no repository org/none") as caught:
+        pull("org/none")
+    assert "HF_TOKEN" in caught.value.hint
+    with pytest.raises(ModelNotFound, match="revision"):
+        plan_download(REPO, "Q4_K_M", revision="v9")
+    hub.faults.api = [Answer(404)]
+    with pytest.raises(ModelNotFound):
+        pull()
+
+
+@pytest.mark.parametrize("part", ["api", "resolve", "cdn"])
+def test_a_hub_that_is_busy_is_asked_again_when_it_says(hub: HubServer, waits: list[float], part: str) -> None:
+    setattr(hub.faults, part, [Answer(429, {"Retry-After": "7"}), Answer(503), Answer(504)])
+    assert pull().read_bytes() == Q4
+    assert waits[0] == 7 and all(0 < wait < 7 for wait in waits[1:])
+
+
+def test_a_hub_that_stays_busy(hub: HubServer, waits: list[float]) -> None:
+    hub.faults.api = [Answer(429)] * 20
+    with pytest.raises(EdgeMoEError, match="no more requests"):
+        pull()
+    hub.faults.api = [Answer(500)] * 20
+    with pytest.raises(EdgeMoEError, match="answers 500"):
+        pull()
+    hub.faults.api = [Answer(429, {"Retry-After": "3600"})]
+    with pytest.raises(EdgeMoEError, match="60 minutes"):
+        pull()
+    assert max(waits) < 60
+
+
+def test_a_server_that_is_no_hub(hub: HubServer) -> None:
+    hub.faults.api = [Answer(200)]
+    with pytest.raises(EdgeMoEError, match="does not answer like the hub"):
+        pull()
+
+
+def test_no_server_at_all(hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(EdgeMoEError, match="no connection") as caught:
+        pull()
+    assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+def test_a_gated_model(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories[REPO].gated = True
+    for token in (None, "hf_" + "z" * 34):  # without one, and of somebody who has not accepted
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(EdgeMoEError, match="gated") as caught:
+            pull()
+        assert f"{hub.url}/{REPO}" in caught.value.hint and "HF_TOKEN" in caught.value.hint
+        assert token is None or token not in str(caught.value) + caught.value.hint
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert pull().read_bytes() == Q4
+    assert hub.asked("/cdn/") and all(request.token == "" for request in hub.asked("/cdn/"))
+
+
+def test_offline_what_is_on_the_disk_is_found(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pull()
+    asked = len(hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull() == path and pull(REPO) == path
+    with pytest.raises(ModelNotFound, match="no quantisation Q8_0"):
+        pull(f"{REPO}:Q8_0")
+    with pytest.raises(ModelNotFound, match="offline") as caught:
+        pull("org/other")
+    assert "HF_HUB_OFFLINE" in caught.value.hint
+    with pytest.raises(ModelNotFound, match="offline"):
+        fetch.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-IQ2_XS.gguf"),)))
+    assert len(hub.requests) == asked
+
+
+# Other processes.
+
+
+def run(hub: HubServer, home: Path, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
+    """The command line in a process of its own, with the environment that a user would set."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    command = [sys.executable, "-m", "edgemoe.cli", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment | keywords.pop("env", {}))
+
+
+def test_two_processes_fetch_the_same_file_once(hub: HubServer, tmp_path: Path) -> None:
+    hub.faults.pause_after = MIB
+    both = [run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M") for _ in range(2)]
+    assert hub.faults.paused.wait(20)
+    deadline = time.monotonic() + 20
+    while len(hub.asked("/resolve/", "HEAD")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    hub.faults.resume.set()
+    outputs = [process.communicate(timeout=30) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] and Path(outputs[0][0].strip()).read_bytes() == Q4
+    assert len(hub.asked("/cdn/")) == 1
+
+
+def test_ctrl_c_keeps_what_has_arrived(hub: HubServer, tmp_path: Path) -> None:
+    hub.faults.pause_after = 2 * MIB
+    process = run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M")
+    assert hub.faults.paused.wait(20)
+    deadline = time.monotonic() + 20
+    while sum(path.stat().st_size for path in partials(tmp_path)) < MIB and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and out == "" and f"edgemoe pull {REPO}:Q4_K_M" in err
+    hub.faults.pause_after = 0
+    hub.faults.resume.set()
+    again = run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M", "--json")
+    out, err = again.communicate(timeout=30)
+    assert again.returncode == 0 and err == ""
+    facts = json.loads(out)
+    assert Path(facts["path"]).read_bytes() == Q4
+    assert facts["repo"] == REPO and facts["bytes"] == len(Q4) and facts["missing_bytes"] < len(Q4) - MIB + 1
+    assert facts["files"] == [{"name": "Tiny-MoE-Q4_K_M.gguf", "bytes": len(Q4), "sha256": sha256(Q4)}]
+    assert hub.asked("/cdn/")[-1].range.startswith("bytes=")
+
+
+# The command line, in this process.
+
+
+def test_pull_prints_the_path_and_says_why(hub: HubServer, capsys: Captured) -> None:
+    assert main(["pull", REPO]) == 0
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).read_bytes() == Q4 and err.startswith("Q4_K_M") and len(err.splitlines()) == 1
+
+
+def test_pull_dry_run_fetches_nothing(hub: HubServer, capsys: Captured, tmp_path: Path) -> None:
+    assert main(["pull", f"{REPO}:Q8_0", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and "3.0 MiB of 3.0 MiB would be downloaded" in err
+    assert main(["pull", f"{REPO}:Q8_0", "--dry-run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["path"] is None and facts["missing_bytes"] == 3 * MIB
+    assert not hub.asked("/cdn/") and not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["pull", "nothing"], 3),
+        (["pull", "org/none"], 3),
+        (["pull", f"{REPO}:Q1"], 3),
+        (["pull", REPO, "--revision", "v9"], 3),
+        (["rm", REPO, "--yes"], 3),
+        (["pull"], 2),
+    ],
+)
+def test_exit_codes(hub: HubServer, capsys: Captured, arguments: list[str], code: int) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "hint: " in err
+
+
+def test_a_disk_too_small_is_exit_code_four(hub: HubServer, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, 1 << 20))
+    assert main(["pull", f"{REPO}:Q4_K_M"]) == 4
+    assert "disk" in capsys.readouterr().err
+
+
+# Removal.
+
+
+def test_rm_frees_one_quantisation_and_leaves_the_other(hub: HubServer, capsys: Captured, tmp_path: Path) -> None:
+    kept = pull()
+    gone = pull(f"{REPO}:Q8_0")
+    capsys.readouterr()
+    assert main(["rm", f"{REPO}:q8_0", "--yes", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["freed_bytes"] == 3 * MIB and len(facts["files"]) == 2
+    assert kept.read_bytes() == Q4 and not gone.exists() and not gone.is_symlink()
+    assert len(list((tmp_path / "hub").rglob("blobs/*"))) == 1 and not scan_cache_dir(constants.HF_HUB_CACHE).warnings
+    assert main(["rm", f"{REPO}:Q4_K_M", "--yes"]) == 0
+    assert not cache.folder(REPO).exists()
+
+
+def test_content_that_another_file_shares_stays(hub: HubServer) -> None:
+    hub.repositories[REPO].files["copy-Q5_K_M.gguf"] = Q4
+    first, second = pull(), pull(f"{REPO}:Q5_K_M")
+    what = cache.removal(REPO, "Q5_K_M")
+    assert what.freed_bytes == 0
+    cache.remove(what)
+    assert first.read_bytes() == Q4 and not second.exists()
+
+
+def test_rm_takes_all_revisions_and_unfinished_files(hub: HubServer) -> None:
+    pull()
+    hub.repositories[REPO].files["README.md"] = b"a second commit"
+    pull()
+    (cache.folder(REPO) / "blobs" / ("a" * 64 + ".incomplete")).write_bytes(b"x" * 1000)
+    what = cache.removal(REPO)
+    assert what.freed_bytes == len(Q4) + 1000
+    cache.remove(what)
+    assert not cache.folder(REPO).exists()
+
+
+def test_rm_removes_a_download_that_never_was_whole(hub: HubServer) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done_bytes >= MIB // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(progress=interrupt)
+    assert not scan_cache_dir(constants.HF_HUB_CACHE).warnings
+    what = cache.removal(REPO)
+    assert what.files == () and what.freed_bytes >= MIB // 2
+    cache.remove(what)
+    assert not cache.folder(REPO).exists()
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_rm_refuses_what_a_process_uses(hub: HubServer, how: str, capsys: Captured) -> None:
+    path = pull()
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if how == "mapped" else None
+        if how == "mapped":
+            file.close()
+        assert main(["rm", f"{REPO}:Q4_K_M", "--yes"]) == 1
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err and path.is_file()
+        if mapped is not None:
+            mapped.close()
+    assert main(["rm", f"{REPO}:Q4_K_M", "--yes"]) == 0 and not path.exists()
+
+
+def test_rm_wants_a_yes(hub: HubServer, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pull()
+    assert main(["rm", REPO]) == 2 and "--yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "\n", raising=False)
+    assert main(["rm", REPO]) == 1
+    assert "3.0 MiB" in capsys.readouterr().err and path.is_file()
+
+
+# Start-up.
+
+
+def test_importing_the_commands_loads_no_huggingface_hub() -> None:
+    names = "('huggingface_hub', 'numpy', 'psutil')"
+    code = f"import sys, edgemoe.cli, edgemoe.hub; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_thread_may_download(hub: HubServer) -> None:
+    paths: list[Path] = []
+    thread = threading.Thread(target=lambda: paths.append(pull()))
+    thread.start()
+    thread.join(20)
+    assert paths and paths[0].read_bytes() == Q4

@@ -277,6 +277,19 @@ def test_a_hash_that_is_a_path_is_refused(hub: HubServer) -> None:
             pull()
 
 
+def test_a_commit_or_a_name_that_is_a_path_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    headers = {"X-Repo-Commit": "../../../evil", "X-Linked-Size": "3", "ETag": f'"{"a" * 64}"'}
+    hub.faults.resolve = [Answer(200, headers)]
+    with pytest.raises(EdgeMoEError, match="does not answer like the hub"):
+        fetch.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),)))
+    hub.repositories[REPO].files["../../../../evil-Q3_K_M.gguf"] = b"evil"
+    with pytest.raises(ModelNotFound, match="no quantisation Q3_K_M"):
+        pull(f"{REPO}:Q3_K_M")
+    with pytest.raises(EdgeMoEError):
+        fetch.download(Download(REPO, "main", (RemoteFile("../../../../evil-Q3_K_M.gguf"),)))
+    assert not list(tmp_path.rglob("*evil*"))
+
+
 def test_a_full_disk_is_told_before(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, fetch.RESERVE + 2 * MIB))
     with pytest.raises(DoesNotFit, match="disk") as caught:

@@ -54,8 +54,10 @@ def _removal_of(name: str) -> Removal:
 
 def _pull(parsed: argparse.Namespace) -> int:
     plan = _download_of(parsed.model, parsed.revision)
+    from tui.text import visible
+
     if plan.choice:
-        talk(plan.choice)
+        talk(visible(plan.choice))
 
     from ..hub.fetch import download, missing_bytes
 
@@ -76,25 +78,25 @@ def _pull(parsed: argparse.Namespace) -> int:
 
 
 def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
-    from tui.text import size
+    from tui.text import size, visible
 
     if as_json:
         print(json.dumps(_facts(plan, missing)))
         return
     for file in plan.files:
-        print(f"{file.name}  {size(file.bytes or 0)}")
+        print(f"{visible(file.name)}  {size(file.bytes or 0)}")
     talk(f"{size(missing)} of {size(plan.bytes)} would be downloaded from {plan.repo}")
 
 
 def _rm(parsed: argparse.Namespace) -> int:
-    from tui.text import size
+    from tui.text import size, visible
 
     what = _removal_of(parsed.model)
 
     from ..hub.cache import remove
 
     for name in what.files:
-        talk(name)
+        talk(visible(name))
     if not parsed.yes and not _agrees(f"Remove from {what.repo} and free {size(what.freed_bytes)}?"):
         talk("nothing was removed")
         return 1

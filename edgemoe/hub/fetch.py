@@ -38,12 +38,13 @@ PAUSE_S = 0.5  # before the second attempt; then twice as long each time
 LONGEST_PAUSE_S = 30.0
 LONGEST_WAIT_S = 300.0  # what a server may ask for before it is told to the user instead
 RESERVE = 1 << 30  # bytes of the disk that are left to everything else
+NO_HUB, NO_HUB_HINT = "{} does not answer like the hub", "check the model's name, HF_ENDPOINT and the proxy"
 DISK_HINT = "free some space (edgemoe rm), or set HF_HOME to a folder on a larger disk"
 BLOCK = 1 << 22  # bytes hashed at a time
 LOCK_S = 1.0  # how often a second process looks at what the first has brought
 
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_DIGEST = re.compile(r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")  # of git and of its large files
+_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+_DIGEST = re.compile(r"^(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")  # of git and of its large files
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
     files = [
         RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or ()
     ]
-    return info.sha or revision, files
+    return _commit(info.sha), files
 
 
 def download(plan: Download, progress: Callable[[Progress], None] | None = None) -> Path:
@@ -140,16 +141,22 @@ def missing_bytes(plan: Download) -> int:
 def _remote(plan: Download, file: RemoteFile) -> _Remote:
     what, url = f"{plan.repo}: {file.name}", hf_hub_url(plan.repo, file.name, revision=plan.revision)
     found = _insist(lambda: get_hf_file_metadata(url), what)
-    # The hash becomes a file name: it must be one and not a path.
-    if found.commit_hash is None or found.size is None or not _DIGEST.match(found.etag or ""):
-        raise EdgeMoEError(f"{constants.ENDPOINT} does not answer like the hub", "check HF_ENDPOINT and the proxy")
     digest = str(found.etag)
+    if found.size is None or not _DIGEST.match(digest):
+        raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
         raise EdgeMoEError(
             f"{what} on the hub is not the file that is meant", "it was replaced since: choose its revision"
         )
     blob = cache.folder(plan.repo) / "blobs" / digest
-    return _Remote(file.name, what, url, digest, found.size, found.commit_hash, blob)
+    return _Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
+
+
+def _commit(text: str | None) -> str:
+    """What a server says is a commit. It becomes the name of a folder, so it may not be a path."""
+    if text is None or not _COMMIT.match(text):
+        raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
+    return text
 
 
 def _check_disk(remotes: Iterable[_Remote], reserve: int) -> None:
@@ -169,7 +176,7 @@ def _bring(plan: Download, remote: _Remote, meter: Meter) -> None:
     """One file to its place in the cache."""
     remote.blob.parent.mkdir(parents=True, exist_ok=True)
     # Without this folder huggingface_hub takes a repository of unfinished files for a damaged one.
-    cache.path_of(plan, plan.files[0]).parent.mkdir(parents=True, exist_ok=True)
+    (cache.folder(plan.repo) / "snapshots" / remote.commit).mkdir(parents=True, exist_ok=True)
     with _lock(plan, remote, meter):
         if not remote.blob.exists():
             _fetch(remote, meter)
@@ -252,11 +259,11 @@ def _stream(remote: _Remote, have: int, meter: Meter) -> None:
 def _is_right(remote: _Remote, meter: Meter) -> bool:
     git = len(remote.digest) == 40
     digest = hashlib.sha1(b"blob %d\0" % remote.bytes) if git else hashlib.sha256()
+    meter.at(remote.name, remote.bytes, "checking")
     with remote.partial.open("rb+") as file:
         os.fsync(file.fileno())  # what is checked below is what survives a power cut
         while block := file.read(BLOCK):
             digest.update(block)
-            meter.at(remote.name, remote.bytes, "checking")
     return digest.hexdigest() == remote.digest
 
 

@@ -169,7 +169,7 @@ def _items(files: Iterable[RemoteFile]) -> list[_Item]:
     shards: dict[tuple[str, int], list[RemoteFile]] = {}
     for file in sorted(files, key=lambda file: file.name):
         stem, ending = file.name[: -len(".gguf")], file.name[-len(".gguf") :]
-        if ending.lower() == ".gguf" and not _is_beside(stem):
+        if ending.lower() == ".gguf" and ".." not in stem.split("/") and not _is_beside(stem):
             match = _SHARD.match(stem)
             key = (match["stem"], int(match["count"])) if match else (stem, 1)
             shards.setdefault(key, []).append(file)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -74,6 +75,7 @@ class Repository:
         return hashlib.sha1("".join(f"{name}{sha256(data)}" for name, data in self.files.items()).encode()).hexdigest()
 
 
+@lru_cache(64)
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

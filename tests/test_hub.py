@@ -23,10 +23,10 @@ from hub_server import Answer, HubServer, Repository, sha256
 from huggingface_hub import constants, scan_cache_dir
 
 from edgemoe.cli import main
+from edgemoe.commands import pull as command
 from edgemoe.errors import DoesNotFit, EdgeMoEError, ModelNotFound
 from edgemoe.hub import Download, RemoteFile, cache, fetch, parse, plan_download
-from edgemoe.hub.meter import Meter, Progress
-from edgemoe.hub.plan import choose, quantisation_of
+from edgemoe.hub.meter import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO = "org/Tiny-MoE-GGUF"
@@ -83,82 +83,6 @@ def partials(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "hub").rglob("*.incomplete"))
 
 
-# Names and choices: no network.
-
-
-def test_names_are_split() -> None:
-    assert parse("org/repo:q4_k_m") == ("org/repo", "q4_k_m")
-    assert parse("org/repo.v2-GGUF") == ("org/repo.v2-GGUF", None)
-    for wrong in ("repo", "org/repo/more", "../repo:Q4", "org/repo:", "org/re po", "org/..", "/org/repo"):
-        with pytest.raises(ModelNotFound, match="no model on the hub"):
-            parse(wrong)
-
-
-@pytest.mark.parametrize(
-    ("stem", "quantisation"),
-    [
-        ("Qwen3-30B-A3B-Q4_K_M", "Q4_K_M"),
-        ("UD-Q4_K_XL/Qwen3-Next-80B-A3B-UD-Q4_K_XL", "UD-Q4_K_XL"),
-        ("mixtral-8x7b-instruct-v0.1.Q3_K_S", "Q3_K_S"),
-        ("Model.i1-IQ2_XXS", "IQ2_XXS"),
-        ("gpt-oss-20b-mxfp4", "mxfp4"),
-        ("gemma-4-26B-A4B-it-MXFP4_MOE", "MXFP4_MOE"),
-        ("BF16/Grok-1", "BF16"),
-        ("ggml-model-f16", "f16"),
-        ("Q8_0", "Q8_0"),
-        ("OLMoE-1B-7B", ""),
-    ],
-)
-def test_quantisation_is_read_from_the_name(stem: str, quantisation: str) -> None:
-    assert quantisation_of(stem) == quantisation
-
-
-def repository(**gibs: float) -> Download:
-    files = tuple(RemoteFile(f"m-{name}.gguf", int(size * 2**30)) for name, size in gibs.items())
-    return Download("org/m", "main", files)
-
-
-@pytest.mark.parametrize(
-    ("free", "best"), [(64, "Q4_K_M"), (18, "Q3_K_M"), (12, "Q2_K")]
-)  # Q4_K_M is preferred to what is larger; below it, the largest that fits
-def test_the_best_quantisation_for_the_memory_is_chosen(free: int, best: str) -> None:
-    plan = choose(repository(Q8_0=32, Q6_K=25, Q4_K_M=18, Q3_K_M=14, Q2_K=10), None, free << 30)
-    assert plan.quantisation == best and [file.name for file in plan.files] == [f"m-{best}.gguf"]
-    assert best in plan.choice and f"{free}.0 GiB" in plan.choice
-
-
-def test_without_four_bits_the_largest_that_fits_is_chosen() -> None:
-    assert choose(repository(BF16=60, Q8_0=32, Q2_K=10), None, 40 << 30).quantisation == "Q8_0"
-
-
-def test_a_model_larger_than_the_memory_must_be_named() -> None:
-    with pytest.raises(DoesNotFit) as caught:
-        choose(repository(Q8_0=32, Q2_K=10), None, 8 << 30)
-    assert "Q2_K" in caught.value.hint
-    assert choose(repository(Q8_0=32, Q2_K=10), "q2_k", 8 << 30).quantisation == "Q2_K"
-
-
-def test_an_unknown_quantisation_lists_those_there_are() -> None:
-    with pytest.raises(ModelNotFound, match="no quantisation Q5_K_M") as caught:
-        choose(Download(REPO, "main", tuple(RemoteFile(name, len(data)) for name, data in FILES.items())), "Q5_K_M", 1)
-    assert caught.value.hint == "there are: Q4_K_M, Q8_0, IQ2_XS"
-
-
-def test_two_models_of_one_quantisation_are_told_apart_by_name() -> None:
-    both = Download("org/m", "main", (RemoteFile("base-Q4_0.gguf", 1), RemoteFile("chat-Q4_0.gguf", 1)))
-    with pytest.raises(ModelNotFound, match="several") as caught:
-        choose(both, "Q4_0", 100)
-    assert "chat-Q4_0" in caught.value.hint
-    assert choose(both, "chat-q4_0", 100).files[0].name == "chat-Q4_0.gguf"
-
-
-def test_a_repository_without_models_or_with_a_shard_short() -> None:
-    with pytest.raises(ModelNotFound, match="no GGUF"):
-        choose(Download("org/m", "main", (RemoteFile("mmproj-F16.gguf", 1), RemoteFile("x.safetensors", 1))), None, 9)
-    with pytest.raises(ModelNotFound, match="1 of the 2 shards"):
-        choose(Download("org/m", "main", (RemoteFile("m-Q8_0-00001-of-00002.gguf", 1),)), "Q8_0", 9)
-
-
 # Downloads.
 
 
@@ -190,16 +114,6 @@ def test_progress_counts_all_shards(hub: HubServer, monkeypatch: pytest.MonkeyPa
     assert {p.total_bytes for p in seen} == {3 * MIB}
     assert [p.done_bytes for p in seen] == sorted(p.done_bytes for p in seen)
     assert seen[-1].done_bytes == 3 * MIB and any(p.note == "checking" for p in seen)
-
-
-def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
-    now, seen = [100.0], list[Progress]()
-    meter = Meter({"a": 500}, 2500, seen.append, lambda: now[0])
-    for size in (600, 700, 1500):
-        now[0] += 5
-        meter.at("a", size)
-    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # what was there at first is no speed
-    assert seen[-1].seconds_left == pytest.approx(1000 / 160)
 
 
 def test_a_download_resumes_after_twenty_cuts(hub: HubServer, waits: list[float]) -> None:
@@ -429,26 +343,25 @@ def test_two_processes_fetch_the_same_file_once(
     assert len(hub.asked("/cdn/")) == 1
 
 
-def test_ctrl_c_keeps_what_has_arrived(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_download_goes_on(hub: HubServer, tmp_path: Path, how: signal.Signals) -> None:
     hub.faults.pause_after = 2 * MIB
     process = run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M")
     assert hub.faults.paused.wait(20)
     deadline = time.monotonic() + 20
     while sum(path.stat().st_size for path in partials(tmp_path)) < MIB and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and out == "" and f"edgemoe pull {REPO}:Q4_K_M" in err
+    assert out == ""
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and f"edgemoe pull {REPO}:Q4_K_M" in err
     hub.faults.pause_after = 0
     hub.faults.resume.set()
-    again = run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M", "--json")
-    out, err = again.communicate(timeout=30)
-    assert again.returncode == 0 and err == ""
-    facts = json.loads(out)
-    assert Path(facts["path"]).read_bytes() == Q4
-    assert facts["repo"] == REPO and facts["bytes"] == len(Q4) and facts["missing_bytes"] < len(Q4) - MIB + 1
-    assert facts["files"] == [{"name": "Tiny-MoE-Q4_K_M.gguf", "bytes": len(Q4), "sha256": sha256(Q4)}]
-    assert hub.asked("/cdn/")[-1].range.startswith("bytes=")
+    assert main(["pull", f"{REPO}:Q4_K_M"]) == 0
+    assert (tmp_path / "hub").is_dir() and not partials(tmp_path)
+    (begun, again) = hub.asked("/cdn/")
+    assert begun.range == "" and int(again.range.removeprefix("bytes=").rstrip("-")) >= MIB
 
 
 # The command line, in this process.
@@ -458,6 +371,33 @@ def test_pull_prints_the_path_and_says_why(hub: HubServer, capsys: Captured) -> 
     assert main(["pull", REPO]) == 0
     out, err = capsys.readouterr()
     assert Path(out.strip()).read_bytes() == Q4 and err.startswith("Q4_K_M") and len(err.splitlines()) == 1
+
+
+def test_pull_for_programs(hub: HubServer, capsys: Captured) -> None:
+    assert main(["pull", f"{REPO}:Q4_K_M", "--json"]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert err == "" and Path(facts.pop("path")).read_bytes() == Q4
+    assert facts == {
+        "repo": REPO,
+        "revision": hub.repositories[REPO].commit,
+        "files": [{"name": "Tiny-MoE-Q4_K_M.gguf", "bytes": len(Q4), "sha256": sha256(Q4)}],
+        "bytes": len(Q4),
+        "missing_bytes": len(Q4),
+    }
+
+
+def test_the_bar_tells_bytes_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, str]] = []
+    monkeypatch.setattr(command, "show_progress", lambda share, step: drawn.append((share, step)))
+    command._show(Progress(2 * MIB, 8 * MIB))
+    command._show(Progress(2 * MIB, 8 * MIB, MIB / 100))
+    command._show(Progress(8 * MIB, 8 * MIB, MIB, "checking"))
+    assert drawn == [
+        (0.25, "2.0 MiB of 8.0 MiB"),
+        (0.25, "2.0 MiB of 8.0 MiB, 0.0 MiB/s, 10:00 left"),
+        (0.999, "8.0 MiB of 8.0 MiB, checking"),
+    ]
 
 
 def test_pull_dry_run_fetches_nothing(hub: HubServer, capsys: Captured, tmp_path: Path) -> None:

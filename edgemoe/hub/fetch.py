@@ -103,9 +103,7 @@ def download(plan: Download, progress: Callable[[Progress], None] | None = None)
     if _COMMIT.match(plan.revision) and all(cache.path_of(plan, file).is_file() for file in plan.files):
         return _named(plan, plan.branch)
     if constants.HF_HUB_OFFLINE:
-        raise ModelNotFound(
-            f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to download it"
-        )
+        raise ModelNotFound(f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to get it")
     # All of them before the first byte: a missing shard should not show after an hour.
     remotes = [_remote(plan, file) for file in plan.files]
     at_commit = replace(plan, revision=remotes[0].commit)
@@ -145,9 +143,7 @@ def _remote(plan: Download, file: RemoteFile) -> _Remote:
     if found.size is None or not _DIGEST.match(digest):
         raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
-        raise EdgeMoEError(
-            f"{what} on the hub is not the file that is meant", "it was replaced since: choose its revision"
-        )
+        raise EdgeMoEError(f"{what} is not the file that is meant", "the hub has another one by now: give --revision")
     blob = cache.folder(plan.repo) / "blobs" / digest
     return _Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
 

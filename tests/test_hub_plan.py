@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
+from time import time
+from types import SimpleNamespace
+
 import pytest
 
 from edgemoe.errors import DoesNotFit, ModelNotFound
 from edgemoe.hub import Download, RemoteFile, parse
+from edgemoe.hub.failures import wait_asked_for
 from edgemoe.hub.meter import Meter, Progress
 from edgemoe.hub.plan import choose, quantisation_of
 
@@ -98,3 +103,22 @@ def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
         meter.at("a", size)
     assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # what was there at first is no speed
     assert seen[-1].seconds_left == pytest.approx(1000 / 160)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "wait"),
+    [
+        (503, {"Retry-After": "12"}, 12),
+        (503, {"Retry-After": "soon"}, None),
+        (503, {}, None),
+        (429, {"RateLimit": '"api";r=0;t=55', "Retry-After": "1"}, 55),
+        (429, {"RateLimit": '"api";r=9;t=55'}, None),
+        (429, {"Retry-After": formatdate(time() + 100, usegmt=True)}, 100),
+        (429, {"Retry-After": formatdate(time() - 100, usegmt=True)}, 0),
+    ],
+)
+def test_what_a_server_asks_for(status: int, headers: dict[str, str], wait: float | None) -> None:
+    error = Exception()
+    error.response = SimpleNamespace(status_code=status, headers=headers)  # type: ignore[attr-defined]
+    asked = wait_asked_for(error)
+    assert asked == wait if wait is None else asked == pytest.approx(wait, abs=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from email.utils import parsedate_to_datetime
 
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
 
 from ..errors import DoesNotFit, EdgeMoEError, ModelNotFound
 
+_RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone at the next attempt
 
 
@@ -40,8 +42,13 @@ def is_passing(error: BaseException) -> bool:
 
 
 def wait_asked_for(error: BaseException) -> float | None:
-    """Seconds that the server wants us to wait (``Retry-After``), None where it does not say."""
+    """Seconds that the server wants us to wait, None where it does not say.
+
+    **Source**: ``Retry-After`` of RFC 9110; the hub itself says ``RateLimit: "api";r=0;t=55`` (2.4.0, utils/_http.py).
+    """
     headers = getattr(getattr(error, "response", None), "headers", {})
+    if status_of(error) == 429 and (reset := _RESET.search(headers.get("RateLimit", ""))):
+        return float(reset[1])
     text = str(headers.get("Retry-After", "")).strip()
     if text.isdigit():
         return float(text)

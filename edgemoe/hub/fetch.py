@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import TypeVar
@@ -37,6 +38,7 @@ TRANSFERS = 8  # attempts in a row that bring no byte before a file is given up:
 PAUSE_S = 0.5  # before the second attempt; then twice as long each time
 LONGEST_PAUSE_S = 30.0
 LONGEST_WAIT_S = 300.0  # what a server may ask for before it is told to the user instead
+SILENT_WAIT_S = 10.0  # the same where nothing is shown yet
 RESERVE = 1 << 30  # bytes of the disk that are left to everything else
 NO_HUB, NO_HUB_HINT = "{} does not answer like the hub", "check the model's name, HF_ENDPOINT and the proxy"
 DISK_HINT = "free some space (edgemoe rm), or set HF_HOME to a folder on a larger disk"
@@ -178,7 +180,8 @@ def _bring(plan: Download, remote: _Remote, meter: Meter) -> None:
             _fetch(remote, meter)
     meter.at(remote.name, remote.bytes)
     # The blob is there: this only links it into the snapshot.
-    _insist(lambda: hf_hub_download(plan.repo, remote.name, revision=remote.commit), remote.what)
+    link = partial(hf_hub_download, plan.repo, remote.name, revision=remote.commit)
+    _insist(link, remote.what, lambda note: meter.at(remote.name, remote.bytes, note))
 
 
 @contextmanager
@@ -263,7 +266,7 @@ def _is_right(remote: _Remote, meter: Meter) -> bool:
     return digest.hexdigest() == remote.digest
 
 
-def _insist(question: Callable[[], T], what: str) -> T:
+def _insist(question: Callable[[], T], what: str, say: Callable[[str], None] | None = None) -> T:
     """The answer to a question, asked again when the trouble may pass."""
     for attempt in range(1, QUESTIONS + 1):
         try:
@@ -272,24 +275,20 @@ def _insist(question: Callable[[], T], what: str) -> T:
             cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
             if attempt == QUESTIONS or not is_passing(cause):
                 raise explained(cause, what) from error
-            _pause(attempt, cause, lambda note: None)
+            _pause(attempt, cause, say)
         except (ValueError, TypeError, KeyError) as error:  # not an answer of a hub, or not a name that one can have
-            raise EdgeMoEError(
-                f"{constants.ENDPOINT} does not answer like the hub for {what}",
-                "check the name, HF_ENDPOINT and the proxy",
-            ) from error
+            raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT) from error
     raise AssertionError
 
 
-def _pause(attempt: int, error: BaseException, say: Callable[[str], None]) -> None:
-    """Wait as long as the server asks, or longer with each attempt."""
+def _pause(attempt: int, error: BaseException, say: Callable[[str], None] | None) -> None:
+    """Wait as long as the server asks, or longer with each attempt; without ``say``, not for long."""
     asked = wait_asked_for(error)
-    if asked is not None and asked > LONGEST_WAIT_S:
-        raise EdgeMoEError(
-            f"the hub takes no requests for {asked / 60:.0f} minutes", "try again then: what is here is kept"
-        )
+    if asked is not None and asked > (LONGEST_WAIT_S if say else SILENT_WAIT_S):
+        raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: what has arrived is kept")
     pause = min(PAUSE_S * 2 ** max(attempt - 1, 0), LONGEST_PAUSE_S) if asked is None else asked
-    say(f"waiting {pause:.0f} s" if pause >= 1 else "")
+    if say and pause >= 1:
+        say(f"waiting {pause:.0f} s")
     sleep(pause)
 
 

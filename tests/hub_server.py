@@ -45,6 +45,7 @@ class Faults:
         cuts: answers of the CDN to break off.
         cut_after: bytes of the body that get through before the cut.
         wrong: answers of the CDN with one byte changed.
+        more: bytes that the CDN sends beyond the end of a file.
         api, resolve, cdn: the next answers of each part instead of the right ones; None is the right one.
         ignore_ranges: the CDN sends whole files only.
         pause_after: bytes after which the CDN waits for ``resume``, 0 for never.
@@ -53,6 +54,7 @@ class Faults:
     cuts: int = 0
     cut_after: int = 0
     wrong: int = 0
+    more: bytes = b""
     api: list[Answer | None] = field(default_factory=list)
     resolve: list[Answer | None] = field(default_factory=list)
     cdn: list[Answer | None] = field(default_factory=list)
@@ -222,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         if first >= len(data):
             return self._send(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
         headers = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if asked else {}
-        self._send(206 if asked else 200, headers, data[first:], cut)
+        self._send(206 if asked else 200, headers, data[first:] + faults.more, cut)
 
     def _error(self, status: int, code: str) -> None:
         self._send(status, {"X-Error-Code": code} if code else {}, b"{}")

@@ -154,6 +154,12 @@ def test_a_server_that_sends_the_whole_file_each_time(hub: HubServer, waits: lis
     assert len(hub.asked("/cdn/")) == 3
 
 
+def test_what_comes_after_the_end_is_not_kept(hub: HubServer) -> None:
+    hub.faults.more = b"and more" * 1000
+    assert pull().read_bytes() == Q4
+    assert len(hub.asked("/cdn/")) == 1
+
+
 def test_wrong_content_is_refused_and_fetched_again(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.wrong = 1
     assert pull().read_bytes() == Q4

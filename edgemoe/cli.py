@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import MODEL, catalog, profile, routing, show
+from .commands import MODEL, catalog, profile, pull, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
@@ -120,6 +120,7 @@ def _parser() -> _Parser:
     routing.add_parsers(commands, _find)
     show.add_parser(commands, _find)
     catalog.add_parser(commands)
+    pull.add_parsers(commands)
     return parser
 
 

@@ -1,0 +1,168 @@
+"""``edgemoe pull`` and ``edgemoe rm``: models of the hub, to this disk and off it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..console import show_progress, talk
+from ..errors import ConfigError, ModelNotFound
+
+if TYPE_CHECKING:
+    from ..catalog import Model, Variant
+    from ..hub import Download
+    from ..hub.cache import Removal
+    from ..hub.meter import Progress
+
+INTERRUPTED = 130
+MODEL = "a name of the catalogue, org/repo:QUANT, or org/repo for the quantisation that fits best"
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the two subcommands."""
+    pull = commands.add_parser("pull", help="download a model")
+    pull.add_argument("model", metavar="MODEL", help=MODEL)
+    pull.add_argument("--revision", metavar="REV", help="branch, tag or commit, in place of the newest")
+    pull.add_argument("--dry-run", action="store_true", help="say what would be downloaded")
+    pull.add_argument("--json", action="store_true", help="print repository, revision, files, bytes and path")
+    pull.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    pull.set_defaults(command=lambda parsed, _: _pull(parsed))
+
+    rm = commands.add_parser("rm", help="remove a downloaded model from the disk")
+    rm.add_argument("model", metavar="MODEL", help="a name of the catalogue, org/repo:QUANT, or org/repo for all of it")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    rm.add_argument("--json", action="store_true", help="print repository, files and freed bytes")
+    rm.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    rm.set_defaults(command=lambda parsed, _: _rm(parsed))
+
+
+def _download_of(name: str, revision: str | None) -> Download:
+    from ..hub import Download, RemoteFile, parse, plan_download
+    from ..hub.plan import MAIN
+
+    if "/" in name:
+        repo, quantisation = parse(name)
+        return plan_download(repo, quantisation, revision=revision or MAIN)
+    model, variant = _of_catalogue(name)
+    files = tuple(RemoteFile(file.name, file.bytes, file.sha256) for file in variant.files)
+    choice = f"{model.name} in {variant.quantisation} from {variant.repository}"
+    return Download(variant.repository, revision or variant.revision, files, variant.quantisation, choice)
+
+
+def _removal_of(name: str) -> Removal:
+    from ..hub import parse
+    from ..hub.cache import removal
+
+    if "/" in name:
+        return removal(*parse(name))
+    _, variant = _of_catalogue(name, there=True)
+    return removal(variant.repository, names={file.name for file in variant.files})
+
+
+def _of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
+    """The model of that name, in the quantisation named or else the first that fits this machine, or that is there."""
+    from ..catalog import load
+
+    model, variant = load().resolve(name)
+    if not model.variants:
+        hint = "edgemoe demo builds it" if model.id == "demo" else "edgemoe pull ORG/REPO:QUANT"
+        raise ModelNotFound(f"no file of {model.name} is known", hint)
+    if variant is not None:
+        return model, variant
+    if there:
+        from ..models import downloaded
+
+        return model, next((v for v in model.variants if downloaded(v)), model.variants[0])
+    import psutil
+
+    room = psutil.virtual_memory().available
+    return model, next((v for v in model.variants if (v.bytes or 0) < room), model.variants[0])
+
+
+def _pull(parsed: argparse.Namespace) -> int:
+    plan = _download_of(parsed.model, parsed.revision)
+    from tui.text import visible
+
+    if plan.choice:
+        talk(visible(plan.choice))
+
+    from ..hub.fetch import download, missing_bytes
+
+    missing = missing_bytes(plan)
+    if parsed.dry_run:
+        _print_plan(plan, missing, parsed.json)
+        return 0
+    try:
+        path = download(plan, _show)
+    except KeyboardInterrupt:
+        show_progress(1.0, "")
+        talk(f"interrupted: what has arrived is kept; edgemoe pull {parsed.model} goes on from there")
+        return INTERRUPTED
+    finally:
+        show_progress(1.0, "")
+    print(json.dumps(_facts(plan, missing) | {"path": str(path)}) if parsed.json else path)
+    return 0
+
+
+def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
+    from tui.text import size, visible
+
+    if as_json:
+        print(json.dumps(_facts(plan, missing)))
+        return
+    for file in plan.files:
+        print(f"{visible(file.name)}  {size(file.bytes or 0)}")
+    talk(f"{size(missing)} of {size(plan.bytes)} would be downloaded from {plan.repo}")
+
+
+def _rm(parsed: argparse.Namespace) -> int:
+    from tui.text import size, visible
+
+    what = _removal_of(parsed.model)
+
+    from ..hub.cache import remove
+
+    for name in what.files:
+        talk(visible(name))
+    if not parsed.yes and not _agrees(f"Remove from {what.repo} and free {size(what.freed_bytes)}?"):
+        talk("nothing was removed")
+        return 1
+    remove(what)
+    if parsed.json:
+        print(json.dumps({"repo": what.repo, "files": list(what.files), "freed_bytes": what.freed_bytes}))
+    else:
+        talk(f"freed {size(what.freed_bytes)}")
+    return 0
+
+
+def _agrees(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("removing wants a yes", "--yes removes without asking")
+    talk(f"{question} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _facts(plan: Download, missing: int) -> dict[str, Any]:
+    files = [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in plan.files]
+    facts = {"repo": plan.repo, "revision": plan.revision, "files": files, "bytes": plan.bytes}
+    return facts | {"missing_bytes": missing, "path": None}
+
+
+def _show(progress: Progress) -> None:
+    from tui.text import size
+
+    left = progress.seconds_left
+    step = f"{size(progress.done_bytes)} of {size(progress.total_bytes)}"
+    if progress.note:
+        step += f", {progress.note}"
+    elif left is not None:
+        step += f", {size(progress.bytes_per_second)}/s, {_clock(left)} left"
+    show_progress(min(progress.share, 0.999), step)  # a whole bar is wiped, and the last file is still to be checked
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 359999)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

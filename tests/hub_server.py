@@ -1,0 +1,249 @@
+"""A Hugging Face hub in one process: enough of its protocol for the real client, and the faults of real networks.
+
+Two hosts, as on the hub: ``127.0.0.1`` answers the API and ``/resolve``, which redirects to the "CDN" ``localhost``.
+They are one server; to a client they are two origins, so it may not send its token to the second.
+
+Files have no Xet hash, as those of a mirror: the client takes plain HTTP. Xet is a second service, which only the hub
+runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+STEP = 1 << 16
+
+
+class Request(NamedTuple):
+    """What a client asked for."""
+
+    method: str
+    path: str
+    range: str
+    token: str
+
+
+class Answer(NamedTuple):
+    """An answer in place of the right one."""
+
+    status: int
+    headers: dict[str, str] = {}
+
+
+@dataclass
+class Faults:
+    """What goes wrong next. Counters go down as it happens.
+
+    Attributes:
+        cuts: answers of the CDN to break off.
+        cut_after: bytes of the body that get through before the cut.
+        wrong: answers of the CDN with one byte changed.
+        more: bytes that the CDN sends beyond the end of a file.
+        api, resolve, cdn: the next answers of each part instead of the right ones; None is the right one.
+        ignore_ranges: the CDN sends whole files only.
+        pause_after: bytes after which the CDN waits for ``resume``, 0 for never.
+    """
+
+    cuts: int = 0
+    cut_after: int = 0
+    wrong: int = 0
+    more: bytes = b""
+    api: list[Answer | None] = field(default_factory=list)
+    resolve: list[Answer | None] = field(default_factory=list)
+    cdn: list[Answer | None] = field(default_factory=list)
+    ignore_ranges: bool = False
+    pause_after: int = 0
+    paused: threading.Event = field(default_factory=threading.Event)
+    resume: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Repository:
+    """Files by name at one commit; ``gated`` wants a token, ``unlisted`` files are there and not in the listing."""
+
+    files: dict[str, bytes]
+    gated: bool = False
+    missing: set[str] = field(default_factory=set)
+
+    @property
+    def commit(self) -> str:
+        return hashlib.sha1("".join(f"{name}{sha256(data)}" for name, data in self.files.items()).encode()).hexdigest()
+
+
+@lru_cache(64)
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class HubServer:
+    """The server, running between ``with`` and its end.
+
+    Attributes:
+        repositories: by name ``org/repo``.
+        token: the one token whose owner has accepted every licence.
+        faults: what goes wrong next.
+        requests: all that was asked, in order.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.token = "hf_" + "t" * 34
+        self.faults = Faults()
+        self.requests: list[Request] = []
+        self.lock = threading.Lock()
+        hub = self
+
+        class Handler(_Handler):
+            server_hub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> HubServer:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.faults.resume.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def asked(self, part: str, method: str = "GET") -> list[Request]:
+        """Requests whose path has ``part``."""
+        with self.lock:
+            return [r for r in self.requests if part in r.path and r.method == method]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        hub, path = self.server_hub, unquote(urlsplit(self.path).path)
+        with hub.lock:
+            token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+            hub.requests.append(Request(self.command, path, self.headers.get("Range") or "", token))
+        parts = path.strip("/").split("/")
+        try:
+            if parts[:2] == ["api", "models"] and len(parts) >= 4:
+                self._instead(hub.faults.api) or self._api("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+            elif len(parts) > 4 and parts[2] == "resolve":
+                repo, name = "/".join(parts[:2]), "/".join(parts[4:])
+                self._instead(hub.faults.resolve) or self._resolve(repo, parts[3], name)
+            elif parts[0] == "cdn" and len(parts) == 2:
+                self._instead(hub.faults.cdn) or self._cdn(parts[1])
+            else:
+                self._error(404, "")
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def _instead(self, answers: list[Answer | None]) -> bool:
+        with self.server_hub.lock:
+            answer = answers.pop(0) if answers else None
+        if answer is not None:
+            self._send(answer.status, answer.headers, b"{}")
+        return answer is not None
+
+    def _api(self, name: str, revision: str) -> None:
+        if (repo := self._repository(name, revision)) is None:
+            return
+        siblings = [
+            {
+                "rfilename": file,
+                "size": len(data),
+                "blobId": hashlib.sha1(data).hexdigest(),
+                "lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 134},
+            }
+            for file, data in repo.files.items()
+        ]
+        facts = {"id": name, "modelId": name, "sha": repo.commit, "siblings": siblings, "private": False, "tags": []}
+        facts["gated"] = "manual" if repo.gated else False
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(facts).encode())
+
+    def _resolve(self, name: str, revision: str, file: str) -> None:
+        if (repo := self._repository(name, revision)) is None:
+            return
+        token = self.headers.get("Authorization") or ""
+        if repo.gated and token != f"Bearer {self.server_hub.token}":
+            self._error(403 if token else 401, "GatedRepo")
+        elif file in repo.missing or file not in repo.files:
+            self._error(404, "EntryNotFound")
+        else:
+            data = repo.files[file]
+            headers = {
+                "Location": f"http://localhost:{self.server_hub.port}/cdn/{sha256(data)}?signature=secret",
+                "X-Repo-Commit": repo.commit,
+                "X-Linked-Size": str(len(data)),
+                "X-Linked-Etag": f'"{sha256(data)}"',
+                "ETag": f'"{sha256(data)[:40]}"',
+            }
+            self._send(302, headers, b"")
+
+    def _repository(self, name: str, revision: str) -> Repository | None:
+        repo = self.server_hub.repositories.get(name)
+        if repo is None:  # the hub says 401 to strangers, so as not to tell which private repositories there are
+            self._error(401, "RepoNotFound")
+        elif revision not in ("main", repo.commit):
+            self._error(404, "RevisionNotFound")
+            return None
+        return repo
+
+    def _cdn(self, digest: str) -> None:
+        files = (data for repo in self.server_hub.repositories.values() for data in repo.files.values())
+        data = next((data for data in files if sha256(data) == digest), None)
+        if data is None:
+            return self._error(404, "")
+        faults = self.server_hub.faults
+        with self.server_hub.lock:
+            cut = faults.cut_after if faults.cuts else None
+            wrong = faults.wrong > 0
+            faults.cuts -= cut is not None
+            faults.wrong -= wrong
+        if wrong:
+            data = bytes([data[0] ^ 1]) + data[1:]
+        asked = "" if faults.ignore_ranges else self.headers.get("Range") or ""
+        first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        if first >= len(data):
+            return self._send(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
+        headers = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if asked else {}
+        self._send(206 if asked else 200, headers, data[first:] + faults.more, cut)
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, {"X-Error-Code": code} if code else {}, b"{}")
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, cut: int | None = None) -> None:
+        faults = self.server_hub.faults
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        sent = body if cut is None else body[:cut]
+        for at in range(0, len(sent), STEP):
+            if faults.pause_after and at >= faults.pause_after:
+                faults.paused.set()
+                faults.resume.wait(30)
+            self.wfile.write(sent[at : at + STEP])
+        if cut is not None:
+            self.wfile.flush()
+            self.close_connection = True

@@ -6,10 +6,12 @@ python -m tests.fuzz_gguf [rounds] [seed]     prints every crash with the round 
 from __future__ import annotations
 
 import collections
+import math
 import os
 import random
 import resource
 import signal
+import statistics
 import struct
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgemoe.cli import main
 from tests.zoo import ARCHITECTURES, build
 
 SECONDS = 60
@@ -119,8 +122,8 @@ def change_number(out: bytearray, at: int, code: str, rng: random.Random) -> Non
     out[at : at + bits // 8] = (int(new) % (1 << bits)).to_bytes(bits // 8, "little")
 
 
-def verdict(path: Path) -> str:
-    """Load and run the file in a child: ``runs``, ``refused: why``, or ``CRASH ...``."""
+def verdict(path: Path) -> tuple[str, float]:
+    """Show, load and run the file in a child: ``runs``, ``refused: why``, or ``CRASH ...``; milliseconds of the show."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,8 +141,9 @@ def verdict(path: Path) -> str:
         time.sleep(0.002)
     if os.WIFSIGNALED(status):
         last_words = [line for line in path.with_suffix(".stderr").read_text(errors="replace").splitlines() if line]
-        return f"CRASH {signal.Signals(os.WTERMSIG(status)).name} {' / '.join(last_words[:1])}"
-    return said or f"CRASH exit {os.WEXITSTATUS(status)}"
+        return f"CRASH {signal.Signals(os.WTERMSIG(status)).name} {' / '.join(last_words[:1])}", math.nan
+    shown_ms, _, said = said.partition(" ")
+    return said or f"CRASH exit {os.WEXITSTATUS(status)}", float(shown_ms or math.nan)
 
 
 def _in_child(path: Path, write: int) -> None:
@@ -152,7 +156,13 @@ def _in_child(path: Path, write: int) -> None:
         talk = os.open(path.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(talk, 1)
         os.dup2(talk, 2)
+        started = time.perf_counter()
+        shown = main(["show", str(path), "--json"])
+        shown_ms = 1e3 * (time.perf_counter() - started)
         said = _load_and_run(path)
+        if shown not in (0, 1) or (shown != 0 and said == "runs"):
+            said = f"CRASH show gave {shown}, loading: {said}"
+        said = f"{shown_ms:.2f} {said}"
     finally:
         os.write(write, said.encode())
         os._exit(0)
@@ -176,8 +186,8 @@ def _load_and_run(path: Path) -> str:
     return "runs"
 
 
-def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str]]:
-    """Number, model and verdict of each round; a round is the same whichever rounds came before it."""
+def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str, float]]:
+    """Number, model, verdict and milliseconds of each round; a round is the same whichever rounds came before it."""
     import edgemoe.engine.llama  # noqa: F401  the children inherit what is imported here
 
     headers: dict[str, Header] = {}
@@ -188,19 +198,22 @@ def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str]
         if name not in headers:
             headers[name] = walk(build(name, folder).read_bytes())
         victim.write_bytes(damage(headers[name], rng))
-        yield number, name, verdict(victim)
+        yield number, name, *verdict(victim)
 
 
 def crashes(count: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[str]:
     """All crashes of ``count`` rounds; ``tell`` hears of them at once, and the tally at the end."""
     found = []
     tally: collections.Counter[str] = collections.Counter()
-    for number, name, said in rounds(count, seed, folder):
+    shown = []
+    for number, name, said, shown_ms in rounds(count, seed, folder):
+        shown.append(shown_ms)
         tally[said.split(":")[0].split(" ")[0]] += 1
         if said.startswith("CRASH"):
             found.append(f"seed {seed} round {number} ({name}): {said}")
             tell(found[-1])
     tell(", ".join(f"{what} {times}" for what, times in tally.most_common()))
+    tell(f"edgemoe show: {statistics.median(shown):.1f} ms in the median, at most {max(shown):.0f} ms")
     return found
 
 

@@ -123,7 +123,7 @@ def change_number(out: bytearray, at: int, code: str, rng: random.Random) -> Non
 
 
 def verdict(path: Path) -> tuple[str, float]:
-    """Show, load and run the file in a child: ``runs``, ``refused: why``, or ``CRASH ...``; milliseconds of the show."""
+    """Show, load and run the file in a child: ``runs``, ``refused: why`` or ``CRASH ...``; milliseconds of the show."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -51,6 +51,7 @@ class Routing:
         ``ids`` has the shape ``(tokens, layers, used)``, -1 where unknown; ``tokens`` the token ids, -1 where unknown.
         """
         batches = [(ids, self._tokens(len(ids))) for ids in self._batches(events)]
+        self._expected.clear()  # what is left was cut short and never computed
         if not batches:
             return batches
         self.last = batches[-1][0][-1]

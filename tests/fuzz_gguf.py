@@ -188,7 +188,10 @@ def _load_and_run(path: Path) -> str:
 
 def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str, float]]:
     """Number, model, verdict and milliseconds of each round; a round is the same whichever rounds came before it."""
-    import edgemoe.engine.llama  # noqa: F401  the children inherit what is imported here
+    import edgemoe.engine.llama
+    import edgemoe.history
+    import edgemoe.models
+    import edgemoe.predictor  # noqa: F401
 
     headers: dict[str, Header] = {}
     victim = folder / f"victim-{os.getpid()}.gguf"

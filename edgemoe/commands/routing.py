@@ -102,7 +102,7 @@ def _replay_text(result: dict[str, Any]) -> str:
                     f"{cell['hit_rate']:.3f}",
                     f"{cell['uploads_per_token']:.2f}" if "uploads_per_token" in cell else "",
                     f"{ahead['useful'] / loaded:.0%}" if loaded else "",
-                    f"{ahead['late'] / loaded:.0%}" if loaded else "",
+                    f"{ahead['late'] / loaded:.0%}" if ahead.get("late") else "",
                     f"{ahead['wasted'] / loaded:.0%}" if loaded else "",
                     f"{cell['tokens_per_second']:.1f}" if "tokens_per_second" in cell else "",
                 ]

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from edgemoe.errors import ModelNotFound
 from edgemoe.types import ExpertStats, ModelShape
@@ -34,6 +34,7 @@ from tui.text import percent, visible
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
 from tui.widgets.expert_panel import ExpertPanel
+from tui.widgets.markdown import GrowingMarkdown
 from tui.widgets.note import Note
 from tui.widgets.prompt import Prompt
 from tui.widgets.status_line import StatusLine
@@ -132,7 +133,7 @@ async def test_answer_streams_and_carries_a_receipt() -> None:
         assert answer.text == "One"
         gate.allow(9)
         await driver.ready()
-        assert answer.query_one(Markdown).source == "One **two** three."
+        assert answer.query_one(GrowingMarkdown).source == "One **two** three."
         receipt = plain(answer.query_one(".answer-receipt", Static))
         assert "tok/s" in receipt and "hit rate" in receipt and "MiB moved" in receipt and "CPU" in receipt
         assert "one two three" in " ".join(shown(driver).lower().split())
@@ -163,7 +164,7 @@ async def test_escape_stops_and_keeps_the_partial_text() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.status.state == "stopped")
         answer = driver.all(AnswerTurn)[0]
-        assert answer.query_one(Markdown).source == "one two"
+        assert answer.query_one(GrowingMarkdown).source == "one two"
         assert plain(answer.query_one(".answer-receipt", Static)).startswith("stopped")
         gate.allow(9)
         await driver.send("and?")

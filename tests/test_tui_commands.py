@@ -17,6 +17,7 @@ from textual.widgets import Input, OptionList, Static
 
 from tui import context, sampling
 from tui.app import ChatApp
+from tui.archive import Archive
 from tui.attachments import Attachment
 from tui.conversation import Conversation
 from tui.records import ChatSettings
@@ -224,11 +225,11 @@ async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, m
         await driver.send("go")
         gate.allow(4)
         await driver.until(lambda: "y =" in "".join(answers(driver)) and bool(driver.all(CodeBlock)))
-        assert not finished and not driver.all(CodeBlock)[0]._highlighted_code.spans
+        assert not finished and not driver.all(CodeBlock)[0].coloured
         gate.allow(9)
         await driver.ready()
         assert [code.strip() for code in finished] == ["x = 1\ny = 2"]
-        assert driver.all(CodeBlock)[0]._highlighted_code.spans
+        assert driver.all(CodeBlock)[0].coloured
 
 
 async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:
@@ -280,7 +281,9 @@ async def test_leaving_a_continued_answer_keeps_it_once(tmp_path: Path) -> None:
 
 
 async def test_an_unanswered_question_stands_in_the_prompt_again(tmp_path: Path) -> None:
-    Conversation(Store(tmp_path / "chats.db"), "tiny").add("user", "was I heard?")
+    archive = Archive(tmp_path / "chats.db", print)
+    Conversation(archive, "tiny").add("user", "was I heard?")
+    archive.close()
     async with kept(tmp_path) as driver:
         await driver.pilot.press("ctrl+r")
         await driver.until(lambda: isinstance(driver.app.screen, HistoryScreen))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from . import messages as told
+from .archive import Archive
 from .records import ChatSettings
 from .screens.chat import ChatScreen, Models
 from .session import ChatSession, EngineSource
-from .store import Store
 from .theme import DARK, LIGHT
 
 
@@ -43,6 +43,7 @@ class ChatApp(App[None]):
         self._settings = settings or ChatSettings()
         self.session = ChatSession(engines, self._deliver)
         self._chats, self._models = chats, models
+        self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
 
     def on_mount(self) -> None:
@@ -50,28 +51,23 @@ class ChatApp(App[None]):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
-        self._chat_screen = ChatScreen(self.session, self._settings, self._open_store(), self._models)
+        if self._chats is not None:
+            self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
+        self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._models)
         self.push_screen(self._chat_screen)
         # After the first frame: the child's start would compete with it for the processor.
         self._chat_screen.call_after_refresh(self.session.open)
 
-    def _open_store(self) -> Store | None:
-        if self._chats is None:
-            return None
-        try:
-            return Store(self._chats)
-        except (OSError, sqlite3.Error) as error:
-            self.notify(f"Conversations are not kept: {error}", severity="warning", timeout=20)
-            return None
-
     def _deliver(self, message: Any) -> None:
-        """Called in the session's threads: ``post_message`` is the one way out of them."""
+        """Called in other threads: ``post_message`` is the one way out of them."""
         if self._chat_screen is not None:
             self._chat_screen.post_message(message)
 
     async def on_unmount(self) -> None:
-        """Stop the engine without holding up the last frame."""
+        """Stop the engine and finish writing without holding up the last frame."""
         await asyncio.to_thread(self.session.close)
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """What the palette offers: the chat's own commands first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
@@ -20,11 +20,13 @@ class ChatSettings:
         title: name of the model as shown.
         system: system prompt, empty for none.
         sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
+        resume: open the conversation that was used last.
     """
 
     title: str = "model"
     system: str = ""
     sampling: Mapping[str, float | int] | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,18 @@ class ExpertMaps:
     last: IdArray
 
 
+@dataclass
+class Key:
+    """Where a row is in the database: ``id`` is filled in by the thread that owns it, None where it is not kept."""
+
+    id: int | None = None
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One message of the conversation; ``id`` is its key in the database, None when it is not there."""
+    """One message of the conversation; ``note`` is the receipt of an answer."""
 
     role: Role
     text: str
-    id: int | None = None
+    key: Key = field(default_factory=Key, compare=False)
     note: str = ""

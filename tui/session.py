@@ -20,10 +20,11 @@ from edgemoe.worker import EngineDied
 
 from . import messages as told
 from .failures import in_words
+from .growth import Growing
 from .receipt import Receipt
 from .records import ExpertMaps, ModelCard
 
-SAMPLE_SECONDS = 0.125  # eight looks a second: as fast as an eye follows a map
+SAMPLE_SECONDS = 0.25  # four looks a second: each costs a drawing of the whole map
 # A model that is still loading cannot be interrupted; its thread then dies with the process.
 CLOSE_SECONDS = 3.0
 
@@ -216,7 +217,7 @@ class ChatSession:
         self._load()
 
     def _answer(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
-        text, tokens, started = "", 0, time.perf_counter()
+        growing, started = Growing(number), time.perf_counter()
         first: float | None = None
         last: Mapping[str, Any] = {}
         try:
@@ -226,18 +227,18 @@ class ChatSession:
                     continue
                 elapsed = time.perf_counter() - started
                 first = elapsed if first is None else first
-                text, tokens = text + piece, tokens + 1
-                self._post(told.AnswerGrew(number, text, tokens, elapsed))
+                if growing.add(piece, elapsed):
+                    self._post(told.AnswerGrew(growing))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
             # Who stops an answer does not care how the engine left it, unless it is gone.
             died = isinstance(error, EngineDied)
             if died or not self._stopping.is_set():
-                self._post(told.AnswerFailed(number, text, None if died else in_words(error)))
+                self._post(told.AnswerFailed(number, growing.take().text, None if died else in_words(error)))
                 return
             reason = "stop"
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
-        self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
+        self._post(told.AnswerEnded(number, growing.take().text, reason, Receipt.of(last, first)))
 
     def _chunks(self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         assert self._engine is not None, "ask() before ModelLoaded"

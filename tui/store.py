@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import Role, Turn
+from .records import Key, Role, Turn
 
 # Each entry brings a database of its index to the next version; never change one that was released.
 MIGRATIONS = (
@@ -191,7 +191,9 @@ class Store:
             """,
             (row[3],),
         )
-        return Saved(chat, row[0], row[1], row[2], tuple(Turn(*turn) for turn in turns))
+        return Saved(
+            chat, row[0], row[1], row[2], tuple(Turn(role, text, Key(id), note) for role, text, id, note in turns)
+        )
 
     def siblings(self, turn: int) -> list[int]:
         """Turns that stand where ``turn`` stands, itself included, oldest first."""

@@ -1,10 +1,11 @@
-"""What the slash commands do: each is a method named after its command, over the few calls a chat screen offers."""
+"""What the slash commands do: each is a method named after its command."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from edgemoe.config import Budget
 from edgemoe.errors import ConfigError, EdgeMoEError
@@ -14,9 +15,11 @@ from ..attachments import load
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
 from ..text import count
+from .answering import Answering
+from .library import Library
+from .surface import Surface
 
-if TYPE_CHECKING:
-    from .chat import ChatScreen
+_CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 
 KEYS = """Enter send · Ctrl+J or Shift+Enter newline · Up, Down earlier prompts · PageUp, PageDown scroll
 Esc stop · Ctrl+N new chat · Ctrl+R history and search · Ctrl+E experts · Ctrl+T thinking
@@ -24,10 +27,35 @@ Ctrl+Y copy the answer · Ctrl+P commands · Ctrl+Q quit · Tab completes a comm
 """
 
 
+class Commanded(Surface, Protocol):
+    """What only commands ask of the screen."""
+
+    answering: Answering
+    library: Library
+
+    def cannot_place(self) -> str | None:
+        """Why a budget cannot be set, None when it can."""
+
+    def resize(self, size: str) -> None:
+        """Change the budget."""
+
+    def statistics(self) -> str:
+        """Counters in words."""
+
+    async def switch_model(self, name: str) -> None:
+        """Open another model in the place of this one."""
+
+    def action_history(self) -> None:
+        """Show earlier conversations."""
+
+    def action_toggle_experts(self) -> None:
+        """Show or hide the experts."""
+
+
 class Actions:
     """Runs commands on one screen."""
 
-    def __init__(self, screen: ChatScreen) -> None:
+    def __init__(self, screen: Commanded) -> None:
         """Act on ``screen``."""
         self._screen = screen
 
@@ -42,7 +70,7 @@ class Actions:
 
     async def do_new(self, text: str) -> None:
         """Another conversation."""
-        await self._screen.action_new_chat()
+        await self._screen.library.new()
 
     async def do_history(self, text: str) -> None:
         """The conversations of before."""
@@ -89,7 +117,7 @@ class Actions:
 
     async def do_profile(self, text: str) -> None:
         """Where the time of the last answer went."""
-        receipt = self._screen.receipt
+        receipt = self._screen.answering.receipt
         if receipt is None:
             await self._screen.say("nothing has been answered yet")
             return
@@ -118,7 +146,7 @@ class Actions:
     async def do_file(self, text: str) -> None:
         """Attach a text file to the next question."""
         try:
-            self._screen.attach(attachment := load(text))
+            self._screen.answering.attached.append(attachment := load(text))
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
             return
@@ -153,14 +181,14 @@ class Actions:
         except ValueError as error:
             await self._screen.say(f"{text} was not imported: {error}", wrong=True)
             return
-        await self._screen.open(Conversation.imported(self._screen.store, document))
+        await self._screen.library.open(Conversation.imported(self._screen.archive, document))
 
     async def do_undo(self, text: str) -> None:
         """Take the last question and its answer back."""
         if self._screen.busy:
             await self._screen.say("Esc stops the answer first")
-        elif question := await self._screen.take_back():
-            self._screen.prefill(question)
+        elif question := await self._screen.library.take_back():
+            self._screen.prompt.give_back(question)
         else:
             await self._screen.say("there is nothing to take back")
 
@@ -168,28 +196,47 @@ class Actions:
 
     async def do_regen(self, text: str) -> None:
         """Another answer to the last question."""
-        if self._screen.busy or not self._screen.can_ask():
-            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
-        elif await self._screen.take_back(keep_question=True):
-            await self._screen.answer()
+        if (why := self._cannot_ask()) is not None:
+            await self._screen.say(why)
+        elif await self._screen.library.take_back(keep_question=True):
+            await self._screen.answering.answer()
         else:
             await self._screen.say("there is no question to answer again")
 
     async def do_branch(self, text: str) -> None:
         """Show the next of several answers to one question."""
-        await self._screen.next_branch()
+        await self._screen.library.next_branch()
 
     async def do_continue(self, text: str) -> None:
         """Let the last answer go on."""
-        if self._screen.busy or not self._screen.can_ask():
-            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
-        elif not await self._screen.go_on():
+        if (why := self._cannot_ask()) is not None:
+            await self._screen.say(why)
+        elif not await self._screen.answering.go_on():
             await self._screen.say("there is no answer to continue")
 
     async def do_copy(self, text: str) -> None:
         """Copy the last answer, or one of its code blocks."""
-        self._screen.copy(text)
+        self.copy(text)
 
     async def do_quit(self, text: str) -> None:
         """Leave."""
         self._screen.app.exit()
+
+    def copy(self, number: str) -> None:
+        """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""
+        screen = self._screen
+        text = next((turn.text for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
+        blocks = [match[2] for match in _CODE.finditer(text)]
+        if number:
+            if not number.isdigit() or not 0 < int(number) <= len(blocks):
+                screen.notify(f"the answer has {len(blocks)} code blocks", severity="warning")
+                return
+            text = blocks[int(number) - 1]
+        if text:
+            screen.app.copy_to_clipboard(text)
+        screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
+
+    def _cannot_ask(self) -> str | None:
+        if self._screen.busy:
+            return "Esc stops the answer first"
+        return None if self._screen.card is not None else "there is no model to ask"

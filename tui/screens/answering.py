@@ -13,8 +13,9 @@ from ..widgets.answer_turn import AnswerTurn
 from ..widgets.user_turn import UserTurn
 from .surface import Surface
 
-DRAW_SECONDS = 0.1  # between two looks of an answer under way: text reads as flowing, and keys come first
+DRAW_SECONDS = 0.14  # between two looks of an answer under way: text reads as flowing, and keys come first
 _RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
+_RATE_SECONDS = 0.5  # between two figures of it: who reads faster? A change down there draws every line in between.
 _GO_ON = "Continue exactly where you stopped. Repeat nothing."
 _REASONS = {"stopped": "stopped · ", "length": "cut at the token limit · "}
 _CONTEXT = 4096  # tokens assumed before a model is there
@@ -40,6 +41,7 @@ class Answering:
         self._drawing = False  # a look is due
         self._sent: list[dict[str, str]] = []
         self._looks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
+        self._rate_s = 0.0
         self._characters_per_token = context.CHARACTERS_PER_TOKEN
         self._warned = False
 
@@ -131,10 +133,11 @@ class Answering:
     def _show_rate(self, growth: Growth) -> None:
         status = self._surface.status
         if not self._looks:
-            status.first_token_s = growth.elapsed_s
+            status.first_token_s = self._rate_s = growth.elapsed_s
         self._looks.append((growth.elapsed_s, growth.tokens))
         (begin, before), (end, now) = self._looks[0], self._looks[-1]
-        if end > begin:
+        if end - self._rate_s >= _RATE_SECONDS:
+            self._rate_s = end
             status.answer_rate = (now - before) / (end - begin)
 
     # Ending.

@@ -29,6 +29,7 @@ class ExpertPanel(Vertical):
         self._rates: deque[float] = deque(maxlen=_HISTORY)
         self.stats: ExpertStats | None = None
         self._shape: ModelShape | None = None
+        self._height = 0  # of the figures, in lines
 
     def compose(self) -> ComposeResult:
         """Figures above, map, legend below."""
@@ -48,6 +49,7 @@ class ExpertPanel(Vertical):
 
     def say(self, text: str) -> None:
         """Words in the place of the figures."""
+        self._height = 0
         self.query_one("#expert-figures", Static).update(Content(text))
 
     def show(self, stats: ExpertStats, maps: ExpertMaps | None) -> None:
@@ -93,7 +95,9 @@ class ExpertPanel(Vertical):
             (bars, "$primary"),
             *(("\n" + " · ".join(line), "$muted") for line in words),
         )
-        self.query_one("#expert-figures", Static).update(lines)
+        height, self._height = self._height, len(words) + 1
+        # A layout of the whole screen only where these lines change their number.
+        self.query_one("#expert-figures", Static).update(lines, layout=height != self._height)
 
     @on(ExpertMap.Fitted)
     def _draw_legend(self, event: ExpertMap.Fitted) -> None:

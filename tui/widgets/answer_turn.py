@@ -17,6 +17,8 @@ from .markdown import GrowingMarkdown
 class AnswerTurn(Vertical):
     """Owns one Markdown document and its stream; texts come whole and only what is new is drawn."""
 
+    BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
+
     def __init__(self, number: int) -> None:
         """Empty answer ``number``, waiting."""
         super().__init__(classes="-waiting")

@@ -7,6 +7,7 @@ document of few blocks; the next one begins where a block is certainly complete.
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
@@ -17,7 +18,7 @@ from textual.widgets.markdown import MarkdownFence
 
 from .code_lines import CodeLines
 
-SECTION_BLOCKS = 12  # laying out this many costs about as much as the rest of the screen
+SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
 
@@ -25,6 +26,7 @@ _FENCE = re.compile("`{3,}|~{3,}")
 class CodeBlock(MarkdownFence):
     """A fence that costs nothing while it grows."""
 
+    BLANK = True  # its lines draw themselves
     complete = False
     _theme = ""  # that it is coloured for
 
@@ -71,6 +73,8 @@ def _parser() -> MarkdownIt:
 class Section(Markdown):
     """Some blocks of an answer."""
 
+    BLANK = True  # the ground behind blocks: not drawn line by line, and no line of it is remembered
+
     BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock}
 
     def __init__(self) -> None:
@@ -90,6 +94,11 @@ class Section(Markdown):
             return closed and self.source.endswith("\n")
         return last.name in _ENDED_BY_EMPTY_LINE and self.source.endswith("\n\n")
 
+    def rest(self) -> None:
+        """It has probably left the screen: drawn lines take more memory than the text."""
+        for lines in self.query(CodeLines):
+            lines.rest()
+
     def finish(self, end: int) -> None:
         """The blocks before ``end`` are complete."""
         # From the end: what was complete before stays so.
@@ -102,6 +111,8 @@ class Section(Markdown):
 
 class GrowingMarkdown(Vertical):
     """One text, appended to until :meth:`finish`."""
+
+    BLANK = True
 
     def __init__(self) -> None:
         """Empty."""
@@ -120,6 +131,8 @@ class GrowingMarkdown(Vertical):
             if section.is_full:
                 section.finish(len(section.children))
                 await self.mount(section := Section())
+                if len(self.children) > 2:
+                    cast(Section, self.children[-3]).rest()
             # Up to an empty line at a time where the section might end there.
             cut = fresh.find("\n\n") + 2 if len(section.children) >= SECTION_BLOCKS - 1 else 0
             now, fresh = (fresh[:cut], fresh[cut:]) if cut > 1 else (fresh, "")

@@ -62,6 +62,8 @@ async def test_all_code_of_an_answer_is_coloured_when_it_ends() -> None:
 
 
 class Listing(App[None]):
+    CSS = "CodeLines { height: auto; }"
+
     def compose(self) -> ComposeResult:
         yield CodeLines("a\tb\n\nlast")
 

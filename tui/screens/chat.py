@@ -28,7 +28,6 @@ from ..widgets.transcript import Transcript
 from ..widgets.welcome import Welcome
 from .actions import Actions
 from .answering import Answering
-from .history import HistoryScreen
 from .library import Library
 
 _NOT_NOW: dict[State, str] = {
@@ -226,6 +225,8 @@ class ChatScreen(Screen[None]):
         if self.archive is None:
             self.notify("conversations are not kept in this chat")
         else:
+            from .history import HistoryScreen  # its widgets are not needed for the first frame
+
             self.app.push_screen(HistoryScreen(self.archive), self.library.resume)
 
     def action_toggle_thinking(self) -> None:

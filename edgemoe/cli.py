@@ -20,7 +20,8 @@ from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
-    from tui.session import Engine
+    from tui.records import ChatSettings
+    from tui.session import Engine, EngineSource
 
     from .config import OffloadConfig
 
@@ -35,6 +36,7 @@ SIM_BANDWIDTH = 20 * 10**9
 # A model of 135M parameters says true things at its most likely words only.
 DEMO_TEMPERATURE = 0.0
 CONTEXT = 4096
+THEMES = ("auto", "dark", "light", "16", "16-light")
 MAX_TOKENS = 1024  # a small model can repeat itself for ever
 
 
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
     """
     verbose = False
     try:
-        parsed = _parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        parsed = _parser().parse_args(given or ["chat"])
         verbose = getattr(parsed, "verbose", False)
         command: Callable[[argparse.Namespace, OpenEngine], int] = parsed.command
         return command(parsed, open_engine or _open_engine)
@@ -99,15 +102,14 @@ def _complain(error: Exception) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
     parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
-    parser.set_defaults(command=_chat, model=None)
-    common = _common_options()
+    common, chatting = _common_options(), _chat_options()
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
-    chat = commands.add_parser("chat", parents=[common], help="chat in the terminal")
+    chat = commands.add_parser("chat", parents=[common, chatting], help="chat in the terminal")
     chat.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'")
     chat.set_defaults(command=_chat)
 
-    demo = commands.add_parser(DEMO, parents=[common], help="build a small demo model once and chat with it")
+    demo = commands.add_parser(DEMO, parents=[common, chatting], help="build a small demo model once and chat with it")
     demo.add_argument("--ask", metavar="QUESTION", help="answer once on stdout instead of opening the chat")
     demo.set_defaults(command=_demo, model=DEMO)
 
@@ -139,6 +141,17 @@ def _common_options() -> _Parser:
     return common
 
 
+def _chat_options() -> _Parser:
+    chatting = _Parser(add_help=False)
+    screen = chatting.add_argument_group("the chat")
+    screen.add_argument("--resume", action="store_true", help="open the conversation that was used last")
+    screen.add_argument("--theme", choices=THEMES, default="auto", help="%(choices)s (16: the terminal's own colours)")
+    screen.add_argument("--plain", action="store_true", help="line by line, for screen readers; at TERM=dumb always")
+    screen.add_argument("--serve", action="store_true", help="in a web browser, on this machine only")
+    screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # what --serve starts
+    return chatting
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -157,9 +170,10 @@ def _temperature(text: str) -> float:
 
 
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if not _on_terminal():
-        raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one")
-    if parsed.model is None and _agrees("No model is given. Build a small demo model (some seconds) and chat with it?"):
+    if not (_on_terminal() or _is_plain(parsed) or parsed.served):
+        raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one, --plain too")
+    question = "No model is given. Build a small demo model (some seconds) and chat with it?"
+    if parsed.model is None and _on_terminal() and _agrees(question):
         parsed.model = DEMO
     if parsed.model is None:
         raise ConfigError("no model given", "edgemoe chat MODEL.gguf, or edgemoe demo for a small one to try")
@@ -167,7 +181,7 @@ def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if parsed.ask is None and _on_terminal():
+    if parsed.ask is None and (_on_terminal() or _is_plain(parsed) or parsed.served):
         return _open_chat(parsed, open_engine)
     question = DEMO_QUESTION if parsed.ask is None else parsed.ask
     return _answer(parsed, open_engine, question, as_json=False)
@@ -181,12 +195,13 @@ def _run(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if parsed.serve:
+        return _serve()
     keywords = _engine_keywords(parsed)
     path = _find(parsed.model)
 
     from functools import partial
 
-    from tui.app import ChatApp
     from tui.records import ChatSettings
 
     from .config import home
@@ -200,10 +215,47 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         return file.stem, Worker(partial(opener, str(file), **keywords))
 
     title, engines = path.stem, Worker(partial(opener, str(path), **keywords))
-    settings = ChatSettings(title, parsed.system, _sampling(parsed))
-    app = ChatApp(engines, settings, home("data") / "chats.db", model)
+    settings = ChatSettings(title, parsed.system, _sampling(parsed), parsed.resume, parsed.theme)
+    chats = home("data") / "chats.db"
+    if _is_plain(parsed):
+        return _chat_in_lines(engines, settings, chats)
+
+    from tui.app import ChatApp
+
+    app = ChatApp(engines, settings, chats, model)
     app.run()
     return app.return_code or OK
+
+
+def _chat_in_lines(engines: EngineSource, settings: ChatSettings, chats: Path) -> int:
+    from tui.archive import Archive
+    from tui.plain import PlainChat
+
+    archive = Archive(chats, talk)
+    try:
+        PlainChat(engines, settings, archive).run()
+    finally:
+        engines.abort()
+        archive.close()
+    return OK
+
+
+def _serve() -> int:
+    import shlex
+
+    try:
+        from textual_serve.server import Server
+    except ModuleNotFoundError as error:
+        raise ConfigError("the browser needs textual-serve", "pip install textual-serve") from error
+    arguments = ["--served" if argument == "--serve" else argument for argument in sys.argv[1:]]
+    Server(shlex.join([sys.executable, "-m", "edgemoe.cli", *arguments]), title="EdgeMoE").serve()
+    return OK
+
+
+def _is_plain(parsed: argparse.Namespace) -> bool:
+    from .config import terminal_is_dumb
+
+    return bool(parsed.plain) or (terminal_is_dumb() and not parsed.served)
 
 
 def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from .archive import Archive
 from .records import ChatSettings
 from .screens.chat import ChatScreen, Models
 from .session import ChatSession, EngineSource
-from .theme import DARK, LIGHT
+from .theme import LOOKS, chosen, nearest, other
 
 
 class ChatApp(App[None]):
@@ -48,9 +48,9 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         """Dress, show the chat, then load."""
-        for theme in (DARK, LIGHT):
+        for theme in LOOKS.values():
             self.register_theme(theme)
-        self.theme = DARK.name
+        self.theme = chosen(self._settings.look, self.console.color_system).name
         if self._chats is not None:
             self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
         self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._models)
@@ -83,8 +83,8 @@ class ChatApp(App[None]):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our own colours under a theme that is not ours: those of the look it is closest to."""
-        return dict((DARK if self.current_theme.dark else LIGHT).variables)
+        return dict(nearest(self.current_theme).variables)
 
     def action_toggle_look(self) -> None:
         """Change between the dark and the light theme."""
-        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        self.theme = other(self.current_theme).name

@@ -21,12 +21,14 @@ class ChatSettings:
         system: system prompt, empty for none.
         sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
         resume: open the conversation that was used last.
+        look: a name of :data:`tui.theme.LOOKS`, or ``auto``.
     """
 
     title: str = "model"
     system: str = ""
     sampling: Mapping[str, float | int] | None = None
     resume: bool = False
+    look: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Protocol
 
 from edgemoe.config import Budget
@@ -161,16 +160,11 @@ class Actions:
         if not document.turns:
             await self._screen.say("there is nothing to export yet")
             return
-        name = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
-        path = Path(text or f"{name}.md").expanduser()
-        write = interchange.to_json if path.suffix.lower() == ".json" else interchange.to_markdown
         try:
-            with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
-                file.write(write(document))
+            path = interchange.export(document, text)
         except OSError as error:
-            await self._screen.say(
-                f"{path} was not written: {error.strerror}", "/export FILE.md or FILE.json", wrong=True
-            )
+            why = f"{error.filename} was not written: {error.strerror}"
+            await self._screen.say(why, "/export FILE.md or FILE.json", wrong=True)
             return
         await self._screen.say(f"written to {path}")
 

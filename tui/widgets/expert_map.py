@@ -26,10 +26,9 @@ class ExpertMap(Widget):
 
         layout: Layout
 
-    def __init__(self, shapes_only: bool = False, id: str | None = None) -> None:
-        """Empty until :meth:`show`. With ``shapes_only`` nothing depends on colour."""
+    def __init__(self, id: str | None = None) -> None:
+        """Empty until :meth:`show`."""
         super().__init__(id=id)
-        self._shapes_only = shapes_only
         self._maps: ExpertMaps | None = None
         self._lines: list[list[Run]] = []
         self._ink: dict[Cell, Color] = {}
@@ -57,12 +56,18 @@ class ExpertMap(Widget):
         if layout != self._fitted:
             self._fitted = layout
             self.post_message(self.Fitted(layout))
-        self._lines = draw(self._maps, layout, self._shapes_only)
+        self._lines = draw(self._maps, layout, self._few_colours)
         self.refresh()
+
+    @property
+    def _few_colours(self) -> bool:
+        """Whether shapes have to tell what shades tell elsewhere."""
+        return self.app.no_color or self.app.native_ansi_color
 
     def _forget_colours(self) -> None:
         self._ink.clear()
         self._looks.clear()
+        self._redraw()
         self.refresh()
 
     def get_content_width(self, container: Size, viewport: Size) -> int:
@@ -89,7 +94,7 @@ class ExpertMap(Widget):
             return _rich(self.app.theme_variables["secondary"], ground)
         if lower is None:
             return Style(color=_colour(self._cell(upper)), bgcolor=_colour(ground), bold=upper.mark != 0)
-        if self._shapes_only:
+        if self._few_colours:
             brightest = max(upper, lower, key=lambda cell: (cell.mark, cell.heat))
             bold = bool(upper.mark or lower.mark)
             return Style(color=_colour(self._cell(brightest)), bgcolor=_colour(ground), bold=bold)
@@ -106,6 +111,8 @@ class ExpertMap(Widget):
             return colours["hit"]
         if cell.mark == MISS:
             return colours["miss"]
+        if self._few_colours:  # shades of the terminal's own colours are not known
+            return colours["hot" if 2 * cell.share >= SHARES else "cold"]
         heat = cell.heat / HEATS
         cold = colours["cold"].blend(colours["cool"], heat)
         return cold.blend(colours["warm"].blend(colours["hot"], heat), cell.share / SHARES)
@@ -115,7 +122,7 @@ _NAMES = ("cold", "cool", "warm", "hot", "hit", "miss")
 
 
 def _colour(colour: Color) -> RichColor:
-    return RichColor.from_rgb(colour.r, colour.g, colour.b)
+    return colour.rich_color
 
 
 def _rich(ink: str, ground: Color) -> Style:

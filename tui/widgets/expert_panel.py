@@ -34,7 +34,7 @@ class ExpertPanel(Vertical):
     def compose(self) -> ComposeResult:
         """Figures above, map, legend below."""
         yield Static(Content("no model yet"), id="expert-figures")
-        yield ExpertMap(shapes_only=self.app.no_color, id="expert-map")
+        yield ExpertMap(id="expert-map")
         yield Static(Content(""), id="expert-legend")
 
     def open(self, shape: ModelShape | None, device: str, stats: ExpertStats | None) -> None:

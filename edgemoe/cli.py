@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +20,8 @@ from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
-    from tui.records import ChatSettings
+    from tui.recent import Recent
+    from tui.records import ChatSettings, ModelChoice
     from tui.session import Engine, EngineSource
 
     from .config import OffloadConfig
@@ -133,7 +134,7 @@ def _common_options() -> _Parser:
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
-    model.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="(%(default)s)")
+    model.add_argument("--max-tokens", type=_positive, metavar="N", help=f"({MAX_TOKENS})")
     model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
     model.add_argument("--seed", type=int, metavar="N")
     model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
@@ -198,10 +199,12 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if parsed.serve:
         return _serve()
     keywords = _engine_keywords(parsed)
-    path = _find(parsed.model)
 
     from functools import partial
 
+    from tui.keys import load as load_keys
+    from tui.presets import Presets
+    from tui.recent import Recent
     from tui.records import ChatSettings
 
     from .config import home
@@ -210,21 +213,39 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     # A function of the main module has another name in the child.
     opener = open_llama if open_engine is _open_engine else open_engine
 
+    recent = Recent(home("data") / "recent.json")
+
     def model(name: str) -> tuple[str, Worker]:
         file = _find(name)
+        if name != DEMO:
+            recent.add(file)
         return file.stem, Worker(partial(opener, str(file), **keywords))
 
-    title, engines = path.stem, Worker(partial(opener, str(path), **keywords))
-    settings = ChatSettings(title, parsed.system, _sampling(parsed), parsed.resume, parsed.theme)
-    chats = home("data") / "chats.db"
+    presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
+    keys = load_keys(home("config") / "keys.toml")
+    title, engines = model(parsed.model)
+    preset = presets.of(title)
+    sampling = _sampling(parsed, preset.sampling)
+    settings = ChatSettings(title, parsed.system or preset.system, sampling, parsed.resume, parsed.theme)
     if _is_plain(parsed):
         return _chat_in_lines(engines, settings, chats)
 
     from tui.app import ChatApp
+    from tui.screens.chat import Services
 
-    app = ChatApp(engines, settings, chats, model)
+    services = Services(model, lambda: _choices(recent), presets, keys)
+    app = ChatApp(engines, settings, chats, services)
     app.run()
     return app.return_code or OK
+
+
+def _choices(recent: Recent) -> list[ModelChoice]:
+    """What the picker of the chat offers."""
+    from tui.records import ModelChoice
+    from tui.text import size
+
+    files = [ModelChoice(str(path), path.stem, f"{size(path.stat().st_size)}, {path}") for path in recent.files()]
+    return [*files, ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2")]
 
 
 def _chat_in_lines(engines: EngineSource, settings: ChatSettings, chats: Path) -> int:
@@ -341,10 +362,11 @@ def _gpus() -> list[str]:
     return list(devices())
 
 
-def _sampling(parsed: argparse.Namespace) -> dict[str, float | int]:
-    temperature = DEMO_TEMPERATURE if parsed.temperature is None and parsed.model == DEMO else parsed.temperature
-    given = {"max_tokens": parsed.max_tokens, "temperature": temperature}
-    return {name: value for name, value in given.items() if value is not None}
+def _sampling(parsed: argparse.Namespace, kept: Mapping[str, float | int] | None = None) -> dict[str, float | int]:
+    """The command line's word first, then what was ``kept`` for the model, then the defaults."""
+    usual = {"max_tokens": MAX_TOKENS} | ({"temperature": DEMO_TEMPERATURE} if parsed.model == DEMO else {})
+    given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
+    return usual | dict(kept or {}) | {name: value for name, value in given.items() if value is not None}
 
 
 def _find(model: str) -> Path:

@@ -99,7 +99,7 @@ async def chat(
         engines.append(FakeLlama(**keywords))
         return engines[0]
 
-    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny", look="dark"))
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))

@@ -20,8 +20,10 @@ from tui.app import ChatApp
 from tui.archive import Archive
 from tui.attachments import Attachment
 from tui.conversation import Conversation
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
+from tui.keys import Keys
+from tui.presets import Presets
+from tui.records import ChatSettings, ModelChoice
+from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
 from tui.session import EngineSource, InThisProcess
 from tui.store import Store
@@ -32,9 +34,11 @@ from tui.widgets.prompt import Prompt
 from tui.widgets.status_line import StatusLine
 from tui.widgets.user_turn import UserTurn
 
+DEFAULT_KEYS = Keys()
+
 
 @asynccontextmanager
-async def kept(folder: Path, **keywords: Any) -> AsyncIterator[Driver]:
+async def kept(folder: Path, keys: Keys = DEFAULT_KEYS, resume: bool = False, **keywords: Any) -> AsyncIterator[Driver]:
     """A chat that keeps its conversations in ``folder``."""
     engines: list[FakeLlama] = []
 
@@ -45,7 +49,12 @@ async def kept(folder: Path, **keywords: Any) -> AsyncIterator[Driver]:
     def models(name: str) -> tuple[str, EngineSource]:
         return name, InThisProcess(lambda: opened(name))
 
-    app = ChatApp(InThisProcess(opened), ChatSettings(title="tiny"), folder / "chats.db", models)
+    presets = Presets(folder / "presets.json")
+    choices = [ModelChoice("other", "Other", "2 GiB"), ModelChoice("third", "Third", "3 GiB")]
+    services = Services(models, lambda: choices, presets, keys)
+    app = ChatApp(
+        InThisProcess(opened), ChatSettings(title="tiny", resume=resume, look="dark"), folder / "chats.db", services
+    )
     async with app.run_test(size=(100, 30)) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))

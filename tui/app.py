@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from textual.app import App, SystemCommand
+from textual.binding import Binding
 from textual.screen import Screen
 
 from . import messages as told
 from .archive import Archive
 from .records import ChatSettings
-from .screens.chat import ChatScreen, Models
+from .screens.chat import ChatScreen, Services
 from .session import ChatSession, EngineSource
 from .theme import LOOKS, chosen, nearest, other
 
@@ -23,13 +24,17 @@ class ChatApp(App[None]):
 
     TITLE = "EdgeMoE"
     CSS_PATH = "app.tcss"
+    BINDINGS = [
+        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit"),
+        Binding("ctrl+p", "command_palette", "Commands", show=False, priority=True, id="app.palette"),
+    ]
 
     def __init__(
         self,
         engines: EngineSource,
         settings: ChatSettings | None = None,
         chats: Path | None = None,
-        models: Models | None = None,
+        services: Services | None = None,
     ) -> None:
         """Nothing is loaded before the app runs.
 
@@ -37,12 +42,12 @@ class ChatApp(App[None]):
             engines: opens the model.
             settings: what the command line decided.
             chats: database of conversations; nothing is kept without one.
-            models: opens other models by name.
+            services: other models, presets, keys.
         """
         super().__init__()
         self._settings = settings or ChatSettings()
         self.session = ChatSession(engines, self._deliver)
-        self._chats, self._models = chats, models
+        self._chats, self._services = chats, services or Services()
         self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
 
@@ -53,7 +58,8 @@ class ChatApp(App[None]):
         self.theme = chosen(self._settings.look, self.console.color_system).name
         if self._chats is not None:
             self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
-        self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._models)
+        self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._services)
+        self.set_keymap(self._services.keys.keymap())
         self.push_screen(self._chat_screen)
         # After the first frame: the child's start would compete with it for the processor.
         self._chat_screen.call_after_refresh(self.session.open)
@@ -75,6 +81,7 @@ class ChatApp(App[None]):
             yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
             yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)
             yield SystemCommand("History", "Open an earlier conversation, or search", screen.action_history)
+            yield SystemCommand("Models", "Open another model", screen.action_models)
             yield SystemCommand("Thinking", "Show or hide the thinking", screen.action_toggle_thinking)
             yield SystemCommand("Copy", "Copy the last answer", screen.action_copy)
             yield SystemCommand("Experts", "Show or hide the expert map", screen.action_toggle_experts)

@@ -107,3 +107,19 @@ class ArchiveSaid(Message):
     """The database of conversations has something to say, such as that it cannot write."""
 
     text: str
+
+
+@dataclass
+class ExpertPinned(Message):
+    """An expert stays on the device from now on, or no longer."""
+
+    layer: int
+    expert: int
+    pinned: bool
+
+
+@dataclass
+class PinFailed(Message):
+    """An expert could not be pinned."""
+
+    failure: Failure

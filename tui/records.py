@@ -32,6 +32,15 @@ class ChatSettings:
 
 
 @dataclass(frozen=True)
+class ModelChoice:
+    """A model that can be opened: ``name`` opens it, ``title`` is shown, ``detail`` says more in a line."""
+
+    name: str
+    title: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """A loaded model in figures.
 
@@ -41,6 +50,7 @@ class ModelCard:
         context: size of the context in tokens.
         notes: what the engine has to say about it, one sentence each.
         stats: counters right after loading, None for a dense model.
+        can_pin: experts can be pinned to the device.
     """
 
     device: str
@@ -48,6 +58,7 @@ class ModelCard:
     context: int
     notes: tuple[str, ...] = ()
     stats: ExpertStats | None = None
+    can_pin: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from edgemoe.config import Budget
-from edgemoe.errors import ConfigError, EdgeMoEError
+from edgemoe.errors import ConfigError
 
 from .. import interchange, sampling
 from ..attachments import load
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
+from ..presets import Preset, Presets, asks_to_save
 from ..text import count
 from .answering import Answering
 from .library import Library
@@ -20,17 +21,13 @@ from .surface import Surface
 
 _CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 
-KEYS = """Enter send · Ctrl+J or Shift+Enter newline · Up, Down earlier prompts · PageUp, PageDown scroll
-Esc stop · Ctrl+N new chat · Ctrl+R history and search · Ctrl+E experts · Ctrl+T thinking
-Ctrl+Y copy the answer · Ctrl+P commands · Ctrl+Q quit · Tab completes a command
-"""
-
 
 class Commanded(Surface, Protocol):
     """What only commands ask of the screen."""
 
     answering: Answering
     library: Library
+    presets: Presets | None
 
     def cannot_place(self) -> str | None:
         """Why a budget cannot be set, None when it can."""
@@ -43,6 +40,9 @@ class Commanded(Surface, Protocol):
 
     async def switch_model(self, name: str) -> None:
         """Open another model in the place of this one."""
+
+    def action_models(self) -> None:
+        """Show the models there are."""
 
     def action_history(self) -> None:
         """Show earlier conversations."""
@@ -65,7 +65,9 @@ class Actions:
 
     async def do_help(self, text: str) -> None:
         """Keys and commands."""
-        await self._screen.say("\n".join([KEYS, *(f"{command.usage:<18}{command.help}" for command in COMMANDS)]))
+        await self._screen.say(
+            "\n".join([self._screen.keys.help(), "", *(f"{command.usage:<28}{command.help}" for command in COMMANDS)])
+        )
 
     async def do_new(self, text: str) -> None:
         """Another conversation."""
@@ -83,19 +85,19 @@ class Actions:
     async def do_model(self, text: str) -> None:
         """Which model it is, or another one."""
         screen = self._screen
-        if not text:
-            await screen.say(f"model: {screen.model_name}", "/model FILE.gguf opens another one here")
-            return
-        try:
+        if text:
             await screen.switch_model(text)
-        except (EdgeMoEError, ValueError) as error:
-            await screen.say(str(error), getattr(error, "hint", ""), wrong=True)
+        else:
+            screen.action_models()
 
     async def do_system(self, text: str) -> None:
         """The system prompt."""
         chat = self._screen.conversation
+        text, save = asks_to_save(text)
         if text:
             chat.system = "" if text.lower() == "none" else text
+        if save:
+            await self._save()
         if chat.system:
             await self._screen.say(f"system prompt: {chat.system}")
         else:
@@ -103,9 +105,12 @@ class Actions:
 
     async def do_set(self, text: str) -> None:
         """Sampling settings."""
+        text, save = asks_to_save(text)
         try:
             if text:
                 self._screen.sampling = sampling.change(self._screen.sampling, text)
+            if save:
+                await self._save()
             await self._screen.say(sampling.listing(self._screen.sampling))
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
@@ -229,6 +234,19 @@ class Actions:
         if text:
             screen.app.copy_to_clipboard(text)
         screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
+
+    async def _save(self) -> None:
+        """Keep system prompt and sampling for this model."""
+        screen = self._screen
+        if screen.presets is None:
+            await screen.say("nothing is kept in this chat", wrong=True)
+            return
+        try:
+            screen.presets.save(screen.model_name, Preset(screen.conversation.system, screen.sampling))
+        except OSError as error:
+            await screen.say(f"the preset was not written: {error.strerror}", wrong=True)
+        else:
+            await screen.say(f"kept for {screen.model_name}: system prompt and settings as they are now")
 
     def _cannot_ask(self) -> str | None:
         if self._screen.busy:

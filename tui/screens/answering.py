@@ -191,6 +191,7 @@ class Answering:
             surface.conversation.end(text, "stopped")
         self._turn = self._growing = None
         self.attached, self._warned = [], False
+        surface.left()
         if surface.card is not None:
             surface.status.context_used = 0
             surface.enter("idle")

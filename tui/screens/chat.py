@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from textual import on
 from textual.app import ComposeResult
@@ -10,16 +13,22 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widgets import Markdown
 
+from edgemoe.errors import EdgeMoEError
+
 from .. import messages as told
 from ..archive import Archive
 from ..attachments import Attachment
 from ..commands import Call, Unknown, parse
 from ..conversation import Conversation
+from ..expert_map import Spot
+from ..keys import Keys
+from ..presets import Preset, Presets
 from ..receipt import counters
 from ..records import ChatSettings, ModelCard, State
 from ..session import ChatSession, EngineSource
 from ..text import count, size
 from ..widgets.answer_turn import AnswerTurn
+from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
@@ -30,13 +39,30 @@ from .actions import Actions
 from .answering import Answering
 from .library import Library
 
+if TYPE_CHECKING:
+    from .models import Choices
+
 _NOT_NOW: dict[State, str] = {
     "loading": "The model is loading; Enter again in a moment.",
     "failed": "There is no model to ask.",
 }
 
 
-Models = Callable[[str], tuple[str, EngineSource]]  # a name as typed gives a title and where to open it
+@dataclass(frozen=True)
+class Services:
+    """What the chat can do beyond its model and conversations.
+
+    Attributes:
+        open_model: opens a model by a name as typed: gives its title and where to open it.
+        choices: the models there are to choose from; called in a thread.
+        presets: what the user wants of each model.
+        keys: in force.
+    """
+
+    open_model: Callable[[str], tuple[str, EngineSource]] | None = None
+    choices: Choices | None = None
+    presets: Presets | None = None
+    keys: Keys = field(default_factory=Keys)
 
 
 class ChatScreen(Screen[None]):
@@ -48,19 +74,22 @@ class ChatScreen(Screen[None]):
         Binding("escape", "stop", "Stop the answer", id="chat.stop"),
         Binding("ctrl+n", "new_chat", "New chat", id="chat.new", priority=True),
         Binding("ctrl+r", "history", "History", id="chat.history", priority=True),
+        Binding("ctrl+o", "models", "Models", id="chat.models", priority=True),
         Binding("ctrl+t", "toggle_thinking", "Thinking", id="chat.thinking", priority=True),
         Binding("ctrl+y", "copy", "Copy the answer", id="chat.copy", priority=True),
+        Binding("ctrl+g", "pick", "Pick an expert", id="chat.pick", priority=True),
         Binding("ctrl+e", "toggle_experts", "Experts", id="chat.experts", priority=True),
     ]
 
     def __init__(
-        self, session: ChatSession, settings: ChatSettings, archive: Archive | None = None, models: Models | None = None
+        self, session: ChatSession, settings: ChatSettings, archive: Archive | None, services: Services
     ) -> None:
-        """Talk to ``session``, keep conversations in ``archive``, open other models through ``models``."""
+        """Talk to ``session``, keep conversations in ``archive``."""
         super().__init__()
         self.session = session
         self.archive = archive
-        self._models = models
+        self._services = services
+        self.keys, self.presets = services.keys, services.presets
         self._resume = settings.resume
         self.model_name = settings.title
         self.sampling = dict(settings.sampling or {})
@@ -75,9 +104,9 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
         with Transcript(id="transcript"):
-            yield Welcome(self.model_name)
+            yield Welcome(self.model_name, self.keys)
         yield ExpertPanel(id="experts")
-        yield Prompt(id="prompt")
+        yield Prompt(self.keys, id="prompt")
         yield StatusLine(id="status")
 
     async def on_mount(self) -> None:
@@ -116,7 +145,7 @@ class ChatScreen(Screen[None]):
         """Be in another state."""
         self.status.state = state
         if self.busy:
-            self.prompt.show_keys("Esc stop")
+            self.prompt.show_keys(f"{self.keys.shown('stop')} stop")
         else:
             self.prompt.show_keys()
         self._watch()
@@ -138,7 +167,7 @@ class ChatScreen(Screen[None]):
         self.status.device, self.status.context_size = card.device, card.context
         for welcome in self.query(Welcome):
             welcome.loaded(card)
-        self.query_one(ExpertPanel).open(card.shape, card.device, card.stats)
+        self.query_one(ExpertPanel).open(card.shape, card.device, card.stats, card.can_pin)
         self.enter("idle")
         self._place_experts()
 
@@ -181,6 +210,14 @@ class ChatScreen(Screen[None]):
     @on(told.SamplingFailed)
     def _sampling_failed(self, event: told.SamplingFailed) -> None:
         self.query_one(ExpertPanel).say(event.failure.text)
+
+    @on(told.ExpertPinned)
+    def _expert_pinned(self, event: told.ExpertPinned) -> None:
+        self.query_one(ExpertPanel).mark_pinned(Spot(event.layer, event.expert), event.pinned)
+
+    @on(told.PinFailed)
+    async def _pin_failed(self, event: told.PinFailed) -> None:
+        await self.say(event.failure.text, event.failure.hint, wrong=True)
 
     @on(told.BudgetResized)
     async def _budget_resized(self, event: told.BudgetResized) -> None:
@@ -240,6 +277,8 @@ class ChatScreen(Screen[None]):
         if self.busy:
             self.enter("stopping")
             self.session.stop()
+        else:
+            self.prompt.focus()
 
     async def action_new_chat(self) -> None:
         """Begin another conversation; an answer under way is stopped."""
@@ -260,16 +299,35 @@ class ChatScreen(Screen[None]):
 
     # The model and its experts.
 
-    async def switch_model(self, name: str) -> None:
-        """Open another model in the place of this one; the conversation goes on.
+    def action_models(self) -> None:
+        """Choose another model."""
+        if self._services.choices is None:
+            self.notify("this chat cannot open another model")
+            return
+        from .models import ModelsScreen  # as with the history
 
-        Raises:
-            EdgeMoEError: there is no such model.
-            ValueError: this chat cannot open others.
-        """
-        if self._models is None:
-            raise ValueError("this chat cannot open another model")
-        self.model_name, source = self._models(name)
+        self.app.push_screen(ModelsScreen(self._services.choices, self.model_name), self._chosen)
+
+    async def _chosen(self, name: str | None) -> None:
+        if name is not None:
+            await self.switch_model(name)
+
+    async def switch_model(self, name: str) -> None:
+        """Open another model in the place of this one, with its preset; the conversation goes on."""
+        if self._services.open_model is None:
+            await self.say("this chat cannot open another model", wrong=True)
+            return
+        try:
+            # In a thread: a name may have to be built first, such as the demo's.
+            title, source = await asyncio.to_thread(self._services.open_model, name)
+        except EdgeMoEError as error:
+            await self.say(str(error), error.hint, wrong=True)
+            return
+        self.model_name = title
+        preset = self.presets.of(title) if self.presets is not None else Preset()
+        self.sampling |= preset.sampling
+        if preset.system and not self.conversation.system:
+            self.conversation.system = preset.system
         self.card = None
         self.status.model = self.model_name
         if self.busy:
@@ -295,9 +353,31 @@ class ChatScreen(Screen[None]):
         last = [f"last answer: {receipt.statistics()}"] if receipt else []
         return "\n".join(last + (counters(stats) if stats else [])) or "nothing has been counted yet"
 
+    def left(self) -> None:
+        """Another conversation begins: what was used up to now is what is usual."""
+        self.query_one(ExpertPanel).begin()
+        self.session.sample()
+
+    def action_pick(self) -> None:
+        """Go into the expert map, or back."""
+        if self.query_one(ExpertMap).has_focus:
+            self.prompt.focus()
+            return
+        if not self.query_one(ExpertPanel).display:
+            self.action_toggle_experts()
+        self.query_one(ExpertMap).focus()
+
+    @on(ExpertMap.PinToggled)
+    def _pin_toggled(self, event: ExpertMap.PinToggled) -> None:
+        if self.card is not None and self.card.can_pin:
+            pinned = not self.query_one(ExpertPanel).is_pinned(event.spot)
+            self.session.pin(event.spot.layer, event.spot.expert, pinned)
+
     def action_toggle_experts(self) -> None:
         """Show or hide the experts panel."""
         self._experts_wanted = not self.query_one(ExpertPanel).display
+        if not self._experts_wanted:
+            self.prompt.focus()
         self._place_experts()
 
     def on_resize(self) -> None:

@@ -33,7 +33,7 @@ class Library:
         transcript = surface.transcript
         await transcript.clear()
         if not conversation.turns:
-            await transcript.mount(welcome := Welcome(surface.model_name))
+            await transcript.mount(welcome := Welcome(surface.model_name, surface.keys))
             if surface.card is not None:
                 welcome.loaded(surface.card)
         for turn in conversation.turns:

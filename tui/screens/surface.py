@@ -11,6 +11,7 @@ from textual.timer import Timer
 
 from ..archive import Archive
 from ..conversation import Conversation
+from ..keys import Keys
 from ..records import ModelCard, State
 from ..session import ChatSession
 from ..widgets.prompt import Prompt
@@ -29,6 +30,7 @@ class Surface(Protocol):
         model_name: as it is shown.
         sampling: keywords of the next answers.
         thinking_open: thinking is unfolded.
+        keys: in force.
     """
 
     session: ChatSession
@@ -38,6 +40,7 @@ class Surface(Protocol):
     model_name: str
     sampling: dict[str, float | int]
     thinking_open: bool
+    keys: Keys
 
     @property
     def app(self) -> App[object]:
@@ -65,6 +68,9 @@ class Surface(Protocol):
 
     def enter(self, state: State) -> None:
         """Be in another state."""
+
+    def left(self) -> None:
+        """Another conversation begins."""
 
     async def say(self, text: str, hint: str = "", wrong: bool = False) -> None:
         """A word from the program, in the transcript but not in the conversation."""

@@ -7,24 +7,55 @@ from dataclasses import dataclass
 from rich.color import Color as RichColor
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
+from textual.binding import Binding
 from textual.color import Color
 from textual.geometry import Size
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ..expert_map import HEATS, HIT, MISS, SHARES, Cell, Layout, Run, draw, fit
+from ..expert_map import HEATS, HIT, MISS, SHARES, Cell, Layout, Run, Spot, draw, fit, place, spot_at
 from ..records import ExpertMaps
 
 
 class ExpertMap(Widget):
-    """Draws :class:`ExpertMaps` in the largest layout that fits; colours follow the theme."""
+    """Draws :class:`ExpertMaps` in the largest layout that fits; colours follow the theme.
+
+    Attributes:
+        spot: the expert that is picked, None for none.
+    """
+
+    can_focus = True
+    BINDINGS = [
+        Binding("left", "move(0, -1)", show=False),
+        Binding("right", "move(0, 1)", show=False),
+        Binding("up", "move(-1, 0)", show=False),
+        Binding("down", "move(1, 0)", show=False),
+        Binding("space", "usual", show=False),
+        Binding("p", "pin", show=False),
+    ]
 
     @dataclass
     class Fitted(Message):
         """The map found a new layout for its place."""
 
         layout: Layout
+
+    @dataclass
+    class Picked(Message):
+        """The user points at an expert, at none when ``spot`` is None."""
+
+        spot: Spot | None
+
+    class UsualToggled(Message):
+        """The user wants to see what is unusual about this conversation, or no longer."""
+
+    @dataclass
+    class PinToggled(Message):
+        """The user wants ``spot`` to stay on the device, or no longer."""
+
+        spot: Spot
 
     def __init__(self, id: str | None = None) -> None:
         """Empty until :meth:`show`."""
@@ -34,6 +65,42 @@ class ExpertMap(Widget):
         self._ink: dict[Cell, Color] = {}
         self._looks: dict[tuple[Cell | None, Cell | None], Style] = {}
         self._fitted: Layout | None = None
+        self.spot: Spot | None = None
+
+    def on_focus(self) -> None:
+        """Begin in the corner."""
+        self.pick(self.spot or Spot(0, 0))
+
+    def on_blur(self) -> None:
+        """Nothing is picked without the focus."""
+        self.pick(None)
+
+    def on_click(self, event: events.Click) -> None:
+        """Pick what is under the mouse."""
+        if self._maps is not None and self._fitted is not None:
+            layers, experts = self._maps.residency.shape
+            self.pick(spot_at(event.x, event.y, self._fitted, layers, experts) or self.spot)
+
+    def action_move(self, layers: int, experts: int) -> None:
+        """Pick a neighbour."""
+        if self._maps is not None and self.spot is not None:
+            high, wide = self._maps.residency.shape
+            self.pick(Spot(min(max(self.spot.layer + layers, 0), high - 1), (self.spot.expert + experts) % wide))
+
+    def action_usual(self) -> None:
+        """Compare with what is usual."""
+        self.post_message(self.UsualToggled())
+
+    def action_pin(self) -> None:
+        """Pin or unpin what is picked."""
+        if self.spot is not None:
+            self.post_message(self.PinToggled(self.spot))
+
+    def pick(self, spot: Spot | None) -> None:
+        """Point at ``spot``."""
+        self.spot = spot
+        self.post_message(self.Picked(spot))
+        self.refresh()
 
     def on_mount(self) -> None:
         """Forget the colours whenever the theme changes."""
@@ -80,7 +147,15 @@ class ExpertMap(Widget):
         if y >= len(self._lines):
             return Strip.blank(self.size.width, ground)
         segments = [Segment(run.glyphs, self._style(run.upper, run.lower)) for run in self._lines[y]]
-        return Strip(segments).adjust_cell_length(self.size.width, ground)
+        strip = Strip(segments).adjust_cell_length(self.size.width, ground)
+        if self.spot is None or self._fitted is None or self._maps is None:
+            return strip
+        x, line = place(self.spot, self._fitted, self._maps.residency.shape[1])
+        end = x + max(self._fitted.cell_width - 1, 1)
+        if line != y or end > self.size.width:
+            return strip
+        picked = strip.crop(x, end).apply_style(Style(reverse=True))
+        return Strip.join([strip.crop(0, x), picked, strip.crop(end, self.size.width)])
 
     def _style(self, upper: Cell | None, lower: Cell | None) -> Style:
         key = (upper, lower)

@@ -31,6 +31,7 @@ from tui.records import ChatSettings, ExpertMaps
 from tui.screens.chat import ChatScreen
 from tui.session import InThisProcess
 from tui.text import percent, visible
+from tui.widgets import answer_turn
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
 from tui.widgets.expert_panel import ExpertPanel
@@ -170,6 +171,21 @@ async def test_escape_stops_and_keeps_the_partial_text() -> None:
         await driver.send("and?")
         await driver.ready()
         assert driver.engine.asked[1][1] == {"role": "assistant", "content": "one two"}
+
+
+async def test_a_long_prompt_says_how_far_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_turn, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(answer_turn, "TICK_SECONDS", 0.01)
+    gate = Gate()
+    async with chat(size=(100, 30), gate=gate, answers=["done"]) as driver:
+        await driver.send("word " * 400)
+        await driver.until(lambda: "reading the prompt · about 576 tokens · " in shown(driver))
+        for _ in range(512):
+            driver.engine.experts.route()
+        await driver.until(lambda: "reading the prompt · 512 of about 576 tokens" in shown(driver))
+        gate.allow(9)
+        await driver.ready()
+        assert "reading" not in shown(driver)
 
 
 async def test_new_chat_forgets_and_drops_the_answer_under_way() -> None:

@@ -66,7 +66,7 @@ def figures(
                 f"{count(stats.resident)} of {count(total)} resident",
             )
         ],
-        [_bar("RAM", 1.0 if total else 0.0, f"all of them, {size(total_bytes)}")],
+        [_bar("RAM", 1.0 if total else 0.0, f"all, {size(total_bytes)}")],
     ]
     moved = [f"{size(stats.slot_bytes)} on device", f"{count(stats.uploads)} uploads"]
     moved.append(f"{size(stats.upload_bytes)} moved")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from edgemoe.types import ExpertStats
+
 from .. import context
 from .. import messages as told
 from ..attachments import Attachment, with_question
@@ -42,6 +44,7 @@ class Answering:
         self._sent: list[dict[str, str]] = []
         self._looks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
         self._rate_s = 0.0
+        self._tokens_before: int | None = None  # computed before this prompt
         self._characters_per_token = context.CHARACTERS_PER_TOKEN
         self._warned = False
 
@@ -98,6 +101,9 @@ class Answering:
         turn.show_thinking(surface.thinking_open)
         surface.enter("thinking")
         self._sent = fitting.messages
+        turn.expect(context.tokens(fitting.messages, self._characters_per_token))
+        self._tokens_before = None
+        surface.session.sample()
         surface.session.ask(self._number, fitting.messages, surface.sampling)
 
     def _fit(self, messages: list[dict[str, str]]) -> context.Fit:
@@ -106,6 +112,14 @@ class Answering:
         return context.fit(messages, size, int(limit) if limit else None, self._characters_per_token)
 
     # Drawing.
+
+    def sampled(self, stats: ExpertStats) -> None:
+        """Counters of the engine: while the prompt is read they tell how far that is."""
+        if self._turn is None or self._surface.state != "thinking":
+            return
+        if self._tokens_before is None:
+            self._tokens_before = stats.tokens
+        self._turn.read(stats.tokens - self._tokens_before)
 
     async def grew(self, growing: Growing) -> None:
         """There is something new to draw, now or at the next look."""

@@ -204,6 +204,7 @@ class ChatScreen(Screen[None]):
     @on(told.ExpertsSampled)
     def _experts_sampled(self, event: told.ExpertsSampled) -> None:
         self.query_one(ExpertPanel).show(event.stats, event.maps)
+        self.answering.sampled(event.stats)
         if event.stats.hits + event.stats.misses and self.busy:
             self.status.hit_rate = event.stats.hit_rate
 

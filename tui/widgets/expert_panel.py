@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.timer import Timer
 from textual.widgets import Static
 
 from edgemoe.types import ExpertStats, FloatArray, ModelShape
@@ -21,6 +22,8 @@ from ..records import ExpertMaps
 from ..text import count
 from .expert_map import ExpertMap
 
+QUIET_SECONDS = 2.1  # without a sample: longer than the link's rate looks back
+_LOW = 18  # lines, below which the legend makes room for the words about an expert
 _HISTORY = 64  # samples with decoded pairs: a quarter of a minute at full rate
 
 
@@ -42,6 +45,7 @@ class ExpertPanel(Vertical):
         self._height = 0  # of the figures, in lines
         self._can_pin = False
         self._pinned: set[Spot] = set()
+        self._quiet: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """Figures above, map, what is picked, legend below."""
@@ -80,13 +84,23 @@ class ExpertPanel(Vertical):
             self._rates.append(hits / (hits + misses))
         self._traffic.add(stats.upload_bytes + stats.streamed_bytes, time.monotonic())
         self.stats = stats
+        # Nobody tells that nothing moves any more.
+        if self._quiet is not None:
+            self._quiet.stop()
+        self._quiet = self.set_timer(QUIET_SECONDS, self._settle)
         if maps is not None:
             self._maps = maps
             if self._begins:
                 self._begins, self._before = False, maps.heat
         if self.display:
             self._draw_figures(stats)
+        if self.display or maps is not None:  # hidden, it costs nothing and is there at once when it is opened
             self._draw_map()
+
+    def _settle(self) -> None:
+        if self.stats is not None and self._traffic.rate() > 0:
+            self._traffic.add(self.stats.upload_bytes + self.stats.streamed_bytes, time.monotonic())
+            self._draw_figures(self.stats)
 
     def on_resize(self) -> None:
         """The sparkline is as wide as there is room."""
@@ -118,6 +132,7 @@ class ExpertPanel(Vertical):
 
     @on(ExpertMap.Picked)
     def _picked(self, event: ExpertMap.Picked) -> None:
+        self.query_one("#expert-legend").display = event.spot is None or self.size.height >= _LOW
         if event.spot is None:
             self.query_one("#expert-picked", Static).update(Content(""))
         else:

@@ -36,7 +36,7 @@ def test_growth_is_told_once_until_it_is_taken() -> None:
 @pytest.mark.parametrize("step", [1, 7, 60])
 async def test_sections_never_cut_a_block(step: int) -> None:
     async with Page().run_test(size=(60, 20)) as pilot:
-        page, text = pilot.app, TEXT[-(400 if step == 1 else 2000) :]
+        page, text = pilot.app, TEXT[-(250 if step == 1 else 1100) :]
         text = text[text.index("# Title") :]
         assert isinstance(page, Page)
         document = page.query_one(GrowingMarkdown)

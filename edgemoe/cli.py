@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +20,9 @@ from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
-    from tui.session import Engine
+    from tui.recent import Recent
+    from tui.records import ChatSettings, ModelChoice
+    from tui.session import Engine, EngineSource
 
     from .config import OffloadConfig
 
@@ -35,6 +37,7 @@ SIM_BANDWIDTH = 20 * 10**9
 # A model of 135M parameters says true things at its most likely words only.
 DEMO_TEMPERATURE = 0.0
 CONTEXT = 4096
+THEMES = ("auto", "dark", "light", "16", "16-light")
 MAX_TOKENS = 1024  # a small model can repeat itself for ever
 
 
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
     """
     verbose = False
     try:
-        parsed = _parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        parsed = _parser().parse_args(given or ["chat"])
         verbose = getattr(parsed, "verbose", False)
         command: Callable[[argparse.Namespace, OpenEngine], int] = parsed.command
         return command(parsed, open_engine or _open_engine)
@@ -99,15 +103,14 @@ def _complain(error: Exception) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
     parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
-    parser.set_defaults(command=_chat, model=None)
-    common = _common_options()
+    common, chatting = _common_options(), _chat_options()
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
-    chat = commands.add_parser("chat", parents=[common], help="chat in the terminal")
+    chat = commands.add_parser("chat", parents=[common, chatting], help="chat in the terminal")
     chat.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     chat.set_defaults(command=_chat)
 
-    demo = commands.add_parser(DEMO, parents=[common], help="build a small demo model once and chat with it")
+    demo = commands.add_parser(DEMO, parents=[common, chatting], help="build a small demo model once and chat with it")
     demo.add_argument("--ask", metavar="QUESTION", help="answer once on stdout instead of opening the chat")
     demo.set_defaults(command=_demo, model=DEMO)
 
@@ -133,12 +136,23 @@ def _common_options() -> _Parser:
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
-    model.add_argument("--max-tokens", type=_positive, default=MAX_TOKENS, metavar="N", help="(%(default)s)")
+    model.add_argument("--max-tokens", type=_positive, metavar="N", help=f"({MAX_TOKENS})")
     model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
     model.add_argument("--seed", type=int, metavar="N")
     model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     common.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     return common
+
+
+def _chat_options() -> _Parser:
+    chatting = _Parser(add_help=False)
+    screen = chatting.add_argument_group("the chat")
+    screen.add_argument("--resume", action="store_true", help="open the conversation that was used last")
+    screen.add_argument("--theme", choices=THEMES, default="auto", help="%(choices)s (16: the terminal's own colours)")
+    screen.add_argument("--plain", action="store_true", help="line by line, for screen readers; at TERM=dumb always")
+    screen.add_argument("--serve", action="store_true", help="in a web browser, on this machine only")
+    screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # what --serve starts
+    return chatting
 
 
 def _positive(text: str) -> int:
@@ -159,17 +173,18 @@ def _temperature(text: str) -> float:
 
 
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if not _on_terminal():
-        raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one")
-    if parsed.model is None and _agrees("No model is given. Build a small demo model (some seconds) and chat with it?"):
+    if not (_on_terminal() or _is_plain(parsed) or parsed.served):
+        raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one, --plain too")
+    question = "No model is given. Build a small demo model (some seconds) and chat with it?"
+    if parsed.model is None and _on_terminal() and _agrees(question):
         parsed.model = DEMO
     if parsed.model is None:
-        raise ConfigError("no model given", "edgemoe chat MODEL.gguf, or edgemoe demo for a small one to try")
+        raise ConfigError("no model given", "edgemoe demo is a small one to try, edgemoe list shows what can be pulled")
     return _open_chat(parsed, open_engine)
 
 
 def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if parsed.ask is None and _on_terminal():
+    if parsed.ask is None and (_on_terminal() or _is_plain(parsed) or parsed.served):
         return _open_chat(parsed, open_engine)
     question = DEMO_QUESTION if parsed.ask is None else parsed.ask
     return _answer(parsed, open_engine, question, as_json=False)
@@ -183,12 +198,15 @@ def _run(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if parsed.serve:
+        return _serve()
     keywords = _engine_keywords(parsed)
-    path = _find(parsed.model)
 
     from functools import partial
 
-    from tui.app import ChatApp
+    from tui.keys import load as load_keys
+    from tui.presets import Presets
+    from tui.recent import Recent
     from tui.records import ChatSettings
 
     from .config import home
@@ -197,15 +215,80 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     # A function of the main module has another name in the child.
     opener = open_llama if open_engine is _open_engine else open_engine
 
+    recent = Recent(home("data") / "recent.json")
+
     def model(name: str) -> tuple[str, Worker]:
         file = _find(name)
+        if name != DEMO:
+            recent.add(file)
         return file.stem, Worker(partial(opener, str(file), **keywords))
 
-    title, engines = path.stem, Worker(partial(opener, str(path), **keywords))
-    settings = ChatSettings(title, parsed.system, _sampling(parsed))
-    app = ChatApp(engines, settings, home("data") / "chats.db", model)
+    presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
+    keys = load_keys(home("config") / "keys.toml")
+    title, engines = model(parsed.model)
+    preset = presets.of(title)
+    sampling = _sampling(parsed, preset.sampling)
+    settings = ChatSettings(title, parsed.system or preset.system, sampling, parsed.resume, parsed.theme)
+    if _is_plain(parsed):
+        return _chat_in_lines(engines, settings, chats)
+
+    from tui.app import ChatApp
+    from tui.screens.chat import Services
+
+    services = Services(model, lambda: _choices(recent), presets, keys)
+    app = ChatApp(engines, settings, chats, services)
     app.run()
     return app.return_code or OK
+
+
+def _choices(recent: Recent) -> list[ModelChoice]:
+    """What the picker of the chat offers: files opened before, models of the catalogue on this disk, the demo."""
+    from tui.records import ModelChoice
+    from tui.text import size
+
+    from .catalog import load as load_catalogue
+    from .models import downloaded
+
+    known = recent.files()
+    files = [ModelChoice(str(path), path.stem, f"{size(path.stat().st_size)}, {path}") for path in known]
+    for model in load_catalogue().models:
+        for variant in model.variants:
+            path = downloaded(variant)
+            if path is not None and path not in known:
+                name = f"{model.id}:{variant.quantisation}"
+                files.append(ModelChoice(name, name, f"{size(variant.bytes or path.stat().st_size)}, {model.name}"))
+    return [*files, ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2")]
+
+
+def _chat_in_lines(engines: EngineSource, settings: ChatSettings, chats: Path) -> int:
+    from tui.archive import Archive
+    from tui.plain import PlainChat
+
+    archive = Archive(chats, talk)
+    try:
+        PlainChat(engines, settings, archive).run()
+    finally:
+        engines.abort()
+        archive.close()
+    return OK
+
+
+def _serve() -> int:
+    import shlex
+
+    try:
+        from textual_serve.server import Server
+    except ModuleNotFoundError as error:
+        raise ConfigError("the browser needs textual-serve", "pip install textual-serve") from error
+    arguments = ["--served" if argument == "--serve" else argument for argument in sys.argv[1:]]
+    Server(shlex.join([sys.executable, "-m", "edgemoe.cli", *arguments]), title="EdgeMoE").serve()
+    return OK
+
+
+def _is_plain(parsed: argparse.Namespace) -> bool:
+    from .config import terminal_is_dumb
+
+    return bool(parsed.plain) or (terminal_is_dumb() and not parsed.served)
 
 
 def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as_json: bool) -> int:
@@ -291,10 +374,11 @@ def _gpus() -> list[str]:
     return list(devices())
 
 
-def _sampling(parsed: argparse.Namespace) -> dict[str, float | int]:
-    temperature = DEMO_TEMPERATURE if parsed.temperature is None and parsed.model == DEMO else parsed.temperature
-    given = {"max_tokens": parsed.max_tokens, "temperature": temperature}
-    return {name: value for name, value in given.items() if value is not None}
+def _sampling(parsed: argparse.Namespace, kept: Mapping[str, float | int] | None = None) -> dict[str, float | int]:
+    """The command line's word first, then what was ``kept`` for the model, then the defaults."""
+    usual = {"max_tokens": MAX_TOKENS} | ({"temperature": DEMO_TEMPERATURE} if parsed.model == DEMO else {})
+    given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
+    return usual | dict(kept or {}) | {name: value for name, value in given.items() if value is not None}
 
 
 def _find(model: str) -> Path:

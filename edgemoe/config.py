@@ -148,6 +148,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown", f"one of: {', '.join(allowed)}")
 
 
+def terminal_is_dumb() -> bool:
+    """Whether the terminal says that it can do no more than write lines."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def home(kind: str) -> Path:
     """Folder for ``kind`` (``config``, ``data`` or ``cache``); ``EDGEMOE_HOME`` overrides all of them."""
     if root := os.environ.get("EDGEMOE_HOME"):

@@ -116,6 +116,19 @@ class FakeExperts:
         self._fill(0.5 if share is None else share)
 
 
+class PinningExperts(FakeExperts):
+    """Of an engine that can pin."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.pinned: list[tuple[int, int, bool]] = []
+
+    def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
+        self.pinned.append((layer, expert, pinned))
+        if pinned:
+            self._resident[layer, expert] = True
+
+
 class FakeLlama:
     """Answers ``answers`` in turn, in pieces, each when ``gate`` allows it or after ``delay_s``."""
 
@@ -129,10 +142,11 @@ class FakeLlama:
         shape: ModelShape | None = SHAPE,
         device: str = "sim",
         fails: BaseException | None = None,
+        pins: bool = False,
         **keywords: Any,
     ) -> None:
         self.model_path, self.keywords = model_path, keywords
-        self.experts = FakeExperts(shape, device)
+        self.experts = (PinningExperts if pins else FakeExperts)(shape, device)
         self.asked: list[list[dict[str, str]]] = []
         self.sampling: list[dict[str, Any]] = []
         self.cancelled = threading.Event()

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from edgemoe.errors import ModelNotFound
 from edgemoe.types import ExpertStats, ModelShape
@@ -31,9 +31,11 @@ from tui.records import ChatSettings, ExpertMaps
 from tui.screens.chat import ChatScreen
 from tui.session import InThisProcess
 from tui.text import percent, visible
+from tui.widgets import answer_turn
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
 from tui.widgets.expert_panel import ExpertPanel
+from tui.widgets.markdown import GrowingMarkdown
 from tui.widgets.note import Note
 from tui.widgets.prompt import Prompt
 from tui.widgets.status_line import StatusLine
@@ -98,7 +100,7 @@ async def chat(
         engines.append(FakeLlama(**keywords))
         return engines[0]
 
-    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny"))
+    app = ChatApp(InThisProcess(opened), chat_settings or ChatSettings(title="tiny", look="dark"))
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
@@ -132,7 +134,7 @@ async def test_answer_streams_and_carries_a_receipt() -> None:
         assert answer.text == "One"
         gate.allow(9)
         await driver.ready()
-        assert answer.query_one(Markdown).source == "One **two** three."
+        assert answer.query_one(GrowingMarkdown).source == "One **two** three."
         receipt = plain(answer.query_one(".answer-receipt", Static))
         assert "tok/s" in receipt and "hit rate" in receipt and "MiB moved" in receipt and "CPU" in receipt
         assert "one two three" in " ".join(shown(driver).lower().split())
@@ -163,12 +165,27 @@ async def test_escape_stops_and_keeps_the_partial_text() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.status.state == "stopped")
         answer = driver.all(AnswerTurn)[0]
-        assert answer.query_one(Markdown).source == "one two"
+        assert answer.query_one(GrowingMarkdown).source == "one two"
         assert plain(answer.query_one(".answer-receipt", Static)).startswith("stopped")
         gate.allow(9)
         await driver.send("and?")
         await driver.ready()
         assert driver.engine.asked[1][1] == {"role": "assistant", "content": "one two"}
+
+
+async def test_a_long_prompt_says_how_far_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_turn, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(answer_turn, "TICK_SECONDS", 0.01)
+    gate = Gate()
+    async with chat(size=(100, 30), gate=gate, answers=["done"]) as driver:
+        await driver.send("word " * 400)
+        await driver.until(lambda: "reading the prompt · about 576 tokens · " in shown(driver))
+        for _ in range(512):
+            driver.engine.experts.route()
+        await driver.until(lambda: "reading the prompt · 512 of about 576 tokens" in shown(driver))
+        gate.allow(9)
+        await driver.ready()
+        assert "reading" not in shown(driver)
 
 
 async def test_new_chat_forgets_and_drops_the_answer_under_way() -> None:

@@ -17,10 +17,13 @@ from textual.widgets import Input, OptionList, Static
 
 from tui import context, sampling
 from tui.app import ChatApp
+from tui.archive import Archive
 from tui.attachments import Attachment
 from tui.conversation import Conversation
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
+from tui.keys import Keys
+from tui.presets import Presets
+from tui.records import ChatSettings, ModelChoice
+from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
 from tui.session import EngineSource, InThisProcess
 from tui.store import Store
@@ -31,9 +34,11 @@ from tui.widgets.prompt import Prompt
 from tui.widgets.status_line import StatusLine
 from tui.widgets.user_turn import UserTurn
 
+DEFAULT_KEYS = Keys()
+
 
 @asynccontextmanager
-async def kept(folder: Path, **keywords: Any) -> AsyncIterator[Driver]:
+async def kept(folder: Path, keys: Keys = DEFAULT_KEYS, resume: bool = False, **keywords: Any) -> AsyncIterator[Driver]:
     """A chat that keeps its conversations in ``folder``."""
     engines: list[FakeLlama] = []
 
@@ -44,7 +49,12 @@ async def kept(folder: Path, **keywords: Any) -> AsyncIterator[Driver]:
     def models(name: str) -> tuple[str, EngineSource]:
         return name, InThisProcess(lambda: opened(name))
 
-    app = ChatApp(InThisProcess(opened), ChatSettings(title="tiny"), folder / "chats.db", models)
+    presets = Presets(folder / "presets.json")
+    choices = [ModelChoice("other", "Other", "2 GiB"), ModelChoice("third", "Third", "3 GiB")]
+    services = Services(models, lambda: choices, presets, keys)
+    app = ChatApp(
+        InThisProcess(opened), ChatSettings(title="tiny", resume=resume, look="dark"), folder / "chats.db", services
+    )
     async with app.run_test(size=(100, 30)) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
@@ -224,11 +234,11 @@ async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, m
         await driver.send("go")
         gate.allow(4)
         await driver.until(lambda: "y =" in "".join(answers(driver)) and bool(driver.all(CodeBlock)))
-        assert not finished and not driver.all(CodeBlock)[0]._highlighted_code.spans
+        assert not finished and not driver.all(CodeBlock)[0].coloured
         gate.allow(9)
         await driver.ready()
         assert [code.strip() for code in finished] == ["x = 1\ny = 2"]
-        assert driver.all(CodeBlock)[0]._highlighted_code.spans
+        assert driver.all(CodeBlock)[0].coloured
 
 
 async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:
@@ -280,7 +290,9 @@ async def test_leaving_a_continued_answer_keeps_it_once(tmp_path: Path) -> None:
 
 
 async def test_an_unanswered_question_stands_in_the_prompt_again(tmp_path: Path) -> None:
-    Conversation(Store(tmp_path / "chats.db"), "tiny").add("user", "was I heard?")
+    archive = Archive(tmp_path / "chats.db", print)
+    Conversation(archive, "tiny").add("user", "was I heard?")
+    archive.close()
     async with kept(tmp_path) as driver:
         await driver.pilot.press("ctrl+r")
         await driver.until(lambda: isinstance(driver.app.screen, HistoryScreen))

@@ -8,12 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tui.archive import Archive
 from tui.conversation import Conversation
 from tui.interchange import Document, read, to_json, to_markdown
 from tui.records import Turn
@@ -27,47 +31,68 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "chats.db")
 
 
+class Inline(Archive):
+    """Runs every job at once: what is tested here is what is kept, not when."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.told: list[str] = []
+
+    def do(self, job: Callable[[Store], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(job(self.store))
+        return done
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
+
+
+def resumed(store: Store, chat: Conversation) -> Conversation:
+    assert chat.key.id is not None
+    saved = store.read(chat.key.id)
+    assert saved is not None
+    return Conversation.resumed(Inline(store), saved)
+
+
 def said(conversation: Conversation) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in conversation.turns]
 
 
 def test_a_conversation_comes_back_as_it_was_left(store: Store) -> None:
-    chat = Conversation(store, "tiny", "Be kind.")
+    chat = Conversation(Inline(store), "tiny", "Be kind.")
     chat.add("user", "hello there")
     for text in ("Hi", "Hi you", "Hi you!"):
         chat.grow(text)
     chat.end("Hi you!", "3 tok/s")
-    assert chat.id is not None
-    again = Conversation.resume(store, chat.id)
-    assert again is not None and said(again) == [("user", "hello there"), ("assistant", "Hi you!")]
+    again = resumed(store, chat)
+    assert said(again) == [("user", "hello there"), ("assistant", "Hi you!")]
     assert (again.title, again.system, again.turns[1].note) == ("hello there", "Be kind.", "3 tok/s")
     again.rename("Greetings")
     again.system = "Be rude."
     assert [summary.title for summary in store.recent()] == ["Greetings"]
-    third = Conversation.resume(store, chat.id)
-    assert third is not None and third.system == "Be rude."
+    assert resumed(store, chat).system == "Be rude."
 
 
 def test_a_second_answer_keeps_the_first_as_a_branch(store: Store) -> None:
-    chat = Conversation(store)
+    chat = Conversation(Inline(store))
     chat.add("user", "q")
     chat.end("one")
-    first = chat.turns[-1].id
+    first = chat.turns[-1].key.id
     assert first is not None
     chat.cut(1)
     chat.end("two")
-    second = chat.turns[-1].id
+    second = chat.turns[-1].key.id
     assert second is not None and store.siblings(second) == [first, second]
     chat.add("user", "more")
-    assert chat.id is not None
-    store.point(chat.id, store.leaf(first))
-    assert said(Conversation.resume(store, chat.id)) == [("user", "q"), ("assistant", "one")]  # type: ignore[arg-type]
-    assert store.leaf(second) == chat.turns[-1].id
+    assert chat.key.id is not None
+    store.point(chat.key.id, store.leaf(first))
+    assert said(resumed(store, chat)) == [("user", "q"), ("assistant", "one")]
+    assert store.leaf(second) == chat.turns[-1].key.id
 
 
 def test_search_finds_beginnings_of_words_in_turns_and_titles(store: Store) -> None:
     for question, answer in (("capital of France?", "Paris, on the Seine."), ("Bake bread", "Flour 100% and water.")):
-        chat = Conversation(store)
+        chat = Conversation(Inline(store))
         chat.add("user", question)
         chat.end(answer)
     assert [found.title for found in store.search("sein")] == ["capital of France?"]
@@ -90,7 +115,7 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path, damage: str) -> None:
         sqlite3.connect(path).executescript("create table chats (x); pragma user_version=1;")
     else:
         old = Store(path)
-        Conversation(old).add("user", "precious")
+        Conversation(Inline(old)).add("user", "precious")
         if damage == "newer":
             old._db.execute(f"pragma user_version={len(MIGRATIONS) + 1}")
         old.close()
@@ -101,24 +126,25 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path, damage: str) -> None:
     store = Store(path)
     assert (tmp_path / "chats.db.bad-1").read_bytes() == before
     assert "chats.db.bad-1" in store.notes[0] and not store.recent()
-    Conversation(store).add("user", "new")
+    Conversation(Inline(store)).add("user", "new")
     assert not Store(path).notes and len(store.recent()) == 1
 
 
 def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
-    chat = Conversation(store)
+    archive = Inline(store)
+    chat = Conversation(archive)
     chat.add("user", "q")
     store._db.execute("pragma query_only=on")
     chat.end("answer")
-    assert "not being saved" in chat.problem and said(chat)[-1] == ("assistant", "answer")
+    assert ["not being saved" in text for text in archive.told] == [True] and said(chat)[-1] == ("assistant", "answer")
     chat.add("user", "next")
 
 
 def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from tui.conversation import Conversation; from tui.store import Store\n"
-        "chat = Conversation(Store(Path(sys.argv[1]))); chat.add('user', 'go'); text = ''\n"
+        "from tui.archive import Archive; from tui.conversation import Conversation\n"
+        "chat = Conversation(Archive(Path(sys.argv[1]), print)); chat.add('user', 'go'); text = ''\n"
         "while True:\n"
         "    text += f'{time.time():.3f} '; chat.grow(text); print(len(text), flush=True); time.sleep(0.01)\n"
     )

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_engine import FakeLlama
 from test_tui import Driver, plain
@@ -92,6 +93,16 @@ def test_an_answer_crosses_with_its_figures_and_experts_can_be_read() -> None:
     assert engine.experts.stats().slots == 12
     engine.close()
     assert gone(engine.pid)
+
+
+def test_pinning_crosses_where_the_engine_can(engine: RemoteEngine) -> None:
+    assert not engine.experts.can_pin
+    able = Worker(partial(FakeLlama, pins=True)).open(lambda: None)
+    assert able.experts.can_pin
+    layer, expert = np.argwhere(~able.experts.residency())[0]
+    able.experts.pin(int(layer), int(expert))
+    assert able.experts.residency()[layer, expert]
+    able.close()
 
 
 def test_cancel_ends_an_answer_at_once_and_the_next_one_is_whole(engine: RemoteEngine) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from textual.app import App, SystemCommand
+from textual.binding import Binding
 from textual.screen import Screen
 
+from . import messages as told
+from .archive import Archive
 from .records import ChatSettings
-from .screens.chat import ChatScreen, Models
+from .screens.chat import ChatScreen, Services
 from .session import ChatSession, EngineSource
-from .store import Store
-from .theme import DARK, LIGHT
+from .theme import LOOKS, chosen, nearest, other
 
 
 class ChatApp(App[None]):
@@ -23,13 +24,17 @@ class ChatApp(App[None]):
 
     TITLE = "EdgeMoE"
     CSS_PATH = "app.tcss"
+    BINDINGS = [
+        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit"),
+        Binding("ctrl+p", "command_palette", "Commands", show=False, priority=True, id="app.palette"),
+    ]
 
     def __init__(
         self,
         engines: EngineSource,
         settings: ChatSettings | None = None,
         chats: Path | None = None,
-        models: Models | None = None,
+        services: Services | None = None,
     ) -> None:
         """Nothing is loaded before the app runs.
 
@@ -37,41 +42,38 @@ class ChatApp(App[None]):
             engines: opens the model.
             settings: what the command line decided.
             chats: database of conversations; nothing is kept without one.
-            models: opens other models by name.
+            services: other models, presets, keys.
         """
         super().__init__()
         self._settings = settings or ChatSettings()
         self.session = ChatSession(engines, self._deliver)
-        self._chats, self._models = chats, models
+        self._chats, self._services = chats, services or Services()
+        self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
 
     def on_mount(self) -> None:
         """Dress, show the chat, then load."""
-        for theme in (DARK, LIGHT):
+        for theme in LOOKS.values():
             self.register_theme(theme)
-        self.theme = DARK.name
-        self._chat_screen = ChatScreen(self.session, self._settings, self._open_store(), self._models)
+        self.theme = chosen(self._settings.look, self.console.color_system).name
+        if self._chats is not None:
+            self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
+        self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._services)
+        self.set_keymap(self._services.keys.keymap())
         self.push_screen(self._chat_screen)
         # After the first frame: the child's start would compete with it for the processor.
         self._chat_screen.call_after_refresh(self.session.open)
 
-    def _open_store(self) -> Store | None:
-        if self._chats is None:
-            return None
-        try:
-            return Store(self._chats)
-        except (OSError, sqlite3.Error) as error:
-            self.notify(f"Conversations are not kept: {error}", severity="warning", timeout=20)
-            return None
-
     def _deliver(self, message: Any) -> None:
-        """Called in the session's threads: ``post_message`` is the one way out of them."""
+        """Called in other threads: ``post_message`` is the one way out of them."""
         if self._chat_screen is not None:
             self._chat_screen.post_message(message)
 
     async def on_unmount(self) -> None:
-        """Stop the engine without holding up the last frame."""
+        """Stop the engine and finish writing without holding up the last frame."""
         await asyncio.to_thread(self.session.close)
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """What the palette offers: the chat's own commands first."""
@@ -79,6 +81,7 @@ class ChatApp(App[None]):
             yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
             yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)
             yield SystemCommand("History", "Open an earlier conversation, or search", screen.action_history)
+            yield SystemCommand("Models", "Open another model", screen.action_models)
             yield SystemCommand("Thinking", "Show or hide the thinking", screen.action_toggle_thinking)
             yield SystemCommand("Copy", "Copy the last answer", screen.action_copy)
             yield SystemCommand("Experts", "Show or hide the expert map", screen.action_toggle_experts)
@@ -87,8 +90,8 @@ class ChatApp(App[None]):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our own colours under a theme that is not ours: those of the look it is closest to."""
-        return dict((DARK if self.current_theme.dark else LIGHT).variables)
+        return dict(nearest(self.current_theme).variables)
 
     def action_toggle_look(self) -> None:
         """Change between the dark and the light theme."""
-        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        self.theme = other(self.current_theme).name

@@ -1,53 +1,53 @@
-"""The conversation that is open: its turns, saved as they come. A failing disk is said once, and the chat goes on."""
+"""The conversation that is open: its turns, handed to the archive as they come. A failing disk is said once."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
+from .archive import Archive
 from .interchange import Document
-from .records import Role, Turn
-from .store import Store
+from .records import Key, Role, Turn
+from .store import Saved, Store
 from .text import one_line
 
-SAVE_SECONDS = 0.5  # a killed program loses at most this much of an answer
+SAVE_SECONDS = 0.6  # a killed program loses at most this much of an answer
 TITLE_WIDTH = 60
 
 
 class Conversation:
-    """Owned by the screen's thread. Without a ``store`` everything works and nothing is kept.
+    """Owned by the screen's thread; the keys of its rows by the archive's. Without an archive nothing is kept.
 
     Attributes:
         turns: the shown branch, oldest first.
-        problem: why saving failed, for the user; empty when all is well.
+        key: of the conversation in the database.
     """
 
-    def __init__(self, store: Store | None, model: str = "", system: str = "") -> None:
+    def __init__(self, archive: Archive | None, model: str = "", system: str = "") -> None:
         """A new one; it comes into the database with its first turn."""
-        self._store, self._model = store, model
-        self.id: int | None = None
+        self._archive, self._model = archive, model
+        self.key = Key()
         self.title = ""
         self._system = system
         self.turns: list[Turn] = []
-        self.problem = ""
         self._saved_at = 0.0
+        self._draft: Future[None] | None = None
+        self._lost = False  # the archive's thread: nothing more is saved after a failure
 
     @classmethod
-    def resume(cls, store: Store, id: int) -> Conversation | None:
-        """One of the database as it was left; None when it is gone."""
-        saved = store.read(id)
-        if saved is None:
-            return None
-        self = cls(store, saved.model, saved.system)
-        self.id, self.title, self.turns = saved.id, saved.title, list(saved.turns)
+    def resumed(cls, archive: Archive, saved: Saved) -> Conversation:
+        """One of the database as it was left."""
+        self = cls(archive, saved.model, saved.system)
+        self.key, self.title, self.turns = Key(saved.id), saved.title, list(saved.turns)
         return self
 
     @classmethod
-    def imported(cls, store: Store | None, document: Document) -> Conversation:
+    def imported(cls, archive: Archive | None, document: Document) -> Conversation:
         """A new one with the turns of a file."""
-        self = cls(store, document.model, document.system)
+        self = cls(archive, document.model, document.system)
         self.title = document.title
         for turn in document.turns:
             self.add(turn.role, turn.text)
@@ -61,26 +61,26 @@ class Conversation:
     @system.setter
     def system(self, text: str) -> None:
         self._system = text
-        if (id := self.id) is not None:
-            self._keep(lambda store: store.set_system(id, text))
+        self._keep_known(lambda store, id: store.set_system(id, text))
 
     def rename(self, title: str) -> None:
         """Give it another title."""
         self.title = title
-        if (id := self.id) is not None:
-            self._keep(lambda store: store.rename(id, title))
+        self._keep_known(lambda store, id: store.rename(id, title))
 
     def add(self, role: Role, text: str) -> None:
         """Append a turn and save it."""
         if not self.title:
             self.title = one_line(text, TITLE_WIDTH)
-        self.turns.append(Turn(role, text))
+        before = self.turns[-1].key if self.turns else Key()
+        turn = Turn(role, text)
+        self.turns.append(turn)
+        chat, title, model, system = self.key, self.title, self._model, self._system
 
         def keep(store: Store) -> None:
-            if self.id is None:
-                self.id = store.create(self.title, self._model, self._system)
-            parent = self.turns[-2].id if len(self.turns) > 1 else None
-            self.turns[-1] = replace(self.turns[-1], id=store.add(self.id, parent, role, text))
+            if chat.id is None:
+                chat.id = store.create(title, model, system)
+            turn.key.id = store.add(chat.id, before.id, role, text)
 
         self._keep(keep)
         self._saved_at = time.monotonic()
@@ -90,10 +90,11 @@ class Conversation:
         if self.turns[-1].role == "user":
             self.add("assistant", text)
             return
-        self.turns[-1] = replace(self.turns[-1], text=text)
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            if (id := self.turns[-1].id) is not None:
-                self._keep(lambda store: store.draft(id, text))
+        turn = self.turns[-1] = replace(self.turns[-1], text=text)
+        # On a disk that is slower than that, the next draft waits for this one.
+        waiting = self._draft is not None and not self._draft.done()
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS and not waiting:
+            self._draft = self._keep(lambda store: store.draft(turn.key.id, text) if turn.key.id is not None else None)
             self._saved_at = time.monotonic()
 
     def end(self, text: str, note: str = "") -> None:
@@ -107,9 +108,8 @@ class Conversation:
         """Take the last turns away until ``count`` are left; they stay in the database as another branch."""
         gone = self.turns[count:]
         del self.turns[count:]
-        head = self.turns[-1].id if self.turns else None
-        if (id := self.id) is not None:
-            self._keep(lambda store: store.point(id, head))
+        head = self.turns[-1].key if self.turns else Key()
+        self._keep_known(lambda store, id: store.point(id, head.id))
         return gone
 
     def drop_unanswered(self) -> None:
@@ -128,15 +128,30 @@ class Conversation:
 
     def _write(self) -> None:
         turn = self.turns[-1]
-        if (id := turn.id) is not None:
-            self._keep(lambda store: store.write(id, turn.text, turn.note))
+
+        def keep(store: Store) -> None:
+            if turn.key.id is not None:
+                store.write(turn.key.id, turn.text, turn.note)
+
+        self._keep(keep)
         self._saved_at = time.monotonic()
 
-    def _keep(self, save: Callable[[Store], None]) -> None:
-        if self._store is None:
-            return
-        try:
-            save(self._store)
-        except sqlite3.Error as error:
-            self.problem = f"The conversation is not being saved: {error}."
-            self._store = None
+    def _keep_known(self, save: Callable[[Store, int], None]) -> None:
+        """Save what only matters once the conversation is in the database."""
+        chat = self.key
+        self._keep(lambda store: save(store, chat.id) if chat.id is not None else None)
+
+    def _keep(self, save: Callable[[Store], None]) -> Future[None] | None:
+        archive = self._archive
+        if archive is None:
+            return None
+
+        def job(store: Store) -> None:
+            try:
+                if not self._lost:
+                    save(store)
+            except sqlite3.Error as error:
+                self._lost = True
+                archive.tell(f"The conversation is not being saved: {error}. /export writes it to a file.")
+
+        return archive.do(job)

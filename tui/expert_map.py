@@ -198,3 +198,30 @@ def sparkline(values: Iterable[float], width: int) -> str:
     recent = list(values)[-width:] if width > 0 else []
     bars = "▁▂▃▄▅▆▇█"
     return "".join(bars[min(max(round(value * 7), 0), 7)] for value in recent)
+
+
+class Spot(NamedTuple):
+    """An expert of a layer."""
+
+    layer: int
+    expert: int
+
+
+def place(spot: Spot, layout: Layout, experts: int) -> tuple[int, int]:
+    """Column and line where the cell of ``spot`` begins, in a map of ``experts`` per layer."""
+    line = spot.layer // layout.layer_group // (2 if layout.dense else 1)
+    block, y = divmod(line, layout.lines)
+    return block * _block_width(layout, experts) + LABEL + spot.expert // layout.expert_group * layout.cell_width, y
+
+
+def spot_at(x: int, y: int, layout: Layout, layers: int, experts: int) -> Spot | None:
+    """The first expert of the cell at column ``x`` and line ``y``, the upper one of two; None beside the map."""
+    block, column = divmod(x, _block_width(layout, experts))
+    expert = (column - LABEL) // layout.cell_width * layout.expert_group
+    layer = (block * layout.lines + y) * (2 if layout.dense else 1) * layout.layer_group
+    inside = column >= LABEL and expert < experts and layer < layers and 0 <= y < layout.lines
+    return Spot(layer, expert) if inside else None
+
+
+def _block_width(layout: Layout, experts: int) -> int:
+    return LABEL + -(-experts // layout.expert_group) * layout.cell_width + GAP

@@ -1,4 +1,4 @@
-"""Conversations as files: Markdown with front matter, and JSON in OpenAI messages. Pure, and both ways.
+"""Conversations as files: Markdown with front matter, and JSON in OpenAI messages, both ways.
 
 In Markdown each turn begins with a comment line such as ``<!-- user -->``; a line of a message that looks like one gets
 a backslash in front, so every conversation comes back as it was.
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from .records import Role, Turn
@@ -110,3 +111,17 @@ def _alternating(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if roles != [("user", "assistant")[index % 2] for index in range(len(roles))]:
         raise ValueError("user and assistant do not take turns in it")
     return tuple(turns)
+
+
+def export(document: Document, name: str = "") -> Path:
+    """Write ``document`` to a file that does not exist yet, named after its title by default; returns its path.
+
+    Raises:
+        OSError: it was not written.
+    """
+    title = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
+    path = Path(name or f"{title}.md").expanduser()
+    write = to_json if path.suffix.lower() == ".json" else to_markdown
+    with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(write(document))
+    return path

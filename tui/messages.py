@@ -12,6 +12,7 @@ from textual.message import Message
 from edgemoe.types import ExpertStats
 
 from .failures import Failure
+from .growth import Growing
 from .receipt import Receipt
 from .records import ExpertMaps, ModelCard
 
@@ -39,16 +40,9 @@ class EngineLost(Message):
 
 @dataclass
 class AnswerGrew(Message):
-    """Answer ``number`` reads ``text`` by now, the whole of it; ``tokens`` pieces have come."""
+    """There is more of an answer; told once for all that comes until it is taken."""
 
-    number: int
-    text: str
-    tokens: int
-    elapsed_s: float
-
-    def can_replace(self, message: Message) -> bool:
-        """Only the longest text of an answer is worth drawing."""
-        return isinstance(message, AnswerGrew) and message.number == self.number
+    growing: Growing
 
 
 @dataclass
@@ -105,4 +99,27 @@ class ResizeFailed(Message):
     """The device memory for experts could not be changed to ``size``."""
 
     size: str
+    failure: Failure
+
+
+@dataclass
+class ArchiveSaid(Message):
+    """The database of conversations has something to say, such as that it cannot write."""
+
+    text: str
+
+
+@dataclass
+class ExpertPinned(Message):
+    """An expert stays on the device from now on, or no longer."""
+
+    layer: int
+    expert: int
+    pinned: bool
+
+
+@dataclass
+class PinFailed(Message):
+    """An expert could not be pinned."""
+
     failure: Failure

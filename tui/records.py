@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
@@ -20,11 +20,24 @@ class ChatSettings:
         title: name of the model as shown.
         system: system prompt, empty for none.
         sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
+        resume: open the conversation that was used last.
+        look: a name of :data:`tui.theme.LOOKS`, or ``auto``.
     """
 
     title: str = "model"
     system: str = ""
     sampling: Mapping[str, float | int] | None = None
+    resume: bool = False
+    look: str = "auto"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model that can be opened: ``name`` opens it, ``title`` is shown, ``detail`` says more in a line."""
+
+    name: str
+    title: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class ModelCard:
         context: size of the context in tokens.
         notes: what the engine has to say about it, one sentence each.
         stats: counters right after loading, None for a dense model.
+        can_pin: experts can be pinned to the device.
     """
 
     device: str
@@ -44,6 +58,7 @@ class ModelCard:
     context: int
     notes: tuple[str, ...] = ()
     stats: ExpertStats | None = None
+    can_pin: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,18 @@ class ExpertMaps:
     last: IdArray
 
 
+@dataclass
+class Key:
+    """Where a row is in the database: ``id`` is filled in by the thread that owns it, None where it is not kept."""
+
+    id: int | None = None
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One message of the conversation; ``id`` is its key in the database, None when it is not there."""
+    """One message of the conversation; ``note`` is the receipt of an answer."""
 
     role: Role
     text: str
-    id: int | None = None
+    key: Key = field(default_factory=Key, compare=False)
     note: str = ""

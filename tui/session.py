@@ -7,6 +7,7 @@ Ordering: the engine is opened, used, resized and closed by the owner thread, in
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +21,11 @@ from edgemoe.worker import EngineDied
 
 from . import messages as told
 from .failures import in_words
+from .growth import Growing
 from .receipt import Receipt
 from .records import ExpertMaps, ModelCard
 
-SAMPLE_SECONDS = 0.125  # eight looks a second: as fast as an eye follows a map
+SAMPLE_SECONDS = 0.25  # four looks a second: each costs a drawing of the whole map
 # A model that is still loading cannot be interrupted; its thread then dies with the process.
 CLOSE_SECONDS = 3.0
 
@@ -60,6 +62,9 @@ class Experts(Protocol):
     def resize(self, vram: str) -> object:
         """Change the budget."""
 
+    def pin(self, layer: int, expert: int, pinned: bool = True) -> object:
+        """Keep an expert on the device; called only where :func:`can_pin`."""
+
 
 class Engine(Protocol):
     """What the chat needs of :class:`edgemoe.Llama`."""
@@ -79,6 +84,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+def can_pin(experts: Experts) -> bool:
+    """Whether the engine offers pinning: not every one does."""
+    return bool(getattr(experts, "can_pin", hasattr(experts, "pin")))
 
 
 Post = Callable[[Any], object]
@@ -150,6 +160,14 @@ class ChatSession:
         """Change the expert budget once the answer under way is complete."""
         self._jobs.put(lambda: self._resize(size))
 
+    def sample(self) -> None:
+        """One sample with maps, before the next answer begins."""
+        self._jobs.put(self._sample_now)
+
+    def pin(self, layer: int, expert: int, pinned: bool) -> None:
+        """Keep an expert on the device, or let it go, once the answer under way is complete."""
+        self._jobs.put(lambda: self._pin(layer, expert, pinned))
+
     def watch(self, what: Watch) -> None:
         """Choose what is sampled from now on; ``off`` costs nothing."""
         self._watching = what
@@ -186,7 +204,9 @@ class ChatSession:
             engine = self._source.open(lambda: self._jobs.put(self._revive))
             experts = engine.experts
             stats = experts.stats() if experts.shape is not None else None
-            card = ModelCard(experts.device, experts.shape, engine.n_ctx(), tuple(experts.notes), stats)
+            card = ModelCard(
+                experts.device, experts.shape, engine.n_ctx(), tuple(experts.notes), stats, can_pin(experts)
+            )
         except Exception as error:
             self._post(told.ModelFailed(in_words(error)))
             return
@@ -216,7 +236,7 @@ class ChatSession:
         self._load()
 
     def _answer(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
-        text, tokens, started = "", 0, time.perf_counter()
+        growing, started = Growing(number), time.perf_counter()
         first: float | None = None
         last: Mapping[str, Any] = {}
         try:
@@ -226,18 +246,18 @@ class ChatSession:
                     continue
                 elapsed = time.perf_counter() - started
                 first = elapsed if first is None else first
-                text, tokens = text + piece, tokens + 1
-                self._post(told.AnswerGrew(number, text, tokens, elapsed))
+                if growing.add(piece, elapsed):
+                    self._post(told.AnswerGrew(growing))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
             # Who stops an answer does not care how the engine left it, unless it is gone.
             died = isinstance(error, EngineDied)
             if died or not self._stopping.is_set():
-                self._post(told.AnswerFailed(number, text, None if died else in_words(error)))
+                self._post(told.AnswerFailed(number, growing.take().text, None if died else in_words(error)))
                 return
             reason = "stop"
         reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
-        self._post(told.AnswerEnded(number, text, reason, Receipt.of(last, first)))
+        self._post(told.AnswerEnded(number, growing.take().text, reason, Receipt.of(last, first)))
 
     def _chunks(self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         assert self._engine is not None, "ask() before ModelLoaded"
@@ -257,6 +277,21 @@ class ChatSession:
             self._post(told.BudgetResized(size, self._engine.experts.stats()))
         except Exception as error:
             self._post(told.ResizeFailed(size, in_words(error)))
+
+    def _sample_now(self) -> None:
+        if self._engine is None or self._engine.experts.shape is None:
+            return
+        with contextlib.suppress(EngineDied):  # told by the owner already
+            self._sample(self._engine.experts, "maps", None)
+
+    def _pin(self, layer: int, expert: int, pinned: bool) -> None:
+        if self._engine is None:
+            return
+        try:
+            self._engine.experts.pin(layer, expert, pinned)
+            self._post(told.ExpertPinned(layer, expert, pinned))
+        except Exception as error:
+            self._post(told.PinFailed(in_words(error)))
 
     # The watcher thread.
 

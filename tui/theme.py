@@ -1,4 +1,8 @@
-"""The two looks of the chat: ember for what is hot (on the device), ice for what is cold (on the CPU)."""
+"""The looks of the chat: ember for what is hot (on the device), ice for what is cold (on the CPU).
+
+Those of 16 colours name the terminal's own, which the user has chosen to be readable; shapes then tell what shades tell
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -51,3 +55,67 @@ LIGHT = Theme(
         "map-miss": "#0b4fb3",
     },
 )
+
+
+def _sixteen(name: str, dark: bool, hot: str, cold: str, bright: str, ink: str) -> Theme:
+    """A look of the terminal's own colours; ``ink`` and its ground are what the terminal writes with."""
+    return Theme(
+        name=name,
+        ansi=True,
+        dark=dark,
+        primary=f"ansi_{hot}",
+        secondary=f"ansi_{cold}",
+        accent=f"ansi_{hot}",
+        success="ansi_green",
+        warning=f"ansi_{hot}",
+        error="ansi_red",
+        foreground="ansi_default",
+        background="ansi_default",
+        surface="ansi_default",
+        panel="ansi_default",
+        boost="ansi_default",
+        variables={
+            "muted": f"ansi_{cold}",
+            "text-muted": f"ansi_{cold}",
+            "map-cold": f"ansi_{cold}",
+            "map-cool": f"ansi_{cold}",
+            "map-warm": f"ansi_{hot}",
+            "map-hot": f"ansi_{hot}",
+            "map-hit": f"ansi_{bright}",
+            "map-miss": "ansi_magenta",
+            "ansi-background": "ansi_black" if dark else "ansi_white",
+            "ansi-foreground": f"ansi_{ink}",
+            "block-cursor-foreground": "ansi_black",
+            "block-cursor-background": f"ansi_{hot}",
+            "border-blurred": f"ansi_{ink}",
+            "input-cursor-background": f"ansi_{ink}",
+            "input-cursor-foreground": "ansi_black" if dark else "ansi_white",
+            "input-cursor-text-style": "none",
+            "input-selection-background": f"ansi_{cold}",
+            "input-selection-foreground": "ansi_black" if dark else "ansi_white",
+            "screen-selection-background": f"ansi_{cold}",
+            "screen-selection-foreground": "ansi_black" if dark else "ansi_white",
+        },
+    )
+
+
+SIXTEEN = _sixteen("edgemoe-16", True, "yellow", "cyan", "bright_yellow", "white")
+SIXTEEN_LIGHT = _sixteen("edgemoe-16-light", False, "red", "blue", "bright_red", "black")
+
+LOOKS = {"dark": DARK, "light": LIGHT, "16": SIXTEEN, "16-light": SIXTEEN_LIGHT}
+_OTHER = {DARK.name: LIGHT, LIGHT.name: DARK, SIXTEEN.name: SIXTEEN_LIGHT, SIXTEEN_LIGHT.name: SIXTEEN}
+
+
+def chosen(look: str, colours: str | None) -> Theme:
+    """The theme of a name of ``LOOKS``; for ``auto`` the one for a terminal of rich's colour system ``colours``."""
+    return LOOKS.get(look) or (SIXTEEN if colours == "standard" else DARK)
+
+
+def other(theme: Theme) -> Theme:
+    """The light one of a dark theme, and the other way round."""
+    return _OTHER.get(theme.name) or (LIGHT if theme.dark else DARK)
+
+
+def nearest(theme: Theme) -> Theme:
+    """The one of ours that a foreign theme is closest to."""
+    return (SIXTEEN if theme.dark else SIXTEEN_LIGHT) if theme.ansi else (DARK if theme.dark else LIGHT)

@@ -23,6 +23,7 @@ from ..errors import EdgeMoEError
 CANCEL_SECONDS = 0.02
 # For the routing profile to be written when the parent has died.
 LAST_WISHES_SECONDS = 2.0
+CHANGES = ("resize", "pin")
 READINGS = ("stats", "residency", "heat", "last")
 # When memory runs out the kernel shall end the engine, not the program with the conversation (-1000 to 1000).
 OOM_SCORE = 500
@@ -43,7 +44,8 @@ class _Child:
         try:
             self._engine = engine = factory()
             experts = engine.experts
-            self._send("done", 0, (experts.device, experts.shape, engine.n_ctx(), list(experts.notes)))
+            notes, can_pin = list(experts.notes), hasattr(experts, "pin")
+            self._send("done", 0, (experts.device, experts.shape, engine.n_ctx(), notes, can_pin))
         except Exception as error:
             self._send("error", 0, _portable(error))
             return
@@ -56,8 +58,8 @@ class _Child:
         try:
             if what == "answer":
                 self._answer(number, *argument)
-            else:
-                self._engine.experts.resize(argument)
+            elif what in CHANGES:
+                getattr(self._engine.experts, what)(*argument)
                 self._send("done", number, None)
         except Exception as error:
             self._send("error", number, _portable(error))

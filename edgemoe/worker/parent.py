@@ -117,11 +117,12 @@ class RemoteEngine:
             Exception: why the model could not be opened.
         """
         try:
-            device, shape, self._context, notes = self._result(0)
+            device, shape, self._context, notes, can_pin = self._result(0)
         except Exception:
             self.close()
             raise
         self.experts.device, self.experts.shape, self.experts.notes = device, shape, notes
+        self.experts.can_pin = can_pin
 
     def n_ctx(self) -> int:
         """Context size in tokens."""
@@ -235,6 +236,7 @@ class RemoteExperts:
         self.device = "none"
         self.shape: ModelShape | None = None
         self.notes: list[str] = []
+        self.can_pin = False
 
     def stats(self) -> ExpertStats:
         """Counters since the model was loaded."""
@@ -258,7 +260,11 @@ class RemoteExperts:
 
     def resize(self, vram: str) -> None:
         """Change the budget, after the answer under way."""
-        self._engine.ask("resize", vram)
+        self._engine.ask("resize", (vram,))
+
+    def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
+        """Keep an expert on the device, or let it go, after the answer under way; only where ``can_pin``."""
+        self._engine.ask("pin", (layer, expert, pinned))
 
 
 def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:

@@ -1,33 +1,60 @@
-"""What the slash commands do: each is a method named after its command, over the few calls a chat screen offers."""
+"""What the slash commands do: each is a method named after its command."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from edgemoe.config import Budget
-from edgemoe.errors import ConfigError, EdgeMoEError
+from edgemoe.errors import ConfigError
 
 from .. import interchange, sampling
 from ..attachments import load
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
+from ..presets import Preset, Presets, asks_to_save
 from ..text import count
+from .answering import Answering
+from .library import Library
+from .surface import Surface
 
-if TYPE_CHECKING:
-    from .chat import ChatScreen
+_CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 
-KEYS = """Enter send · Ctrl+J or Shift+Enter newline · Up, Down earlier prompts · PageUp, PageDown scroll
-Esc stop · Ctrl+N new chat · Ctrl+R history and search · Ctrl+E experts · Ctrl+T thinking
-Ctrl+Y copy the answer · Ctrl+P commands · Ctrl+Q quit · Tab completes a command
-"""
+
+class Commanded(Surface, Protocol):
+    """What only commands ask of the screen."""
+
+    answering: Answering
+    library: Library
+    presets: Presets | None
+
+    def cannot_place(self) -> str | None:
+        """Why a budget cannot be set, None when it can."""
+
+    def resize(self, size: str) -> None:
+        """Change the budget."""
+
+    def statistics(self) -> str:
+        """Counters in words."""
+
+    async def switch_model(self, name: str) -> None:
+        """Open another model in the place of this one."""
+
+    def action_models(self) -> None:
+        """Show the models there are."""
+
+    def action_history(self) -> None:
+        """Show earlier conversations."""
+
+    def action_toggle_experts(self) -> None:
+        """Show or hide the experts."""
 
 
 class Actions:
     """Runs commands on one screen."""
 
-    def __init__(self, screen: ChatScreen) -> None:
+    def __init__(self, screen: Commanded) -> None:
         """Act on ``screen``."""
         self._screen = screen
 
@@ -38,11 +65,13 @@ class Actions:
 
     async def do_help(self, text: str) -> None:
         """Keys and commands."""
-        await self._screen.say("\n".join([KEYS, *(f"{command.usage:<18}{command.help}" for command in COMMANDS)]))
+        await self._screen.say(
+            "\n".join([self._screen.keys.help(), "", *(f"{command.usage:<28}{command.help}" for command in COMMANDS)])
+        )
 
     async def do_new(self, text: str) -> None:
         """Another conversation."""
-        await self._screen.action_new_chat()
+        await self._screen.library.new()
 
     async def do_history(self, text: str) -> None:
         """The conversations of before."""
@@ -56,19 +85,19 @@ class Actions:
     async def do_model(self, text: str) -> None:
         """Which model it is, or another one."""
         screen = self._screen
-        if not text:
-            await screen.say(f"model: {screen.model_name}", "/model FILE.gguf opens another one here")
-            return
-        try:
+        if text:
             await screen.switch_model(text)
-        except (EdgeMoEError, ValueError) as error:
-            await screen.say(str(error), getattr(error, "hint", ""), wrong=True)
+        else:
+            screen.action_models()
 
     async def do_system(self, text: str) -> None:
         """The system prompt."""
         chat = self._screen.conversation
+        text, save = asks_to_save(text)
         if text:
             chat.system = "" if text.lower() == "none" else text
+        if save:
+            await self._save()
         if chat.system:
             await self._screen.say(f"system prompt: {chat.system}")
         else:
@@ -76,9 +105,12 @@ class Actions:
 
     async def do_set(self, text: str) -> None:
         """Sampling settings."""
+        text, save = asks_to_save(text)
         try:
             if text:
                 self._screen.sampling = sampling.change(self._screen.sampling, text)
+            if save:
+                await self._save()
             await self._screen.say(sampling.listing(self._screen.sampling))
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
@@ -89,7 +121,7 @@ class Actions:
 
     async def do_profile(self, text: str) -> None:
         """Where the time of the last answer went."""
-        receipt = self._screen.receipt
+        receipt = self._screen.answering.receipt
         if receipt is None:
             await self._screen.say("nothing has been answered yet")
             return
@@ -118,7 +150,7 @@ class Actions:
     async def do_file(self, text: str) -> None:
         """Attach a text file to the next question."""
         try:
-            self._screen.attach(attachment := load(text))
+            self._screen.answering.attached.append(attachment := load(text))
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
             return
@@ -133,16 +165,11 @@ class Actions:
         if not document.turns:
             await self._screen.say("there is nothing to export yet")
             return
-        name = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
-        path = Path(text or f"{name}.md").expanduser()
-        write = interchange.to_json if path.suffix.lower() == ".json" else interchange.to_markdown
         try:
-            with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
-                file.write(write(document))
+            path = interchange.export(document, text)
         except OSError as error:
-            await self._screen.say(
-                f"{path} was not written: {error.strerror}", "/export FILE.md or FILE.json", wrong=True
-            )
+            why = f"{error.filename} was not written: {error.strerror}"
+            await self._screen.say(why, "/export FILE.md or FILE.json", wrong=True)
             return
         await self._screen.say(f"written to {path}")
 
@@ -153,14 +180,14 @@ class Actions:
         except ValueError as error:
             await self._screen.say(f"{text} was not imported: {error}", wrong=True)
             return
-        await self._screen.open(Conversation.imported(self._screen.store, document))
+        await self._screen.library.open(Conversation.imported(self._screen.archive, document))
 
     async def do_undo(self, text: str) -> None:
         """Take the last question and its answer back."""
         if self._screen.busy:
             await self._screen.say("Esc stops the answer first")
-        elif question := await self._screen.take_back():
-            self._screen.prefill(question)
+        elif question := await self._screen.library.take_back():
+            self._screen.prompt.give_back(question)
         else:
             await self._screen.say("there is nothing to take back")
 
@@ -168,28 +195,60 @@ class Actions:
 
     async def do_regen(self, text: str) -> None:
         """Another answer to the last question."""
-        if self._screen.busy or not self._screen.can_ask():
-            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
-        elif await self._screen.take_back(keep_question=True):
-            await self._screen.answer()
+        if (why := self._cannot_ask()) is not None:
+            await self._screen.say(why)
+        elif await self._screen.library.take_back(keep_question=True):
+            await self._screen.answering.answer()
         else:
             await self._screen.say("there is no question to answer again")
 
     async def do_branch(self, text: str) -> None:
         """Show the next of several answers to one question."""
-        await self._screen.next_branch()
+        await self._screen.library.next_branch()
 
     async def do_continue(self, text: str) -> None:
         """Let the last answer go on."""
-        if self._screen.busy or not self._screen.can_ask():
-            await self._screen.say("Esc stops the answer first" if self._screen.busy else "there is no model to ask")
-        elif not await self._screen.go_on():
+        if (why := self._cannot_ask()) is not None:
+            await self._screen.say(why)
+        elif not await self._screen.answering.go_on():
             await self._screen.say("there is no answer to continue")
 
     async def do_copy(self, text: str) -> None:
         """Copy the last answer, or one of its code blocks."""
-        self._screen.copy(text)
+        self.copy(text)
 
     async def do_quit(self, text: str) -> None:
         """Leave."""
         self._screen.app.exit()
+
+    def copy(self, number: str) -> None:
+        """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""
+        screen = self._screen
+        text = next((turn.text for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
+        blocks = [match[2] for match in _CODE.finditer(text)]
+        if number:
+            if not number.isdigit() or not 0 < int(number) <= len(blocks):
+                screen.notify(f"the answer has {len(blocks)} code blocks", severity="warning")
+                return
+            text = blocks[int(number) - 1]
+        if text:
+            screen.app.copy_to_clipboard(text)
+        screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
+
+    async def _save(self) -> None:
+        """Keep system prompt and sampling for this model."""
+        screen = self._screen
+        if screen.presets is None:
+            await screen.say("nothing is kept in this chat", wrong=True)
+            return
+        try:
+            screen.presets.save(screen.model_name, Preset(screen.conversation.system, screen.sampling))
+        except OSError as error:
+            await screen.say(f"the preset was not written: {error.strerror}", wrong=True)
+        else:
+            await screen.say(f"kept for {screen.model_name}: system prompt and settings as they are now")
+
+    def _cannot_ask(self) -> str | None:
+        if self._screen.busy:
+            return "Esc stops the answer first"
+        return None if self._screen.card is not None else "there is no model to ask"

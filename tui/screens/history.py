@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
@@ -14,7 +15,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ..store import Store, Summary
+from ..archive import Archive
+from ..store import Summary
 from ..text import one_line, visible
 
 _SHOWN = 60
@@ -31,10 +33,10 @@ class HistoryScreen(ModalScreen[int | None]):
         Binding("ctrl+d", "delete", "Delete", id="history.delete"),
     ]
 
-    def __init__(self, store: Store) -> None:
-        """Look into ``store``."""
+    def __init__(self, archive: Archive) -> None:
+        """Look into ``archive``."""
         super().__init__()
-        self._store = store
+        self._archive = archive
 
     def compose(self) -> ComposeResult:
         """What is searched above, what was found below."""
@@ -80,13 +82,15 @@ class HistoryScreen(ModalScreen[int | None]):
         if found.highlighted is not None and found.option_count:
             option = found.get_option_at_index(found.highlighted)
             if option.id is not None:
-                self._store.delete(int(option.id))
+                chat = int(option.id)
+                self._archive.do(lambda store: store.delete(chat))
                 self._show(self.query_one(Input).value)
 
-    def _show(self, text: str) -> None:
+    @work(exclusive=True)  # a search that another letter has overtaken is not shown
+    async def _show(self, text: str) -> None:
         found = self.query_one(OptionList)
         try:
-            summaries = self._store.search(text, _SHOWN)
+            summaries = await asyncio.wrap_future(self._archive.do(lambda store: store.search(text, _SHOWN)))
         except sqlite3.Error as error:
             self.notify(str(error), severity="error")
             return

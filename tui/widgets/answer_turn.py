@@ -7,15 +7,21 @@ import time
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.timer import Timer
 from textual.widgets import Static
 
-from ..text import seconds, visible
+from ..text import count, seconds, visible
 from ..thinking import split
 from .markdown import GrowingMarkdown
+
+PATIENCE_SECONDS = 1.0  # shorter waits need no words
+TICK_SECONDS = 0.5
 
 
 class AnswerTurn(Vertical):
     """Owns one Markdown document and its stream; texts come whole and only what is new is drawn."""
+
+    BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
 
     def __init__(self, number: int) -> None:
         """Empty answer ``number``, waiting."""
@@ -27,6 +33,8 @@ class AnswerTurn(Vertical):
         self._thought_s: float | None = None
         self._unfolded = False
         self._raw_length = 0  # of the text before it was cleaned
+        self._prompt_tokens = self._tokens_read = 0
+        self._ticker: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """A waiting mark, the document, the receipt."""
@@ -35,6 +43,25 @@ class AnswerTurn(Vertical):
         yield GrowingMarkdown()
         yield Static(Content(""), classes="answer-receipt")
 
+    def expect(self, prompt_tokens: int) -> None:
+        """About ``prompt_tokens`` have to be read first: say how that goes, where it takes a while."""
+        self._prompt_tokens = prompt_tokens
+        self._ticker = self.set_interval(TICK_SECONDS, self._tick)
+
+    def read(self, tokens: int) -> None:
+        """The model has read ``tokens`` of the prompt by now; never called where that is not known."""
+        self._tokens_read = tokens
+
+    def _tick(self) -> None:
+        elapsed = time.monotonic() - self._began
+        if elapsed < PATIENCE_SECONDS:
+            return
+        about = f"about {count(self._prompt_tokens)} tokens"
+        done = f"{count(min(self._tokens_read, self._prompt_tokens))} of {about}" if self._tokens_read else about
+        self.query_one(".answer-waiting", Static).update(
+            Content.assemble("▍", (f" reading the prompt · {done} · {elapsed:.0f} s", "$muted")), layout=False
+        )
+
     async def grow(self, text: str) -> None:
         """Show ``text``, which begins with what is shown already."""
         if len(text) == self._raw_length:
@@ -42,7 +69,7 @@ class AnswerTurn(Vertical):
         # Only what is new is cleaned: the cost of a piece must not grow with the answer.
         self.text += visible(text[self._raw_length :])
         self._raw_length = len(text)
-        self.remove_class("-waiting")
+        self._settle()
         parts = split(self.text)
         if parts.thought:
             if parts.closed and self._thought_s is None:
@@ -51,6 +78,12 @@ class AnswerTurn(Vertical):
         fresh, self._shown = parts.answer[len(self._shown) :], parts.answer
         if fresh:
             await self.query_one(GrowingMarkdown).grow(fresh)
+
+    def _settle(self) -> None:
+        self.remove_class("-waiting")
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
 
     def show_thinking(self, unfolded: bool) -> None:
         """Unfold or fold the thinking."""
@@ -75,7 +108,7 @@ class AnswerTurn(Vertical):
     async def end(self, text: str, receipt: str) -> None:
         """The answer is complete: draw what is left of ``text`` and the ``receipt``."""
         await self.grow(text)
-        self.remove_class("-waiting")
+        self._settle()
         document = self.query_one(GrowingMarkdown)
         document.finish()
         document.display = bool(self._shown)

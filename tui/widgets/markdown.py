@@ -1,16 +1,32 @@
-"""Markdown that grows cheaply: code is plain while it is being written, and highlighted once at its end."""
+"""Markdown that grows cheaply: in sections that are laid out once, its code coloured once, at its end.
+
+Textual lays out every block of a document whenever one of them grows, and parses from its last block on. A section is a
+document of few blocks; the next one begins where a block is certainly complete.
+"""
 
 from __future__ import annotations
 
+import re
+from typing import cast
+
 from markdown_it import MarkdownIt
+from textual.app import ComposeResult
+from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownFence
+
+from .code_lines import CodeLines
+
+SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
+_ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
+_FENCE = re.compile("`{3,}|~{3,}")
 
 
 class CodeBlock(MarkdownFence):
     """A fence that costs nothing while it grows."""
 
+    BLANK = True  # its lines draw themselves
     complete = False
     _theme = ""  # that it is coloured for
 
@@ -18,6 +34,21 @@ class CodeBlock(MarkdownFence):
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
         """Plain: what Textual asks for on every piece."""
         return Content(code)
+
+    def compose(self) -> ComposeResult:
+        """Lines instead of Textual's label, which draws all of them for each new one."""
+        yield CodeLines(self.code)
+
+    def set_content(self, content: Content) -> None:
+        """More of the code has come."""
+        self._content = content
+        for lines in self.query(CodeLines):
+            lines.show(content.plain)
+
+    @property
+    def coloured(self) -> bool:
+        """Whether any of it has colours."""
+        return any(lines.spans for lines in self.query(CodeLines))
 
     def notify_style_update(self) -> None:
         """Another theme has other colours; any other change of style leaves them."""
@@ -30,8 +61,8 @@ class CodeBlock(MarkdownFence):
         self.complete, self._theme = True, self.app.theme
         theme = self.app.current_theme
         content = MarkdownFence.highlight(self.code, self.lexer, ansi=self.app.native_ansi_color, dark=theme.dark)
-        self._highlighted_code = content
-        self.set_content(content)
+        for lines in self.query(CodeLines):
+            lines.colour(content)
 
 
 def _parser() -> MarkdownIt:
@@ -39,8 +70,10 @@ def _parser() -> MarkdownIt:
     return MarkdownIt("gfm-like", {"html": False})
 
 
-class GrowingMarkdown(Markdown):
-    """One document, appended to until :meth:`finish`."""
+class Section(Markdown):
+    """Some blocks of an answer."""
+
+    BLANK = True  # the ground behind blocks: not drawn line by line, and no line of it is remembered
 
     BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock}
 
@@ -48,19 +81,69 @@ class GrowingMarkdown(Markdown):
         """Empty."""
         super().__init__(parser_factory=_parser, open_links=False)
 
-    async def grow(self, fresh: str) -> None:
-        """Append ``fresh``; code above what is being written is complete."""
-        await self.append(fresh)
-        self._finish_above(len(self.children) - 1)
+    @property
+    def is_full(self) -> bool:
+        """Whether the next text may begin another section: enough blocks, and the last of them is complete."""
+        if len(self.children) < SECTION_BLOCKS:
+            return False
+        last = self.children[-1]
+        if isinstance(last, CodeBlock):
+            opening, *rest = (last.source or "").strip().split("\n")
+            marks = _FENCE.match(opening.strip())
+            closed = marks is not None and bool(rest) and rest[-1].strip().startswith(marks[0])
+            return closed and self.source.endswith("\n")
+        return last.name in _ENDED_BY_EMPTY_LINE and self.source.endswith("\n\n")
 
-    def finish(self) -> None:
-        """Nothing comes any more."""
-        self._finish_above(len(self.children))
+    def rest(self) -> None:
+        """It has probably left the screen: drawn lines take more memory than the text."""
+        for lines in self.query(CodeLines):
+            lines.rest()
 
-    def _finish_above(self, end: int) -> None:
-        # From the end: what was complete before stays so, and a long answer has many blocks.
+    def finish(self, end: int) -> None:
+        """The blocks before ``end`` are complete."""
+        # From the end: what was complete before stays so.
         for block in reversed(self.children[:end]):
             if isinstance(block, CodeBlock):
                 if block.complete:
                     return
                 block.finish()
+
+
+class GrowingMarkdown(Vertical):
+    """One text, appended to until :meth:`finish`."""
+
+    BLANK = True
+
+    def __init__(self) -> None:
+        """Empty."""
+        super().__init__()
+        self.source = ""
+
+    def compose(self) -> ComposeResult:
+        """The first section."""
+        yield Section()
+
+    async def grow(self, fresh: str) -> None:
+        """Append ``fresh``; code above what is being written is complete."""
+        self.source += fresh
+        while fresh:
+            section = self._last()
+            if section.is_full:
+                section.finish(len(section.children))
+                await self.mount(section := Section())
+                if len(self.children) > 2:
+                    cast(Section, self.children[-3]).rest()
+            # Up to an empty line at a time where the section might end there.
+            cut = fresh.find("\n\n") + 2 if len(section.children) >= SECTION_BLOCKS - 1 else 0
+            now, fresh = (fresh[:cut], fresh[cut:]) if cut > 1 else (fresh, "")
+            await section.append(now)
+        self._last().finish(len(self._last().children) - 1)
+
+    def finish(self) -> None:
+        """Nothing comes any more."""
+        self._last().finish(len(self._last().children))
+
+    def _last(self) -> Section:
+        section = self.children[-1]
+        assert isinstance(section, Section)
+        return section

@@ -12,8 +12,7 @@ from textual.widgets import TextArea
 
 from ..attachments import PASTE_CHARACTERS
 from ..commands import completed, matches
-
-_KEYS = "Enter send · Ctrl+J newline"
+from ..keys import Keys
 
 
 class Prompt(TextArea):
@@ -38,21 +37,23 @@ class Prompt(TextArea):
 
         text: str
 
-    def __init__(self, id: str | None = None) -> None:
-        """Empty."""
+    def __init__(self, keys: Keys, id: str | None = None) -> None:
+        """Empty; ``keys`` are named below it."""
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False)
         self._sent: list[str] = []
         self._place = 0  # in what was sent; at its end while something new is written
-        self._keys = _KEYS
+        self._send, self._newline = keys.of("send"), keys.of("newline")
+        self._usual = f"{keys.shown('send')} send · {keys.shown('newline')} newline"
+        self._keys = self._usual
         self.placeholder = "Ask something, or / for commands"
 
     def on_mount(self) -> None:
         """Show the keys."""
         self.show_keys()
 
-    def show_keys(self, keys: str = _KEYS) -> None:
-        """Name the keys that matter now, below the text."""
-        self._keys = keys
+    def show_keys(self, keys: str = "") -> None:
+        """Name the keys that matter now, below the text; those of writing when none is given."""
+        self._keys = keys or self._usual
         self.border_subtitle = self._hint()
 
     def give_back(self, text: str) -> None:
@@ -80,13 +81,12 @@ class Prompt(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         # Here and not as bindings of the app: those would overtake letters that still wait in this queue.
-        bound = {binding.action for binding in self._bindings.key_to_bindings.get(event.key, ())}
-        if bound & {"send", "newline"}:
+        if event.key in self._send:
             event.prevent_default().stop()
-            if "send" in bound:
-                self.action_send()
-            else:
-                self.action_newline()
+            self.action_send()
+        elif event.key in self._newline:
+            event.prevent_default().stop()
+            self.action_newline()
         elif event.key in ("up", "down") and self._recall(-1 if event.key == "up" else 1):
             event.prevent_default().stop()
         elif event.key == "tab" and (whole := completed(self.text)) != self.text:

@@ -11,6 +11,8 @@ from .welcome import Welcome
 class Transcript(VerticalScroll, can_focus=False):
     """Holds turns and notes in their order."""
 
+    BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
+
     def on_mount(self) -> None:
         """Stay at the end while it grows."""
         self.anchor()

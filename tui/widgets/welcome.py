@@ -9,19 +9,21 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from ..failures import Failure
+from ..keys import Keys
 from ..records import ModelCard
 from ..text import count, one_line, size, visible
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-_KEYS = (("Enter", "send"), ("Esc", "stop"), ("Ctrl+E", "experts"), ("Ctrl+P", "commands"), ("/help", ""))
+_KEYS = (("send", "send"), ("stop", "stop"), ("experts", "experts"), ("models", "models"), ("palette", "commands"))
 
 
 class Welcome(Static):
     """Loading, loaded or failed, in words."""
 
-    def __init__(self, title: str) -> None:
-        """Name the model that is being loaded."""
+    def __init__(self, title: str, keys: Keys) -> None:
+        """Name the model that is being loaded, and ``keys`` once it is there."""
         super().__init__(Content(""))
+        self._keys = keys
         self._title = one_line(title, 60)
         self._began = time.monotonic()
         self._timer: Timer | None = None
@@ -43,7 +45,8 @@ class Welcome(Static):
             rows.insert(2, ("experts", f"{many}, {size(sum(shape.expert_bytes) * shape.experts)}"))
         table = Content("\n").join(Content.assemble((f"{name:>8}  ", "$muted"), visible(value)) for name, value in rows)
         notes = [Content.assemble("\n", (visible(note), "$muted")) for note in card.notes]
-        keys = Content("   ").join(Content.assemble((key, "bold"), f" {does}".rstrip()) for key, does in _KEYS)
+        named = [*((self._keys.shown(name), does) for name, does in _KEYS), ("/help", "")]
+        keys = Content("   ").join(Content.assemble((key, "bold"), f" {does}".rstrip()) for key, does in named)
         self._settle(Content.assemble(_NAME, "\n\n", table, "\n", *notes, "\n", keys))
 
     def failed(self, failure: Failure) -> None:

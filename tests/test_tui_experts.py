@@ -1,0 +1,126 @@
+"""The experts panel: figures, picking an expert, pinning it, and what is unusual about a conversation."""
+
+from __future__ import annotations
+
+import numpy as np
+from fake_engine import PinningExperts
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tui import Driver, chat, plain, shown
+from textual.widgets import Static
+
+from edgemoe.types import ExpertStats, ModelShape
+from tui.balance import LEAST_PAIRS, balance, rank, unusual
+from tui.expert_figures import Traffic, figures
+from tui.expert_map import Spot, fit, place, spot_at
+from tui.widgets.answer_turn import AnswerTurn
+from tui.widgets.expert_map import ExpertMap
+from tui.widgets.prompt import Prompt
+
+
+def picked(driver: Driver) -> str:
+    return plain(driver.screen.query_one("#expert-picked", Static))
+
+
+async def test_an_expert_is_picked_by_keys_and_says_what_it_does() -> None:
+    async with chat(size=(80, 30), answers=["a b c d"]) as driver:
+        await driver.send("go")
+        await driver.until(lambda: bool(driver.all(AnswerTurn)))
+        await driver.ready()
+        await driver.pilot.press("ctrl+g")
+        await driver.until(lambda: "layer 0, expert 0: on the" in picked(driver), "picked")
+        await driver.pilot.press("down", "right", "right", "left", "left", "left")
+        await driver.until(lambda: "layer 1, expert 7" in picked(driver))
+        assert "entropy" in picked(driver) and "hottest quarter" in picked(driver) and "place" in picked(driver)
+        assert "P pin" not in picked(driver)
+        await driver.pilot.press("p")
+        await driver.pilot.press("escape")
+        await driver.until(lambda: driver.screen.query_one(Prompt).has_focus and not picked(driver))
+
+
+async def test_an_expert_is_picked_by_the_mouse_on_every_layout() -> None:
+    async with chat(size=(80, 24), shape=ModelShape(40, 64, 4, (1,) * 40)) as driver:
+        await driver.pilot.press("ctrl+e")
+        chart = driver.screen.query_one(ExpertMap)
+        await driver.until(lambda: chart._fitted is not None, "a drawn map")
+        assert chart._fitted is not None
+        column, line = place(Spot(12, 33), chart._fitted, 64)
+        await driver.pilot.click(ExpertMap, offset=(column, line))
+        at = spot_at(column, line, chart._fitted, 40, 64)
+        assert at is not None
+        await driver.until(lambda: f"layer {at.layer}, expert {at.expert}:" in picked(driver))
+
+
+async def test_pinning_is_offered_where_the_engine_can_and_marked() -> None:
+    async with chat(size=(80, 30), pins=True) as driver:
+        await driver.pilot.press("ctrl+g", "right")
+        await driver.until(lambda: "expert 1:" in picked(driver) and "P pin" in picked(driver))
+        await driver.pilot.press("p")
+        await driver.until(lambda: "expert 1: on the device, pinned" in picked(driver))
+        await driver.pilot.press("p")
+        await driver.until(lambda: "pinned" not in picked(driver))
+        experts = driver.engine.experts
+        assert isinstance(experts, PinningExperts) and experts.pinned == [(0, 1, True), (0, 1, False)]
+
+
+async def test_what_is_unusual_about_a_conversation() -> None:
+    async with chat(size=(130, 40), answers=["word " * 60], delay_s=0.0001) as driver:
+        for _ in range(2):
+            await driver.pilot.press("ctrl+g")
+            await driver.pilot.press("space")
+            assert "more than usual" not in shown(driver)
+            await driver.pilot.press("ctrl+n")
+            driver.prompt.focus()
+            await driver.send("go")
+            await driver.until(lambda: bool(driver.all(AnswerTurn)) and len(driver.all(AnswerTurn)[0].text) > 290)
+            await driver.ready()
+        await driver.pilot.press("ctrl+g")
+        panel = driver.screen.query_one("ExpertPanel")
+        await driver.until(lambda: panel._unusual() is not None, "enough to compare")  # type: ignore[attr-defined]
+        await driver.pilot.press("space")
+        await driver.until(lambda: "bright = more than usual" in shown(driver))
+        await driver.pilot.press("space")
+        await driver.until(lambda: "bright = often" in shown(driver))
+
+
+# Pure parts.
+
+
+@given(st.integers(1, 60), st.integers(1, 130), st.integers(20, 160), st.integers(2, 50), st.data())
+def test_a_place_in_the_map_leads_back_to_its_expert(
+    layers: int, experts: int, columns: int, lines: int, data: st.DataObject
+) -> None:
+    layout = fit(layers, experts, columns, lines)
+    spot = Spot(data.draw(st.integers(0, layers - 1)), data.draw(st.integers(0, experts - 1)))
+    found = spot_at(*place(spot, layout, experts), layout, layers, experts)
+    tall = layout.layer_group * (2 if layout.dense else 1)
+    assert found is not None
+    assert found.layer <= spot.layer < found.layer + tall
+    assert found.expert <= spot.expert < found.expert + layout.expert_group
+
+
+def test_balance_of_a_layer() -> None:
+    even = balance(np.ones(8, np.float32))
+    assert (even.entropy, even.most, even.quarter) == (3.0, 3.0, 0.25)
+    assert balance(np.array([9, 0, 0, 0], np.float32)) == (0.0, 2.0, 1.0)
+    assert balance(np.zeros(4, np.float32)) == (0.0, 2.0, 0.0)
+    assert rank(np.array([1, 5, 5], np.float32), 0) == 3 and rank(np.array([1, 5, 5], np.float32), 2) == 1
+
+
+def test_unusual_needs_enough_on_both_sides_and_shows_only_more() -> None:
+    before = np.array([[LEAST_PAIRS, LEAST_PAIRS]], np.float32)
+    assert unusual(before + 1, before) is None and unusual(before, before * 0) is None
+    special = unusual(before + np.array([[300, 100]], np.float32), before)
+    assert special is not None and special.tolist() == [[0.25, 0.0]]
+
+
+def test_figures_fit_and_bars_are_full_only_when_all_is_there() -> None:
+    shape, traffic = ModelShape(2, 8, 2, (1 << 20,) * 2), Traffic()
+    for second, moved in enumerate((0, 0, 4 << 20, 12 << 20)):
+        traffic.add(moved, float(second))
+    assert traffic.rate() == 6 << 20 and traffic.rates() == [0, 4 << 20, 8 << 20]
+    for width in (30, 51, 76):
+        lines = [line.plain for line in figures(ExpertStats(resident=15), shape, [0.5] * 9, traffic, width)]
+        text = "\n".join(lines)
+        assert "█████████░ 15 of 16 resident" in text and "6.0 MiB/s" in text and "16.0 MiB" in text
+    assert figures(ExpertStats(), None, [], Traffic(), 76)

@@ -1,0 +1,211 @@
+"""One answer after the other: what is sent, what is drawn while it comes, what stays when it ends."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from edgemoe.types import ExpertStats
+
+from .. import context
+from .. import messages as told
+from ..attachments import Attachment, with_question
+from ..growth import Growing, Growth
+from ..receipt import Receipt
+from ..widgets.answer_turn import AnswerTurn
+from ..widgets.user_turn import UserTurn
+from .surface import Surface
+
+DRAW_SECONDS = 0.14  # between two looks of an answer under way: text reads as flowing, and keys come first
+_RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
+_RATE_SECONDS = 0.5  # between two figures of it: who reads faster? A change down there draws every line in between.
+_GO_ON = "Continue exactly where you stopped. Repeat nothing."
+_REASONS = {"stopped": "stopped · ", "length": "cut at the token limit · "}
+_CONTEXT = 4096  # tokens assumed before a model is there
+
+
+class Answering:
+    """The answer under way on one screen.
+
+    Attributes:
+        receipt: of the last complete answer.
+        attached: texts that go along with the next question.
+    """
+
+    def __init__(self, surface: Surface) -> None:
+        """Nothing is asked yet."""
+        self._surface = surface
+        self.receipt: Receipt | None = None
+        self.attached: list[Attachment] = []
+        self._number = 0
+        self._turn: AnswerTurn | None = None
+        self._before = ""  # what a continued answer begins with
+        self._growing: Growing | None = None
+        self._drawing = False  # a look is due
+        self._sent: list[dict[str, str]] = []
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
+        self._rate_s = 0.0
+        self._tokens_before: int | None = None  # computed before this prompt
+        self._characters_per_token = context.CHARACTERS_PER_TOKEN
+        self._warned = False
+
+    # Asking.
+
+    async def ask(self, text: str) -> None:
+        """Ask ``text`` with what is attached, unless that alone is too long."""
+        surface = self._surface
+        question = with_question(self.attached, text)
+        fitting = self._fit([*surface.conversation.messages(), {"role": "user", "content": question}])
+        if not fitting.fits:
+            surface.prompt.give_back(text)
+            need = f"{fitting.share:.0%} of the context"
+            await surface.say(f"this question alone would take {need}", "shorten it, or a larger --ctx", wrong=True)
+            return
+        self.attached = []
+        await surface.transcript.add(UserTurn(question))
+        surface.conversation.add("user", question)
+        await self.answer()
+
+    async def answer(self) -> None:
+        """Let the model answer the conversation, which ends with a question."""
+        self._before = ""
+        await self._begin(AnswerTurn(self._number + 1), self._surface.conversation.messages())
+
+    async def go_on(self) -> bool:
+        """Let the last answer go on; False when there is none."""
+        conversation = self._surface.conversation
+        shown = list(self._surface.transcript.query(AnswerTurn))
+        if not conversation.turns or conversation.turns[-1].role != "assistant" or not shown:
+            return False
+        self._before = conversation.turns[-1].text
+        messages = [*conversation.messages(), {"role": "user", "content": _GO_ON}]
+        await shown[-1].remove()
+        answer = AnswerTurn(self._number + 1)
+        await self._begin(answer, messages)
+        await answer.grow(self._before)
+        return True
+
+    async def _begin(self, turn: AnswerTurn, messages: list[dict[str, str]]) -> None:
+        surface = self._surface
+        self._number += 1
+        self._turn, self._growing = turn, None
+        self._looks.clear()
+        surface.status.answer_rate = 0.0
+        fitting = self._fit(messages)
+        if fitting.left_out:
+            gone = f"the oldest {fitting.left_out} messages no longer fit the context: the model does not see them"
+            await surface.say(gone, "they stay in the conversation; a new chat or a larger --ctx", wrong=True)
+        elif fitting.share > context.WARN_SHARE and not self._warned:
+            self._warned = True
+            await surface.say(f"the context is about {fitting.share:.0%} full", "soon the oldest messages are left out")
+        await surface.transcript.add(turn)
+        turn.show_thinking(surface.thinking_open)
+        surface.enter("thinking")
+        self._sent = fitting.messages
+        turn.expect(context.tokens(fitting.messages, self._characters_per_token))
+        self._tokens_before = None
+        surface.session.sample()
+        surface.session.ask(self._number, fitting.messages, surface.sampling)
+
+    def _fit(self, messages: list[dict[str, str]]) -> context.Fit:
+        size = self._surface.card.context if self._surface.card else _CONTEXT
+        limit = self._surface.sampling.get("max_tokens")
+        return context.fit(messages, size, int(limit) if limit else None, self._characters_per_token)
+
+    # Drawing.
+
+    def sampled(self, stats: ExpertStats) -> None:
+        """Counters of the engine: while the prompt is read they tell how far that is."""
+        if self._turn is None or self._surface.state != "thinking":
+            return
+        if self._tokens_before is None:
+            self._tokens_before = stats.tokens
+        self._turn.read(stats.tokens - self._tokens_before)
+
+    async def grew(self, growing: Growing) -> None:
+        """There is something new to draw, now or at the next look."""
+        if self._turn is None or growing.number != self._turn.number:
+            return
+        self._growing = growing
+        if self._surface.state == "thinking":
+            self._surface.enter("answering")
+            await self._draw()
+        elif not self._drawing:
+            self._drawing = True
+            self._surface.set_timer(DRAW_SECONDS, self._draw)
+
+    async def _draw(self) -> None:
+        self._drawing = False
+        turn, growing = self._turn, self._growing
+        if turn is None or growing is None or growing.number != turn.number:
+            return
+        growth = growing.take()
+        self._show_rate(growth)
+        text = self._before + growth.text
+        self._surface.conversation.grow(text)
+        await turn.grow(text)
+
+    def _show_rate(self, growth: Growth) -> None:
+        status = self._surface.status
+        if not self._looks:
+            status.first_token_s = self._rate_s = growth.elapsed_s
+        self._looks.append((growth.elapsed_s, growth.tokens))
+        (begin, before), (end, now) = self._looks[0], self._looks[-1]
+        if end - self._rate_s >= _RATE_SECONDS:
+            self._rate_s = end
+            status.answer_rate = (now - before) / (end - begin)
+
+    # Ending.
+
+    async def ended(self, event: told.AnswerEnded) -> None:
+        """The answer is complete."""
+        if self._turn is None or event.number != self._turn.number:
+            return
+        receipt = self.receipt = event.receipt
+        text, line = self._before + event.text, _REASONS.get(event.reason, "") + receipt.line()
+        if remark := receipt.remark():
+            line = f"{line}\n{remark}"
+        if receipt.context_tokens:
+            characters = sum(len(message["content"]) for message in self._sent) + len(event.text)
+            self._characters_per_token = max(characters / receipt.context_tokens, 1.0)
+        await self._finish(text, line)
+        status = self._surface.status
+        status.answer_rate, status.first_token_s = receipt.answer_rate, receipt.first_token_s
+        status.context_used = receipt.context_tokens or status.context_used
+        if receipt.pairs:
+            status.hit_rate = receipt.hit_rate
+        self._surface.enter("stopped" if event.reason == "stopped" else "idle")
+
+    async def failed(self, event: told.AnswerFailed) -> None:
+        """The answer broke off."""
+        if self._turn is None or event.number != self._turn.number:
+            return
+        await self._finish(self._before + event.text, "broke off")
+        if event.failure is not None:
+            await self._surface.say(event.failure.text, event.failure.hint, wrong=True)
+        self._surface.enter("idle" if event.failure is not None else "loading")
+
+    async def _finish(self, text: str, line: str) -> None:
+        turn, self._turn = self._turn, None
+        assert turn is not None
+        conversation = self._surface.conversation
+        conversation.end(text, line)
+        if not text:
+            conversation.drop_unanswered()
+        await turn.end(text, line)
+
+    def leave(self) -> None:
+        """Another conversation opens: stop an answer under way, and keep what there is of it."""
+        surface = self._surface
+        if surface.busy and self._turn is not None:
+            surface.session.stop()
+            last = surface.conversation.turns[-1]
+            text = last.text if last.role == "assistant" else ""
+            if self._growing is not None and self._growing.number == self._turn.number:
+                text = self._before + self._growing.take().text
+            surface.conversation.end(text, "stopped")
+        self._turn = self._growing = None
+        self.attached, self._warned = [], False
+        surface.left()
+        if surface.card is not None:
+            surface.status.context_used = 0
+            surface.enter("idle")

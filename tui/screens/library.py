@@ -1,0 +1,121 @@
+"""Conversations on the screen: opening, resuming, taking back, branches. The archive's thread reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..conversation import Conversation
+from ..records import Key
+from ..store import Saved, Store
+from ..widgets.answer_turn import AnswerTurn
+from ..widgets.user_turn import UserTurn
+from ..widgets.welcome import Welcome
+from .answering import Answering
+from .surface import Surface
+
+Result = TypeVar("Result")
+
+
+class Library:
+    """Puts conversations on one screen."""
+
+    def __init__(self, surface: Surface, answering: Answering) -> None:
+        """Act on ``surface``."""
+        self._surface, self._answering = surface, answering
+
+    async def show(self, conversation: Conversation) -> None:
+        """Show ``conversation`` in the place of the open one."""
+        surface = self._surface
+        surface.conversation = conversation
+        transcript = surface.transcript
+        await transcript.clear()
+        if not conversation.turns:
+            await transcript.mount(welcome := Welcome(surface.model_name, surface.keys))
+            if surface.card is not None:
+                welcome.loaded(surface.card)
+        for turn in conversation.turns:
+            if turn.role == "user":
+                await transcript.add(UserTurn(turn.text))
+            else:
+                await transcript.add(answer := AnswerTurn(0))
+                answer.show_thinking(surface.thinking_open)
+                await answer.end(turn.text, turn.note)
+
+    async def open(self, conversation: Conversation) -> None:
+        """Go on with ``conversation``; a last question that never got an answer stands in the prompt again."""
+        self._answering.leave()
+        unanswered = (
+            conversation.turns.pop().text if conversation.turns and conversation.turns[-1].role == "user" else ""
+        )
+        await self.show(conversation)
+        if unanswered:
+            self._surface.prompt.give_back(unanswered)
+
+    async def new(self) -> None:
+        """Begin another conversation; an answer under way is stopped."""
+        surface = self._surface
+        self._answering.leave()
+        await self.show(Conversation(surface.archive, surface.model_name, surface.conversation.system))
+
+    async def resume(self, chosen: int | None) -> None:
+        """Open conversation ``chosen`` of the database, None for none."""
+        if chosen is not None and (saved := await self._read(lambda store: store.read(chosen))) is not None:
+            assert self._surface.archive is not None
+            await self.open(Conversation.resumed(self._surface.archive, saved))
+
+    async def resume_last(self) -> None:
+        """Open the conversation that was used last."""
+        last = await self._read(lambda store: store.recent(1))
+        if last:
+            await self.resume(last[0].id)
+        elif last is not None:
+            await self._surface.say("there is no conversation to resume yet")
+
+    async def take_back(self, keep_question: bool = False) -> str:
+        """Remove the last answer, and its question unless told to keep it; returns the question, empty for none."""
+        turns = self._surface.conversation.turns
+        at = next((index for index in range(len(turns) - 1, -1, -1) if turns[index].role == "user"), None)
+        if at is None:
+            return ""
+        question = turns[at].text
+        self._surface.conversation.cut(at + keep_question)
+        await self.show(self._surface.conversation)
+        return question
+
+    async def next_branch(self) -> None:
+        """Show the answer after this one to the same question, or the question after this one in its place."""
+        conversation = self._surface.conversation
+        keys = [turn.key for turn in reversed(conversation.turns)]
+        found = await self._read(lambda store: _next_branch(store, conversation.key, keys))
+        if found is not None and self._surface.archive is not None:
+            saved, place, many = found
+            if not self._surface.busy:
+                await self.show(Conversation.resumed(self._surface.archive, saved))
+                await self._surface.say(f"branch {place} of {many}")
+        else:
+            await self._surface.say("there is only one branch", "/regen and /edit make others")
+
+    async def _read(self, job: Callable[[Store], Result]) -> Result | None:
+        """What ``job`` gives; None, after saying why, when the database cannot be read."""
+        if self._surface.archive is None:
+            return None
+        try:
+            return await asyncio.wrap_future(self._surface.archive.do(job))
+        except sqlite3.Error as error:
+            await self._surface.say(f"conversations cannot be read: {error}", wrong=True)
+            return None
+
+
+def _next_branch(store: Store, chat: Key, keys: list[Key]) -> tuple[Saved, int, int] | None:
+    """Point ``chat`` at the next branch at the lowest fork of ``keys``: as it then reads, its place, how many."""
+    for key in keys:
+        beside = store.siblings(key.id) if key.id is not None else []
+        if key.id is not None and chat.id is not None and len(beside) > 1:
+            place = (beside.index(key.id) + 1) % len(beside)
+            store.point(chat.id, store.leaf(beside[place]))
+            saved = store.read(chat.id)
+            return (saved, place + 1, len(beside)) if saved is not None else None
+    return None

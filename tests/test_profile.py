@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from edgemoe import OffloadConfig
 from edgemoe.cli import main
-from edgemoe.profiling import Test, measure, profile, report
+from edgemoe.profiling import Test, figures, measure, profile
 from tests.routing import wide_model
 
+SCHEMA = json.loads(Path(figures.__file__).with_name("profile.schema.json").read_text())
 SMALL = ["-p", "24", "-n", "6", "-r", "2", "--device", "sim", "--vram", "50%", "--threads", "1"]
 
 
@@ -27,7 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", str(model), *SMALL, "-o", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["schema"] == "edgemoe.profile.v1" and found["complete"]
+    jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
+    assert found["schema"] == "edgemoe.profile.v1" and not found["interrupted"]
     assert [(r["placement"], r["n_prompt"], r["n_gen"]) for r in found["rows"]] == [
         ("llama.cpp", 24, 0), ("edgemoe", 24, 0), ("llama.cpp", 0, 6), ("edgemoe", 0, 6),
     ]  # fmt: skip
@@ -43,15 +46,22 @@ def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.Ca
     assert all(ms >= 0 for ms in split["ms"].values())
 
 
-def test_memory_is_what_was_allocated(model: Path) -> None:
-    result = profile(model, [Test(generate=2)], 1, OffloadConfig(device="sim", vram="50%", profile="off"), 1)
-    table = {(tier, what): size for tier, what, size in report.memory_table(result)}
-    file = sum(size for (tier, _), size in table.items() if tier == "file")
-    assert file == pytest.approx(model.stat().st_size, rel=0.1) and file < model.stat().st_size
-    experts = table["file", "routed experts"]
-    held = next(size for (tier, what), size in table.items() if tier == "sim")
-    assert held == pytest.approx(experts / 2, rel=0.02)
-    assert table["RAM", "of it mapped from files"] <= table["RAM", "process, both models"]
+@pytest.mark.parametrize("device", ["none", "sim"])
+def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> None:
+    config = OffloadConfig(device=device, vram="50%", profile="off")
+    memory = figures.as_dict(profile(model, [Test(generate=2)], 1, config, 1))["memory"]
+    assert sum(part["bytes"] for part in memory["resident"]) == pytest.approx(memory["resident_bytes"], rel=0.02)
+    assert all(part["bytes"] >= 0 for part in memory["resident"])
+    parts = {part["what"]: part["bytes"] for part in memory["resident"]}
+    allocated = {(a["tier"], a["what"]): a["bytes"] for a in memory["allocated"]}
+    experts = allocated["file", "routed experts"]
+    assert sum(size for (tier, _), size in allocated.items() if tier == "file") < model.stat().st_size
+    assert parts["routed experts, mapped from the file"] == pytest.approx(experts, rel=0.1)
+    if device == "sim":
+        held = next(size for (_, what), size in allocated.items() if "resident experts" in what)
+        assert held == pytest.approx(experts / 2, rel=0.02)
+        on_device = sum(size for (tier, _), size in allocated.items() if tier == "SIM")
+        assert on_device == pytest.approx(memory["device_used_bytes"], rel=0.02)
 
 
 @pytest.mark.parametrize("form", ["md", "jsonl", "csv"])
@@ -80,12 +90,17 @@ def test_an_interruption_keeps_what_was_measured(
     monkeypatch.setattr(measure, "_sample", interrupted)
     assert main(["profile", str(model), *SMALL, "-o", "json"]) == 130
     found = json.loads(capsys.readouterr().out)
-    assert not found["complete"] and len(found["rows"]) == 3
+    jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
+    assert found["interrupted"] and len(found["rows"]) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        ([], 2, "no model"),
+        (["{model}", "--html", "no/such/folder.html"], 2, "cannot be written"),
+        (["--compare", "missing.json", "missing.json"], 2, "cannot be read"),
+        (["--compare", "{model}", "{model}"], 2, "not JSON"),
         (["missing.gguf"], 3, "no file"),
         (["{model}", "-p", "x"], 2, "no number"),
         (["{model}", "-n", "-4"], 2, "not negative"),

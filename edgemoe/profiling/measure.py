@@ -26,6 +26,7 @@ Progress = Callable[[float, str], None]
 PLAIN, OURS = "llama.cpp", "edgemoe"
 OPENING = 32  # tokens of a prompt that a generation begins with
 WARM_UP = 8
+GAUGES = {"slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers"}  # states, not counts
 OBSERVED = 128  # tokens, at most, of the observation
 INTERRUPTED = "interrupted"
 
@@ -60,7 +61,7 @@ class Samples:
         computing_ns: of these, the time inside ``eval``.
         sampling_ns: of these, the time to wait for the logits and to choose a token.
         scheduler_ns: time in Python between tokens that the scheduler took, all repetitions together.
-        stats: differences of the counters over all repetitions; None for llama.cpp.
+        stats: differences of the counters over all repetitions, `GAUGES` as they are; None for llama.cpp.
     """
 
     placement: str
@@ -267,7 +268,9 @@ def _sample(llm: Any, sample: Samples, source: Iterator[list[int]]) -> None:
     after = _counters(llm)
     if after is not None and before is not None:
         total = sample.stats or dict.fromkeys(after, 0)
-        sample.stats = {name: total[name] + after[name] - before[name] for name in after}
+        sample.stats = {
+            name: after[name] if name in GAUGES else total[name] + after[name] - before[name] for name in after
+        }
 
 
 def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[str, int] | None:

@@ -14,6 +14,7 @@ import pytest
 from edgemoe import OffloadConfig
 from edgemoe.cli import main
 from edgemoe.profiling import Test, figures, measure, profile
+from tests import dense
 from tests.routing import wide_model
 
 SCHEMA = json.loads(Path(figures.__file__).with_name("profile.schema.json").read_text())
@@ -66,7 +67,10 @@ def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> N
 
 @pytest.mark.parametrize("form", ["md", "jsonl", "csv"])
 def test_other_formats_say_the_same(form: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "-o", form]) == 0
+    assert (
+        main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "--threads", "1", "-o", form])
+        == 0
+    )
     out = capsys.readouterr().out
     if form == "md":
         assert "| llama.cpp" in out and "pp8" in out and "Against llama.cpp" in out
@@ -92,6 +96,74 @@ def test_an_interruption_keeps_what_was_measured(
     found = json.loads(capsys.readouterr().out)
     jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
     assert found["interrupted"] and len(found["rows"]) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("llama_decode returned -3"), MemoryError()])
+def test_a_failure_on_the_way_keeps_what_was_measured(
+    error: Exception, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, calls = measure._sample, []
+
+    def failing(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        sample(*arguments)
+
+    monkeypatch.setattr(measure, "_sample", failing)
+    assert main(["profile", str(model), *SMALL, "-o", "json"]) == 1
+    out, said = capsys.readouterr()
+    found = json.loads(out)
+    assert len(found["rows"]) == 2 and found["stopped"] and not found["interrupted"]
+    assert said.count("error:") == 1 and "measured until then" in said
+
+
+def test_where_memory_suffices_for_one_model_ours_is_measured(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise ValueError("Failed to create llama_context")
+
+    monkeypatch.setattr(measure, "_open_plain", refuse)
+    assert main(["profile", str(model), *SMALL, "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["placement"] for row in found["rows"]} == {"edgemoe"}
+    assert any("no row compares" in note for note in found["notes"])
+
+
+def test_a_model_without_experts_is_measured_without_their_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dense.write_dense(tmp_path / "dense.gguf")
+    page = tmp_path / "page.html"
+    assert (
+        main(
+            ["profile", str(path), "-p", "0", "-n", "4", "-r", "1", "--threads", "1", "-o", "json", "--html", str(page)]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
+    assert found["observed"] is None and any("no routed experts" in note for note in found["notes"])
+    assert len(found["rows"]) == 2 and page.stat().st_size
+
+
+def test_memory_of_a_system_that_does_not_tell(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemoe.profiling.memory.sys.platform", "darwin")
+    assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "--threads", "1"]) == 0
+    assert "this system does not say of what" in capsys.readouterr().out
+
+
+def test_depth_is_computed_before_the_clock_starts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = ["-p", "8", "-n", "4", "-d", "0,32", "-r", "1", "--device", "none", "--threads", "1"]
+    assert main(["profile", str(model), *deep, "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    tests = [(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in rows if r["placement"] == "edgemoe"]
+    assert tests == [(8, 0, 0), (8, 0, 32), (0, 4, 0), (0, 4, 32)]
+    shallow, deep_row = (r for r in rows if r["placement"] == "edgemoe" and r["n_gen"])
+    assert deep_row["cache"]["misses"] == shallow["cache"]["misses"] == 4 * 4 * 4, "depth is not counted"
 
 
 @pytest.mark.parametrize(

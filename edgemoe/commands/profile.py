@@ -29,6 +29,7 @@ def add_parser(
     profile.add_argument("-n", "--n-gen", default="128", metavar="N,..", help="tokens to generate (%(default)s)")
     profile.add_argument("-d", "--n-depth", default="0", metavar="N,..", help="tokens of context before (%(default)s)")
     profile.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="(%(default)s)")
+    profile.add_argument("--synthetic", action="store_true", help="random tokens instead of text")
     profile.add_argument("-o", "--output", choices=FORMATS, default="md", help="(%(default)s)")
     profile.add_argument("--html", metavar="FILE", type=Path, help="also write one page with plots")
     profile.add_argument("--trace", metavar="FILE", type=Path, help="also write trace events, which Perfetto opens")
@@ -65,7 +66,7 @@ def _profile(
         raise ConfigError("nothing to measure", "give -p or -n above 0")
     threads = parsed.threads or figures.physical_cores()
     try:
-        result = profiling.profile(path, tests, parsed.repetitions, config, threads, show_progress)
+        result = profiling.profile(path, tests, parsed.repetitions, config, threads, show_progress, parsed.synthetic)
     finally:
         show_progress(1.0, "")
     return _write(result, parsed)

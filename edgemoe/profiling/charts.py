@@ -8,7 +8,7 @@ from math import floor, log10
 
 # Of one plot, in its own units; a card of the page shows it at about this size.
 WIDTH, HEIGHT = 400.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 22.0, 12.0, 42.0
 ROW, BAR = 40.0, 15.0  # of horizontal bars
 Points = Sequence[tuple[float, float]]
 

@@ -134,6 +134,7 @@ def profile(
     offload: OffloadConfig,
     threads: int,
     progress: Progress = lambda share, step: None,
+    synthetic: bool = False,
 ) -> Result:
     """Measure ``tests`` on both placements in turns; what ends the run early costs only what was not measured yet.
 
@@ -144,6 +145,7 @@ def profile(
         offload: where our experts live.
         threads: of the CPU, for both.
         progress: told the share done and what is being done.
+        synthetic: random tokens instead of text; they route unlike text, so the figures of a cache mean little.
 
     Raises:
         EdgeMoEError: our model does not load.
@@ -156,7 +158,7 @@ def profile(
         with run.step("loading", OURS), memory.watch() as ledger:
             ours = Llama(path, offload=offload, **keywords)
         open_models.callback(ours.close)
-        tokens = _tokens(ours, context)
+        tokens = _tokens(ours, context, synthetic)
         stats = ours.experts.stats()
         result = Result(
             file, threads, ours.experts.device, [], run.load_ms, ledger.buffers, stats.slot_bytes, stats.slots,
@@ -209,7 +211,7 @@ class _Run:
         """llama.cpp as it is; None, and a note, where it does not load: memory may suffice for one only."""
         try:
             with self.step("loading", PLAIN):
-                return llama_cpp.Llama(str(path), **keywords)
+                return _open_plain(path, keywords)
         except (ValueError, MemoryError) as error:
             result.notes.append(f"llama.cpp alone did not load the model beside ours ({error}): no row compares.")
             return None
@@ -233,9 +235,17 @@ class _Run:
                     _sample(models[sample.placement], sample, tokens(repetition))
 
 
-def _tokens(llm: Any, most: int) -> Callable[[int], Iterator[list[int]]]:
+def _open_plain(path: Path, keywords: dict[str, Any]) -> Any:
+    return llama_cpp.Llama(str(path), **keywords)
+
+
+def _tokens(llm: Any, most: int, synthetic: bool) -> Callable[[int], Iterator[list[int]]]:
     """Gives, for each repetition, a source of token lists of ``most`` tokens that begin with another prompt."""
-    texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
+    if synthetic or llm.metadata.get("tokenizer.ggml.model") == "no_vocab":
+        random = np.random.default_rng(0)
+        texts = [random.integers(0, llm.n_vocab(), most).tolist() for _ in PROMPTS]
+    else:
+        texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
 
     def source(repetition: int) -> Iterator[list[int]]:
         at = repetition * 5

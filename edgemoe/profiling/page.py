@@ -244,7 +244,9 @@ def _tables(profile: dict[str, Any]) -> str:
         [a["tier"], a["what"], f"{a['bytes'] / _MIB:,.0f}".replace(",", " ")] for a in profile["memory"]["allocated"]
     ]
     about = "By those who asked for it; pages that were never touched are not in RAM."
-    return cards + _card("Memory that was allocated", _table(["tier", "what", "MiB"], lines, 2), about, extra="wide")
+    return cards + _card(
+        "Memory that was allocated", _table(["tier", "what", "MiB"], lines, 2), about, extra="wide memory"
+    )
 
 
 def _notes(profile: dict[str, Any]) -> str:
@@ -264,7 +266,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> 
 
 def _card(heading: str, inside: str, about: str, legend: Sequence[tuple[str, str, str]] = (), extra: str = "") -> str:
     """A figure; its legend has classes, names and values."""
-    keys = "".join(f"<li>{_key(style)}{escape(name)} <b>{escape(value)}</b></li>" for style, name, value in legend)
+    keys = "".join(
+        f"<li>{_key(style)}<span>{escape(name)} <b>{escape(value)}</b></span></li>" for style, name, value in legend
+    )
     listed = f"<ul class='legend'>{keys}</ul>" if keys else ""
     caption = f"<figcaption>{escape(about)}</figcaption>" if about else ""
     return f"<figure class='card {extra}'><h2>{escape(heading)}</h2>{caption}{inside}{listed}</figure>"

@@ -13,7 +13,8 @@ import pytest
 
 from edgemoe import OffloadConfig
 from edgemoe.cli import main
-from edgemoe.profiling import Test, figures, measure, profile
+from edgemoe.gguf import check
+from edgemoe.profiling import Test, figures, measure, placements, profile
 from tests import dense
 from tests.routing import wide_model
 
@@ -124,11 +125,11 @@ def test_where_memory_suffices_for_one_model_ours_is_measured(
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise ValueError("Failed to create llama_context")
 
-    monkeypatch.setattr(measure, "_open_plain", refuse)
+    monkeypatch.setattr(placements.llama_cpp, "Llama", refuse)
     assert main(["profile", str(model), *SMALL, "-o", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["placement"] for row in found["rows"]} == {"edgemoe"}
-    assert any("no row compares" in note for note in found["notes"])
+    assert any("no row to compare" in note for note in found["notes"])
 
 
 def test_a_model_without_experts_is_measured_without_their_figures(
@@ -154,6 +155,16 @@ def test_memory_of_a_system_that_does_not_tell(
     monkeypatch.setattr("edgemoe.profiling.memory.sys.platform", "darwin")
     assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "--threads", "1"]) == 0
     assert "this system does not say of what" in capsys.readouterr().out
+
+
+def test_last_layers_take_no_more_than_ours(model: Path) -> None:
+    assert [placements.fitting([3, 5, 4], most) for most in (3, 4, 8, 9, 12)] == [0, 1, 1, 2, 3]
+    file = check(model)
+    each = sum(tensor.bytes for name, tensor in file.tensors.items() if name.startswith("blk.3.") and "_exps" in name)
+    names = [p.name for p in placements.placements(file, "CUDA0", 2 * each)]
+    assert names == ["llama.cpp, experts on CPU", "llama.cpp, last 2 layers"]
+    assert placements.placements(file, "CUDA0", 2 * each)[1].on_cpu == (0, 1)
+    assert [p.name for p in placements.placements(file, "none", 0)] == ["llama.cpp"]
 
 
 def test_depth_is_computed_before_the_clock_starts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ import psutil
 from .. import __version__
 from ..gguf import TYPES, moe_shape
 from . import curve, memory
-from .measure import OURS, PLAIN, Result, Samples, middle, quantile
+from .measure import OURS, Result, Samples, middle, quantile
 from .observe import Observation, Step
+from .placements import PLAIN, SIMULATED
 
 SCHEMA = "edgemoe.profile.v1"
 BATCH = 512  # llama-cpp-python's default, of both kinds
@@ -47,11 +48,11 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def _row(sample: Samples, result: Result) -> dict[str, Any]:
-    speeds = sample.per_second
+    speeds, ours = sample.per_second, sample.placement == OURS
     return {
-        "backends": "CPU" if sample.placement == PLAIN else f"EdgeMoE,{result.device}",
+        "backends": f"EdgeMoE,{result.device}" if ours else "CPU" if result.device in SIMULATED else result.device,
         "placement": sample.placement,
-        "n_gpu_layers": 0 if sample.placement == PLAIN or result.device == "none" else -1,
+        "n_gpu_layers": 0 if result.device == "none" or (result.device == "sim" and not ours) else -1,
         "n_prompt": sample.test.prompt,
         "n_gen": sample.test.generate,
         "n_depth": sample.test.depth,
@@ -141,7 +142,8 @@ def allocated(result: Result) -> list[tuple[str, str, int]]:
     total = sum(tensor.bytes for tensor in result.file.tensors.values())
     found = [("file", "routed experts", experts), ("file", "all else", total - experts)]
     for (kind, where), size in sorted(result.buffers.items()):
-        found.append(("RAM" if _on_host(where) else where, f"{kind} buffer of {where}", size))
+        name = where.partition("[")[0]  # RPC devices bring their address
+        found.append(("RAM" if _on_host(name) else name, f"{kind} buffer of {name}", size))
     if result.slots:
         found.append((result.device.upper(), f"{result.slots} resident experts", result.slot_bytes))
     on_device = sum(size for tier, _, size in found if tier not in ("file", "RAM"))
@@ -187,10 +189,12 @@ def verdict(result: Result) -> str:
     """What bounds the speed, and what would change it."""
     ratios = []
     for sample in result.samples:
-        other = next((s for s in result.samples if s.test == sample.test and s.placement == PLAIN), None)
-        if sample.placement == OURS and sample.ns and other is not None and other.ns:
-            ratios.append(f"{sample.test.name}: {middle(sample.per_second) / middle(other.per_second):.2f} x")
-    text = f"Against llama.cpp on the CPU: {', '.join(ratios)}." if ratios else "Nothing was measured to the end."
+        others = [s for s in result.samples if s.test == sample.test and s.placement.startswith(PLAIN) and s.ns]
+        if sample.placement == OURS and sample.ns and others:
+            best = max(middle(other.per_second) for other in others)
+            ratios.append(f"{sample.test.name}: {middle(sample.per_second) / best:.2f} x")
+    against = "llama.cpp on the CPU" if result.device in SIMULATED else "llama.cpp's best placement of whole layers"
+    text = f"Against {against}: {', '.join(ratios)}." if ratios else "There is nothing to compare with."
     split = time_split(result)
     if split:
         name, ms = max(split[0]["ms"].items(), key=lambda part: part[1])

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from ..config import OffloadConfig
@@ -20,10 +19,11 @@ from ..gguf import GgufFile, check
 from ..types import ExpertStats
 from . import memory
 from .observe import Observation, Span, likeliest, observe
+from .placements import PLAIN, SIMULATED, Placement, placements
 from .prompts import PROMPTS
 
 Progress = Callable[[float, str], None]
-PLAIN, OURS = "llama.cpp", "edgemoe"
+OURS = "edgemoe"
 OPENING = 32  # tokens of a prompt that a generation begins with
 WARM_UP = 8
 GAUGES = {"slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers"}  # states, not counts
@@ -53,7 +53,7 @@ class Samples:
     """What was measured of one placement and test.
 
     Attributes:
-        placement: `PLAIN` or `OURS`.
+        placement: `OURS`, or one of llama.cpp, whose names begin with `PLAIN`.
         test: what was run.
         ns: wall time of each repetition.
         first_ns: of each repetition, the time to the first token of a generation, opening included.
@@ -164,20 +164,27 @@ def profile(
             file, threads, ours.experts.device, [], run.load_ms, ledger.buffers, stats.slot_bytes, stats.slots,
             memory.Account.nothing(), 0, None, [], None, run.spans, host.version(),
         )  # fmt: skip
+        longest = max(t.prompt for t in tests)
         try:
-            run.warm_up(OURS, ours, tokens, max(t.prompt for t in tests))
+            run.warm_up(OURS, ours, tokens, longest)
             result.ram, result.device_used = ledger.take(file), _device_used(ours)
+            others = placements(file, result.device, result.slot_bytes)
+            together = result.device in SIMULATED  # a GPU has no room for two models: one after the other
             models: dict[str, Any] = {OURS: ours}
-            if (plain := run.open_plain(path, keywords, result)) is not None:
+            if together and (plain := run.open_plain(others[0], path, keywords, result)) is not None:
                 open_models.callback(plain.close)
                 models = {PLAIN: plain, OURS: ours}
-                run.warm_up(PLAIN, plain, tokens, max(t.prompt for t in tests))
+                run.warm_up(PLAIN, plain, tokens, longest)
                 result.plain_bytes = memory.resident() - result.ram.resident
             result.samples = [Samples(name, test) for test in tests for name in models]
             run.measure(models, result.samples, tokens, repetitions)
             with run.step("observing", OURS):
                 count = min(max([t.generate for t in tests] + [WARM_UP]), OBSERVED)
                 result.observed = observe(ours, next(tokens(repetitions)), OPENING, count)
+            if not together:
+                ours.close()
+                result.notes.append("Placements were measured one after the other: the device has room for one model.")
+                run.alone(others, path, keywords, tests, tokens, repetitions, result)
         except KeyboardInterrupt:
             result.stopped = INTERRUPTED
         except (EdgeMoEError, MemoryError, RuntimeError) as error:
@@ -207,14 +214,30 @@ class _Run:
             if what == "loading":
                 self.load_ms[placement] = (ended - started) / 1e6
 
-    def open_plain(self, path: Path, keywords: dict[str, Any], result: Result) -> Any:
-        """llama.cpp as it is; None, and a note, where it does not load: memory may suffice for one only."""
+    def open_plain(self, placement: Placement, path: Path, keywords: dict[str, Any], result: Result) -> Any:
+        """llama.cpp as it is; None, and a note, where it does not load: memory may suffice for ours only."""
         try:
-            with self.step("loading", PLAIN):
-                return _open_plain(path, keywords)
+            with self.step("loading", placement.name):
+                return placement.open(path, keywords)
         except (ValueError, MemoryError) as error:
-            result.notes.append(f"llama.cpp alone did not load the model beside ours ({error}): no row compares.")
+            result.notes.append(f"{placement.name}: did not load ({error}), so there is no row to compare with.")
             return None
+
+    def alone(
+        self, others: Sequence[Placement], path: Path, keywords: dict[str, Any], tests: Sequence[Test], tokens: Any,
+        repetitions: int, result: Result,
+    ) -> None:  # fmt: skip
+        """Load, measure and close one placement after the other."""
+        for placement in others:
+            if (model := self.open_plain(placement, path, keywords, result)) is None:
+                continue
+            try:
+                self.warm_up(placement.name, model, tokens, max(t.prompt for t in tests))
+                samples = [Samples(placement.name, test) for test in tests]
+                result.samples += samples
+                self.measure({placement.name: model}, samples, tokens, repetitions)
+            finally:
+                model.close()
 
     def warm_up(self, name: str, model: Any, tokens: Any, prompt: int) -> None:
         """Compute once what will be measured, so that lazy allocations and uploads are over."""
@@ -233,10 +256,6 @@ class _Run:
                 share = (repetition + done / len(samples)) / repetitions
                 with self.step(f"{sample.test.name}, {repetition + 1} of {repetitions}", sample.placement, share):
                     _sample(models[sample.placement], sample, tokens(repetition))
-
-
-def _open_plain(path: Path, keywords: dict[str, Any]) -> Any:
-    return llama_cpp.Llama(str(path), **keywords)
 
 
 def _tokens(llm: Any, most: int, synthetic: bool) -> Callable[[int], Iterator[list[int]]]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import charts
-from .measure import OPENING, OURS, PLAIN
+from .measure import OPENING, OURS
+from .placements import PLAIN
 from .report import cache_figures, test_name
 
 LEVELS = 7  # of heat, the first for never used
 _MIB = 2**20
-_STYLE = {OURS: "ours", PLAIN: "plain"}
 _DASHES = ("", "d1", "d2", "d3")
 
 
@@ -30,6 +30,12 @@ def page(profile: dict[str, Any]) -> str:
     body = f"{_head(profile, name)}{_tiles(profile)}<div class='cards'>{''.join(cards)}</div>{_notes(profile)}"
     template = Path(__file__).with_name("page.html").read_text("utf-8")
     return Template(template).substitute(title=f"{escape(name)}: edgemoe profile", body=body)
+
+
+def _style(placement: str) -> str:
+    if placement == OURS:
+        return "ours"
+    return "p3" if "last" in placement else "plain"
 
 
 def _head(profile: dict[str, Any], name: str) -> str:
@@ -52,9 +58,10 @@ def _tiles(profile: dict[str, Any]) -> str:
     for row in rows:
         if row["placement"] != OURS or row["n_depth"] != rows[0]["n_depth"]:
             continue
-        other = next((r for r in rows if r["placement"] == PLAIN and test_name(r) == test_name(row)), None)
+        alike = [r for r in rows if r["placement"].startswith(PLAIN) and test_name(r) == test_name(row)]
         speed = median(row["samples_ts"])
-        beside = f"{speed / median(other['samples_ts']):.2f} x llama.cpp" if other else "median"
+        best = max((median(other["samples_ts"]) for other in alike), default=0.0)
+        beside = f"{speed / best:.2f} x llama.cpp" if best else "alone"
         found.append((f"{'prefill' if row['n_prompt'] else 'decode'}, median t/s", f"{speed:.1f}", beside))
         if row["n_gen"]:
             found.append(("first token", f"{row['ttft_ms']:.0f} ms", f"{OPENING} tokens of prompt"))
@@ -77,7 +84,7 @@ def _speeds(profile: dict[str, Any]) -> list[str]:
         rows: dict[str, list[tuple[str, float, float, str]]] = {}
         for row in profile["rows"]:
             if row[kind]:
-                style = _STYLE.get(row["placement"], "p3")
+                style = _style(row["placement"])
                 rows.setdefault(test_name(row), []).append((row["placement"], row["avg_ts"], row["stddev_ts"], style))
         if rows:
             svg = charts.bars(list(rows.items()), "t/s", f"{heading}, tokens per second")
@@ -113,7 +120,7 @@ def _latency(profile: dict[str, Any]) -> str:
         values = sorted(one["itl_ms"])
         points = [(min(v, most), (i + 1) / len(values)) for i, v in enumerate(values)]
         dash = _DASHES[tests.index(one["test"]) % len(_DASHES)]
-        style = f"{_STYLE.get(one['placement'], 'p3')} {dash}"
+        style = f"{_style(one['placement'])} {dash}"
         plot.line([(points[0][0], 0.0), *points], style)
         legend.append((f"line {style}", f"{one['placement']} {one['test']}", f"p95 {_quantile(values, 0.95)} ms"))
     return _card(

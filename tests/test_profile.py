@@ -51,7 +51,7 @@ def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("device", ["none", "sim"])
 def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> None:
     config = OffloadConfig(device=device, vram="50%", profile="off")
-    memory = figures.as_dict(profile(model, [Test(generate=2)], 1, config, 1))["memory"]
+    memory = figures.as_dict(profile(model, [Test(prompt=64), Test(generate=2)], 1, config, 1))["memory"]
     assert sum(part["bytes"] for part in memory["resident"]) == pytest.approx(memory["resident_bytes"], rel=0.02)
     assert all(part["bytes"] >= 0 for part in memory["resident"])
     parts = {part["what"]: part["bytes"] for part in memory["resident"]}
@@ -63,7 +63,10 @@ def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> N
         held = next(size for (_, what), size in allocated.items() if "resident experts" in what)
         assert held == pytest.approx(experts / 2, rel=0.02)
         on_device = sum(size for (tier, _), size in allocated.items() if tier == "SIM")
-        assert on_device == pytest.approx(memory["device_used_bytes"], rel=0.02)
+        rows_of_a_batch = (
+            1 << 19
+        )  # which the engine sends to the device; of the weight only in a model as small as this
+        assert 0 <= memory["device_used_bytes"] - on_device <= 0.02 * on_device + rows_of_a_batch
 
 
 @pytest.mark.parametrize("form", ["md", "jsonl", "csv"])

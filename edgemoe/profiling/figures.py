@@ -20,7 +20,6 @@ from .placements import PLAIN, SIMULATED
 
 SCHEMA = "edgemoe.profile.v1"
 BATCH = 512  # llama-cpp-python's default, of both kinds
-STREAMS = "staging, streams, driver; of a shared device also other programs"
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
@@ -136,7 +135,7 @@ def memory_figures(result: Result) -> dict[str, Any]:
 
 
 def allocated(result: Result) -> list[tuple[str, str, int]]:
-    """Tier, what, bytes: what was asked for, by those who asked; the rows of a device add up to its own count."""
+    """Tier, what, bytes: what was asked for, by those who asked."""
     shape = moe_shape(result.file)
     experts = sum(shape.expert_bytes) * shape.experts if shape else 0
     total = sum(tensor.bytes for tensor in result.file.tensors.values())
@@ -146,9 +145,8 @@ def allocated(result: Result) -> list[tuple[str, str, int]]:
         found.append(("RAM" if _on_host(name) else name, f"{kind} buffer of {name}", size))
     if result.slots:
         found.append((result.device.upper(), f"{result.slots} resident experts", result.slot_bytes))
-    on_device = sum(size for tier, _, size in found if tier not in ("file", "RAM"))
-    if result.device_used is not None and result.device_used > on_device:
-        found.append((result.device.upper(), STREAMS, result.device_used - on_device))
+    if result.stage_bytes:
+        found.append((result.device.upper(), "staging for experts of a prefill", result.stage_bytes))
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import OffloadConfig
 from ..engine import Llama, host
+from ..engine.llama import STREAM_SLOTS
 from ..errors import EdgeMoEError
 from ..gguf import GgufFile, check
 from ..types import ExpertStats
@@ -96,6 +97,7 @@ class Result:
         slots: resident experts there is room for, all layers.
         ram: of the process, with our model loaded and warm and no other, see ``memory.Account``.
         plain_bytes: by which the process grew when llama.cpp loaded the model for itself and was warm.
+        stage_bytes: device memory through which a prefill streams experts.
         device_used: bytes in use as the device counts them, None without one.
         notes: sentences of the engine, and of what could not be measured.
         observed: tokens generated under observation after the measurements; None where there were none.
@@ -114,6 +116,7 @@ class Result:
     slots: int
     ram: memory.Account
     plain_bytes: int
+    stage_bytes: int
     device_used: int | None
     notes: list[str]
     observed: Observation | None = None
@@ -162,12 +165,13 @@ def profile(
         stats = ours.experts.stats()
         result = Result(
             file, threads, ours.experts.device, [], run.load_ms, ledger.buffers, stats.slot_bytes, stats.slots,
-            memory.Account.nothing(), 0, None, [], None, run.spans, host.version(),
+            memory.Account.nothing(), 0, 0, None, [], None, run.spans, host.version(),
         )  # fmt: skip
         longest = max(t.prompt for t in tests)
         try:
             run.warm_up(OURS, ours, tokens, longest)
             result.ram, result.device_used = ledger.take(file), _device_used(ours)
+            result.stage_bytes = _stage_bytes(ours, offload)
             others = placements(file, result.device, result.slot_bytes)
             together = result.device in SIMULATED  # a GPU has no room for two models: one after the other
             models: dict[str, Any] = {OURS: ours}
@@ -323,6 +327,15 @@ def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[st
     sample.ns.append(last - first)
     sample.scheduler_ns += _scheduler_ns(llm) - scheduled
     return before
+
+
+def _stage_bytes(llm: Any, offload: OffloadConfig) -> int:
+    """The engine has one set of staging places for layers of the same size, from the first prefill on."""
+    shape = llm.experts.shape
+    if shape is None or not offload.stream_tokens or not llm.experts.stats().slots:
+        return 0
+    places = min(STREAM_SLOTS, shape.experts) // 2 * 2
+    return int(places * sum(set(shape.expert_bytes)))
 
 
 def _device_used(llm: Any) -> int | None:

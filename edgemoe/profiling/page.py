@@ -197,7 +197,7 @@ def _curve(curve: dict[str, Any], seen: dict[str, Any]) -> str:
     plot.upright(knee["slots"] / experts, f"knee: {knee['slots']} of {experts}, {knee['hit_rate']:.0%}")
     legend = []
     for key, name, style in (
-        ("belady", "optimum", "p2 d2"), ("adaptive", "ours, on demand", "ours"), ("lru", "LRU", "p3 d1")
+        ("belady", "optimum on demand", "p2 d2"), ("adaptive", "ours, on demand", "ours"), ("lru", "LRU", "p3 d1")
     ):  # fmt: skip
         plot.line([(point["share"], point[key]) for point in curve["points"]], style, marks=key == "adaptive")
         legend.append((f"line {style}", name, ""))
@@ -251,6 +251,8 @@ def _tables(profile: dict[str, Any]) -> str:
         [a["tier"], a["what"], f"{a['bytes'] / _MIB:,.0f}".replace(",", " ")] for a in profile["memory"]["allocated"]
     ]
     about = "By those who asked for it; pages that were never touched are not in RAM."
+    if used := profile["memory"]["device_used_bytes"]:
+        about += f" The device itself counts {used / _MIB:.0f} MiB in use, other programs included."
     return cards + _card(
         "Memory that was allocated", _table(["tier", "what", "MiB"], lines, 2), about, extra="wide memory"
     )

@@ -44,6 +44,8 @@ def as_markdown(profile: dict[str, Any]) -> str:
         parts.append(table(["model", "size", "placement", "threads", "test", "t/s"], [_speed(row) for row in rows]))
     parts += [_latency(rows), *map(_time, profile["time"]), _cache(rows)]
     lines = [[a["tier"], a["what"], f"{a['bytes'] / _MIB:.0f}"] for a in profile["memory"]["allocated"]]
+    if used := profile["memory"]["device_used_bytes"]:
+        lines.append(["", "in use, as the device counts it, with other programs", f"{used / _MIB:.0f}"])
     parts += [table(["allocated in", "what", "MiB"], lines, texts=2), _resident(profile["memory"])]
     parts += [f"Loading: {', '.join(f'{name} {ms:.0f} ms' for name, ms in profile['load_ms'].items())}."]
     parts += [f"Note: {note}" for note in profile["notes"]]

@@ -76,6 +76,9 @@ def test_labels_of_a_plot_do_not_overlap(made: tuple[dict[str, Any], str]) -> No
         boxes = []
         for x, y, anchor, words in found:
             width = 6.6 * len(words)
+            assert anchor != "end" or float(x) > charts.LEFT or float(x) - width >= 15, (
+                f"{words} on the label of its axis"
+            )
             left = float(x) - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             boxes.append((left, left + width, float(y), words))
         for i, (left, right, y, words) in enumerate(boxes):

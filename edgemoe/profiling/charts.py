@@ -8,8 +8,9 @@ from math import floor, log10
 
 # Of one plot, in its own units; a card of the page shows it at about this size.
 WIDTH, HEIGHT = 400.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 22.0, 12.0, 42.0
-ROW, BAR = 40.0, 15.0  # of horizontal bars
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 22.0, 12.0, 42.0
+ROW = 46.0  # of a stacked bar and its heading
+THIN, THICK, FULL = 15.0, 32.0, 140.0  # horizontal bars: thinnest, thickest, all together
 Points = Sequence[tuple[float, float]]
 
 
@@ -77,19 +78,23 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float, float, str]]]], un
         name: for those who cannot see it.
     """
     most = max((value + spread for _, group in rows for _, value, spread, _ in group), default=1.0) or 1.0
-    scale = (WIDTH - 150.0) / most
+    names = max((len(what) for _, group in rows for what, _, _, _ in group), default=0)
+    scale = max(WIDTH - 90.0 - 6.8 * names, 60.0) / most
+    bar = min(THICK, max(THIN, FULL / max(sum(len(group) for _, group in rows), 1)))
     parts, y = [], 4.0
     for heading, group in rows:
         parts.append(text(0, y + 11, heading, "start", "strong"))
         y += 18
         for what, value, spread, style in group:
             end = value * scale
-            parts.append(f'<rect class="{style}" x="0" y="{y}" width="{max(end, 1):.1f}" height="{BAR}" rx="2"/>')
-            low, high, middle = max(end - spread * scale, 0), end + spread * scale, y + BAR / 2
-            parts.append(f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}M{high:.1f} {middle - 3}v6"/>')
-            parts.append(text(high + 7, y + 12, f"{value:.{1 if value >= 10 else 2}f} {unit}", "start", "strong"))
-            parts.append(text(WIDTH, y + 12, what, "end"))
-            y += BAR + 4
+            parts.append(f'<rect class="{style}" x="0" y="{y}" width="{max(end, 1):.1f}" height="{bar:.1f}" rx="2"/>')
+            low, high, middle = max(end - spread * scale, 0), end + spread * scale, y + bar / 2
+            parts.append(
+                f'<path class="whisker" d="M{low:.1f} {middle:.1f}H{high:.1f}M{high:.1f} {middle - 3:.1f}v6"/>'
+            )
+            parts.append(text(high + 7, middle + 4, f"{value:.{1 if value >= 10 else 2}f} {unit}", "start", "strong"))
+            parts.append(text(WIDTH, middle + 4, what, "end"))
+            y += bar + 4
         y += 10
     return picture(parts, y, name)
 
@@ -105,7 +110,7 @@ def stacks(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], unit: s
         x, y = 0.0, y + 18
         for what, value, style in parts:
             width = value / most * WIDTH
-            size = f'width="{max(width - 1, 0.3):.2f}" height="26"'
+            size = f'width="{max(width - 1, 0.3):.2f}" height="32"'
             hint = title(f"{what}: {number(value)} {unit}")
             found.append(f'<rect class="{style}" x="{x:.2f}" y="{y}" {size}>{hint}</rect>')
             x += width

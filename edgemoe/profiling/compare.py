@@ -149,7 +149,11 @@ def _by_row(profile: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
 def _shown(profile: dict[str, Any]) -> tuple[Any, Any, Any]:
     machine, rows = profile["machine"], profile["rows"]
     model = [(row["model_filename"], row["model_size"]) for row in rows[:1]]
-    return model, (machine["cpu"], machine["cores"]), [(row["gpu_info"], row["n_threads"]) for row in rows[:1]]
+    return (
+        model,
+        (machine["cpu"], machine["cores"]),
+        [(f"device {row['gpu_info'] or 'none'}", f"{row['n_threads']} threads") for row in rows[:1]],
+    )
 
 
 def _warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

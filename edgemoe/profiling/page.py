@@ -145,14 +145,16 @@ def _memory_over_time(profile: dict[str, Any]) -> str:
     if not spans:
         return ""
     zero = spans[0]["start_ns"]
-    points = [((s["end_ns"] - zero) / 1e9, s["resident_bytes"] / _MIB) for s in spans]
-    plot = charts.Plot("seconds", "process in RAM, MiB", points[-1][0], max(y for _, y in points) * 1.1)
+    most = max(span["resident_bytes"] for span in spans)
+    unit, name = (2**30, "GiB") if most >= 4 * 2**30 else (_MIB, "MiB")
+    points = [((s["end_ns"] - zero) / 1e9, s["resident_bytes"] / unit) for s in spans]
+    plot = charts.Plot("seconds", f"process in RAM, {name}", points[-1][0], most / unit * 1.1)
     for span in spans:
         if span["what"] in ("loading", "warm-up"):
             at = [(span[key] - zero) / 1e9 for key in ("start_ns", "end_ns")]
             plot.band(at[0], at[1], "load", f"{span['what']}: {span['placement']}")
     plot.line(points, "ours", marks=len(points) < 40)
-    about = "After each step of the run. Ours loads first, then llama.cpp beside it."
+    about = "After each step of the run; ours is loaded first."
     legend = [("line ours", "process in RAM", ""), ("load", "a model loads or warms up", "")]
     return _card("Memory over time", plot.svg("Memory over time"), about, legend)
 

@@ -103,6 +103,13 @@ def test_files_that_are_not_ours_are_refused(damage: str, tmp_path: Path, capsys
     assert "b.json" in error and error.count("error:") == 1 and "hint:" in error
 
 
+def test_a_file_of_another_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = saved(tmp_path, "a.json", [1.0])
+    other = saved(tmp_path, "b.json", [1.0], schema="edgemoe.profile.v2")
+    assert main(["profile", "--compare", str(good), str(other)]) == 2
+    assert "not edgemoe.profile.v1" in capsys.readouterr().err
+
+
 def test_rows_with_speeds_of_nothing_are_damaged(tmp_path: Path) -> None:
     good = saved(tmp_path, "a.json", [1.0])
     for speeds in ([], [0.0], ["fast"], [float("nan")]):

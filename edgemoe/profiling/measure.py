@@ -264,11 +264,12 @@ class _Run:
 
 def _tokens(llm: Any, most: int, synthetic: bool) -> Callable[[int], Iterator[list[int]]]:
     """Gives, for each repetition, a source of token lists of ``most`` tokens that begin with another prompt."""
-    if synthetic or llm.metadata.get("tokenizer.ggml.model") == "no_vocab":
+    texts: list[list[int]] = []
+    if not synthetic and llm.metadata.get("tokenizer.ggml.model") != "no_vocab":
+        texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
+    if not any(texts):  # a vocabulary without letters gives nothing for a text
         random = np.random.default_rng(0)
         texts = [random.integers(0, llm.n_vocab(), most).tolist() for _ in PROMPTS]
-    else:
-        texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
 
     def source(repetition: int) -> Iterator[list[int]]:
         at = repetition * 5

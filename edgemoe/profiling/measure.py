@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from ..config import OffloadConfig
-from ..engine import Llama
+from ..engine import Llama, host
+from ..engine.llama import STREAM_SLOTS
+from ..errors import EdgeMoEError
 from ..gguf import GgufFile, check
 from ..types import ExpertStats
 from . import memory
+from .observe import Observation, Span, likeliest, observe
+from .placements import PLAIN, SIMULATED, Placement, placements
 from .prompts import PROMPTS
 
 Progress = Callable[[float, str], None]
-PLAIN, OURS = "llama.cpp", "edgemoe"
+OURS = "edgemoe"
 OPENING = 32  # tokens of a prompt that a generation begins with
 WARM_UP = 8
+GAUGES = {"slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers"}  # states, not counts
+OBSERVED = 128  # tokens, at most, of the observation
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,15 @@ class Samples:
     """What was measured of one placement and test.
 
     Attributes:
-        placement: `PLAIN` or `OURS`.
+        placement: `OURS`, or one of llama.cpp, whose names begin with `PLAIN`.
         test: what was run.
         ns: wall time of each repetition.
         first_ns: of each repetition, the time to the first token of a generation, opening included.
         between_ns: times between tokens, all repetitions together.
+        computing_ns: of these, the time inside ``eval``.
+        sampling_ns: of these, the time to wait for the logits and to choose a token.
         scheduler_ns: time in Python between tokens that the scheduler took, all repetitions together.
-        stats: differences of the counters over all repetitions; None for llama.cpp.
+        stats: differences of the counters over all repetitions, `GAUGES` as they are; None for llama.cpp.
     """
 
     placement: str
@@ -62,6 +70,8 @@ class Samples:
     ns: list[int] = field(default_factory=list)
     first_ns: list[int] = field(default_factory=list)
     between_ns: list[int] = field(default_factory=list)
+    computing_ns: int = 0
+    sampling_ns: int = 0
     scheduler_ns: int = 0
     stats: dict[str, int] | None = None
 
@@ -85,9 +95,15 @@ class Result:
         buffers: llama.cpp's buffers of our model, bytes by (kind, where).
         slot_bytes: device memory of resident experts.
         slots: resident experts there is room for, all layers.
-        ram: of the process with both models open, see ``memory.process``.
-        notes: sentences of the engine.
-        complete: False when the run was interrupted.
+        ram: of the process, with our model loaded and warm and no other, see ``memory.Account``.
+        plain_bytes: by which the process grew when llama.cpp loaded the model for itself and was warm.
+        stage_bytes: device memory through which a prefill streams experts.
+        device_used: bytes in use as the device counts them, None without one.
+        notes: sentences of the engine, and of what could not be measured.
+        observed: tokens generated under observation after the measurements; None where there were none.
+        spans: what was done when.
+        build: name and version of the llama-cpp-python that ran.
+        stopped: why the run ended early, empty when it did not.
     """
 
     file: GgufFile
@@ -98,9 +114,20 @@ class Result:
     buffers: dict[tuple[str, str], int]
     slot_bytes: int
     slots: int
-    ram: dict[str, int]
+    ram: memory.Account
+    plain_bytes: int
+    stage_bytes: int
+    device_used: int | None
     notes: list[str]
-    complete: bool = True
+    observed: Observation | None = None
+    spans: list[Span] = field(default_factory=list)
+    build: str = ""
+    stopped: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended the run."""
+        return self.stopped == INTERRUPTED
 
 
 def profile(
@@ -110,8 +137,9 @@ def profile(
     offload: OffloadConfig,
     threads: int,
     progress: Progress = lambda share, step: None,
+    synthetic: bool = False,
 ) -> Result:
-    """Measure ``tests`` on both placements in turns; an interruption ends the run early but keeps what there is.
+    """Measure ``tests`` on both placements in turns; what ends the run early costs only what was not measured yet.
 
     Args:
         path: the model.
@@ -120,51 +148,128 @@ def profile(
         offload: where our experts live.
         threads: of the CPU, for both.
         progress: told the share done and what is being done.
+        synthetic: random tokens instead of text; they route unlike text, so the figures of a cache mean little.
+
+    Raises:
+        EdgeMoEError: our model does not load.
     """
-    context = max(max(t.prompt, t.generate + OPENING) + t.depth for t in tests) + 16
+    context = max(max(t.prompt, t.generate + OPENING, WARM_UP + OPENING) + t.depth for t in tests) + 16
     keywords: dict[str, Any] = {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
-    file, load_ms = check(path), {}
+    file = check(path)
     with ExitStack() as open_models:
-        progress(0.0, "loading")
-        started = time.perf_counter()
-        plain = llama_cpp.Llama(str(path), **keywords)
-        open_models.callback(plain.close)
-        load_ms[PLAIN] = (time.perf_counter() - started) * 1e3
-        started = time.perf_counter()
-        with memory.buffers() as found:
+        run = _Run(progress)
+        with run.step("loading", OURS), memory.watch() as ledger:
             ours = Llama(path, offload=offload, **keywords)
         open_models.callback(ours.close)
-        load_ms[OURS] = (time.perf_counter() - started) * 1e3
-        models: dict[str, Any] = {PLAIN: plain, OURS: ours}
-        samples = [Samples(name, test) for test in tests for name in models]
-        tokens = _tokens(ours, context)
-        complete = _run(models, samples, tokens, repetitions, progress)
+        tokens = _tokens(ours, context, synthetic)
         stats = ours.experts.stats()
-        return Result(
-            file, threads, ours.experts.device, samples, load_ms, dict(found), stats.slot_bytes, stats.slots,
-            memory.process(), list(ours.experts.notes), complete,
+        result = Result(
+            file, threads, ours.experts.device, [], run.load_ms, ledger.buffers, stats.slot_bytes, stats.slots,
+            memory.Account.nothing(), 0, 0, None, [], None, run.spans, host.version(),
         )  # fmt: skip
+        longest = max(t.prompt for t in tests)
+        try:
+            run.warm_up(OURS, ours, tokens, longest)
+            result.ram, result.device_used = ledger.take(file), _device_used(ours)
+            result.stage_bytes = _stage_bytes(ours, offload)
+            others = placements(file, result.device, result.slot_bytes)
+            together = result.device in SIMULATED  # a GPU has no room for two models: one after the other
+            models: dict[str, Any] = {OURS: ours}
+            if together and (plain := run.open_plain(others[0], path, keywords, result)) is not None:
+                open_models.callback(plain.close)
+                models = {PLAIN: plain, OURS: ours}
+                run.warm_up(PLAIN, plain, tokens, longest)
+                result.plain_bytes = memory.resident() - result.ram.resident
+            result.samples = [Samples(name, test) for test in tests for name in models]
+            run.measure(models, result.samples, tokens, repetitions)
+            with run.step("observing", OURS):
+                count = min(max([t.generate for t in tests] + [WARM_UP]), OBSERVED)
+                result.observed = observe(ours, next(tokens(repetitions)), OPENING, count)
+            if not together:
+                ours.close()
+                result.notes.append("Placements were measured one after the other: the device has room for one model.")
+                run.alone(others, path, keywords, tests, tokens, repetitions, result)
+        except KeyboardInterrupt:
+            result.stopped = INTERRUPTED
+        except (EdgeMoEError, MemoryError, RuntimeError) as error:
+            result.stopped = str(error) or "memory ran out"
+        result.notes += ours.experts.notes
+        return result
 
 
-def _run(models: dict[str, Any], samples: list[Samples], tokens: Any, repetitions: int, progress: Progress) -> bool:
-    try:
-        for name, model in models.items():
-            progress(0.0, f"warming up {name}")
+class _Run:
+    """Does the steps of a profile, one after the other, and keeps when."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.spans: list[Span] = []
+        self.load_ms: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def step(self, what: str, placement: str, share: float = 0.0) -> Iterator[None]:
+        """Announce a step and keep its time."""
+        self._progress(share, f"{what}: {placement}")
+        started = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            ended = time.perf_counter_ns()
+            self.spans.append(Span(what, placement, started, ended, memory.resident()))
+            if what == "loading":
+                self.load_ms[placement] = (ended - started) / 1e6
+
+    def open_plain(self, placement: Placement, path: Path, keywords: dict[str, Any], result: Result) -> Any:
+        """llama.cpp as it is; None, and a note, where it does not load: memory may suffice for ours only."""
+        try:
+            with self.step("loading", placement.name):
+                return placement.open(path, keywords)
+        except (ValueError, MemoryError) as error:
+            result.notes.append(f"{placement.name}: did not load ({error}), so there is no row to compare with.")
+            return None
+
+    def alone(
+        self, others: Sequence[Placement], path: Path, keywords: dict[str, Any], tests: Sequence[Test], tokens: Any,
+        repetitions: int, result: Result,
+    ) -> None:  # fmt: skip
+        """Load, measure and close one placement after the other."""
+        for placement in others:
+            if (model := self.open_plain(placement, path, keywords, result)) is None:
+                continue
+            try:
+                self.warm_up(placement.name, model, tokens, max(t.prompt for t in tests))
+                samples = [Samples(placement.name, test) for test in tests]
+                result.samples += samples
+                self.measure({placement.name: model}, samples, tokens, repetitions)
+            finally:
+                model.close()
+
+    def warm_up(self, name: str, model: Any, tokens: Any, prompt: int) -> None:
+        """Compute once what will be measured, so that lazy allocations and uploads are over."""
+        with self.step("warm-up", name):
+            if prompt:
+                model.eval(next(tokens(0))[:prompt])
+                model.reset()
             _generate(model, next(tokens(0)), WARM_UP, Samples(name, Test(generate=WARM_UP)))
-        models[OURS].experts.wait()
+            if name == OURS and not model.experts.wait():
+                raise EdgeMoEError("the device did not take the experts within a minute")
+
+    def measure(self, models: dict[str, Any], samples: list[Samples], tokens: Any, repetitions: int) -> None:
+        """All repetitions, placements in turns."""
         for repetition in range(repetitions):
             for done, sample in enumerate(samples):
                 share = (repetition + done / len(samples)) / repetitions
-                progress(share, f"{sample.test.name} on {sample.placement}, {repetition + 1} of {repetitions}")
-                _sample(models[sample.placement], sample, tokens(repetition))
-    except KeyboardInterrupt:
-        return False
-    return True
+                with self.step(f"{sample.test.name}, {repetition + 1} of {repetitions}", sample.placement, share):
+                    _sample(models[sample.placement], sample, tokens(repetition))
 
 
-def _tokens(llm: Any, most: int) -> Callable[[int], Iterator[list[int]]]:
+def _tokens(llm: Any, most: int, synthetic: bool) -> Callable[[int], Iterator[list[int]]]:
     """Gives, for each repetition, a source of token lists of ``most`` tokens that begin with another prompt."""
-    texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
+    texts: list[list[int]] = []
+    if not synthetic and llm.metadata.get("tokenizer.ggml.model") != "no_vocab":
+        texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
+    if not any(texts):  # a vocabulary without letters gives nothing for a text
+        random = np.random.default_rng(0)
+        texts = [random.integers(0, llm.n_vocab(), most).tolist() for _ in PROMPTS]
 
     def source(repetition: int) -> Iterator[list[int]]:
         at = repetition * 5
@@ -190,28 +295,34 @@ def _sample(llm: Any, sample: Samples, source: Iterator[list[int]]) -> None:
     if test.prompt:
         started = time.perf_counter_ns()
         llm.eval(next(source)[: test.prompt])
-        _ = llm._ctx.get_logits()
+        likeliest(llm)  # waits for the device
         sample.ns.append(time.perf_counter_ns() - started)
     else:
         before = _generate(llm, next(source), test.generate, sample)
     after = _counters(llm)
     if after is not None and before is not None:
         total = sample.stats or dict.fromkeys(after, 0)
-        sample.stats = {name: total[name] + after[name] - before[name] for name in after}
+        sample.stats = {
+            name: after[name] if name in GAUGES else total[name] + after[name] - before[name] for name in after
+        }
 
 
 def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[str, int] | None:
     """Greedy decoding, timed token by token; gives the counters after the opening, which only the first token pays."""
     opened = time.perf_counter_ns()
     llm.eval(text[:OPENING])
-    token = _likeliest(llm)
+    token = likeliest(llm)
     sample.first_ns.append(time.perf_counter_ns() - opened)
     scheduled, before = _scheduler_ns(llm), _counters(llm)
     last = first = time.perf_counter_ns()
     for _ in range(count):
+        started = time.perf_counter_ns()
         llm.eval([token])
-        token = _likeliest(llm)
+        computed = time.perf_counter_ns()
+        token = likeliest(llm)
         now = time.perf_counter_ns()
+        sample.computing_ns += computed - started
+        sample.sampling_ns += now - computed
         sample.between_ns.append(now - last)
         last = now
     sample.ns.append(last - first)
@@ -219,9 +330,20 @@ def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[st
     return before
 
 
-def _likeliest(llm: Any) -> int:
-    logits = np.ctypeslib.as_array(llm._ctx.get_logits_ith(-1), shape=(llm.n_vocab(),))
-    return int(logits.argmax())
+def _stage_bytes(llm: Any, offload: OffloadConfig) -> int:
+    """The engine has one set of staging places for layers of the same size, from the first prefill on."""
+    shape = llm.experts.shape
+    if shape is None or not offload.stream_tokens or not llm.experts.stats().slots:
+        return 0
+    places = min(STREAM_SLOTS, shape.experts) // 2 * 2
+    return int(places * sum(set(shape.expert_bytes)))
+
+
+def _device_used(llm: Any) -> int | None:
+    if llm.experts.device == "none":
+        return None
+    free, total = llm._native.device_memory()
+    return int(total - free)
 
 
 def _counters(llm: Any) -> dict[str, int] | None:

@@ -1,55 +1,216 @@
-"""Where the memory of a loaded model is: what llama.cpp says of its buffers, what the operating system says of us."""
+"""Where the memory of a loaded model is: what llama.cpp says of its buffers, and which pages are really there.
+
+On Linux every page of the process is counted once, by the place it lies at: the model file's mapping (split by the
+offsets of its tensors), address ranges that appeared while a buffer was allocated, and the rest. The sum is compared
+with what the operating system reports, which is another count of the same pages.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import psutil
 
+from ..gguf import EXPERTS as EXPERT_NAME
+from ..gguf import GgufFile
+
+BEFORE = "Python and libraries, before loading"
+SINCE = "vocabulary, small objects, code, since loading"
+EXPERTS = "routed experts, mapped from the file"
+DENSE = "other weights, mapped from the file"  # all of them where a model is split into files
+LATER = "after"  # the kind of what is allocated when llama.cpp has made its buffers
+
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
+_MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ *(.*)$")
+_PAGE = 4096
+Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Memory of the process at one moment, bytes.
+
+    Attributes:
+        parts: pages that are in RAM, by what they are for; empty where the system does not tell.
+        resident: RSS, as the operating system reports it.
+        shared: of it, pages that other processes map as well, None where unknown.
+        proportional: PSS: shared pages divided by their users, None where unknown.
+        free: what programs could still have.
+    """
+
+    parts: dict[str, int]
+    resident: int
+    shared: int | None
+    proportional: int | None
+    free: int
+
+    @classmethod
+    def nothing(cls) -> Account:
+        """Not measured yet."""
+        return cls({}, 0, None, None, 0)
+
+
+@dataclass
+class Ledger:
+    """Which addresses appeared when. Made before a model loads.
+
+    Attributes:
+        buffers: llama.cpp's buffers, bytes by (kind, where).
+    """
+
+    buffers: dict[tuple[str, str], int] = field(default_factory=dict)
+    _before: int = 0
+    _known: Ranges = field(default_factory=list)
+    _claims: dict[str, Ranges] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Note what is there already."""
+        self._before = resident()
+        self._known = _anonymous()
+
+    def claim(self, kind: str) -> None:
+        """Address ranges that are new since the last claim are of ``kind``."""
+        now = _anonymous()
+        self._claims.setdefault(kind, []).extend(_without(now, self._known))
+        self._known = now
+
+    def take(self, file: GgufFile) -> Account:
+        """Count the pages that are in RAM now."""
+        parts = _count(file, self._claims) if sys.platform == "linux" else {}
+        if parts:
+            parts = {BEFORE: self._before, SINCE: parts.pop(SINCE) - self._before, **parts}
+        full = psutil.Process().memory_full_info()
+        pss, uss = getattr(full, "pss", None), getattr(full, "uss", None)
+        shared = None if uss is None else full.rss - uss
+        return Account(parts, full.rss, shared, pss, psutil.virtual_memory().available)
 
 
 class _Buffers(logging.Handler):
-    """Collects what llama.cpp says about its buffers, in bytes by (kind, where)."""
+    """Reads what llama.cpp says about its buffers into a ledger; it says so right after it allocated them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__(logging.DEBUG)
-        self.found: dict[tuple[str, str], int] = {}
+        self._ledger = ledger
 
     def emit(self, record: logging.LogRecord) -> None:
         """Read one message."""
         if match := _LINE.search(record.getMessage()):
             key = (match[2], match[1])
-            self.found[key] = self.found.get(key, 0) + int(float(match[3]) * 2**20)
+            self._ledger.buffers[key] = self._ledger.buffers.get(key, 0) + int(float(match[3]) * 2**20)
+            self._ledger.claim(match[2])
 
 
 @contextmanager
-def buffers() -> Iterator[dict[tuple[str, str], int]]:
-    """Bytes by (kind, where) of the buffers that a model of ours allocates inside the ``with`` block.
+def watch() -> Iterator[Ledger]:
+    """Keep a ledger of a model of ours that is loaded inside the ``with`` block.
 
-    Kinds are llama.cpp's: model, KV, RS (recurrent state), compute, output.
+    Kinds of buffers are llama.cpp's: model, KV, RS (recurrent state), compute, output; and `LATER`.
     """
-    logger = logging.getLogger("edgemoe.llama")
-    handler, level = _Buffers(), logger.level
+    logger, ledger = logging.getLogger("edgemoe.llama"), Ledger()
+    handler, level = _Buffers(ledger), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
-        yield handler.found
+        yield ledger
+        ledger.claim(LATER)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
 
 
-def process() -> dict[str, int]:
-    """Bytes of this process in RAM: ``resident``, and of it ``mapped`` (pages of files, given back under pressure)."""
-    resident = psutil.Process().memory_info().rss
-    mapped = 0
-    rollup = Path("/proc/self/smaps_rollup")
-    if rollup.exists():
-        anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup.read_text(), re.MULTILINE)
-        mapped = max(0, resident - int(anonymous[1]) * 1024) if anonymous else 0
-    return {"resident": resident, "mapped": mapped, "free": psutil.virtual_memory().available}
+def resident() -> int:
+    """Bytes of this process in RAM, files that it maps included."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _count(file: GgufFile, claims: dict[str, Ranges]) -> dict[str, int]:
+    """Bytes in RAM of every mapping of this process, by what it is for; empty where the kernel does not say."""
+    experts = _expert_ranges(file)
+    parts = dict.fromkeys((SINCE, EXPERTS, DENSE), 0)
+    try:
+        with Path("/proc/self/pagemap").open("rb") as pagemap:
+            for start, end, offset, name, rss in _smaps():
+                wanted, rest = (claims if not name else {}), SINCE
+                if name in experts:
+                    wanted, rest = (
+                        {EXPERTS: [(start + a - offset, start + b - offset) for a, b in experts[name]]},
+                        DENSE,
+                    )
+                left = rss
+                for what, ranges in wanted.items() if rss else ():
+                    held = _present(pagemap, _common(ranges, start, end))
+                    parts[what] = parts.get(what, 0) + held
+                    left -= held
+                parts[rest] += left
+    except OSError:
+        return {}
+    return {what: size for what, size in parts.items() if size}
+
+
+def _expert_ranges(file: GgufFile) -> dict[str, Ranges]:
+    """Where the routed experts lie in the files of the model, by path; unknown, so empty, for a split model."""
+    found: dict[str, Ranges] = {str(path.resolve()): [] for path in file.shards}
+    if len(found) == 1:
+        for name, tensor in file.tensors.items():
+            if EXPERT_NAME.match(name):
+                found[str(file.path.resolve())].append((tensor.offset, tensor.offset + tensor.bytes))
+    return found
+
+
+def _present(pagemap: BinaryIO, ranges: Ranges) -> int:
+    """Bytes of ``ranges`` that are in RAM: bit 63 of a page's entry."""
+    total = 0
+    for start, end in ranges:
+        first, last = start // _PAGE, -(-end // _PAGE)
+        pagemap.seek(first * 8)
+        entries = np.frombuffer(pagemap.read((last - first) * 8), dtype=np.uint64)
+        total += int((entries >> np.uint64(63)).sum()) * _PAGE
+    return total
+
+
+def _smaps() -> Iterator[tuple[int, int, int, str, int]]:
+    """Start, end, offset in the file, path (empty for anonymous memory) and bytes in RAM of every mapping."""
+    place: tuple[int, int, int, str] | None = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := _MAP.match(line):
+            place = (int(match[1], 16), int(match[2], 16), int(match[3], 16), match[4])
+        elif place is not None and line.startswith("Rss:"):
+            yield (*place, int(line.split()[1]) * 1024)
+
+
+def _anonymous() -> Ranges:
+    """Address ranges without a file, the heap and the stacks left out, in rising order."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    found = (_MAP.match(line) for line in lines)
+    return [(int(m[1], 16), int(m[2], 16)) for m in found if m and not m[4]]
+
+
+def _without(ranges: Ranges, known: Ranges) -> Ranges:
+    """The parts of ``ranges`` that are in none of ``known``; both in rising order."""
+    found = []
+    for start, end in ranges:
+        at = start
+        for a, b in known:
+            if b <= at or a >= end:
+                continue
+            if a > at:
+                found.append((at, a))
+            at = max(at, b)
+        if at < end:
+            found.append((at, end))
+    return found
+
+
+def _common(ranges: Ranges, start: int, end: int) -> Ranges:
+    return [(max(a, start), min(b, end)) for a, b in ranges if a < end and b > start]

@@ -1,0 +1,252 @@
+"""The figures of a profile: what was measured, brought into the form of ``profile.schema.json``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import psutil
+
+from .. import __version__
+from ..gguf import TYPES, moe_shape
+from . import curve, memory
+from .measure import OURS, Result, Samples, middle, quantile
+from .observe import Observation, Step
+from .placements import PLAIN, SIMULATED
+
+SCHEMA = "edgemoe.profile.v1"
+BATCH = 512  # llama-cpp-python's default, of both kinds
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    """One row per placement and test: llama-bench's fields, then ours."""
+    file = result.file
+    size = sum(tensor.bytes for tensor in file.tensors.values())
+    params = sum(tensor.elements for tensor in file.tensors.values())
+    common = {
+        "build_commit": result.build,
+        "build_number": 0,
+        "cpu_info": _cpu(),
+        "gpu_info": "" if result.device == "none" else result.device,
+        "model_filename": file.path.name,
+        "model_type": f"{file.architecture} {_mostly(result)}",
+        "model_size": size,
+        "model_n_params": params,
+        "n_batch": BATCH,
+        "n_ubatch": BATCH,
+        "n_threads": result.threads,
+        "type_k": "f16",
+        "type_v": "f16",
+        "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    return [common | _row(sample, result) for sample in result.samples if sample.ns]
+
+
+def _row(sample: Samples, result: Result) -> dict[str, Any]:
+    speeds, ours = sample.per_second, sample.placement == OURS
+    return {
+        "backends": f"EdgeMoE,{result.device}" if ours else "CPU" if result.device in SIMULATED else result.device,
+        "placement": sample.placement,
+        "n_gpu_layers": 0 if result.device == "none" or (result.device == "sim" and not ours) else -1,
+        "n_prompt": sample.test.prompt,
+        "n_gen": sample.test.generate,
+        "n_depth": sample.test.depth,
+        "avg_ns": int(sum(sample.ns) / len(sample.ns)),
+        "stddev_ns": int(_deviation(sample.ns)),
+        "avg_ts": sum(speeds) / len(speeds),
+        "stddev_ts": _deviation(speeds),
+        "samples_ns": sample.ns,
+        "samples_ts": speeds,
+        "ttft_ms": middle(sample.first_ns) / 1e6,
+        "itl_p50_ms": quantile(sample.between_ns, 0.5) / 1e6,
+        "itl_p95_ms": quantile(sample.between_ns, 0.95) / 1e6,
+        "itl_p99_ms": quantile(sample.between_ns, 0.99) / 1e6,
+        "cache": sample.stats or {},
+        "scheduler_ns": sample.scheduler_ns,
+    }
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """Everything, in the form of `SCHEMA`."""
+    shape = moe_shape(result.file)
+    seen = result.observed
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "interrupted": result.interrupted,
+        "stopped": result.stopped,
+        "machine": machine(),
+        "rows": rows(result),
+        "latency": _latency(result),
+        "memory": memory_figures(result),
+        "time": time_split(result),
+        "load_ms": result.load_ms,
+        "spans": [vars(span) for span in result.spans],
+        "observed": _observed(seen, shape.experts) if seen is not None and shape is not None else None,
+        "notes": result.notes,
+        "verdict": verdict(result),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the measurement ran on."""
+    return {
+        "cpu": _cpu(),
+        "cores": physical_cores(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _latency(result: Result) -> list[dict[str, Any]]:
+    return [
+        {"placement": s.placement, "test": s.test.name, "itl_ms": [round(ns / 1e6, 4) for ns in s.between_ns]}
+        for s in result.samples
+        if s.between_ns
+    ]
+
+
+def memory_figures(result: Result) -> dict[str, Any]:
+    """What was allocated by tier, and what of the process is in RAM, part by part, beside the system's own count."""
+    ram = result.ram
+    return {
+        "allocated": [{"tier": tier, "what": what, "bytes": size} for tier, what, size in allocated(result)],
+        "resident": [{"what": _part_name(what, result), "bytes": size} for what, size in ram.parts.items()],
+        "resident_bytes": ram.resident,
+        "shared_bytes": ram.shared,
+        "proportional_bytes": ram.proportional,
+        "plain_bytes": result.plain_bytes,
+        "free_bytes": ram.free,
+        "device_used_bytes": result.device_used,
+    }
+
+
+def allocated(result: Result) -> list[tuple[str, str, int]]:
+    """Tier, what, bytes: what was asked for, by those who asked."""
+    shape = moe_shape(result.file)
+    experts = sum(shape.expert_bytes) * shape.experts if shape else 0
+    total = sum(tensor.bytes for tensor in result.file.tensors.values())
+    found = [("file", "routed experts", experts), ("file", "all else", total - experts)]
+    for (kind, where), size in sorted(result.buffers.items()):
+        name = where.partition("[")[0]  # RPC devices bring their address
+        found.append(("RAM" if _on_host(name) else name, f"{kind} buffer of {name}", size))
+    if result.slots:
+        found.append((result.device.upper(), f"{result.slots} resident experts", result.slot_bytes))
+    if result.stage_bytes:
+        found.append((result.device.upper(), "staging for experts of a prefill", result.stage_bytes))
+    return found
+
+
+def _part_name(part: str, result: Result) -> str:
+    """A kind of llama.cpp's buffers, in words."""
+    later = "resident experts, staging" if result.slots and result.device == "sim" else "staging, logits"
+    names = {
+        "model": "weights copied into buffers, vocabulary", "KV": "KV cache", "RS": "recurrent state",
+        "compute": "compute buffers, as far as used", "output": "output buffer", memory.LATER: later,
+    }  # fmt: skip
+    return names.get(part, part)
+
+
+def time_split(result: Result) -> list[dict[str, Any]]:
+    """Milliseconds per generated token by part, each measured; ``token_ms`` is the whole, measured apart."""
+    found = []
+    for sample in result.samples:
+        if sample.placement != OURS or not sample.test.generate or not sample.ns or sample.stats is None:
+            continue
+        tokens, stats = len(sample.between_ns), sample.stats
+        scheduler = sample.scheduler_ns + stats["schedule_ns"]
+        inside = stats["cpu_ns"] + stats["join_ns"] + stats["schedule_ns"]
+        parts = {
+            "attention, dense layers, router": sample.computing_ns - stats["moe_ns"] - sample.scheduler_ns,
+            "experts: cold, on the CPU": stats["cpu_ns"],
+            "experts: waiting for the device": stats["join_ns"],
+            "experts: launches, copies, sums": stats["moe_ns"] - inside,
+            "scheduler": scheduler,
+            "logits and sampling": sample.sampling_ns,
+        }
+        total = sum(sample.between_ns) / tokens / 1e6
+        ms = {name: max(ns, 0) / tokens / 1e6 for name, ns in parts.items()}
+        found.append({"test": sample.test.name, "token_ms": total, "ms": ms})
+    return found
+
+
+def verdict(result: Result) -> str:
+    """What bounds the speed, and what would change it."""
+    ratios = []
+    for sample in result.samples:
+        others = [s for s in result.samples if s.test == sample.test and s.placement.startswith(PLAIN) and s.ns]
+        if sample.placement == OURS and sample.ns and others:
+            best = max(middle(other.per_second) for other in others)
+            ratios.append(f"{sample.test.name}: {middle(sample.per_second) / best:.2f} x")
+    against = "llama.cpp on the CPU" if result.device in SIMULATED else "llama.cpp's best placement of whole layers"
+    text = f"Against {against}: {', '.join(ratios)}." if ratios else "There is nothing to compare with."
+    split = time_split(result)
+    if split:
+        name, ms = max(split[0]["ms"].items(), key=lambda part: part[1])
+        text += f" Most of a token goes to {name} ({ms:.1f} of {sum(split[0]['ms'].values()):.1f} ms)."
+    hits = [s.stats for s in result.samples if s.stats and s.test.generate]
+    if hits and result.slots:
+        used = sum(h["hits"] + h["misses"] for h in hits)
+        text += f" {sum(h['hits'] for h in hits) / max(used, 1):.0%} of the expert uses were served by {result.device}."
+    if result.device == "sim":
+        text += " The sim device computes on the CPU: its speed says nothing about a GPU."
+    return text
+
+
+def _observed(seen: Observation, experts: int) -> dict[str, Any]:
+    slots = seen.resident.sum(axis=1)
+    return {
+        "tokens": len(seen.steps),
+        "steps": [_step(step) for step in seen.steps],
+        "heat": [[round(float(v), 2) for v in layer] for layer in seen.heat],
+        "resident": [[int(v) for v in layer] for layer in seen.resident],
+        "hit_rate": [round(float(v), 4) for v in seen.hit_rate],
+        "bound": [round(v, 4) for v in curve.bounds(seen.ids, experts, slots)],
+        "curve": curve.hit_rates(seen.ids, experts),
+    }
+
+
+def _step(step: Step) -> dict[str, int]:
+    return {
+        "start_ns": step.start_ns,
+        "computing_ns": step.computing_ns,
+        "sampling_ns": step.sampling_ns,
+        "scheduler_ns": step.scheduler_ns,
+        **step.counts,
+        "resident": step.resident,
+        "pending": step.pending,
+    }
+
+
+def _mostly(result: Result) -> str:
+    """The type that most of the file is in."""
+    size: dict[int, int] = {}
+    for tensor in result.file.tensors.values():
+        size[tensor.type] = size.get(tensor.type, 0) + tensor.bytes
+    return TYPES[max(size, key=lambda kind: size[kind])][0]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _on_host(where: str) -> bool:
+    return where.startswith(("CPU", "EdgeMoE")) or where.endswith("_Host")
+
+
+def physical_cores() -> int:
+    """Cores without their second threads, 1 where unknown."""
+    return psutil.cpu_count(logical=False) or 1

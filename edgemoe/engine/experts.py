@@ -16,14 +16,13 @@ import numpy.typing as npt
 from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
 from ..errors import DoesNotFit
+from ..plan import LAYER_OVERHEAD, experts_room
 from ..policy import Policy, make, plan_slots
 from ..prefetch import GAIN, LEAD, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 from .binding import PENDING, RESIDENT, NativeEngine
 from .predictor import NativePredictor
 
-# Left free on a device for the desktop and other programs when the budget is automatic.
-RESERVE_BYTES = 1 << 30
 # Routing history is written this often, so that a crash costs no more.
 KEEP_EVERY_S = 60.0
 # The predictor is a larger file and changes slowly.
@@ -48,9 +47,12 @@ class Experts:
         scheduler_ns: wall time spent between steps: routing history, policy, predictor.
     """
 
-    def __init__(self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str) -> None:
-        """Take stock of a model that was just loaded; ``used`` is its top-k."""
+    def __init__(
+        self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str, spare_bytes: int = 0
+    ) -> None:
+        """Take stock of a model just loaded; ``used`` is its top-k, ``spare_bytes`` device memory of a prefill."""
         self._native = native
+        self._spare_bytes = spare_bytes
         self._config = config
         self.device = device or "none"
         self.notes: list[str] = []
@@ -362,9 +364,10 @@ class Experts:
             return int(total * budget.share)
         if budget.bytes is not None:
             return min(budget.bytes, total)
-        free, _ = self._native.device_memory()
+        free, device_total = self._native.device_memory()
         held = self._native.stats().slot_bytes
-        return min(total, max(0, free + held - RESERVE_BYTES))
+        overhead = self.shape.layers * LAYER_OVERHEAD
+        return min(total, experts_room(free + held, device_total, self._spare_bytes + overhead))
 
     def _profile_folder(self) -> Path:
         return Path(self._config.profile) if self._config.profile not in ("auto", "off") else home("data") / "profiles"

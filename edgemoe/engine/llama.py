@@ -15,9 +15,11 @@ from typing import Any
 import llama_cpp
 import psutil
 
+from .. import needs
 from ..config import OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
-from ..gguf import check, model_identity, moe_shape
+from ..gguf import GgufFile, check, model_identity, moe_shape
+from ..plan import Machine, Plan, plan
 from . import host
 from .binding import Core
 from .experts import Experts
@@ -26,6 +28,8 @@ from .meter import Meter
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
 
+# llama_cpp's own.
+DEFAULT_CONTEXT = 512
 # Top-k assumed where a model has another one in each layer, so that its file gives a list.
 DEFAULT_TOP_K = 8
 
@@ -76,9 +80,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if device == "sim":
             core.configure_sim(config.sim)
         keywords.setdefault("n_threads", psutil.cpu_count(logical=False) or 1)
-        keywords.setdefault("n_gpu_layers", -1 if device else 0)
         keywords["verbose"] = False
-        stream_tokens = config.stream_tokens if device else 0
+        placed, spare = _plan(file, config, device, keywords)
+        stream_tokens = config.stream_tokens if placed.stream_slots else 0
         native = core.engine(device, config.prefill_tokens, stream_tokens, STREAM_SLOTS)
         self._native = native
         self._meter = Meter(native, device or "none")
@@ -99,7 +103,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = file.number("expert_used_count") or DEFAULT_TOP_K
-        self.experts = Experts(native, config, device, used, model_identity(file))
+        self.experts = Experts(native, config, device, used, model_identity(file), spare)
+        if placed.reason:
+            self.experts.notes.append(placed.reason)
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
@@ -236,6 +242,22 @@ class _GuardedDecode:
             raise EdgeMoEError(f"llama.cpp failed to compute: {self._broken}") from error
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
+
+
+def _plan(file: GgufFile, config: OffloadConfig, device: str, keywords: dict[str, Any]) -> tuple[Plan, int]:
+    """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
+    free, total = host.device_memory(device) if device else (0, 0)
+    ram = psutil.virtual_memory()
+    machine = Machine(device, free, total, ram.available, ram.total)
+    context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
+    model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
+    slots = STREAM_SLOTS if config.stream_tokens else 0
+    placed = plan(machine, model, context, config.budget, slots)
+    if "n_gpu_layers" not in keywords:
+        keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
+        keywords.setdefault("offload_kqv", placed.kv_on_device)
+        keywords.setdefault("op_offload", placed.dense_on_device)
+    return placed, model.staging_bytes(placed.stream_slots)
 
 
 def _resolve_device(config: OffloadConfig) -> str:

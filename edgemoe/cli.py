@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import profile, routing, show
+from .commands import doctor, fit, profile, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
@@ -119,6 +119,8 @@ def _parser() -> _Parser:
     profile.add_parser(commands, common, _find, _offload)
     routing.add_parsers(commands, _find)
     show.add_parser(commands, _find)
+    fit.add_parser(commands, _find)
+    doctor.add_parser(commands)
     return parser
 
 

@@ -39,6 +39,7 @@ class Machine:
         ram_free_bytes: memory that programs can still have, caches counted as free.
         ram_total_bytes: all memory.
         cores: physical ones.
+        threads: of the CPU that compute.
         cpu_expert_rate: bytes of experts per second that the CPU multiplies one token with.
         cpu_operation_rate: multiply-adds per second of the CPU on a batch of many tokens.
         ram_rate: bytes per second read from memory.
@@ -46,6 +47,10 @@ class Machine:
         upload_pageable_rate: the same from ordinary memory.
         device_rate: bytes of weights per second that the device multiplies one token with.
         device_operation_rate: multiply-adds per second of the device on a batch.
+        cpu_dense_rate: bytes of other weights per second that the CPU multiplies one token with; as of experts if None.
+        cpu_dense_operation_rate: multiply-adds per second of the CPU with them on a batch.
+        device_dense_rate: the same of the device.
+        device_dense_operation_rate: the same of the device.
         disk_rate: bytes per second read from the disk of the models, not from the cache.
         join_ns: nanoseconds to start work on the device and wait for it.
         layer_ns: nanoseconds per layer and token that no weight accounts for.
@@ -58,6 +63,7 @@ class Machine:
     ram_free_bytes: int = 0
     ram_total_bytes: int = 0
     cores: int = 1
+    threads: int = 1
     cpu_expert_rate: float | None = None
     cpu_operation_rate: float | None = None
     ram_rate: float | None = None
@@ -65,6 +71,10 @@ class Machine:
     upload_pageable_rate: float | None = None
     device_rate: float | None = None
     device_operation_rate: float | None = None
+    cpu_dense_rate: float | None = None
+    cpu_dense_operation_rate: float | None = None
+    device_dense_rate: float | None = None
+    device_dense_operation_rate: float | None = None
     disk_rate: float | None = None
     join_ns: float | None = None
     layer_ns: float | None = None
@@ -277,7 +287,8 @@ def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
     if not placed.slots:
         return "The device cannot hold 2 x top-k experts of any layer: all experts stay on the CPU."
     asked = budget.bytes if budget.bytes is not None else int(needs.expert_bytes * (budget.share or 0.0))
-    least = min(asked, needs.expert_bytes) - 2 * needs.shape.layers * max(needs.shape.expert_bytes)
+    asked = min(asked, needs.expert_bytes)
+    least = asked - 2 * needs.shape.layers * max(needs.shape.expert_bytes)
     if placed.hot_bytes < least:
         return f"The device has room for {placed.hot_bytes / GIB:.2f} GiB of experts instead of {asked / GIB:.2f} GiB."
     return ""

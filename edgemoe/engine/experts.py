@@ -44,6 +44,7 @@ class Experts:
         shape: geometry of the routed experts, None for a dense model.
         device: name of the device that holds the hot ones, ``none`` without one.
         notes: what the user should know, one sentence each.
+        automatic: the budget follows the free memory of the device.
         scheduler_ns: wall time spent between steps: routing history, policy, predictor.
     """
 
@@ -53,6 +54,8 @@ class Experts:
         """Take stock of a model just loaded; ``used`` is its top-k, ``spare_bytes`` device memory of a prefill."""
         self._native = native
         self._spare_bytes = spare_bytes
+        self._placing = threading.Lock()  # the watchdog resizes from its thread, the policy runs on the computing one
+        self.automatic = config.budget == Budget()
         self._config = config
         self.device = device or "none"
         self.notes: list[str] = []
@@ -118,8 +121,14 @@ class Experts:
             ConfigError: ``vram`` is not a size.
         """
         budget = Budget.parse(vram)
+        self.automatic = budget == Budget()
+        return self.adapt(budget)
+
+    def adapt(self, budget: Budget) -> int:
+        """As ``resize``, for the watchdog: what the user asked for stays."""
         if self.shape is not None and self.device != "none":
-            self._place(budget)
+            with self._placing:
+                self._place(budget)
         return self.stats().slots
 
     def wait(self, timeout_s: float = 60.0) -> bool:
@@ -175,7 +184,8 @@ class Experts:
         for ids in self._steps(self._native.drain()):
             self._note_use(ids)
             if self._policy is not None:
-                self._follow(self._policy, ids)
+                with self._placing:
+                    self._follow(self._policy, ids)
         if self._predictor is not None and self._last_was_token and not self._config.synchronous:
             self._set_ahead(self._controller.step(elapsed_ns))
         if time.monotonic() - self._kept_at > KEEP_EVERY_S:

@@ -16,14 +16,15 @@ import llama_cpp
 import psutil
 
 from .. import needs
-from ..config import OffloadConfig
+from ..config import Budget, OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
 from ..gguf import GgufFile, check, model_identity, moe_shape
-from ..plan import Machine, Plan, plan
+from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from . import host
-from .binding import Core
+from .binding import Core, NativeEngine
 from .experts import Experts
 from .meter import Meter
+from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
@@ -110,8 +111,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
         _open.add(self)
+        self._watchdog = Watchdog(
+            _HotSet(native, self.experts), needs.of(file).expert_bytes, self._budget_changed, spare
+        )
+        if device and shape is not None:
+            self._watchdog.start()
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
+
+    def _budget_changed(self, event: BudgetChanged) -> None:
+        """Say it, once: what was said before is no longer true."""
+        notes = self.experts.notes
+        notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]
 
     # ---- computing ----
 
@@ -209,6 +220,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def close(self) -> None:
         """Keep the routing profile, stop uploads, free the model."""
         _open.discard(self)
+        if getattr(self, "_watchdog", None) is not None:
+            self._watchdog.stop()
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:
@@ -222,6 +235,26 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if getattr(self, "_stack", None) is not None:
                 self._stack.close()
             native.close()
+
+
+class _HotSet:
+    """What the watchdog watches."""
+
+    def __init__(self, native: NativeEngine, experts: Experts) -> None:
+        self._native, self._experts = native, experts
+
+    def automatic(self) -> bool:
+        return self._experts.automatic
+
+    def memory(self) -> tuple[int, int]:
+        return self._native.device_memory()
+
+    def held(self) -> int:
+        return self._native.stats().slot_bytes
+
+    def resize(self, vram: int) -> int:
+        overhead = (self._experts.shape.layers if self._experts.shape else 0) * LAYER_OVERHEAD
+        return self._experts.adapt(Budget(bytes=max(0, vram - overhead)))
 
 
 class _GuardedDecode:

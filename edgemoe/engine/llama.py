@@ -111,9 +111,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
         _open.add(self)
-        self._watchdog = Watchdog(
-            _HotSet(native, self.experts), needs.of(file).expert_bytes, self._budget_changed, spare
-        )
+        hot = _HotSet(native, self.experts)
+        self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, self._budget_changed, spare)
         if device and shape is not None:
             self._watchdog.start()
         # The stack closes in reverse: copies stop before the model's memory goes.
@@ -242,6 +241,7 @@ class _HotSet:
 
     def __init__(self, native: NativeEngine, experts: Experts) -> None:
         self._native, self._experts = native, experts
+        self.overhead = (experts.shape.layers if experts.shape else 0) * LAYER_OVERHEAD
 
     def automatic(self) -> bool:
         return self._experts.automatic
@@ -253,8 +253,7 @@ class _HotSet:
         return self._native.stats().slot_bytes
 
     def resize(self, vram: int) -> int:
-        overhead = (self._experts.shape.layers if self._experts.shape else 0) * LAYER_OVERHEAD
-        return self._experts.adapt(Budget(bytes=max(0, vram - overhead)))
+        return self._experts.adapt(Budget(bytes=max(0, vram - self.overhead)))
 
 
 class _GuardedDecode:

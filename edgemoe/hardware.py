@@ -63,6 +63,7 @@ def measure(
     experts: Sequence[Weight] = bandwidth.COMMON,
     others: Sequence[Weight] = (),
     progress: Progress = lambda share, step: None,
+    memory: bool = True,
 ) -> dict[str, float]:
     """Measure rates of this machine, by names of `Machine`.
 
@@ -72,12 +73,14 @@ def measure(
         experts: routed experts to multiply with.
         others: the weights beside them; none: not measured apart.
         progress: told the share done and what is being done.
+        memory: measure RAM and disk as well.
     """
     found: dict[str, float | None] = {}
-    progress(0.0, "memory")
-    found["ram_rate"] = ram_rate(threads)
-    progress(0.1, "disk")
-    found["disk_rate"] = disk_rate(home("cache"))
+    if memory:
+        progress(0.0, "memory")
+        found["ram_rate"] = ram_rate(threads)
+        progress(0.1, "disk")
+        found["disk_rate"] = disk_rate(home("cache"))
     progress(0.3, "CPU")
     found |= _computing("cpu", "", threads, experts, others)
     if device:
@@ -118,7 +121,7 @@ def ram_rate(threads: int) -> float:
     """Bytes per second that ``threads`` read from memory together."""
     parts = np.array_split(np.ones(RAM_BYTES // 8), threads)
     with ThreadPoolExecutor(threads) as pool:
-        return RAM_BYTES / bandwidth.best_of(lambda: list(pool.map(np.sum, parts)), 0.3)
+        return RAM_BYTES / bandwidth.typical(lambda: list(pool.map(np.sum, parts)), 0.3)
 
 
 def disk_rate(folder: Path) -> float | None:

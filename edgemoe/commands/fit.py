@@ -114,7 +114,8 @@ def _rates(file: GgufFile, machine: Machine, quick: bool) -> dict[str, float]:
         return known.rates if known else {}
     experts, others = weights_of(file)
     try:
-        measured = hardware.measure(machine.device, machine.threads, experts or COMMON, others, show_progress)
+        memory = known is None
+        measured = hardware.measure(machine.device, machine.threads, experts or COMMON, others, show_progress, memory)
     finally:
         show_progress(1.0, "")
     return (known.rates if known else {}) | measured

@@ -167,7 +167,7 @@ class Bench:
             with self._products(few, tokens) as (graph, work):
                 if graph is None:
                     return None
-                found.append(work / self._best(graph, patience_s))
+                found.append(work / self._seconds(graph, patience_s))
         return found[0], found[1]
 
     def node_ns(self) -> float:
@@ -178,7 +178,7 @@ class Bench:
                 tensor = self._lib.ggml_add(ctx, tensor, first)
             graph = self._graph(ctx, [tensor])
             alloc()
-            return self._best(graph, PATIENCE_S / 2) / TINY_NODES * 1e9
+            return self._seconds(graph, PATIENCE_S / 2) / TINY_NODES * 1e9
 
     def join_ns(self) -> float:
         """Nanoseconds to send an input, start a small graph and wait for it; the median."""
@@ -206,7 +206,7 @@ class Bench:
                 self._lib.ggml_backend_tensor_set_async(self._backend, target, source, 0, UPLOAD_BYTES)
                 self._lib.ggml_backend_synchronize(self._backend)
 
-            return UPLOAD_BYTES / best_of(copy, PATIENCE_S / 2)
+            return UPLOAD_BYTES / typical(copy, PATIENCE_S / 2)
 
     # ---- inside ----
 
@@ -286,16 +286,16 @@ class Bench:
             self._lib.ggml_build_forward_expand(graph, result)
         return graph
 
-    def _best(self, graph: Any, patience_s: float) -> float:
+    def _seconds(self, graph: Any, patience_s: float) -> float:
         def compute() -> None:
             self._lib.ggml_backend_graph_compute(self._backend, graph)
             self._lib.ggml_backend_synchronize(self._backend)
 
-        return best_of(compute, patience_s)
+        return typical(compute, patience_s)
 
 
-def best_of(work: Callable[[], Any], patience_s: float) -> float:
-    """Seconds of a typical undisturbed run: the lower quartile of as many as fit the time, three at least."""
+def typical(work: Callable[[], Any], patience_s: float) -> float:
+    """Seconds of a run, the median of as many as fit the time, three at least: on a busy machine models are slow too."""
     work()
     times: list[float] = []
     end = time.perf_counter() + patience_s
@@ -303,4 +303,4 @@ def best_of(work: Callable[[], Any], patience_s: float) -> float:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return float(np.quantile(times, 0.05))
+    return float(np.median(times))

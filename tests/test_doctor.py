@@ -32,7 +32,7 @@ def test_this_machine_is_measured_within_its_time(capsys: Captured) -> None:
     started = time.monotonic()
     code, found = report(capsys, "--device", "sim")
     assert code == 0 and found["schema"] == "edgemoe.doctor.v1" and found["ok"]
-    assert found["seconds"] <= time.monotonic() - started < 15
+    assert found["seconds"] <= time.monotonic() - started < 60, "some seconds, 15 at most where nothing else runs"
     expected = {"cpu_expert_rate", "cpu_operation_rate", "ram_rate", "device_rate", "upload_pageable_rate", "join_ns"}
     assert expected <= found["rates"].keys()
     assert "upload_pinned_rate" not in found["rates"], "sim has no pinned memory: absent, not invented"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .commands import MODEL, catalog, profile, pull, routing, show
+from .commands import MODEL, catalog, doctor, fit, profile, pull, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
@@ -124,6 +124,8 @@ def _parser() -> _Parser:
     show.add_parser(commands, _find)
     catalog.add_parser(commands)
     pull.add_parsers(commands)
+    fit.add_parser(commands, _find)
+    doctor.add_parser(commands)
     return parser
 
 

@@ -16,6 +16,7 @@ from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
 from ..errors import ConfigError, DoesNotFit
 from ..gguf import GgufFile
+from ..plan import LAYER_OVERHEAD, experts_room
 from ..policy import Policy, make, plan_slots
 from ..prefetch import GAIN, LEAD, PLAN_EVERY, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
@@ -24,8 +25,6 @@ from .binding import PENDING, RESIDENT, NativeEngine
 from .predictor import NativePredictor
 from .routing import Routing
 
-# Left free on a device for the desktop and other programs when the budget is automatic.
-RESERVE_BYTES = 1 << 30
 # Routing history is written this often, so that a crash costs no more.
 KEEP_EVERY_S = 60.0
 # The predictor is a larger file and changes slowly.
@@ -50,12 +49,18 @@ class Experts:
         shape: geometry of the routed experts, None for a dense model.
         device: name of the device that holds the hot ones, ``none`` without one.
         notes: what the user should know, one sentence each.
+        automatic: the budget follows the free memory of the device.
         scheduler_ns: wall time spent between steps: routing history, policy, predictor.
     """
 
-    def __init__(self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str) -> None:
-        """Take stock of a model that was just loaded; ``used`` is its top-k."""
+    def __init__(
+        self, native: NativeEngine, config: OffloadConfig, device: str, used: int, identity: str, spare_bytes: int = 0
+    ) -> None:
+        """Take stock of a model just loaded; ``used`` is its top-k, ``spare_bytes`` device memory of a prefill."""
         self._native = native
+        self._spare_bytes = spare_bytes
+        self._placing = threading.Lock()  # the watchdog resizes from its thread, the policy runs on the computing one
+        self.automatic = config.budget == Budget()
         self._config = config
         self.device = device or "none"
         self.notes: list[str] = []
@@ -126,8 +131,14 @@ class Experts:
             ConfigError: ``vram`` is not a size.
         """
         budget = Budget.parse(vram)
+        self.automatic = budget == Budget()
+        return self.adapt(budget)
+
+    def adapt(self, budget: Budget) -> int:
+        """As ``resize``, for the watchdog: what the user asked for stays."""
         if self.shape is not None and self.device != "none":
-            self._place(budget)
+            with self._placing:
+                self._place(budget)
         return self.stats().slots
 
     def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
@@ -242,7 +253,8 @@ class Experts:
         self._waiting += 1
         if len(tokens) != 1 or self._waiting >= self._pace(elapsed_ns):
             self._waiting = 0
-            self._follow()
+            with self._placing:
+                self._follow()
             self._turn_ns = time.perf_counter_ns() - started
         if self._predictor is not None and len(tokens) == 1 and not self._config.synchronous:
             self._set_ahead(self._controller.step(elapsed_ns))
@@ -416,9 +428,10 @@ class Experts:
             return int(total * budget.share)
         if budget.bytes is not None:
             return min(budget.bytes, total)
-        free, _ = self._native.device_memory()
+        free, device_total = self._native.device_memory()
         held = self._native.stats().slot_bytes
-        return min(total, max(0, free + held - RESERVE_BYTES))
+        overhead = self.shape.layers * LAYER_OVERHEAD
+        return min(total, experts_room(free + held, device_total, self._spare_bytes + overhead))
 
     def _profile_folder(self) -> Path:
         return Path(self._config.profile) if self._config.profile not in ("auto", "off") else home("data") / "profiles"

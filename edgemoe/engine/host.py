@@ -86,6 +86,19 @@ def devices() -> list[str]:
     return [name for name, kind in _all_devices() if kind in (1, 2)]
 
 
+def device_memory(name: str) -> tuple[int, int]:
+    """Free and total bytes of a ggml device; zeros when there is no such device."""
+    lib = _ggml_libraries()[0]
+    lib.ggml_backend_dev_by_name.restype, lib.ggml_backend_dev_by_name.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    lib.ggml_backend_dev_memory.restype = None
+    lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    device = lib.ggml_backend_dev_by_name(name.encode())
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if device:
+        lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
+
+
 @contextlib.contextmanager
 def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[list[str]]:
     """While a model of ours loads on this thread; gives what llama.cpp calls an error."""

@@ -16,14 +16,17 @@ from typing import Any
 import llama_cpp
 import psutil
 
-from ..config import OffloadConfig
+from .. import needs
+from ..config import Budget, OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
-from ..gguf import check, model_identity, moe_shape
+from ..gguf import GgufFile, check, model_identity, moe_shape
+from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from ..types import ModelShape
 from . import host
-from .binding import Core
+from .binding import Core, NativeEngine
 from .experts import Experts
 from .meter import Meter
+from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
@@ -31,6 +34,8 @@ STREAM_SLOTS = 16
 # Of the memory that is available, what may be pinned for the device.
 PIN_SHARE = 0.7
 
+# llama_cpp's own.
+DEFAULT_CONTEXT = 512
 # Top-k assumed where a model has another one in each layer, so that its file gives a list.
 DEFAULT_TOP_K = 8
 
@@ -81,9 +86,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if device == "sim":
             core.configure_sim(config.sim)
         keywords.setdefault("n_threads", psutil.cpu_count(logical=False) or 1)
-        keywords.setdefault("n_gpu_layers", -1 if device else 0)
         keywords["verbose"] = False
-        stream_tokens = config.stream_tokens if device else 0
+        placed, spare = _plan(file, config, device, keywords)
+        stream_tokens = config.stream_tokens if placed.stream_slots else 0
         pin = config.pin and _can_pin(moe_shape(file))
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS)
         self._native = native
@@ -105,18 +110,29 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = file.number("expert_used_count") or DEFAULT_TOP_K
-        self.experts = Experts(native, config, device, used, model_identity(file))
+        self.experts = Experts(native, config, device, used, model_identity(file), spare)
         if device == "sim" and config.sim.compute_rate > 0:
             self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
         if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
             self.experts.look_ahead(file)
+        if placed.reason:
+            self.experts.notes.append(placed.reason)
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
         _open.add(self)
+        hot = _HotSet(native, self.experts)
+        self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, self._budget_changed, spare)
+        if device and shape is not None:
+            self._watchdog.start()
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
+
+    def _budget_changed(self, event: BudgetChanged) -> None:
+        """Say it, once: what was said before is no longer true."""
+        notes = self.experts.notes
+        notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]
 
     # ---- computing ----
 
@@ -215,6 +231,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def close(self) -> None:
         """Keep the routing profile, stop uploads, free the model."""
         _open.discard(self)
+        if getattr(self, "_watchdog", None) is not None:
+            self._watchdog.stop()
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:
@@ -228,6 +246,26 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if getattr(self, "_stack", None) is not None:
                 self._stack.close()
             native.close()
+
+
+class _HotSet:
+    """What the watchdog watches."""
+
+    def __init__(self, native: NativeEngine, experts: Experts) -> None:
+        self._native, self._experts = native, experts
+        self.overhead = (experts.shape.layers if experts.shape else 0) * LAYER_OVERHEAD
+
+    def automatic(self) -> bool:
+        return self._experts.automatic
+
+    def memory(self) -> tuple[int, int]:
+        return self._native.device_memory()
+
+    def held(self) -> int:
+        return self._native.stats().slot_bytes
+
+    def resize(self, vram: int) -> int:
+        return self._experts.adapt(Budget(bytes=max(0, vram - self.overhead)))
 
 
 class _GuardedDecode:
@@ -257,6 +295,22 @@ def _can_pin(shape: ModelShape | None) -> bool:
     # ggml's CUDA backend pins what is not its own only where this is set.
     os.environ.setdefault("GGML_CUDA_REGISTER_HOST", "1")
     return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * psutil.virtual_memory().available
+
+
+def _plan(file: GgufFile, config: OffloadConfig, device: str, keywords: dict[str, Any]) -> tuple[Plan, int]:
+    """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
+    free, total = host.device_memory(device) if device else (0, 0)
+    ram = psutil.virtual_memory()
+    machine = Machine(device, free, total, ram.available, ram.total)
+    context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
+    model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
+    slots = STREAM_SLOTS if config.stream_tokens else 0
+    placed = plan(machine, model, context, config.budget, slots)
+    if "n_gpu_layers" not in keywords:
+        keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
+        keywords.setdefault("offload_kqv", placed.kv_on_device)
+        keywords.setdefault("op_offload", placed.dense_on_device)
+    return placed, model.staging_bytes(placed.stream_slots)
 
 
 def _resolve_device(config: OffloadConfig) -> str:

@@ -1,0 +1,198 @@
+"""The memory plan: never more than there is, nothing given up in silence, and what it plans can be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgemoe import Llama, OffloadConfig, gguf, needs
+from edgemoe.config import Budget, SimConfig
+from edgemoe.plan import GIB, Machine, ModelNeeds, Plan, plan, reserve_of
+from edgemoe.profiling import memory
+from edgemoe.types import ModelShape
+from tests.routing import wide_model
+from tests.zoo import ARCHITECTURES, build
+
+SHAPE = ModelShape(24, 32, 4, (12 << 20,) * 24)
+MODEL = ModelNeeds(
+    SHAPE, 24, dense_bytes=2 * GIB, dense_device_bytes=1 * GIB, dense_read_bytes=1 * GIB, kv_token_bytes=48 << 10,
+    width=2880, expert_width=2880, heads=64, vocabulary=201_088,
+)  # fmt: skip
+DESKTOP = Machine("CUDA0", 8 * GIB, 8 * GIB, 30 * GIB, 32 * GIB, 8, disk_rate=2e9)
+AUTO = Budget()
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    total = draw(st.integers(0, 96 * GIB))
+    free = draw(st.integers(0, total))
+    ram = draw(st.integers(0, 512 * GIB))
+    rate = draw(st.one_of(st.none(), st.floats(1e8, 1e10)))
+    return Machine(draw(st.sampled_from(["", "CUDA0", "sim"])), free, total, ram, ram, 8, disk_rate=rate)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelNeeds:
+    layers = draw(st.integers(1, 64))
+    experts = draw(st.integers(2, 512))
+    used = draw(st.integers(1, min(experts, 16)))
+    sizes = draw(st.lists(st.integers(1024, 64 << 20), min_size=layers, max_size=layers))
+    shape = draw(st.sampled_from([None, ModelShape(layers, experts, used, tuple(sizes))]))
+    dense = draw(st.integers(1 << 20, 40 * GIB))
+    return ModelNeeds(
+        shape, layers, dense, draw(st.integers(0, dense)), dense, kv_token_bytes=draw(st.integers(0, 1 << 20)),
+        kv_window_bytes=draw(st.integers(0, 1 << 20)), window=draw(st.sampled_from([0, 128, 4096])),
+        state_bytes=draw(st.integers(0, 1 << 30)), width=draw(st.integers(64, 16384)),
+        expert_width=draw(st.integers(32, 8192)), heads=draw(st.integers(1, 128)),
+        vocabulary=draw(st.integers(1, 300_000)),
+    )  # fmt: skip
+
+
+budgets = st.one_of(
+    st.just(AUTO),
+    st.integers(0, 96 * GIB).map(lambda n: Budget(bytes=n)),
+    st.floats(0, 1).map(lambda x: Budget(share=x)),
+)
+contexts = st.integers(1, 1 << 18)
+
+
+def is_within_its_budget(machine: Machine, model: ModelNeeds, context: int, budget: Budget) -> None:
+    made = plan(machine, model, context, budget)
+    reserve = reserve_of(machine.device_total_bytes) if budget == AUTO else 0
+    assert made.device_bytes <= max(0, machine.device_free_bytes - reserve)
+    assert machine.device or not (made.device_bytes or made.slots), "nothing is placed where there is no device"
+    experts = sum(n * size for n, size in zip(made.slots, model.shape.expert_bytes, strict=True)) if made.slots else 0
+    if budget.bytes is not None:
+        assert experts <= budget.bytes
+    if budget.share is not None:
+        assert experts <= model.expert_bytes * budget.share
+    if model.shape is not None:
+        assert all(n == 0 or n >= min(2 * model.shape.used, model.shape.experts) for n in made.slots)
+        assert all(n <= model.shape.experts for n in made.slots)
+    ram = made.ram_private_bytes + made.ram_mapped_bytes
+    assert made.fits == (ram <= machine.ram_free_bytes)
+    assert made.fits or made.reason.startswith("RAM is too small")
+    assert ram + made.device_bytes >= model.expert_bytes + model.kv_bytes(context), "nothing is forgotten"
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(machines(), models(), contexts, budgets)
+def test_a_plan_never_takes_more_than_there_is(
+    machine: Machine, model: ModelNeeds, context: int, budget: Budget
+) -> None:
+    is_within_its_budget(machine, model, context, budget)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(machines(), models(), contexts, budgets)
+def test_10000_plans_never_take_more_than_there_is(
+    machine: Machine, model: ModelNeeds, context: int, budget: Budget
+) -> None:
+    is_within_its_budget(machine, model, context, budget)
+
+
+def test_auto_keeps_a_gibibyte_for_the_desktop() -> None:
+    made = plan(DESKTOP, MODEL, 8192, AUTO)
+    assert made.dense_on_device and made.kv_on_device and made.fits and not made.reason
+    left = DESKTOP.device_free_bytes - made.device_bytes
+    assert GIB <= left < GIB + 2 * (12 << 20), "all but the reserve is used, to the last expert"
+
+
+def test_a_longer_context_takes_its_memory_from_the_experts() -> None:
+    short, long = (plan(DESKTOP, MODEL, context, AUTO) for context in (2048, 8192))
+    assert long.kv_bytes - short.kv_bytes == 6144 * (48 << 10)
+    taken = long.kv_bytes + long.compute_bytes - short.kv_bytes - short.compute_bytes
+    assert short.hot_bytes - long.hot_bytes == pytest.approx(taken, abs=2 * (12 << 20))
+
+
+def test_what_is_given_up_is_said() -> None:
+    far = plan(DESKTOP, replace(MODEL, flash=True), 131_072, AUTO)
+    assert not far.kv_on_device and "KV cache" in far.reason
+    small = plan(replace(DESKTOP, device_free_bytes=GIB * 9 // 8, device_total_bytes=4 * GIB), MODEL, 2048, AUTO)
+    assert not small.dense_on_device and "dense weights" in small.reason and "all experts stay" in small.reason
+    greedy = plan(DESKTOP, MODEL, 2048, Budget(bytes=20 * GIB))
+    assert "instead of 9.00 GiB" in greedy.reason and greedy.slots
+    assert plan(DESKTOP, MODEL, 2048, Budget(bytes=0)).reason == ""
+
+
+def test_too_little_ram_is_said_with_its_price() -> None:
+    poor = replace(DESKTOP, ram_free_bytes=3 * GIB)
+    made = plan(poor, MODEL, 2048, AUTO)
+    assert not made.fits and made.ram_short_bytes == made.ram_private_bytes + made.ram_mapped_bytes - 3 * GIB
+    assert "from the disk" in made.reason and "s per token" in made.reason
+    assert "s per token" not in plan(replace(poor, disk_rate=None), MODEL, 2048, AUTO).reason, "nothing is invented"
+    hopeless = plan(replace(DESKTOP, device="", ram_free_bytes=1 << 20), MODEL, 2048, AUTO)
+    assert "cannot be loaded" in hopeless.reason
+
+
+def test_a_window_caps_the_cache() -> None:
+    windowed = replace(MODEL, kv_token_bytes=24 << 10, kv_window_bytes=24 << 10, window=128)
+    assert windowed.kv_bytes(512) == MODEL.kv_bytes(512)
+    assert windowed.kv_bytes(131_072) == 131_072 * (24 << 10) + 768 * (24 << 10)
+
+
+# Caches that are planned with more than llama.cpp takes: compressed and linear attention of new kinds.
+GENEROUS = {"deepseek4": 2.1, "minimax-01": 2.01}
+# And one with less: its index of blocks.
+SHORT = {"minimax-m3": 0.9}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-oss", "deepseek2-v3", "gemma4", "qwen3next", "granitehybrid"])
+def test_cache_and_buffers_are_what_llama_cpp_takes(name: str, tmp_path: Path) -> None:
+    is_what_llama_cpp_takes(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_cache_is_what_llama_cpp_takes(name: str, tmp_path: Path) -> None:
+    is_what_llama_cpp_takes(name, tmp_path)
+
+
+def is_what_llama_cpp_takes(name: str, folder: Path) -> None:
+    path = build(name, folder)
+    model = needs.of(gguf.read(path))
+    with memory.watch() as ledger:
+        Llama(path, n_ctx=2048, offload=OffloadConfig(device="none", profile="off")).close()
+    found = ledger.buffers
+    cache = sum(size for (kind, _), size in found.items() if kind in ("KV", "RS"))
+    rounding = 3 * 5243  # of llama.cpp's figures: 0.01 MiB
+    assert cache * SHORT.get(name, 1) - rounding <= model.kv_bytes(2048) <= cache * GENEROUS.get(name, 1) + rounding
+    assert found["compute", "CPU"] <= model.compute_bytes(2048)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with wide_model(tmp_path_factory.mktemp("plan")) as path:
+        yield path
+
+
+def loaded(path: Path, capacity: int, vram: str | int = "auto") -> tuple[Plan, Any]:
+    """Load on a sim device of so many bytes; gives the plan and the open model."""
+    config = OffloadConfig(device="sim", vram=vram, profile="off", sim=SimConfig(capacity=capacity))
+    machine = Machine("sim", capacity, capacity, 64 * GIB, 64 * GIB, 1)
+    made = plan(machine, needs.of(gguf.read(path)), 512, config.budget)
+    return made, Llama(path, n_ctx=512, n_threads=1, offload=config)
+
+
+@pytest.mark.parametrize("mebibytes", [0, 1, 3, 10, 16, 17, 18, 19, 20, 22, 24, 32])
+def test_every_plan_loads_on_a_device_of_that_size(mebibytes: int, wide: Path) -> None:
+    capacity = mebibytes << 20
+    made, llm = loaded(wide, capacity)
+    try:
+        llm.eval(list(range(1, 70)))  # a prefill takes its staging
+        llm.eval([5])
+        free, total = llm._native.device_memory()
+        stats = llm.experts.stats()
+        assert total == capacity and total - free <= max(made.device_bytes, capacity - reserve_of(capacity))
+        assert stats.slot_bytes >= made.hot_bytes * 0.9, "and what is planned is used"
+        assert not made.stream_slots or stats.prefill_streamed + stats.prefill_hits > 0
+        assert stats.failed_uploads == stats.device_fallbacks == 0
+        assert not any("had no room" in note for note in llm.experts.notes)
+    finally:
+        llm.close()

@@ -175,7 +175,7 @@ def _temperature(text: str) -> float:
 
 
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if not (_on_terminal() or _is_plain(parsed) or parsed.served):
+    if not _can_chat(parsed):
         raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one, --plain too")
     question = "No model is given. Build a small demo model (some seconds) and chat with it?"
     if parsed.model is None and _on_terminal() and _agrees(question):
@@ -186,7 +186,7 @@ def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    if parsed.ask is None and (_on_terminal() or _is_plain(parsed) or parsed.served):
+    if parsed.ask is None and _can_chat(parsed):
         return _open_chat(parsed, open_engine)
     question = DEMO_QUESTION if parsed.ask is None else parsed.ask
     return _answer(parsed, open_engine, question, as_json=False)
@@ -285,6 +285,10 @@ def _serve() -> int:
     arguments = ["--served" if argument == "--serve" else argument for argument in sys.argv[1:]]
     Server(shlex.join([sys.executable, "-m", "edgemoe.cli", *arguments]), title="EdgeMoE").serve()
     return OK
+
+
+def _can_chat(parsed: argparse.Namespace) -> bool:
+    return _on_terminal() or _is_plain(parsed) or bool(parsed.serve or parsed.served)
 
 
 def _is_plain(parsed: argparse.Namespace) -> bool:

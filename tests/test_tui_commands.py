@@ -348,3 +348,14 @@ def test_settings_in_words() -> None:
 
 def test_a_fence_is_longer_than_any_inside() -> None:
     assert Attachment("a", "````\n").fenced() == "a:\n`````\n````\n`````"
+
+
+async def test_quitting_in_mid_answer_keeps_what_was_drawn(tmp_path: Path) -> None:
+    async with kept(tmp_path, answers=["one two three"], gate=(gate := Gate())) as driver:
+        await driver.send("go")
+        gate.allow(2)
+        await driver.until(lambda: bool(answers(driver)) and answers(driver)[0] == "one two")
+        await driver.pilot.press("ctrl+q")
+    store = Store(tmp_path / "chats.db")
+    saved = store.read(store.recent()[0].id)
+    assert saved is not None and saved.turns[-1].role == "assistant" and saved.turns[-1].text.startswith("one")

@@ -31,6 +31,7 @@ async def test_an_expert_is_picked_by_keys_and_says_what_it_does() -> None:
         await driver.until(lambda: "layer 0, expert 0: on the" in picked(driver), "picked")
         await driver.pilot.press("down", "right", "right", "left", "left", "left")
         await driver.until(lambda: "layer 1, expert 7" in picked(driver))
+        assert "◆" in shown(driver)
         assert "entropy" in picked(driver) and "hottest quarter" in picked(driver) and "place" in picked(driver)
         assert "P pin" not in picked(driver)
         await driver.pilot.press("p")

@@ -14,6 +14,7 @@ from fake_engine import FakeLlama
 from test_tui import chat, shown
 from textual.color import Color
 
+from edgemoe.cli import main
 from edgemoe.types import ModelShape
 from edgemoe.worker import EngineDied
 from tui.archive import Archive
@@ -140,3 +141,11 @@ def test_looks_of_16_colours_use_no_others() -> None:
         inks = [theme.primary, theme.secondary, theme.warning, theme.error, theme.success, theme.accent]
         inks += [ink for name, ink in theme.variables.items() if not name.endswith("style")]
         assert all(is_of_the_terminal(ink) for ink in inks if ink)
+
+
+def test_serve_without_its_package_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual_serve.server", None)
+    assert main(["chat", "demo", "--serve"]) == 2
+    assert "hint: pip install textual-serve" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,14 @@ class ChatApp(App[None]):
         self.set_keymap(self._services.keys.keymap())
         self.push_screen(self._chat_screen)
         # After the first frame: the child's start would compete with it for the processor.
-        self._chat_screen.call_after_refresh(self.session.open)
+        self._chat_screen.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        if not self.is_headless:  # a process of its own
+            # What is imported stays; looking through it again and again would hold up keys.
+            gc.collect()
+            gc.freeze()
+        self.session.open()
 
     def _deliver(self, message: Any) -> None:
         """Called in other threads: ``post_message`` is the one way out of them."""

@@ -66,7 +66,7 @@ class Actions:
     async def do_help(self, text: str) -> None:
         """Keys and commands."""
         await self._screen.say(
-            "\n".join([self._screen.keys.help(), "", *(f"{command.usage:<28}{command.help}" for command in COMMANDS)])
+            "\n".join([self._screen.keys.help(), "", *(f"{command.usage:<20}{command.help}" for command in COMMANDS)])
         )
 
     async def do_new(self, text: str) -> None:

@@ -154,8 +154,10 @@ class ExpertMap(Widget):
         end = x + max(self._fitted.cell_width - 1, 1)
         if line != y or end > self.size.width:
             return strip
-        picked = strip.crop(x, end).apply_style(Style(reverse=True))
-        return Strip.join([strip.crop(0, x), picked, strip.crop(end, self.size.width)])
+        # A glyph of its own: half blocks reversed look like others, and shapes need no colour.
+        ink = _colour(self.background_colors[1].get_contrast_text(1))
+        picked = Segment(_PICKED * (end - x), ground + Style(color=None if self._few_colours else ink, bold=True))
+        return Strip.join([strip.crop(0, x), Strip([picked]), strip.crop(end, self.size.width)])
 
     def _style(self, upper: Cell | None, lower: Cell | None) -> Style:
         key = (upper, lower)
@@ -193,6 +195,7 @@ class ExpertMap(Widget):
         return cold.blend(colours["warm"].blend(colours["hot"], heat), cell.share / SHARES)
 
 
+_PICKED = "◆"
 _NAMES = ("cold", "cool", "warm", "hot", "hit", "miss")
 
 

@@ -2,17 +2,18 @@
 
     python bench/forecast.py TWIN.gguf TRACE.npz [--tokens N]
 
-The machine's figures come from one run with an eighth of the experts resident; the other placements are forecast from
-them by `edgemoe.replay` and then measured. The device is ``sim`` and only pretends (see ``SimConfig.compute_rate``): it
-takes the time that a GPU would take to read the weights, and its link has a set speed.
+The machine's figures come from two runs, with an eighth and with all of the experts resident; the placements between
+are forecast from them by `edgemoe.replay` and then measured. The device is ``sim`` and only pretends (see
+``SimConfig.compute_rate``): it takes the time that a GPU would take to read the weights, and its link has a set speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 import numpy as np
 
@@ -21,39 +22,52 @@ from edgemoe.clock import Clock, Machine
 from edgemoe.config import SimConfig
 from edgemoe.types import ExpertStats, ModelShape
 
-FIRST = "12.5%"
+FEW, ALL = "12.5%", "100%"
+WARM_UP = 30  # tokens: the file's pages, and the first placement
 
 
-def measure(
-    given: argparse.Namespace, ids: np.ndarray, share: str, prefetch: str
-) -> tuple[float, int, ExpertStats, ModelShape]:
-    """Median seconds of a token, slots of a layer, the counters of the run, and the model's shape."""
+@dataclass(frozen=True)
+class Run:
+    """Mean seconds of a token, slots of a layer, the counters of the run, and the model's shape."""
+
+    step_s: float
+    slots: int
+    stats: ExpertStats
+    shape: ModelShape
+
+
+def measure(given: argparse.Namespace, ids: np.ndarray, share: str, prefetch: str) -> Run:
+    """Run a placement."""
     sim = SimConfig(bandwidth=int(given.link), compute_rate=int(given.device))
     offload = OffloadConfig("sim", share, prefetch=prefetch, profile="off", sim=sim)
     llm = Llama(given.model, n_ctx=len(ids) + 64, n_gpu_layers=0, n_threads=given.threads, offload=offload)
     llm.experts.force(ids)
     llm.experts.wait(600)
+    for token in range(WARM_UP):
+        llm.eval([token])
     before, steps = llm.experts.stats(), []
-    for token in range(len(ids)):
+    for token in range(len(ids) - WARM_UP):
         started = time.perf_counter()
         llm.eval([token % 1000])
         steps.append(time.perf_counter() - started)
     after, shape = llm.experts.stats(), llm.experts.shape
     llm.close()
     counted = {name: getattr(after, name) - getattr(before, name) for name in vars(after)}
-    return median(steps), after.slots // shape.layers, ExpertStats(**counted), shape
+    return Run(fmean(steps), after.slots // shape.layers, ExpertStats(**counted), shape)
 
 
-def machine_of(given: argparse.Namespace, step_s: float, stats: ExpertStats, shape: ModelShape, tokens: int) -> Machine:
-    """What one run tells of the machine."""
-    size = float(np.mean(shape.expert_bytes))
-    on_device = stats.hits * size / given.device
+def machine_of(given: argparse.Namespace, few: Run, every: Run, tokens: int) -> Machine:
+    """What the two runs tell of the machine."""
+    size = float(np.mean(few.shape.expert_bytes))
+    hit_s = every.stats.hits * size / given.device
+    layers = tokens * few.shape.layers
     return Machine(
-        cpu=stats.misses * size / (stats.cpu_ns / 1e9),
+        cpu=few.stats.misses * size / (few.stats.cpu_ns / 1e9),
         device=given.device,
         link=given.link,
-        join=max(stats.join_ns / 1e9 - on_device, 1e-6) / max(stats.joins, 1),
-        rest=max(step_s - stats.moe_ns / 1e9 / tokens, 1e-6),
+        launch=(every.stats.moe_ns - every.stats.device_ns) / 1e9 / layers,
+        join=(every.stats.device_ns / 1e9 - hit_s) / layers,
+        rest=every.step_s - every.stats.moe_ns / 1e9 / tokens,
         expert=size,
     )
 
@@ -68,22 +82,22 @@ def main() -> None:
     parser.add_argument("--device", type=float, default=5e11)
     given = parser.parse_args()
     ids = replay.split([trace.read(given.trace)], []).test[: given.tokens]
-    step_s, _, stats, shape = measure(given, ids, FIRST, "off")
-    machine = machine_of(given, step_s, stats, shape, len(ids))
+    few, every = (measure(given, ids, share, "off") for share in (FEW, ALL))
+    machine, shape = machine_of(given, few, every, len(ids) - WARM_UP), few.shape
     print(f"TWIN {given.model.name}; {machine}\n\n| resident | prefetch | forecast tok/s | measured | error |")
     print("|---|---|---:|---:|---:|")
-    for share in (FIRST, "25%", "37.5%", "50%", "75%", "100%"):
+    for share in (FEW, "25%", "37.5%", "50%", "75%", ALL):
         for prefetch in ("off", "history"):
-            step_s, slots, _, _ = measure(given, ids, share, prefetch)
+            run = measure(given, ids, share, prefetch)
             tables = predictor.untrained(shape.layers, shape.experts, shape.used)
             heat = np.zeros((shape.layers, shape.experts), dtype=np.float32)
             clock = Clock(machine, shape.layers, shape.expert_bytes)
             tally = replay.simulate(
-                "adaptive", ids, shape, slots, replay.UPLOADS, heat, tables, prefetch != "off", clock=clock
+                "adaptive", ids, shape, run.slots, replay.UPLOADS, heat, tables, prefetch != "off", clock=clock
             )
             forecast = len(ids) / tally.seconds
             print(
-                f"| {share} | {prefetch} | {forecast:.2f} | {1 / step_s:.2f} | {forecast * step_s - 1:+.0%} |",
+                f"| {share} | {prefetch} | {forecast:.2f} | {1 / run.step_s:.2f} | {forecast * run.step_s - 1:+.0%} |",
                 flush=True,
             )
 

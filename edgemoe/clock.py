@@ -23,7 +23,8 @@ class Machine:
         cpu: bytes of expert weights that the CPU computes in a second.
         device: bytes of expert weights that the device computes in a second.
         link: bytes that are uploaded in a second.
-        join: seconds for starting the device and carrying its rows home, per layer with hits.
+        launch: seconds before and after the two sides compute, per layer with hits.
+        join: seconds that a device needs besides computing, per layer with hits; the CPU computes meanwhile.
         rest: seconds of a token outside the expert layers.
         expert: bytes of one expert where the trace does not tell.
     """
@@ -31,7 +32,8 @@ class Machine:
     cpu: float = 45e9
     device: float = 400e9
     link: float = 24e9
-    join: float = 100e-6
+    launch: float = 30e-6
+    join: float = 70e-6
     rest: float = 5e-3
     expert: float = 5e6
 
@@ -57,8 +59,8 @@ class Machine:
 
     def layer_s(self, expert_bytes: float, hits: int, misses: int) -> float:
         """Seconds of one expert layer for one token."""
-        on_device = hits * expert_bytes / self.device + (self.join if hits else 0.0)
-        return max(on_device, misses * expert_bytes / self.cpu)
+        on_cpu = misses * expert_bytes / self.cpu
+        return self.launch + max(hits * expert_bytes / self.device + self.join, on_cpu) if hits else on_cpu
 
 
 class Clock:

@@ -111,7 +111,8 @@ def _computing(
             found["join_ns"] = bench.join_ns()
             found["upload_pinned_rate"], found["upload_pageable_rate"] = map(bench.upload_rate, (True, False))
         else:
-            found["layer_ns"] = NODES_OF_A_LAYER * bench.node_ns()
+            node_ns = bench.node_ns()
+            found["layer_ns"] = None if node_ns is None else NODES_OF_A_LAYER * node_ns
         return found
     finally:
         bench.close()

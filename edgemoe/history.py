@@ -138,9 +138,10 @@ def _checked(arrays: Mapping[str, npt.NDArray[Any]], identity: str, shape: tuple
     if heat.ndim != 2 or shape not in (None, heat.shape):
         raise ValueError(f"its shape is {heat.shape} instead of {shape}")
     recent = _checked_recent(arrays.get("recent", np.zeros((0, 0, 0), dtype=np.int32)), heat.shape)
-    tokens = arrays.get("recent_tokens", np.full(len(recent), -1))[-RECENT_TOKENS:]
-    if tokens.shape != recent.shape[:1] or tokens.dtype.kind not in "iu":
+    tokens = arrays.get("recent_tokens", np.full(len(recent), -1))
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens[-RECENT_TOKENS:]) != len(recent):
         raise ValueError("its recent tokens are no array of ids")
+    tokens = tokens[-RECENT_TOKENS:]
     profile = Profile(identity, heat, float(arrays["tokens"]), int(arrays["runs"]), recent, tokens.astype(np.int32))
     counts = np.append(heat, profile.tokens)
     if not np.isfinite(counts).all() or (counts < 0).any():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import llama_cpp
@@ -16,6 +18,7 @@ import pytest
 
 from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig, trace
 from edgemoe.engine import host
+from edgemoe.prefetch import PLAN_EVERY
 from tests import parity
 from tests.routing import wide_model
 from tests.zoo import build
@@ -348,3 +351,41 @@ def test_messages_reach_the_logger(model: Path, caplog: pytest.LogCaptureFixture
     finally:
         logger.removeHandler(caplog.handler)
     assert any("EdgeMoE model buffer size" in record.message for record in caplog.records)
+
+
+def test_a_prompt_teaches_the_predictor_no_token_that_never_was(tmp_path: Path) -> None:
+    """Of a long batch llama.cpp computes one token in the last layer: that is no token decoded alone."""
+    with wide_model(tmp_path) as path:
+        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", profile="off", synchronous=True))
+        llm.eval(list(range(20)))
+        for token in range(3):
+            llm.eval([token])
+        predictor = llm.experts._predictor
+        assert predictor is not None and predictor.learnt().tokens == 3
+        llm.close()
+
+
+def test_a_model_that_nobody_holds_is_freed(tmp_path: Path) -> None:
+    with wide_model(tmp_path) as path:
+        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", profile="off"))
+        llm.eval([1])
+        gone = weakref.ref(llm)
+        del llm
+        gc.collect()
+        assert gone() is None
+        assert not any(thread.name == "edgemoe-watchdog" for thread in threading.enumerate())
+
+
+def test_a_pin_before_a_step_that_fails_is_not_forgotten(tmp_path: Path) -> None:
+    with wide_model(tmp_path) as path:
+        llm = parity.open_ours(path, OffloadConfig(device="sim", vram="30%", profile="off"))
+        llm.experts.wait()
+        layer, expert = map(int, np.argwhere(~llm.experts.residency())[0])
+        llm.experts.pin(layer, expert)
+        llm.experts.before_step([1])
+        llm.experts.after_step([], 0)  # nothing was computed
+        for token in range(PLAN_EVERY + 1):
+            llm.eval([token])
+        llm.experts.wait()
+        assert llm.experts.residency()[layer, expert]
+        llm.close()

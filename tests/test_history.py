@@ -161,6 +161,14 @@ def test_a_file_that_cannot_be_opened_or_renamed(tmp_path: Path, monkeypatch: py
     assert file_of(tmp_path).read_bytes() == b"damaged"
 
 
+def test_recent_tokens_that_are_no_list_are_set_aside(tmp_path: Path) -> None:
+    save(Profile(KEY, heat(), 5.0), tmp_path)
+    arrays = dict(np.load(file_of(tmp_path)))
+    np.savez(file_of(tmp_path), **(arrays | {"recent_tokens": np.array(3)}))
+    notes: list[str] = []
+    assert load(KEY, tmp_path, SHAPE, notes) is None and "no array of ids" in notes[0]
+
+
 def test_a_key_that_is_no_key_is_our_mistake(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         load("../../etc/passwd", tmp_path, SHAPE)

@@ -280,15 +280,15 @@ def test_a_clock_of_an_endless_link_changes_no_hit() -> None:
 
 
 def test_time_is_bytes_over_bandwidth() -> None:
-    machine = Machine(cpu=10.0, device=100.0, link=5.0, join=0.5, rest=2.0, expert=20.0)
+    machine = Machine(cpu=10.0, device=100.0, link=5.0, launch=0.25, join=0.25, rest=2.0, expert=20.0)
     clock = Clock(machine, 2, None)
     clock.approach()
     clock.compute(0, 2, 0)
     assert clock.now == pytest.approx(2 * 20 / 100 + 0.5 + 1.0)
     clock.approach()
     clock.compute(1, 2, 2)
-    assert clock.now == pytest.approx(1.9 + 2 * 20 / 10 + 1.0), "the slower side decides"
-    assert clock.upload(0) == pytest.approx(6.9 + 4) and clock.upload(1) == pytest.approx(6.9 + 8), "one link"
+    assert clock.now == pytest.approx(1.9 + 0.25 + 2 * 20 / 10 + 1.0), "the slower side decides"
+    assert clock.upload(0) == pytest.approx(7.15 + 4) and clock.upload(1) == pytest.approx(7.15 + 8), "one link"
     assert clock.room(0, 1, 9) == 0
 
 

@@ -29,8 +29,8 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
         nargs="?",
         const="",
         metavar="KEY=VALUE,...",
-        help="forecast tokens per second; bytes per second of cpu, device and link, seconds of join and rest, bytes of "
-        "an expert; what is not given is that of a PC with a PCIe 4.0 card",
+        help="forecast tokens per second; bytes per second of cpu, device and link, seconds of launch, "
+        "join and rest, bytes of an expert; what is not given is that of a PC with a PCIe 4.0 card",
     )
     replay.add_argument("--json", action="store_true", help="print edgemoe.replay.v1")
     replay.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")

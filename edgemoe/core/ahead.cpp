@@ -187,12 +187,15 @@ void em_look_ahead(em_engine * e, const em_block & block) {
     em_ahead &    a     = e->ahead;
     em_looker &   l     = e->looker;
     const int32_t layer = block.layer->index;
-    if (layer == 0 && !a.begun) {
-        begin_step(e);
+    if (layer == 0) {
+        if (!a.begun) {
+            begin_step(e);
+        }
+        a.begun = false;
+        a.alone = block.tokens == 1; // in the last layer llama.cpp computes one token of a long batch, too
     }
-    a.begun      = false;
     e->layer_now = layer;
-    if (!a.predictor || block.tokens != 1) {
+    if (!a.predictor || !a.alone || block.tokens != 1) {
         return;
     }
     const int64_t started = em_now_ns();
@@ -278,6 +281,7 @@ int32_t em_ahead_spent(em_engine * e, int32_t * out, int32_t capacity) {
 
 int32_t em_end_step(em_engine * e) {
     em_look_settle(e);
+    e->ahead.begun = e->ahead.alone = false;
     return EM_OK;
 }
 

@@ -50,7 +50,8 @@ void em_record(em_engine * e, int32_t layer, const ggml_tensor * ids) {
     }
     const size_t needed = size_t(k * tokens) + 3;
     std::lock_guard<std::mutex> lock(e->ring_mutex);
-    if (e->ring_used + needed > RING_CAPACITY) {
+    e->ring_full = e->ring_full || e->ring_used + needed > RING_CAPACITY;
+    if (e->ring_full) { // also what is small enough: half a batch would pass for another
         e->count.dropped_events += 1;
         return;
     }
@@ -269,6 +270,7 @@ int64_t em_drain(em_engine * e, int32_t * out, int64_t capacity) {
     memcpy(out, e->ring.data(), size_t(n) * 4);
     memmove(e->ring.data(), e->ring.data() + n, (e->ring_used - size_t(n)) * 4);
     e->ring_used -= size_t(n);
+    e->ring_full = e->ring_full && e->ring_used > 0;
     return n;
 }
 

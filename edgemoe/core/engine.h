@@ -139,6 +139,7 @@ struct em_ahead {
     float                gain = 0;
     bool                 wait = false; // for every prefetch to arrive, as a replay assumes
     bool                 begun = false; // the step under way, by em_begin_token
+    bool                 alone = false; // one token is under way and nothing else
     std::vector<int32_t> spent;        // loads of each layer in this step
     int64_t              layer_started_ns = 0;
     double               layer_ns = 0; // from one expert layer to the next, smoothed
@@ -195,6 +196,7 @@ struct em_engine {
     std::mutex           ring_mutex;
     std::vector<int32_t> ring;
     size_t               ring_used = 0;
+    bool                 ring_full = false; // until it is drained nothing is recorded
 };
 
 struct em_block;

@@ -134,6 +134,7 @@ void em_predictor::fetch_rows(const int32_t * latest, int32_t l) const {
 }
 
 void em_predictor::token(const int32_t * now) {
+    std::lock_guard<std::mutex> lock(keep_mutex);
     std::fill(ids.begin(), ids.end(), -1);
     fetch_rows(now, 0);
     for (int32_t l = 0; l < layers; ++l) {
@@ -370,7 +371,9 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
     if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->used < 1 || t->leads < 1 || t->reach < 1) {
         return nullptr;
     }
-    auto *        p = new em_predictor{t->layers, t->experts, t->used, t->decays, t->memories, t->leads, t->reach};
+    auto *        p = new em_predictor;
+    p->layers = t->layers, p->experts = t->experts, p->used = t->used, p->decays = t->decays, p->memories = t->memories;
+    p->leads = t->leads, p->reach = t->reach;
     const int64_t le = int64_t(t->layers) * t->experts, lee = le * t->experts, ld = int64_t(t->layers) * t->decays;
     p->decay       = copied(t->decay, t->decays);
     p->keep_bias   = copied(t->keep_bias, le);
@@ -405,7 +408,10 @@ em_predictor * em_predictor_new(const em_predictor_tables * t) {
 }
 
 void em_predictor_free(em_predictor * p) { delete p; }
-void em_predictor_seed(em_predictor * p, const float * use) { p->seed(use); }
+void em_predictor_seed(em_predictor * p, const float * use) {
+    std::lock_guard<std::mutex> lock(p->keep_mutex);
+    p->seed(use);
+}
 void em_predictor_token(em_predictor * p, const int32_t * ids) {
     if (p->done > 0) {
         --p->done;
@@ -424,7 +430,10 @@ void em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_
 void em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n) { p->routed(layer, ids, n); }
 void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out) { p->next(layer, lead, out); }
 
-void em_predictor_keep(em_predictor * p, float * out) { memcpy(out, p->keep.data(), p->keep.size() * 4); }
+void em_predictor_keep(em_predictor * p, float * out) {
+    std::lock_guard<std::mutex> lock(p->keep_mutex);
+    memcpy(out, p->keep.data(), p->keep.size() * 4);
+}
 
 int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows,
                             float * next_token, float * next_router) {

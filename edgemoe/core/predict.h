@@ -8,6 +8,7 @@
 #include "tokens.h"
 
 #include <cstddef>
+#include <mutex>
 #include <vector>
 
 // Rows of a table are read all over it: pages of 2 MiB spare most of the searches for where they are.
@@ -62,6 +63,9 @@ struct em_predictor {
     int64_t            tokens = 0; // learnt from
 
     int32_t              done = 0; // tokens that were learnt by end() and will be told again
+
+    // Whoever asks what to keep need not be who computes: guards keep while token() and seed() write it.
+    std::mutex keep_mutex;
 
     // A token of this id is under way.
     void begin(int32_t id);

@@ -267,8 +267,11 @@ int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
             em_layer_t & layer = *e->layers[size_t(i)];
             std::lock_guard<std::mutex> lock(layer.mutex);
             const int32_t wanted = status == EM_OK ? slots[i] : 0;
-            for (uint8_t & s : layer.state) { // what was queued is forgotten
-                s = s == EM_PENDING ? uint8_t(EM_COLD) : s;
+            for (size_t expert = 0; expert < layer.state.size(); ++expert) { // what was queued is forgotten
+                if (layer.state[expert] == EM_PENDING) {
+                    layer.state[expert] = EM_COLD;
+                    layer.ahead[expert] = 0;
+                }
             }
             if (pass == 0 && wanted != int32_t(layer.slots.size())) {
                 free_layer_slots(layer);

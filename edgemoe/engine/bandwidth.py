@@ -170,22 +170,24 @@ class Bench:
                 found.append(work / self._seconds(graph, patience_s))
         return found[0], found[1]
 
-    def node_ns(self) -> float:
-        """Nanoseconds of an operation on so few numbers that only its start counts."""
+    def node_ns(self) -> float | None:
+        """Nanoseconds of an operation on so few numbers that only its start counts; None where there is no memory."""
         with self._tensors(TINY_NODES + 8) as (ctx, alloc):
             first = tensor = self._lib.ggml_new_tensor_3d(ctx, F32, 64, 1, 1)
             for _ in range(TINY_NODES):
                 tensor = self._lib.ggml_add(ctx, tensor, first)
             graph = self._graph(ctx, [tensor])
-            alloc()
+            if not alloc():
+                return None
             return self._seconds(graph, PATIENCE_S / 2) / TINY_NODES * 1e9
 
-    def join_ns(self) -> float:
-        """Nanoseconds to send an input, start a small graph and wait for it; the median."""
+    def join_ns(self) -> float | None:
+        """Nanoseconds to send an input, start a small graph and wait for it, the median; None without memory for it."""
         with self._tensors(8) as (ctx, alloc):
             first = self._lib.ggml_new_tensor_3d(ctx, F32, WORDS, 1, 1)
             graph = self._graph(ctx, [self._lib.ggml_add(ctx, first, first)])
-            alloc()
+            if not alloc():
+                return None
             source, times = np.zeros(WORDS, dtype=np.float32), []
             for _ in range(200):
                 started = time.perf_counter_ns()

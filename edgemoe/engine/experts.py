@@ -227,8 +227,8 @@ class Experts:
         """Fetch ahead what these tokens, about to be computed, are known to need."""
         with self._lock:
             self._computing = True
-        if self._predictor is not None:
-            self._native.begin_token(int(tokens[0]) if len(tokens) == 1 else -1)
+        if self._predictor is not None and len(tokens) == 1:
+            self._native.begin_token(int(tokens[0]))
 
     def after_step(self, tokens: Sequence[int], elapsed_ns: int = 0) -> None:
         """Hand the routing of the step just computed to the policy, and its wishes to the core.
@@ -275,8 +275,7 @@ class Experts:
         with self._lock:
             self._take()
             batches, self._untold = self._untold, []
-            pinned = self._pinned.copy() if self._pins_changed else None
-            self._pins_changed = False
+            pinned = self._pinned.copy()
         if self._policy is None or not batches:
             return
         states = self._states()
@@ -285,7 +284,8 @@ class Experts:
             self._policy.observe(ids, resident, len(ids) < self._config.prefill_tokens)
             if self._predictor is not None and len(ids) > 1:
                 self._predictor.seen(tokens, ids)
-        if pinned is not None:
+        if self._pins_changed or (pinned & ~resident & ~pending).any():
+            self._pins_changed = False
             self._native.submit(self._policy.pin(pinned, resident, pending))
             states = self._states()
             resident, pending = states == RESIDENT, states == PENDING

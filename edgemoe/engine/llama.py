@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self._free_native()
             raise
+        # The stack closes in reverse: copies stop before the model's memory goes.
+        self._stack.callback(native.stop)
         shape = moe_shape(file)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
@@ -123,16 +125,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
         _open.add(self)
         hot = _HotSet(native, self.experts)
-        self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, self._budget_changed, spare)
+        self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare)
         if device and shape is not None:
             self._watchdog.start()
-        # The stack closes in reverse: copies stop before the model's memory goes.
-        self._stack.callback(native.stop)
-
-    def _budget_changed(self, event: BudgetChanged) -> None:
-        """Say it, once: what was said before is no longer true."""
-        notes = self.experts.notes
-        notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]
 
     # ---- computing ----
 
@@ -157,7 +152,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         finally:
             elapsed_ns = time.perf_counter_ns() - started
             self._meter.computed(len(tokens), before, elapsed_ns)
-            self.experts.after_step(tokens, elapsed_ns)
+            self.experts.after_step(tokens[: self.n_tokens - before], elapsed_ns)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **keywords: Any
@@ -266,6 +261,15 @@ class _HotSet:
 
     def resize(self, vram: int) -> int:
         return self._experts.adapt(Budget(bytes=max(0, vram - self.overhead)))
+
+
+def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:
+    """Says what the watchdog did; what it said before is no longer true. It must not hold the model alive."""
+
+    def note(event: BudgetChanged) -> None:
+        notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]
+
+    return note
 
 
 class _GuardedDecode:

@@ -30,7 +30,7 @@ async def main() -> None:
     columns, rows = (int(part) for part in options.size.split("x"))
     model = build_demo()
     config = OffloadConfig(device="sim", vram="50%", profile="off")
-    settings = ChatSettings(model.stem, None, {"temperature": 0.0, "max_tokens": 120})
+    settings = ChatSettings(model.stem, "", {"temperature": 0.0, "max_tokens": 120}, look="dark")
     app = ChatApp(InThisProcess(lambda: Llama(model, n_ctx=4096, offload=config)), settings)
     async with app.run_test(size=(columns, rows)) as pilot:
         await _idle(app, pilot)

@@ -24,7 +24,7 @@ def tables(layers: int, experts: int, used: int) -> Tables:
         used, np.array([0.5, 0.8, 0.95, 0.99, 0.998], dtype=np.float32), some(layers, experts), some(layers, 5),
         some(layers, experts, experts), np.array([0.8, 0.99], dtype=np.float32), some(2, layers, experts, experts),
         some(2, layers, experts), some(2, layers, 5), some(2, layers, experts, experts),
-        some(2, 3, layers, experts, experts),
+        some(2, 3, layers, experts, experts), some(2, layers, 3, 2), some(2, layers),
     )  # fmt: skip
 
 
@@ -50,12 +50,14 @@ def main() -> None:
         out, ahead, after = np.empty(experts, dtype=np.float32), [], []
         for _ in range(60):
             ids = np.argsort(rng.random((layers, experts)), axis=1)[:, :used].astype(np.int32)
+            native.begin(7)  # of an id that was seen before
             for layer in range(layers - 1):
                 native.routed(layer, ids[layer])
                 started = time.perf_counter_ns()
                 native._lib.em_predictor_next(native.handle, layer + 1, 1, out.ctypes.data)
                 ahead.append(time.perf_counter_ns() - started - call)
             started = time.perf_counter_ns()
+            native.seen(np.array([7], dtype=np.int32), ids[None])
             native.token(ids)
             after.append((time.perf_counter_ns() - started) / layers)
         print(f"| {layers} | {experts} | {used} | {median(ahead) / 1e3:.2f} | {median(after) / 1e3:.2f} |")

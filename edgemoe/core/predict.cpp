@@ -45,6 +45,13 @@ EM_CLONES void add(float * to, const float * row, int32_t n) {
     }
 }
 
+EM_CLONES void add_four(float * to, const float * const * rows, int32_t n) {
+    const float * a = rows[0], * b = rows[1], * c = rows[2], * d = rows[3];
+    for (int32_t i = 0; i < n; ++i) {
+        to[i] += (a[i] + b[i]) + (c[i] + d[i]);
+    }
+}
+
 EM_CLONES void add_scaled(float * to, const float * row, float factor, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         to[i] += factor * row[i];
@@ -299,6 +306,9 @@ void em_predictor::hint(int32_t layer, const float * values) {
 void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     const float * rows[128];
     int32_t       count = 0;
+    if (shares) {
+        fetch(reinterpret_cast<const float *>(shares + size_t(layer) * size_t(experts)), (experts + 3) / 4);
+    }
     for (int32_t j = 0; j < reach && layer - lead - j >= 0; ++j) {
         const int32_t * from  = &ids[size_t((layer - lead - j) * used)];
         const int64_t   block = (int64_t(lead - 1) * reach + j) * layers + layer;
@@ -310,8 +320,12 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
         }
     }
     memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
-    for (int32_t i = 0; i < count; ++i) {
-        add(out, rows[i], experts);
+    int32_t done_rows = 0;
+    for (; done_rows + 4 <= count; done_rows += 4) {
+        add_four(out, rows + done_rows, experts);
+    }
+    for (; done_rows < count; ++done_rows) {
+        add(out, rows[done_rows], experts);
     }
     if (looked[size_t(layer)]) {
         add_scaled(out, &margins[size_t(layer) * size_t(experts)], next_router[size_t((lead - 1) * layers + layer)], experts);

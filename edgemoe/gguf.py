@@ -43,6 +43,7 @@ F32, I32 = 0, 26
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_TENSORS, _MAX_KEYS, _MAX_NAME, _MAX_KEY = 1 << 17, 1 << 16, 63, 65535
+_MOST_SCALES = 1 << 16
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 # Layer and kind (weight or bias) of a tensor of routed experts.
@@ -154,6 +155,7 @@ def check(path: Path) -> GgufFile:
     _check_numbers(file)
     _check_tensors(file)
     _check_experts(file)
+    _check_scales(file)
     return file
 
 
@@ -450,6 +452,20 @@ def _check_tensors(file: GgufFile) -> None:
         values = file.metadata.get(f"tokenizer.ggml.{key}")
         if isinstance(values, GgufArray) and isinstance(tokens, GgufArray) and values.length < tokens.length:
             raise BadGguf(f"{file.path.name}: {values.length} values of {key} for {tokens.length} tokens", HINT)
+
+
+def _check_scales(file: GgufFile) -> None:
+    """One number that is none turns every answer into nothing."""
+    for key, value in file.metadata.items():
+        given = value.values if isinstance(value, GgufArray) else (value,)
+        if any(isinstance(number, float) and math.isnan(number) for number in given):
+            raise BadGguf(f"{file.path.name}: {key} is not a number", HINT)
+    for tensor in file.tensors.values():
+        if not tensor.name.endswith("scale") or tensor.elements > _MOST_SCALES:
+            continue
+        numbers = values(file, tensor.name)
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise BadGguf(f"{file.path.name}: tensor {tensor.name!r} holds values that are no numbers", HINT)
 
 
 def _check_experts(file: GgufFile) -> None:

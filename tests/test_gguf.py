@@ -71,6 +71,8 @@ DAMAGE: list[tuple[str, Change]] = [
     ("embedding_length is", write_after("llama.embedding_length", 4, "I", 1 << 30)),
     ("embeddings of", write_after("llama.embedding_length", 4, "I", 96)),
     ("rms_epsilon is -1", write_after("attention.layer_norm_rms_epsilon", 4, "f", -1)),
+    ("rms_epsilon is nan", write_after("attention.layer_norm_rms_epsilon", 4, "f", float("nan"))),
+    ("rope.freq_base is not a number", write_after("llama.rope.freq_base", 4, "f", float("nan"))),
     ("experts used", write_after("llama.expert_used_count", 4, "I", 1000)),
     ("unknown type 77", write_after("llama.block_count", 0, "I", 77)),
     ("9 dimensions", write_after(WEIGHT, 0, "I", 9)),
@@ -90,6 +92,17 @@ def test_damage_is_named(says: str, change: Change, broken: Callable[[Change], P
         check(path)
     assert says in str(error.value) and path.name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = build("qwen3moe", tmp_path, "NVFP4")
+    file = check(path)
+    scale = next(tensor for name, tensor in file.tensors.items() if name.endswith(".scale"))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<f", data, scale.offset + 4, float("nan"))
+    path.write_bytes(data)
+    with pytest.raises(BadGguf, match=f"{scale.name}.*no numbers"):
+        check(path)
 
 
 def test_what_only_llama_cpp_notices_is_told_in_its_words(broken: Callable[[Change], Path]) -> None:

@@ -1,10 +1,10 @@
-"""How fast a model can be on a machine at most, from measured rates alone: pure arithmetic, no clock.
+"""How fast a model will be on a machine: from runs of a few of its layers, or at most, from rates. Pure arithmetic.
 
-The true speed lies below: every layer costs some waiting, and memory serves one side at a time. Measured speeds were
-0.78 and 0.83 of this without a device, 0.55 to 0.72 of it on ``sim`` (bench/fit.py, docs/log.md).
+A copy of a few layers (``edgemoe.probe``) runs through the engine as the model would; every further layer adds the same
+time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs (docs/log.md).
 
-A token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at the same
-time, and a join. Uploads run beside and count only when the link cannot keep up.
+By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
+the same time, and a join. Uploads run beside and count only when the link cannot keep up.
 """
 
 from __future__ import annotations
@@ -22,21 +22,50 @@ from .types import FloatArray
 TYPICAL = ((0.0, 0.0), (0.125, 0.47), (0.25, 0.68), (0.5, 0.87), (0.75, 0.96), (1.0, 1.0))
 # An expert of a prefill is streamed to the device when so many tokens of a batch use it (OffloadConfig.stream_tokens).
 STREAM_TOKENS = 32
+# By how much a measured speed may differ from one forecast from a run: `python bench/fit.py`.
+BAND = 0.25
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a copy of the first ``layers`` of a model took: seconds of a batch of `BATCH` tokens, and of one token."""
+
+    layers: int
+    prefill_s: float
+    decode_s: float
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Tokens per second at most; None where a rate that they depend on was not measured.
+    """Tokens per second; None where something that they depend on was not measured.
 
     Attributes:
         hit_rate: assumed share of experts found on the device, 0..1.
         prefill: of a batch of `BATCH` tokens.
         decode: of single tokens.
+        band: the share by which it may be wrong; None: speeds are at most these.
     """
 
     hit_rate: float
     prefill: float | None
     decode: float | None
+    band: float | None = None
+
+
+def from_runs(runs: Sequence[Run], machine: Machine, needs: ModelNeeds, plan: Plan, hit_rate: float) -> Forecast:
+    """Speeds of the whole model from runs of short copies of it, the shortest first."""
+    first, last = runs[0], runs[-1]
+
+    def whole(short: float, longer: float) -> float:
+        more = needs.layers - last.layers
+        return longer + (more * max(0.0, longer - short) / (last.layers - first.layers) if more > 0 else 0.0)
+
+    prefill = BATCH / whole(first.prefill_s, last.prefill_s)
+    decode: float | None = whole(first.decode_s, last.decode_s)
+    if decode is not None and plan.ram_short_bytes:
+        decode = decode + disk_bytes(plan, needs) / machine.disk_rate if machine.disk_rate else None
+    hits = hit_rate if any(plan.slots) else 0.0
+    return Forecast(hits, None if plan.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND)
 
 
 def forecast(machine: Machine, needs: ModelNeeds, plan: Plan, hit_rate: float) -> Forecast:

@@ -135,7 +135,7 @@ def read(path: Path) -> GgufFile:
     first: GgufFile | None = None
     tensors: dict[str, GgufTensor] = {}
     for number, shard in enumerate(paths):
-        part = _read_one(shard)
+        part = read_one(shard)
         first = first or part
         if repeated := tensors.keys() & part.tensors.keys():
             raise BadGguf(f"{shard.name}: tensor {min(repeated)!r} is in two shards", HINT)
@@ -255,7 +255,12 @@ class _Cursor:
             raise self.fail(f"{what} is not UTF-8") from error
 
 
-def _read_one(path: Path) -> GgufFile:
+def read_one(path: Path) -> GgufFile:
+    """Read the header of one file, whatever other shards there are.
+
+    Raises:
+        BadGguf: the header cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             if path.stat().st_size < 24:

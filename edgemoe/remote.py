@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import gguf
-from .errors import BadGguf
+from .errors import BadGguf, ModelNotFound
 from .gguf import GgufFile
+from .hub import Download
 
 ReadRange = Callable[[int, int], bytes]
 FIRST_BYTES = 1 << 20
@@ -17,36 +18,76 @@ FIRST_BYTES = 1 << 20
 MOST_BYTES = 31 << 20
 
 
-def header_from(read_range: ReadRange, size: int, name: str) -> GgufFile:
-    """Read the header of one GGUF file through a function that reads parts of it, `MOST_BYTES` at most.
+@dataclass(frozen=True)
+class Part:
+    """A file that is somewhere else.
 
-    Args:
+    Attributes:
+        name: of the file, without folders.
+        size: bytes of all of it.
         read_range: gives ``length`` bytes from ``offset``; may give less at the end of the file.
-        size: bytes of the whole file.
-        name: of the file, for messages; ``path`` of the result is just this.
+    """
+
+    name: str
+    size: int
+    read_range: ReadRange
+
+
+def header_from(parts: Sequence[Part]) -> GgufFile:
+    """Read the header of a model, all shards in order, `MOST_BYTES` of each at most.
+
+    ``path`` and ``shards`` of the result are names only: there are no such files here.
 
     Raises:
         BadGguf: it is no GGUF file, or its header is damaged or longer than `MOST_BYTES`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header.gguf"
-        done, wanted = 0, FIRST_BYTES
-        with path.open("wb") as stream:
-            while True:
-                part = read_range(done, min(wanted, size) - done)
-                stream.write(part)
-                done += len(part)
-                stream.truncate(size)  # the weights are a hole: they take no space and are never read
-                stream.flush()
-                try:
-                    file = gguf.check(path)
-                    break
-                except BadGguf as error:
-                    start_is_wrong = stream.tell() >= 4 and not _looks_right(path)
-                    if start_is_wrong or not part or done >= min(size, MOST_BYTES):
-                        raise BadGguf(str(error).replace(path.name, name), gguf.HINT) from error
-                wanted = min(2 * wanted, MOST_BYTES)
-    return replace(file, path=Path(name), shards=(Path(name),))
+        paths = [Path(folder) / part.name for part in parts]
+        for part, path in zip(parts, paths, strict=True):
+            _bring(part, path)
+        file = gguf.check(paths[0])
+    names = tuple(Path(part.name) for part in parts)
+    return replace(file, path=names[0], shards=names)
+
+
+def header_of(plan: Download) -> GgufFile:
+    """Header of a model of the hub: from the disk if all of it is there, else by range requests.
+
+    Raises:
+        ModelNotFound: a file is not there; or not here, and the hub is not to be asked.
+        EdgeMoEError: the hub refuses, does not answer, or sends whole files instead of parts.
+        BadGguf: the header is damaged.
+    """
+    from huggingface_hub import constants
+
+    from .hub import cache
+    from .hub.ranges import opened
+
+    here = [cache.path_of(plan, file) for file in plan.files]
+    if all(path.is_file() for path in here):
+        return gguf.check(here[0])
+    if constants.HF_HUB_OFFLINE:
+        raise ModelNotFound(f"offline, and {plan.repo} is not on this disk", "unset HF_HUB_OFFLINE to look at the hub")
+    return header_from([Part(Path(file.name).name, *opened(plan, file)) for file in plan.files])
+
+
+def _bring(part: Part, path: Path) -> None:
+    """As much of a file as its header takes; the weights are a hole: they take no space and are never read."""
+    done, wanted = 0, FIRST_BYTES
+    with path.open("wb") as stream:
+        while True:
+            piece = part.read_range(done, min(wanted, part.size) - done)
+            stream.write(piece)
+            done += len(piece)
+            stream.truncate(part.size)
+            stream.flush()
+            try:
+                gguf.read_one(path)
+                return
+            except BadGguf:
+                if not piece or done >= min(part.size, MOST_BYTES) or not _looks_right(path):
+                    raise
+            wanted = min(2 * wanted, MOST_BYTES)
 
 
 def _looks_right(path: Path) -> bool:

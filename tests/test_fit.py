@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import urllib.request
@@ -16,17 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe import gguf, hardware, needs
+from edgemoe import gguf, hardware, needs, probe, short
 from edgemoe.cli import main
 from edgemoe.commands import fit
 from edgemoe.config import Budget
-from edgemoe.errors import BadGguf
-from edgemoe.forecast import forecast, hit_rate, step_seconds, typical_hit_rate
+from edgemoe.errors import BadGguf, EdgeMoEError
+from edgemoe.forecast import BAND, Run, forecast, from_runs, hit_rate, step_seconds, typical_hit_rate
+from edgemoe.hub import RemoteFile, plan_download
+from edgemoe.hub.ranges import opened
 from edgemoe.plan import GIB, Machine, ModelNeeds, plan
-from edgemoe.remote import MOST_BYTES, header_from
+from edgemoe.remote import MOST_BYTES, Part, header_from
 from edgemoe.types import ModelShape
+from tests.hub_server import HubServer, Repository, Sparse
 from tests.routing import wide_model
-from tests.zoo import build
+from tests.zoo import ARCHITECTURES, build
 
 MODEL = ModelNeeds(ModelShape(10, 32, 4, (1_000_000,) * 10), 10, 10**8, 10**8, 10**8, 5 * 10**7, 10**6)
 MACHINE = Machine(
@@ -86,6 +90,64 @@ def test_a_disk_that_must_be_read_slows_down() -> None:
     assert expected.decode is not None and 1 < expected.decode < 40
 
 
+def test_every_further_layer_costs_the_same() -> None:
+    made = plan(MACHINE, MODEL, 512, Budget(share=0.5))
+    runs = [Run(1, 0.3, 0.002), Run(4, 0.6, 0.005)]
+    found = from_runs(runs, MACHINE, MODEL, made, 0.8)  # 10 layers
+    assert found.prefill == pytest.approx(512 / 1.2) and found.decode == pytest.approx(1 / 0.011)
+    assert found.band == BAND <= 0.25 and found.hit_rate == 0.8
+    whole = from_runs([Run(10, 0.3, 0.002)], MACHINE, MODEL, made, 0.8)
+    assert whole.decode == pytest.approx(500) and whole.prefill == pytest.approx(512 / 0.3)
+    odd = from_runs([Run(1, 0.3, 0.005), Run(4, 0.3, 0.004)], MACHINE, MODEL, made, 0.8)
+    assert odd.decode == pytest.approx(250), "more layers never take less time"
+
+
+def test_a_run_does_not_hide_the_disk() -> None:
+    poor = replace(MACHINE, device="", ram_free_bytes=300 << 20, disk_rate=1e9)
+    made, runs = plan(poor, MODEL, 512, Budget()), [Run(10, 0.3, 0.002)]
+    found = from_runs(runs, poor, MODEL, made, 0.0)
+    assert found.prefill is None and found.decode is not None and found.decode < 100
+    assert from_runs(runs, replace(poor, disk_rate=None), MODEL, made, 0.0).decode is None
+
+
+# Copies of few layers.
+
+
+def test_copies_are_as_long_as_memory_allows(model: Path) -> None:
+    file = gguf.read(model)
+    whole = sum(tensor.bytes for tensor in file.tensors.values())
+    layers, experts = 4, 32
+    assert short.copies(file, 2 * whole) == [(layers, experts)]
+    assert short.copies(file, int(0.8 * whole)) == [(1, experts), (3, experts)]
+    (_, fewest), (longest, fewer) = short.copies(file, whole // 8)
+    assert longest == 2 and 2 * 4 <= fewer == fewest < experts, "fewer experts before no layer at all"
+
+
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES[:3], *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[3:])]
+)
+def test_llama_cpp_runs_a_copy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "home"))
+    file = gguf.check(build(name, tmp_path))
+    bare = Machine("sim", 8 * GIB, 8 * GIB, 8 * GIB, 8 * GIB)
+    placed = plan(bare, needs.of(file), 512, Budget(share=0.5))
+    whole = sum(tensor.bytes for tensor in file.tensors.values())
+    runs = probe.run(file, "sim", placed, 0.5, 1, int(0.95 * whole / probe.RAM_SHARE))
+    assert runs and all(run.prefill_s > 0 and run.decode_s > 0 for run in runs)
+    assert [run.layers for run in runs] == sorted({run.layers for run in runs})
+    assert not list((tmp_path / "home").rglob("*.gguf")), "nothing stays on the disk"
+
+
+def test_a_made_up_trace_has_the_hit_rate_asked_for() -> None:
+    resident = np.zeros((3, 32), dtype=bool)
+    resident[:, 5:20] = True
+    for rate in (0.0, 0.3, 1.0):
+        ids = probe.routes(resident, 4, 400, rate, np.random.default_rng(0))
+        assert all(len(set(row)) == 4 for row in ids.reshape(-1, 4).tolist())
+        assert resident[0, ids].mean() == pytest.approx(rate, abs=0.03)
+    assert probe.routes(np.ones((1, 4), dtype=bool), 4, 2, 0.0, np.random.default_rng(0)).shape == (2, 1, 4)
+
+
 # The command.
 
 
@@ -114,7 +176,7 @@ def test_json_says_where_everything_goes(
     assert found["model"]["dense_bytes"] + found["model"]["expert_bytes"] == weights
     assert found["plan"]["slots"] == [16] * 4 and found["plan"]["kv_bytes"] == found["model"]["kv_bytes"]
     for test in ("prefill", "decode"):
-        assert found["at_most"][test] > 0
+        assert found["forecast"][test] > 0 and found["forecast"]["band"] == BAND
     assert "--n-cpu-moe 2" in found["llama_cpp"] and "-ngl 99 " in found["llama_cpp"]
 
 
@@ -154,7 +216,8 @@ def test_a_dense_model_is_planned_too(tmp_path: Path, rates: dict[str, float]) -
     file = gguf.read(build("llama", tmp_path))
     without = replace(file, tensors={n: t for n, t in file.tensors.items() if not gguf.EXPERTS.match(n)})
     found = fit.assess(without, "sim", Budget(), 512)
-    assert found["model"]["experts"] == 0 and found["plan"]["slots"] == () and found["at_most"]["decode"]
+    assert found["model"]["experts"] == 0 and found["plan"]["slots"] == () and found["forecast"]["decode"]
+    assert found["forecast"]["band"] is None, "llama.cpp runs no such file: rates are all there is"
 
 
 # Headers from afar.
@@ -229,7 +292,7 @@ def test_a_header_is_read_without_its_20_gigabytes(model: Path, tmp_path: Path) 
     path = grown(model, tmp_path / "big.gguf", 20 * 10**9, 150_000)
     assert path.stat().st_size > 20 * 10**9
     with served(path) as (read_range, handler):
-        file = header_from(read_range, path.stat().st_size, "big.gguf")
+        file = header_from([Part("big.gguf", path.stat().st_size, read_range)])
         assert 4 << 20 < handler.given <= MOST_BYTES < 32 << 20
     assert file.tensors == gguf.read(path).tensors and file.path == Path("big.gguf")
     assert needs.of(file) == needs.of(gguf.read(path))
@@ -237,7 +300,7 @@ def test_a_header_is_read_without_its_20_gigabytes(model: Path, tmp_path: Path) 
 
 def test_a_small_file_is_read_whole_and_once(model: Path) -> None:
     with served(model) as (read_range, handler):
-        header_from(read_range, model.stat().st_size, "model.gguf")
+        header_from([Part("model.gguf", model.stat().st_size, read_range)])
         assert handler.given <= model.stat().st_size
 
 
@@ -250,5 +313,120 @@ def test_what_is_no_header_is_refused_by_its_name(content: bytes, tmp_path: Path
         return content[offset : offset + length]
 
     with pytest.raises(BadGguf, match=r"model\.gguf"):
-        header_from(read_range, len(content), "model.gguf")
+        header_from([Part("model.gguf", len(content), read_range)])
     assert sum(reads) <= MOST_BYTES
+
+
+# Models of the hub.
+
+REPO, NAME = "someone/Big-MoE-GGUF", "Big-MoE-Q4_K_M.gguf"
+ENTRY = """
+[[model]]
+id = "big-moe"
+name = "Big MoE"
+family = "Big"
+licence = "MIT"
+description = "Made up."
+source = "made up"
+checked = "2026-11-23"
+
+[[model.variants]]
+quantisation = "Q4_K_M"
+repository = "{repo}"
+source = "made up"
+checked = "2026-11-23"
+files = [{{ name = "{name}" }}]
+"""
+
+
+def split(model: Path, folder: Path) -> list[bytes]:
+    """The bytes of a model in two shards: metadata and the first half of the tensors, the other half."""
+    from gguf import GGUFReader, GGUFWriter
+
+    source, shards = GGUFReader(model), []
+    half = len(source.tensors) // 2
+    for number, tensors in enumerate((source.tensors[:half], source.tensors[half:])):
+        path = folder / f"{number}.gguf"
+        writer = GGUFWriter(path, "qwen3moe")
+        for field in source.fields.values() if number == 0 else ():
+            if field.name.startswith(("qwen3moe.", "tokenizer.")) and len(field.types) == 1:
+                writer.add_key_value(field.name, field.contents(), field.types[0])
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        shards.append(path.read_bytes())
+    return shards
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.serve_client(monkeypatch, tmp_path)
+        yield server
+
+
+def test_a_repository_of_20_gigabytes_is_judged_by_its_header(
+    model: Path, hub: HubServer, rates: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = grown(model, tmp_path / "big.gguf", 20 * 10**9, 150_000)
+    with path.open("rb") as stream, Sparse(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        hub.repositories[REPO] = Repository({NAME: content})
+        code = main(["fit", f"{REPO}:Q4_K_M", "--device", "none", "--ctx", "512", "--quick", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if found["plan"]["fits"] else 4)
+    assert found["model"]["file"] == NAME and found["model"]["expert_layers"] == 4
+    assert found["model"]["dense_bytes"] > 19 * 10**9
+    ranges = [r.range.removeprefix("bytes=").split("-") for r in hub.asked("/cdn/")]
+    assert sum(int(last) - int(first) + 1 for first, last in ranges) < 32 << 20
+    assert not list((tmp_path / "hub").rglob("*.gguf")), "nothing was downloaded"
+
+
+def test_shards_on_the_hub_are_one_model(
+    model: Path, hub: HubServer, rates: dict[str, float], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"]
+    hub.repositories[REPO] = Repository(dict(zip(names, split(model, tmp_path), strict=True)))
+    assert main(["fit", f"{REPO}:Q8_0", "--device", "none", "--ctx", "512", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["fit", str(model), "--device", "none", "--ctx", "512", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert found["plan"] == alone["plan"] and found["forecast"]["band"] == BAND, "copies need the header only"
+
+
+def test_offline_only_what_is_here_can_be_judged(
+    model: Path, hub: HubServer, rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    hub.repositories[REPO] = Repository({NAME: model.read_bytes(), "Big-MoE-Q8_0.gguf": model.read_bytes()})
+    assert main(["pull", f"{REPO}:Q4_K_M"]) == 0
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    for name in (f"{REPO}:Q4_K_M", REPO):
+        assert main(["fit", name, "--device", "none", "--ctx", "512", "--quick"]) == 0
+    assert main(["fit", f"{REPO}:Q8_0", "--device", "none", "--quick"]) == 3
+    assert not hub.requests and "hint:" in capsys.readouterr().err
+
+
+def test_a_name_of_the_catalogue_is_judged_without_its_file(
+    model: Path, hub: HubServer, rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "home"))
+    own = tmp_path / "home" / "config" / "models.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text(ENTRY.format(repo=REPO, name=NAME))
+    hub.repositories[REPO] = Repository({NAME: model.read_bytes()})
+    assert main(["fit", "big-moe", "--device", "none", "--ctx", "512", "--quick", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["file"] == NAME
+    assert main(["fit", "big-mo", "--quick"]) == 3 and "big-moe" in capsys.readouterr().err
+
+
+def test_a_server_without_ranges_is_not_read_whole(hub: HubServer, model: Path) -> None:
+    content = model.read_bytes()
+    hub.repositories[REPO] = Repository({NAME: content})
+    hub.faults.ignore_ranges = True
+    size, read = opened(plan_download(REPO, "Q4_K_M"), RemoteFile(NAME))
+    assert size == len(content) and read(0, 100) == content[:100]
+    with pytest.raises(EdgeMoEError, match="whole files"):
+        read(100, 100)

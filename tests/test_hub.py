@@ -54,18 +54,10 @@ Q4 = FILES["Tiny-MoE-Q4_K_M.gguf"]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub with one repository; huggingface_hub, which reads its environment once, is pointed to it."""
+    """A hub with one repository; huggingface_hub is pointed to it."""
     with HubServer() as server:
         server.repositories[REPO] = Repository(dict(FILES))
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        server.serve_client(monkeypatch, tmp_path)
         yield server
 
 

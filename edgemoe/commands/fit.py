@@ -28,7 +28,11 @@ COMFORTABLE, READABLE = 20.0, 6.0
 def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     """Add the subcommand; ``find`` turns MODEL into a file."""
     fit = commands.add_parser("fit", help="where a model would go on this machine, and how fast it would be")
-    fit.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    fit.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a GGUF file, a name of the catalogue, or org/repo:QUANT; it need not be downloaded",
+    )
     fit.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
     fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
     fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
@@ -44,12 +48,26 @@ def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
         raise ConfigError("--ctx and --threads are 1 at least")
     budget = Budget.parse(parsed.vram)
 
-    from .. import gguf
-
-    file = gguf.check(find(parsed.model))
+    file = _header(parsed.model, find)
     content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT
+
+
+def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
+    """The header of a file, or of a model of the hub that is not downloaded."""
+    from .. import gguf, remote
+    from ..errors import ModelNotFound
+    from .pull import download_of
+
+    try:
+        return gguf.check(find(name))
+    except ModelNotFound:
+        if name.lower().endswith(".gguf") or name.count("/") > 1 or name.startswith((".", "~", "/")):
+            raise  # a file was meant
+    plan = download_of(name)
+    talk(plan.choice or f"{plan.repo} is not on this disk: its header is read on the hub")
+    return remote.header_of(plan)
 
 
 def _device(asked: str) -> str:
@@ -77,48 +95,61 @@ def assess(
         quick: use what was measured before and nothing else.
     """
     from .. import hardware, needs
-    from ..forecast import forecast, hit_rate
+    from ..forecast import hit_rate
     from ..plan import plan
 
     bare = hardware.machine(device, threads or 1)
     bare = replace(bare, threads=threads or bare.cores)
-    model = needs.of(file)
-    placed = plan(bare, model, context, budget)
-    machine = hardware.with_rates(bare, _rates(file, bare, quick))
-    placed = plan(machine, model, context, budget)  # the same, and now it knows what the disk costs
+    model, machine = needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
+    placed = plan(machine, model, context, budget)
     heat = _heat(file, model)
-    expected = forecast(machine, model, placed, hit_rate(placed, model, heat))
+    expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
     return {
         "schema": SCHEMA,
         "model": _model(file, model, context),
         "machine": asdict(machine),
         "plan": asdict(placed) | {"device_bytes": placed.device_bytes},
         "routing": "this model's history" if heat is not None else "typical",
-        "at_most": asdict(expected) if placed.fits or expected.decode else None,
+        "forecast": asdict(expected) if placed.fits or expected.decode else None,
         "verdict": verdict(machine, model, placed, expected),
         "llama_cpp": llama_cpp_flags(file, machine, placed),
     }
 
 
-def _rates(file: GgufFile, machine: Machine, quick: bool) -> dict[str, float]:
+def _known_rates(machine: Machine, quick: bool) -> dict[str, float]:
+    """What `edgemoe doctor` measured."""
     from .. import hardware
-    from ..engine.bandwidth import COMMON, weights_of
 
     notes: list[str] = []
     known = hardware.load(machine.device, machine.threads, notes)
     for note in notes:
         talk(f"note: {note}")
+    if quick and known is None:
+        talk("note: nothing was measured yet: run edgemoe doctor, or leave --quick away")
+    return known.rates if known else {}
+
+
+def _forecast(
+    file: GgufFile, machine: Machine, model: ModelNeeds, placed: Plan, hits: float, quick: bool
+) -> Forecast:  # fmt: skip
+    """From a run of a few layers; where that is not wanted or not possible, from rates."""
+    from .. import hardware, probe
+    from ..engine.bandwidth import COMMON, weights_of
+    from ..forecast import forecast, from_runs
+
     if quick:
-        if known is None:
-            talk("note: nothing was measured yet: run edgemoe doctor, or leave --quick away")
-        return known.rates if known else {}
-    experts, others = weights_of(file)
+        return forecast(machine, model, placed, hits)
     try:
-        memory = known is None
-        measured = hardware.measure(machine.device, machine.threads, experts or COMMON, others, show_progress, memory)
+        runs = probe.run(file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress)
+        if runs:
+            return from_runs(runs, machine, model, placed, hits)
+        experts, others = weights_of(file)
+        rates = hardware.measure(
+            machine.device, machine.threads, experts or COMMON, others, show_progress, machine.disk_rate is None
+        )
+        return forecast(hardware.with_rates(machine, rates), model, placed, hits)
     finally:
         show_progress(1.0, "")
-    return (known.rates if known else {}) | measured
 
 
 def _heat(file: GgufFile, model: ModelNeeds) -> Any:
@@ -191,7 +222,7 @@ def verdict(machine: Machine, model: ModelNeeds, placed: Plan, expected: Forecas
             if rate >= READABLE
             else "slow to read along"
         )
-        text += f" Answers come at {rate:.3g} tokens/s at most: {word}."
+        text += f" Answers come at {_speed(rate, expected.band)}: {word}."
     return f"{text} {placed.reason}".strip()
 
 
@@ -227,17 +258,19 @@ def as_text(content: dict[str, Any]) -> str:
     if model["experts"]:
         head += f", {model['experts']} experts in {model['expert_layers']} of them, {model['used']} used"
     lines = [head, "", table(["what", "bytes", "where"], rows, texts=1), ""]
-    expected = content["at_most"]
+    expected = content["forecast"]
     if expected:
         for name in ("prefill", "decode"):
-            lines.append(f"{name:8} {_speed(expected[name])}")
+            lines.append(f"{name:8} {_speed(expected[name], expected['band'])}")
         if placed["slots"]:
             lines.append(f"hit rate {expected['hit_rate']:.2f} ({content['routing']} routing)")
         lines.append("")
     return "\n".join([*lines, content["verdict"], "", "llama.cpp at equal device memory:", f"  {content['llama_cpp']}"])
 
 
-def _speed(rate: float | None) -> str:
+def _speed(rate: float | None, band: float | None) -> str:
     if rate is None:
         return "not known: what it depends on was not measured"
-    return f"at most {rate:.3g} tokens/s"
+    if band is None:
+        return f"at most {rate:.3g} tokens/s"
+    return f"{rate:.3g} tokens/s (+-{band:.0%})"

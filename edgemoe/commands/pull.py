@@ -38,7 +38,14 @@ def add_parsers(commands: Any) -> None:
     rm.set_defaults(command=lambda parsed, _: _rm(parsed))
 
 
-def _download_of(name: str, revision: str | None) -> Download:
+def download_of(name: str, revision: str | None = None) -> Download:
+    """What to fetch for a name of the catalogue or of a repository.
+
+    Raises:
+        ModelNotFound: there is no such model, or no file of it is known.
+        DoesNotFit: no quantisation is named and none fits.
+        EdgeMoEError: the hub refuses or does not answer.
+    """
     from ..hub import Download, RemoteFile, parse, plan_download
     from ..hub.plan import MAIN
 
@@ -82,7 +89,7 @@ def _of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
 
 
 def _pull(parsed: argparse.Namespace) -> int:
-    plan = _download_of(parsed.model, parsed.revision)
+    plan = download_of(parsed.model, parsed.revision)
     from tui.text import visible
 
     if plan.choice:

@@ -159,17 +159,21 @@ void em_look_stop(em_engine * e) {
     l.state = em_looker::IDLE;
 }
 
-// Benchmarks replay real routing on weights that have none. Decode only: a row of the trace per token.
+// Benchmarks replay real routing on weights that have none: a row of the trace per token. The last layer of a long batch
+// computes only the tokens that are asked for, which are its last ones.
 void em_force_routing(em_engine * e, int32_t layer, ggml_tensor * ids) {
-    if (e->forced_tokens == 0 || ids->ne[1] != 1 || ids->ne[0] != e->forced_used) {
+    if (e->forced_tokens == 0 || ids->ne[0] != e->forced_used) {
         return;
     }
+    const int64_t tokens = ids->ne[1];
     if (layer == 0) {
-        e->forced_at = (e->forced_at + 1) % e->forced_tokens;
+        e->forced_at = (e->forced_at + tokens) % e->forced_tokens;
     }
-    if (e->forced_at >= 0) {
-        const size_t row = (size_t(e->forced_at) * e->layers.size() + size_t(layer)) * size_t(e->forced_used);
-        memcpy(ids->data, &e->forced[row], size_t(e->forced_used) * 4);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t back = (tokens - 1 - t) % e->forced_tokens;
+        const int64_t at   = (e->forced_at - back + e->forced_tokens) % e->forced_tokens;
+        const size_t  row  = (size_t(at) * e->layers.size() + size_t(layer)) * size_t(e->forced_used);
+        memcpy(static_cast<char *>(ids->data) + t * ids->nb[1], &e->forced[row], size_t(e->forced_used) * 4);
     }
 }
 

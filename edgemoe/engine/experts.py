@@ -198,10 +198,11 @@ class Experts:
                 )
 
     def force(self, ids: IdArray) -> None:
-        """Take the experts of decode steps from a recorded trace instead of the router, for benchmarks on shape twins.
+        """Take experts from a recorded trace instead of the router, for benchmarks on shape twins.
 
         Args:
-            ids: ``(tokens, layers, used)``, repeated when it ends; without tokens, the router decides again.
+            ids: ``(tokens, layers, used)``, a row for each token computed from now on, prompts included; repeated when
+                it ends. Without tokens, the router decides again.
 
         Raises:
             EdgeMoEError: the trace names experts that the model has not.

@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Remote:
+class Remote:
     """A file as the hub has it, and where it goes. ``digest`` is sha256, or git's sha1 for a file that is not large."""
 
     name: str
@@ -65,6 +65,7 @@ class _Remote:
 
     @property
     def partial(self) -> Path:
+        """Where its bytes are until all have come."""
         return self.blob.with_name(f"{self.digest}.incomplete")
 
     def size_here(self) -> int:
@@ -80,7 +81,7 @@ def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
         EdgeMoEError: the hub refuses or does not answer.
     """
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    info = _insist(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout), repo)
+    info = insist(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout), repo)
     files = [
         RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or ()
     ]
@@ -107,7 +108,7 @@ def download(plan: Download, progress: Callable[[Progress], None] | None = None)
     if constants.HF_HUB_OFFLINE:
         raise ModelNotFound(f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to get it")
     # All of them before the first byte: a missing shard should not show after an hour.
-    remotes = [_remote(plan, file) for file in plan.files]
+    remotes = [remote_of(plan, file) for file in plan.files]
     at_commit = replace(plan, revision=remotes[0].commit)
     _check_disk(remotes, RESERVE)
     meter = Meter({remote.name: remote.size_here() for remote in remotes}, sum(r.bytes for r in remotes), progress)
@@ -138,16 +139,22 @@ def missing_bytes(plan: Download) -> int:
     return missing
 
 
-def _remote(plan: Download, file: RemoteFile) -> _Remote:
+def remote_of(plan: Download, file: RemoteFile) -> Remote:
+    """A file as the hub has it, which must be the one that is meant.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        EdgeMoEError: the hub refuses, does not answer, or has another file by now.
+    """
     what, url = f"{plan.repo}: {file.name}", hf_hub_url(plan.repo, file.name, revision=plan.revision)
-    found = _insist(lambda: get_hf_file_metadata(url), what)
+    found = insist(lambda: get_hf_file_metadata(url), what)
     digest = str(found.etag)
     if found.size is None or not _DIGEST.match(digest):
         raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
         raise EdgeMoEError(f"{what} is not the file that is meant", "the hub has another one by now: give --revision")
     blob = cache.folder(plan.repo) / "blobs" / digest
-    return _Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
+    return Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
 
 
 def _commit(text: str | None) -> str:
@@ -157,20 +164,20 @@ def _commit(text: str | None) -> str:
     return text
 
 
-def _check_disk(remotes: Iterable[_Remote], reserve: int) -> None:
+def _check_disk(remotes: Iterable[Remote], reserve: int) -> None:
     needed, free = _needed_and_free(remotes)
     if needed > max(free - reserve, 0):
         raise DiskTooSmall(needed, free, DISK_HINT)
 
 
-def _needed_and_free(remotes: Iterable[_Remote]) -> tuple[int, int]:
+def _needed_and_free(remotes: Iterable[Remote]) -> tuple[int, int]:
     place = Path(constants.HF_HUB_CACHE)
     while not place.exists():
         place = place.parent
     return sum(remote.bytes - remote.size_here() for remote in remotes), shutil.disk_usage(place).free
 
 
-def _bring(plan: Download, remote: _Remote, meter: Meter) -> None:
+def _bring(plan: Download, remote: Remote, meter: Meter) -> None:
     """One file to its place in the cache."""
     remote.blob.parent.mkdir(parents=True, exist_ok=True)
     # Without this folder huggingface_hub takes a repository of unfinished files for a damaged one.
@@ -181,11 +188,11 @@ def _bring(plan: Download, remote: _Remote, meter: Meter) -> None:
     meter.at(remote.name, remote.bytes)
     # The blob is there: this only links it into the snapshot.
     link = partial(hf_hub_download, plan.repo, remote.name, revision=remote.commit)
-    _insist(link, remote.what, lambda note: meter.at(remote.name, remote.bytes, note))
+    insist(link, remote.what, lambda note: meter.at(remote.name, remote.bytes, note))
 
 
 @contextmanager
-def _lock(plan: Download, remote: _Remote, meter: Meter) -> Iterator[None]:
+def _lock(plan: Download, remote: Remote, meter: Meter) -> Iterator[None]:
     """huggingface_hub's lock for this file; while another process has it, its progress is shown."""
     path = Path(constants.HF_HUB_CACHE) / ".locks" / cache.folder(plan.repo).name / f"{remote.digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +206,7 @@ def _lock(plan: Download, remote: _Remote, meter: Meter) -> Iterator[None]:
         yield
 
 
-def _fetch(remote: _Remote, meter: Meter) -> None:
+def _fetch(remote: Remote, meter: Meter) -> None:
     """All bytes of a file, checked, under its final name."""
     for _ in range(2):  # a partial file of whatever origin may be what is wrong
         _transfer(remote, meter)
@@ -213,7 +220,7 @@ def _fetch(remote: _Remote, meter: Meter) -> None:
     )
 
 
-def _transfer(remote: _Remote, meter: Meter) -> None:
+def _transfer(remote: Remote, meter: Meter) -> None:
     fruitless = 0
     remote.partial.touch()
     while (before := _size(remote.partial)) < remote.bytes:
@@ -232,7 +239,7 @@ def _transfer(remote: _Remote, meter: Meter) -> None:
             _pause(fruitless, error, lambda note: meter.at(remote.name, _size(remote.partial), note))
 
 
-def _stream(remote: _Remote, have: int, meter: Meter) -> None:
+def _stream(remote: Remote, have: int, meter: Meter) -> None:
     """Append what one connection brings."""
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if have:
@@ -255,7 +262,7 @@ def _stream(remote: _Remote, have: int, meter: Meter) -> None:
                     return
 
 
-def _is_right(remote: _Remote, meter: Meter) -> bool:
+def _is_right(remote: Remote, meter: Meter) -> bool:
     git = len(remote.digest) == 40
     digest = hashlib.sha1(b"blob %d\0" % remote.bytes) if git else hashlib.sha256()
     meter.at(remote.name, remote.bytes, "checking")
@@ -266,8 +273,12 @@ def _is_right(remote: _Remote, meter: Meter) -> bool:
     return digest.hexdigest() == remote.digest
 
 
-def _insist(question: Callable[[], T], what: str, say: Callable[[str], None] | None = None) -> T:
-    """The answer to a question, asked again when the trouble may pass."""
+def insist(question: Callable[[], T], what: str, say: Callable[[str], None] | None = None) -> T:
+    """The answer to a question, asked again when the trouble may pass.
+
+    Raises:
+        EdgeMoEError: the hub refuses, does not answer, or is none.
+    """
     for attempt in range(1, QUESTIONS + 1):
         try:
             return question()

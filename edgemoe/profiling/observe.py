@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import trace
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray
 
 # Counters of a step that are kept; times are sums over the layers of the model.
@@ -76,24 +79,31 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
         return None
     llm.reset()
     llm.eval(text[:opening])
-    token, steps, ids, hits = likeliest(llm), [], [], []
-    rows = np.arange(llm.experts.shape.layers)[:, None]
-    for _ in range(count):
-        resident = llm.experts.residency()
-        before, scheduled = llm.experts.stats(), llm.experts.scheduler_ns
-        started = time.perf_counter_ns()
-        llm.eval([token])
-        computed = time.perf_counter_ns()
-        token = likeliest(llm)
-        sampled = time.perf_counter_ns()
-        after = llm.experts.stats()
-        scheduler = llm.experts.scheduler_ns - scheduled
-        steps.append(_step(started, computed, sampled, scheduler, before, after))
-        used = llm.experts.last()
-        ids.append(used)
-        hits.append((resident[rows, used] & (used >= 0)).sum(axis=1) / np.maximum((used >= 0).sum(axis=1), 1))
-    rate: FloatArray = np.mean(hits, axis=0).astype(np.float32)
-    return Observation(steps, np.stack(ids), llm.experts.residency(), llm.experts.heat(), rate)
+    token, steps, resident = likeliest(llm), [], []
+    after = llm.experts.stats()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.npz"
+        with llm.experts.record(path):
+            for _ in range(count):
+                resident.append(llm.experts.residency())
+                before, scheduled = after, llm.experts.scheduler_ns
+                started = time.perf_counter_ns()
+                llm.eval([token])
+                computed = time.perf_counter_ns()
+                token = likeliest(llm)
+                sampled = time.perf_counter_ns()
+                after = llm.experts.stats()
+                steps.append(_step(started, computed, sampled, llm.experts.scheduler_ns - scheduled, before, after))
+        ids = trace.read(path).ids[-count:]
+    return Observation(steps, ids, llm.experts.residency(), llm.experts.heat(), _hit_rate(ids, np.stack(resident)))
+
+
+def _hit_rate(ids: IdArray, resident: BoolArray) -> FloatArray:
+    """Of each layer: what was resident when its token began, of ``(tokens, layers, used)`` and ``(.., experts)``."""
+    known = ids >= 0
+    hit = np.take_along_axis(resident, np.maximum(ids, 0), axis=2) & known
+    rate: FloatArray = (hit.sum(axis=2) / np.maximum(known.sum(axis=2), 1)).mean(axis=0).astype(np.float32)
+    return rate
 
 
 def _step(started: int, computed: int, sampled: int, scheduler: int, before: ExpertStats, after: ExpertStats) -> Step:

@@ -87,7 +87,7 @@ def _tensors(file: GgufFile, layers: int, experts: int) -> list[GgufTensor]:
         layer = _LAYER.match(tensor.name)
         if layer and int(layer[1]) >= layers:
             continue
-        if tensor.shape[-1] == all_experts and _PER_EXPERT.match(tensor.name):
+        if experts and tensor.shape[-1] == all_experts and _PER_EXPERT.match(tensor.name):
             tensor = replace(tensor, shape=(*tensor.shape[:-1], experts))
         kept.append(tensor)
     return kept

@@ -327,6 +327,16 @@ name = "Big MoE"
 family = "Big"
 licence = "MIT"
 description = "Made up."
+total_parameters = 1_000
+active_parameters = 1_000
+layers = 4
+experts = 32
+experts_used = 4
+expert_layers = 4
+context = 512
+width = 64
+expert_width = 64
+vocabulary = 99
 source = "made up"
 checked = "2026-11-23"
 

@@ -6,15 +6,18 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from edgemoe import OffloadConfig
 from edgemoe.cli import main
 from edgemoe.gguf import check
 from edgemoe.profiling import Test, figures, measure, placements, profile
+from edgemoe.profiling.suggest import suggestion
 from tests import dense
 from tests.routing import wide_model
 
@@ -41,6 +44,10 @@ def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.Ca
         tokens = row["n_prompt"] or row["n_gen"]
         assert len(row["samples_ns"]) == 2
         assert row["samples_ts"] == pytest.approx([tokens / ns * 1e9 for ns in row["samples_ns"]])
+    assert [(c["placement"], c["test"]) for c in found["cold"]] == [
+        ("edgemoe", "pp24"), ("edgemoe", "tg8"), ("llama.cpp", "pp24"), ("llama.cpp", "tg8"),
+    ]  # fmt: skip
+    assert all(c["ts"] > 0 for c in found["cold"]), "what a first prompt costs is not hidden by the warm-up"
     generated = found["rows"][3]
     assert generated["cache"]["hits"] + generated["cache"]["misses"] == 2 * 6 * 4 * 4, "every use is counted once"
     (split,) = found["time"]
@@ -92,7 +99,7 @@ def test_an_interruption_keeps_what_was_measured(
 
     def interrupted(*arguments: Any) -> None:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 4 + 4:  # the first four warm up
             raise KeyboardInterrupt
         sample(*arguments)
 
@@ -111,7 +118,7 @@ def test_a_failure_on_the_way_keeps_what_was_measured(
 
     def failing(*arguments: Any) -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4 + 3:
             raise error
         sample(*arguments)
 
@@ -201,3 +208,31 @@ def test_refusals(arguments: list[str], code: int, says: str, model: Path, capsy
     assert main(["profile", *(argument.format(model=model) for argument in arguments)]) == code
     error = capsys.readouterr().err
     assert says in error and error.count("error:") == 1
+
+
+def curve(*rates: float) -> dict[str, Any]:
+    points = [{"slots": 2 * (i + 1), "share": (i + 1) / len(rates), "adaptive": rate} for i, rate in enumerate(rates)]
+    knee = max(points[:-1], key=lambda point: point["adaptive"] - point["share"])
+    return {"points": points, "knee": {"slots": knee["slots"], "hit_rate": knee["adaptive"]}}
+
+
+@pytest.mark.parametrize(
+    ("slots", "rates", "says"),
+    [
+        (8, (0.3, 0.8, 0.9, 1.0), "--vram 16MiB (50% of the experts), the knee of the curve, would hit 80%"),
+        (16, (0.3, 0.8, 0.9, 1.0), ""),
+        (32, (0.3, 0.5, 0.99, 1.0), "--vram 24MiB (75% of the experts) would hit 99% all the same."),
+        (32, (0.3, 0.5, 0.7, 1.0), ""),
+        (8, (0.77, 0.8, 0.9, 1.0), ""),
+    ],
+)
+def test_a_suggestion_is_worth_it(slots: int, rates: tuple[float, ...], says: str) -> None:
+    seen = SimpleNamespace(hit_rate=np.zeros(4))
+    result: Any = SimpleNamespace(device="CUDA0", slots=slots, slot_bytes=slots << 20, observed=seen)
+    found = suggestion(result, curve(*rates), ["CUDA0"])
+    assert found.startswith(says) and bool(found) == bool(says)
+
+
+def test_a_gpu_that_is_not_used_is_mentioned() -> None:
+    result: Any = SimpleNamespace(device="none", slots=0, slot_bytes=0, observed=None)
+    assert "--device CUDA0" in suggestion(result, {}, ["CUDA0"]) and suggestion(result, {}, []) == ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe import OffloadConfig, predictor, replay, trace
+from edgemoe import Llama, OffloadConfig, predictor, replay, trace
 from edgemoe.cli import main
 from edgemoe.clock import Clock, Machine
 from edgemoe.config import SimConfig, home
@@ -255,6 +255,24 @@ def test_first_residency_is_the_profiles(tmp_path: Path) -> None:
     for layer in range(4):
         hottest = set(np.argsort(-heat[layer], kind="stable")[:slots].tolist())
         assert set(np.flatnonzero(resident[layer]).tolist()) == hottest
+
+
+def test_prompts_are_forced_too(tmp_path: Path) -> None:
+    ids = np.random.default_rng(3).permuted(np.tile(np.arange(32), (30, 4, 1)), axis=2)[..., :4].astype(np.int32)
+    with wide_model(tmp_path) as path:
+        offload = OffloadConfig("sim", "50%", profile="off", stream_tokens=4)
+        llm = Llama(path, n_ctx=128, n_threads=1, offload=offload)
+        llm.experts.force(ids)
+        with llm.experts.record(tmp_path / "seen.npz"):
+            llm.eval(list(range(1, 21)))  # a prefill, streamed in parts
+            for token in range(5):
+                llm.eval([token])
+            llm.eval(list(range(1, 21)))  # around the end of the trace
+        llm.close()
+    seen = trace.read(tmp_path / "seen.npz").ids
+    assert np.array_equal(np.sort(seen[:, :3]), np.sort(np.concatenate([ids[:25], ids[25:], ids[:15]])[:, :3]))
+    last = seen[[19, *range(20, 25), 44], 3]  # the last layer computes the tokens that are asked for
+    assert np.array_equal(np.sort(last), np.sort(ids[[19, *range(20, 25), 14], 3]))
 
 
 def test_a_forced_expert_must_exist(tmp_path: Path) -> None:

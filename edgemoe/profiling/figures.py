@@ -12,11 +12,13 @@ from typing import Any
 import psutil
 
 from .. import __version__
+from ..engine import devices
 from ..gguf import TYPES, moe_shape
 from . import curve, memory
 from .measure import OURS, Result, Samples, middle, quantile
 from .observe import Observation, Step
 from .placements import PLAIN, SIMULATED
+from .suggest import suggestion
 
 SCHEMA = "edgemoe.profile.v1"
 BATCH = 512  # llama-cpp-python's default, of both kinds
@@ -74,6 +76,7 @@ def as_dict(result: Result) -> dict[str, Any]:
     """Everything, in the form of `SCHEMA`."""
     shape = moe_shape(result.file)
     seen = result.observed
+    observed = _observed(seen, shape.experts) if seen is not None and shape is not None else None
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -86,9 +89,11 @@ def as_dict(result: Result) -> dict[str, Any]:
         "time": time_split(result),
         "load_ms": result.load_ms,
         "spans": [vars(span) for span in result.spans],
-        "observed": _observed(seen, shape.experts) if seen is not None and shape is not None else None,
+        "cold": [{"placement": s.placement, "test": s.test.name, "ts": s.per_second[0]} for s in result.cold if s.ns],
+        "observed": observed,
         "notes": result.notes,
         "verdict": verdict(result),
+        "suggestion": suggestion(result, observed["curve"] if observed else {}, devices()),
     }
 
 

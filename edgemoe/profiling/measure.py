@@ -92,6 +92,7 @@ class Result:
         device: where hot experts were.
         samples: by placement and test.
         load_ms: of each placement.
+        cold: what each placement did first after loading: one prefill, and a few tokens.
         buffers: llama.cpp's buffers of our model, bytes by (kind, where).
         slot_bytes: device memory of resident experts.
         slots: resident experts there is room for, all layers.
@@ -123,6 +124,7 @@ class Result:
     spans: list[Span] = field(default_factory=list)
     build: str = ""
     stopped: str = ""
+    cold: list[Samples] = field(default_factory=list)
 
     @property
     def interrupted(self) -> bool:
@@ -169,7 +171,7 @@ def profile(
         )  # fmt: skip
         longest = max(t.prompt for t in tests)
         try:
-            run.warm_up(OURS, ours, tokens, longest)
+            result.cold += run.warm_up(OURS, ours, tokens, longest)
             result.ram, result.device_used = ledger.take(file), _device_used(ours)
             result.stage_bytes = _stage_bytes(ours, offload)
             others = placements(file, result.device, result.slot_bytes)
@@ -178,7 +180,7 @@ def profile(
             if together and (plain := run.open_plain(others[0], path, keywords, result)) is not None:
                 open_models.callback(plain.close)
                 models = {PLAIN: plain, OURS: ours}
-                run.warm_up(PLAIN, plain, tokens, longest)
+                result.cold += run.warm_up(PLAIN, plain, tokens, longest)
                 result.plain_bytes = memory.resident() - result.ram.resident
             result.samples = [Samples(name, test) for test in tests for name in models]
             run.measure(models, result.samples, tokens, repetitions)
@@ -236,22 +238,23 @@ class _Run:
             if (model := self.open_plain(placement, path, keywords, result)) is None:
                 continue
             try:
-                self.warm_up(placement.name, model, tokens, max(t.prompt for t in tests))
+                result.cold += self.warm_up(placement.name, model, tokens, max(t.prompt for t in tests))
                 samples = [Samples(placement.name, test) for test in tests]
                 result.samples += samples
                 self.measure({placement.name: model}, samples, tokens, repetitions)
             finally:
                 model.close()
 
-    def warm_up(self, name: str, model: Any, tokens: Any, prompt: int) -> None:
-        """Compute once what will be measured, so that lazy allocations and uploads are over."""
+    def warm_up(self, name: str, model: Any, tokens: Any, prompt: int) -> list[Samples]:
+        """Compute once what will be measured, so that lazy allocations and uploads are over; gives what that took."""
+        first = [Samples(name, Test(prompt=prompt))] if prompt else []
+        first.append(Samples(name, Test(generate=WARM_UP)))
         with self.step("warm-up", name):
-            if prompt:
-                model.eval(next(tokens(0))[:prompt])
-                model.reset()
-            _generate(model, next(tokens(0)), WARM_UP, Samples(name, Test(generate=WARM_UP)))
+            for sample in first:
+                _sample(model, sample, tokens(0))
             if name == OURS and not model.experts.wait():
                 raise EdgeMoEError("the device did not take the experts within a minute")
+        return first
 
     def measure(self, models: dict[str, Any], samples: list[Samples], tokens: Any, repetitions: int) -> None:
         """All repetitions, placements in turns."""

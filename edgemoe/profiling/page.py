@@ -15,7 +15,7 @@ import numpy as np
 from . import charts
 from .measure import OPENING, OURS
 from .placements import PLAIN
-from .report import cache_figures, test_name
+from .report import cache_figures, loading, test_name
 
 LEVELS = 7  # of heat, the first for never used
 _MIB = 2**20
@@ -45,10 +45,11 @@ def _head(profile: dict[str, Any], name: str) -> str:
         kind = f"{rows[0]['model_type']}, {rows[0]['model_size'] / 2**30:.2f} GiB"
         facts = [kind, *facts, f"device {rows[0]['gpu_info'] or 'none'}", f"{rows[0]['n_threads']} threads"]
         facts.append(rows[0]["test_time"].replace("T", " ").replace("Z", " UTC"))
+    said = f"{profile['verdict']} {profile['suggestion']}".strip()
     early = f"<p class='verdict early'>Ended early: {escape(profile['stopped'])}. What was finished is shown.</p>"
     return (
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(' · '.join(facts))} · edgemoe {escape(profile['version'])}</p>"
-        f"{early if profile['stopped'] else ''}<p class='verdict'>{escape(profile['verdict'])}</p>"
+        f"{early if profile['stopped'] else ''}<p class='verdict'>{escape(said)}</p>"
     )
 
 
@@ -261,8 +262,7 @@ def _tables(profile: dict[str, Any]) -> str:
 
 
 def _notes(profile: dict[str, Any]) -> str:
-    loads = ", ".join(f"{name} {ms:.0f} ms" for name, ms in profile["load_ms"].items())
-    lines = [*profile["notes"], f"Loading: {loads}."]
+    lines = [*profile["notes"], loading(profile)]
     return "".join(f"<p class='soft' style='margin-top:12px'>{escape(line)}</p>" for line in lines)
 
 

@@ -47,11 +47,19 @@ def as_markdown(profile: dict[str, Any]) -> str:
     if used := profile["memory"]["device_used_bytes"]:
         lines.append(["", "in use, as the device counts it, with other programs", f"{used / _MIB:.0f}"])
     parts += [table(["allocated in", "what", "MiB"], lines, texts=2), _resident(profile["memory"])]
-    parts += [f"Loading: {', '.join(f'{name} {ms:.0f} ms' for name, ms in profile['load_ms'].items())}."]
+    parts += [loading(profile)]
     parts += [f"Note: {note}" for note in profile["notes"]]
     if profile["stopped"]:
         parts.append(f"Ended early ({profile['stopped']}): these are the repetitions that were finished.")
-    return "\n\n".join(part for part in (*parts, profile["verdict"]) if part)
+    return "\n\n".join(part for part in (*parts, profile["verdict"], profile["suggestion"]) if part)
+
+
+def loading(profile: dict[str, Any]) -> str:
+    """How long each placement took to load, and how fast it was right after that."""
+    first = {name: [f"{name} {ms:.0f} ms"] for name, ms in profile["load_ms"].items()}
+    for cold in profile["cold"]:
+        first[cold["placement"]].append(f"{cold['test']} {cold['ts']:.2f} t/s")
+    return f"Loading, then the first prompt and tokens (cold): {'; '.join(', '.join(f) for f in first.values())}."
 
 
 def test_name(row: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Speed depends on shapes, types and routing. A twin has the first two; `edgemoe.L
 (`llm.experts.force`) has the third. Every output of a twin says that it is one: what it writes is noise.
 
     python bench/twin.py gpt-oss-20b FOLDER
+    python bench/twin.py gpt-oss-20b FOLDER --layers 4    # a small one: same experts, fewer layers, a short vocabulary
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.zoo.spec import ALWAYS_OPTIONAL
 from tests.zoo.weights import quantised, values
 
 TILE_ROWS = 64  # made once, then repeated
+SHORT_VOCABULARY = 8192  # tokens of a small twin: two matrices of a whole vocabulary would be most of it
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,27 @@ TWINS = {
 }  # fmt: skip
 
 
-def build(name: str, folder: Path) -> Path:
-    """Write the twin unless it is there; returns its path."""
-    path = folder / f"{name}-twin.gguf"
+def small(twin: Twin, layers: int) -> Twin:
+    """The same with ``layers`` layers that have experts, and a short vocabulary: experts keep their bytes."""
+    blocks = layers + int(twin.keys.get("leading_dense_block_count", 0))
+    return replace(twin, vocabulary=SHORT_VOCABULARY, keys={**twin.keys, "block_count": blocks})
+
+
+def build(name: str, folder: Path, layers: int = 0) -> Path:
+    """Write the twin unless it is there; returns its path.
+
+    Args:
+        name: of `TWINS`.
+        folder: made where it is missing.
+        layers: with experts, of a small twin; 0 for all of the model.
+    """
+    path = folder / (f"{name}-{layers}-layers-twin.gguf" if layers else f"{name}-twin.gguf")
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    twin, part = TWINS[name], path.with_suffix(".part")
+    twin, part = small(TWINS[name], layers) if layers else TWINS[name], path.with_suffix(".part")
     tensors = list(_tensors(twin, part))
-    writer = _header(twin, name)
+    writer = _header(twin, f"{name}, {layers} layers" if layers else name)
     for tensor in tensors:
         kind = GGMLQuantizationType[_type(twin, tensor)]
         block, size = GGML_QUANT_SIZES[kind]
@@ -194,5 +208,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=TWINS)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=0, help="with experts; 0 for all")
     chosen = parser.parse_args()
-    print(build(chosen.name, chosen.folder))
+    print(build(chosen.name, chosen.folder, chosen.layers))

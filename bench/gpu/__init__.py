@@ -1,0 +1,1 @@
+"""One command that tells what EdgeMoE is worth on a GPU: ``python -m bench.gpu --help``."""

@@ -1,0 +1,286 @@
+"""Measures EdgeMoE beside plain llama.cpp on a device, on shape twins of real models. See docs/benchmarks.md.
+
+python -m bench.gpu --plan                          # what would run, minutes, gigabytes
+python -m bench.gpu --device CUDA0 --deadline 540   # builds the backend if there is none; run it again to go on
+python -m bench.gpu --device CUDA0 --report         # the table, the profiles and the bars, of what there is so far
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+from bench import twin
+from edgemoe.engine import host
+from edgemoe.errors import EdgeMoEError
+from edgemoe.gguf import check, moe_shape
+from edgemoe.profiling.figures import machine, physical_cores
+
+from . import build, cells, devices, report, routing, verdicts
+from .cells import Cell, Size
+from .journal import Journal
+from .session import Child, Failed, Model, Session, Setting
+
+PAGE = Path("docs/benchmarks.md")
+MARK = "<!-- figures of `python -m bench.gpu` below this line -->"
+
+
+def main() -> int:
+    """Do what was asked; 0, or 1 where something could not be had."""
+    given = _arguments()
+    started = time.monotonic()
+    try:
+        return Bench(given, started).run()
+    except EdgeMoEError as error:
+        _say(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
+    except Failed as error:
+        _say(f"error: {error}")
+    return 1
+
+
+class Bench:
+    """One call of the command."""
+
+    def __init__(self, given: argparse.Namespace, started: float) -> None:
+        """``started`` is when the deadline counts from."""
+        self._given, self._started = given, started
+        models = tuple(given.models.split(",")) if given.models else cells.MODELS
+        shares = tuple(float(s) for s in given.shares.split(",")) if given.shares else cells.SHARES
+        prompts = tuple(int(p) for p in given.prompts.split(","))
+        self._scope = cells.Scope(given.device, models, shares, given.generate, prompts, given.first, given.depth)
+        self._journal = Journal(given.folder / f"{given.device.lower()}.jsonl")
+        self._models: dict[str, Model] = {}
+        self._todo: list[Cell] = cells.cells(self._scope)[: given.cells or None]
+
+    def run(self) -> int:
+        """Plan, soak, measure or report."""
+        if self._given.plan:
+            print(self._plan())
+            return 0
+        self._given.folder.mkdir(parents=True, exist_ok=True)
+        device = self._find_device()
+        setting = Setting(
+            self._scope, device, self._given.threads, self._given.repetitions, self._given.warm, self._given.folder,
+            self._started + self._given.deadline if self._given.deadline else None, self._given.slow,
+        )  # fmt: skip
+        if self._given.soak_cycles or self._given.soak_minutes:
+            return self._soak(setting)
+        if not self._given.report:
+            session = Session(setting, self._journal, lambda: self._child(setting), _say)
+            session.run(self._todo, self._model)
+        return self._report()
+
+    # ---- device ----
+
+    def _find_device(self) -> dict[str, object]:
+        """What a process needs to find the device, after building a backend where none is there."""
+        name, library = self._given.device, self._given.backend
+        kind = build.kind_of(name)
+        if library is None and kind and not self._given.report and name not in host.devices():
+            _say(f"llama-cpp-python has no {name}; building {kind}'s backend alone (once)")
+            library = build.build(kind, self._given.folder, self._given.architecture, self._given.sources)
+        backend = str(library.resolve()) if library else ""
+        return {"device": name, "backend": backend, "rpc": kind == "RPC"}
+
+    def _child(self, setting: Setting) -> Child:
+        child = Child(setting.device, self._given.folder / "children.log")
+        if not self._journal.of("machine"):
+            found = child.found | {"machine": machine(), "python": platform.python_version()}
+            self._journal.add("machine", **found, command=" ".join(sys.argv[1:]), date=report.now())
+        return child
+
+    # ---- models ----
+
+    def _model(self, name: str) -> Model:
+        """The twin, made unless it is there, and its routing."""
+        if name not in self._models:
+            layers = self._given.layers
+            path = twin.build(name, self._given.twins or self._given.folder, layers)
+            file = check(path)
+            shape = moe_shape(file)
+            assert shape is not None
+            forced = routing.routing(name, self._given.traces, shape.layers, shape.experts, shape.used)
+            kept = self._given.folder / f"routing-{name}.npz"
+            routing.save(forced, kept)
+            whole, experts = sum(t.bytes for t in file.tensors.values()), sum(shape.expert_bytes) * shape.experts
+            used = sum(shape.expert_bytes) * shape.used
+            if not self._journal.of("size", model=name):
+                expert = sum(shape.expert_bytes) / shape.layers
+                dense = whole - experts
+                self._journal.add("size", model=name, file=whole, experts=experts, expert=expert, dense=dense)
+            marks = _marks(name, layers, forced.source)
+            self._models[name] = Model(name, path, kept, Size(whole, experts, used), marks)
+        return self._models[name]
+
+    # ---- what else can be asked ----
+
+    def _plan(self) -> str:
+        """What would run, with rough times; nothing of it is a result."""
+        lines = [f"{len(self._todo)} cells on {self._scope.device}, {self._given.repetitions} repetitions each", ""]
+        total = 0.0
+        for model in self._scope.models:
+            size = _size(model, self._given.layers)
+            mine = [cell for cell in self._todo if cell.model == model]
+            loads = [c for c in cells.load_order(mine) if not c.fresh]
+            parts = [cells.seconds(cell, c, size, self._given.slow) for cell in mine for c in cell.contenders]
+            took = sum(parts) * self._given.repetitions + len(loads) * cells.load_seconds(size) * self._given.slow
+            total += took
+            gigabytes = f"{size.file / 1e9:.1f} GB file, {size.experts / 1e9:.1f} GB of experts"
+            lines.append(
+                f"{model}: about {gigabytes}; {len(mine)} cells, {len(loads)} loads, about {took / 60:.0f} min"
+            )
+        lines += ["", f"about {total / 60:.0f} minutes in all; order:"]
+        for number, cell in enumerate(self._todo, 1):
+            done = self._journal.repetitions(cell.key, [c.name for c in cell.contenders])
+            who = "; ".join(c.name for c in cell.contenders)
+            lines.append(f"{number:4} {cell.key} ({done}/{self._given.repetitions} done): {who}")
+        return "\n".join([*lines, *cells.missing_rows(self._scope.device)])
+
+    def _soak(self, setting: Setting) -> int:
+        """Cycles and minutes of load, until there are enough or the deadline comes."""
+        name = self._scope.models[0]
+        model = self._model(name)
+        request = {
+            "path": str(model.path), "routing": str(model.routing), "device": self._scope.device,
+            "share": self._scope.shares[0], "n_ctx": min(1024, self._scope.context),
+            "n_threads": setting.threads, "n_threads_batch": setting.threads,
+        }  # fmt: skip
+        for what, do, most in (
+            ("cycles", "cycle", float(self._given.soak_cycles)),
+            ("load", "turn", self._given.soak_minutes * 60.0),
+        ):
+            child = self._child(setting)
+            took = 0.0
+            while self._soaked(name, what) < most:
+                if setting.deadline is not None and time.monotonic() + 2 * took > setting.deadline:
+                    _say("The deadline is near; run it again to go on.")
+                    break
+                found = child.ask(do, **request)
+                took = found["seconds"]
+                self._journal.add("soak", model=name, what=what, **found)
+            child.close()
+            entries = self._journal.of("soak", model=name, what=what)
+            if entries:
+                print(verdicts.soaked(entries, f"{name}, {what}: {self._soaked(name, what):.0f}"))
+        return 0
+
+    def _soaked(self, model: str, what: str) -> float:
+        entries = self._journal.of("soak", model=model, what=what)
+        return len(entries) if what == "cycles" else sum(e["seconds"] for e in entries)
+
+    # ---- the end ----
+
+    def _report(self) -> int:
+        known = self._journal.of("machine")
+        if not known:
+            raise EdgeMoEError("nothing was measured yet, so there is nothing to report")
+        seen = {e["model"] for e in self._journal.of("size")}
+        models = [self._model(name) for name in self._scope.models if name in seen]
+        head, real = _head(known[-1], self._scope, self._given)
+        path = report.write(
+            self._given.folder, self._journal, self._scope, models, head, self._given.threads, known[-1]["build"]
+        )
+        for line in verdicts.lines(self._journal, self._scope):
+            print(line)
+        _say(f"The table is in {path}, profiles beside it.")
+        if self._given.publish:
+            if not real:
+                raise EdgeMoEError(f"{PAGE} is for real runs: {head[0]}", "leave out --publish")
+            publish(PAGE, path.read_text())
+            _say(f"{PAGE} was written.")
+        return 0
+
+
+def publish(page: Path, figures: str) -> None:
+    """Put the figures of a run below the mark of a page, in the place of those of the run before."""
+    kept = page.read_text().partition(MARK)[0]
+    page.write_text(f"{kept}{MARK}\n\n{figures}")
+
+
+def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespace) -> tuple[list[str], bool]:
+    """What ran where and when, and whether that was a whole model on a real GPU."""
+    text = str(known["description"])
+    real = devices.is_a_gpu(scope.device, text) and not given.layers
+    why = "a twin of few layers" if given.layers else f"{scope.device} is no GPU ({text or 'software'})"
+    mark = [] if real else [f"**DRY RUN: {why}. Its speeds say nothing about a GPU.**"]
+    return [
+        *mark,
+        f"Device: {scope.device}, {text}. Machine: {json.dumps(known['machine'])}.",
+        f"Versions: {known['build']}, Python {known['python']}. Date: {known['date']}.",
+        f"Command: `python -m bench.gpu {known['command']}`. Threads: {given.threads}.",
+    ], real
+
+
+def _marks(name: str, layers: int, source: str) -> tuple[str, ...]:
+    found = [f"TWIN: shapes and types of {name}, arbitrary weights. Decode: {source}. Prefill: the twin's own router."]
+    if layers:
+        whole = twin.TWINS[name].keys["block_count"]
+        found.append(f"SMALL: {layers} layers with experts of a model of {whole}, and a short vocabulary.")
+    return tuple(found)
+
+
+def _size(name: str, layers: int) -> Size:
+    """Rough bytes of a twin that may not be there yet."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    spec = twin.small(twin.TWINS[name], layers) if layers else twin.TWINS[name]
+    keys = {key: int(value) for key, value in spec.keys.items()}
+    width, dense = keys["embedding_length"], keys.get("leading_dense_block_count", 0)
+    hidden = keys.get("expert_feed_forward_length", keys["feed_forward_length"])
+
+    def size(kind: str, elements: int) -> int:
+        block, taken = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        return int(elements // block * taken)
+
+    matrix = width * hidden
+    down = sum(size(kind, matrix) for kind in spec.experts) // 2
+    expert = 2 * size(spec.experts[0], matrix) + down
+    blocks = keys["block_count"] - dense
+    experts = blocks * keys["expert_count"] * expert
+    rest = size(spec.dense, 2 * spec.vocabulary * width + 4 * keys["block_count"] * width * width)
+    return Size(experts + rest, experts, blocks * keys["expert_used_count"] * expert)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--device", default="CUDA0", help="ggml's name; none, sim and RPC0 for dry runs")
+    add("--folder", type=Path, default=Path("build/gpu"), help="for everything that is made")
+    add("--twins", type=Path, help="for the twins, where they should be elsewhere")
+    add("--traces", type=Path, help="folder of recorded routing; without it routing is made up, and marked")
+    add("--models", default="", help=f"of {','.join(cells.MODELS)}")
+    add("--shares", default="", help="percent of the expert bytes, separated by commas")
+    add("--layers", type=int, default=0, help="with experts, of small twins for dry runs; 0 for whole models")
+    add("--repetitions", type=int, default=verdicts.LEAST)
+    add("--generate", type=int, default=64, help="tokens of a decode test")
+    add("--prompts", default="512,4096", help="tokens of prefill tests")
+    add("--first", type=int, default=64, help="tokens of the short prompt")
+    add("--depth", type=int, default=4096, help="tokens before the decode test at depth")
+    add("--warm", type=int, default=128, help="tokens decoded after loading, before anything is measured")
+    add("--threads", type=int, default=physical_cores())
+    add("--backend", type=Path, help="a ggml backend library to load, instead of building one")
+    add("--architecture", default="native", help="of CUDA, such as 89 or 90")
+    add("--sources", type=Path, help="llama-cpp-python's source archive, where pip cannot fetch it")
+    add("--deadline", type=float, default=0, help="seconds from now at which to stop cleanly")
+    add("--slow", type=float, default=1.0, help="factor on the planned minutes")
+    add("--cells", type=int, default=0, help="only the first so many of the plan")
+    add("--plan", action="store_true", help="print what would run")
+    add("--report", action="store_true", help="measure nothing, report what there is")
+    add("--publish", action="store_true", help=f"write the figures into {PAGE}; refused for dry runs")
+    add("--soak-cycles", type=int, default=0, help="load, answer, free so many times instead of measuring")
+    add("--soak-minutes", type=float, default=0, help="mixed load instead of measuring")
+    return parser.parse_args()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What is measured, in which order, and what it will take: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgemoe.profiling import Test
+
+SHARES = (25.0, 50.0, 12.5, 100.0, 75.0)  # percent of the expert bytes, the most telling first
+MODELS = ("gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v2-lite", "mixtral-8x7b")
+IN_VRAM, ON_CPU, LAST = "llama.cpp, all in VRAM", "llama.cpp, experts on CPU", "llama.cpp, last N layers"
+CPU_ALONE = "llama.cpp"
+OURS = "edgemoe"
+STEADY, FRESH = "warm", "cold"
+WITHOUT_GPU = ("none", "sim")  # devices that llama.cpp cannot use
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a model.
+
+    Attributes:
+        placement: `OURS`, or one of llama.cpp.
+        share: percent of the expert bytes that ours may hold, or whose bytes the last N layers may take; 0 else.
+        prefetch: setting of ours.
+        policy: setting of ours.
+        fresh: loaded for each repetition, without what was learnt before.
+    """
+
+    placement: str
+    share: float = 0.0
+    prefetch: str = "auto"
+    policy: str = "adaptive"
+    fresh: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """EdgeMoE, not plain llama.cpp."""
+        return self.placement == OURS
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        parts = [self.placement, f"{self.share:g}%" if self.share else ""]
+        if self.ours:
+            parts += [f"prefetch {self.prefetch}" if self.prefetch != "auto" else ""]
+            parts += [self.policy if self.policy != "adaptive" else ""]
+        return " ".join(part for part in (*parts, FRESH if self.fresh else "") if part)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One test of one model at one budget, by some contenders in turns."""
+
+    model: str
+    share: float
+    test: Test
+    contenders: tuple[Contender, ...]
+    kind: str = STEADY
+
+    @property
+    def key(self) -> str:
+        """Unique, and the same in every run of the same plan."""
+        return f"{self.model} {self.share:g}% {self.test.name} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was asked for.
+
+    Attributes:
+        device: ggml name, ``none`` or ``sim``.
+        models: of `MODELS`.
+        shares: of `SHARES`.
+        generate: tokens of a decode test.
+        prompts: tokens of the prefill tests; the last one is the one bars are about.
+        first: tokens of a short prompt.
+        depth: tokens before a decode test.
+    """
+
+    device: str
+    models: tuple[str, ...] = MODELS
+    shares: tuple[float, ...] = SHARES
+    generate: int = 64
+    prompts: tuple[int, ...] = (512, 4096)
+    first: int = 64
+    depth: int = 4096
+
+    @property
+    def context(self) -> int:
+        """Positions that every contender must have room for."""
+        return max(*self.prompts, self.first, self.depth + self.generate) + 32
+
+
+def contenders(scope: Scope, share: float) -> tuple[Contender, ...]:
+    """Ours, and what the device lets llama.cpp do."""
+    ours = Contender(OURS, share)
+    if scope.device in WITHOUT_GPU:
+        return ours, Contender(CPU_ALONE)
+    if share == 100:
+        return ours, Contender(IN_VRAM)
+    return ours, Contender(LAST, share), Contender(IN_VRAM), Contender(ON_CPU)
+
+
+def missing_rows(device: str) -> list[str]:
+    """Which rows cannot exist on a device, and why."""
+    if device not in WITHOUT_GPU:
+        return []
+    why = f"llama.cpp cannot use {device}, so these rows do not exist: {IN_VRAM}; {ON_CPU}; {LAST}."
+    return [why + f" {CPU_ALONE} on the CPU stands in their place."]
+
+
+def cells(scope: Scope) -> list[Cell]:
+    """Everything, the most telling first.
+
+    The bars' own tests of the first model come first, then those of the other models, then whether fetching ahead and
+    adapting pay, then what completes the table.
+    """
+    found = [cell for model in scope.models for cell in _bars(scope, model)]
+    found += [cell for model in scope.models for cell in _switches(scope, model)]
+    found += [cell for model in scope.models for cell in _rest(scope, model)]
+    return found
+
+
+def _bars(scope: Scope, model: str) -> Iterator[Cell]:
+    tests = Test(generate=scope.generate), Test(prompt=scope.first), Test(prompt=scope.prompts[-1])
+    for share in scope.shares:
+        for test in tests:
+            yield Cell(model, share, test, contenders(scope, share))
+
+
+def _switches(scope: Scope, model: str) -> Iterator[Cell]:
+    if scope.device == "none":
+        return
+    for share in (share for share in scope.shares if share < 100):
+        on = Contender(OURS, share)
+        found = on, Contender(OURS, share, prefetch="off"), Contender(OURS, share, policy="static", prefetch="off")
+        yield Cell(model, share, Test(generate=scope.generate), found, "on and off")
+
+
+def _rest(scope: Scope, model: str) -> Iterator[Cell]:
+    tests = [Test(prompt=prompt) for prompt in scope.prompts[:-1]]
+    tests += [Test(generate=scope.generate, depth=scope.depth)]
+    for share in scope.shares:
+        for test in tests:
+            yield Cell(model, share, test, contenders(scope, share))
+    for share in scope.shares[:1]:
+        fresh = tuple(Contender(c.placement, c.share, fresh=True) for c in contenders(scope, share)[:2])
+        for test in (Test(generate=scope.generate), Test(prompt=scope.first)):
+            yield Cell(model, share, test, fresh, FRESH)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a model's file, of its routed experts, and of the experts that a token reads."""
+
+    file: int
+    experts: int
+    token: int
+
+
+# For planning only, never for a result: rates that a plan's minutes are reckoned with.
+CPU_RATE, DEVICE_RATE, LOAD_RATE = 30e9, 1e12, 1e9
+PREFILL_RATE = 500.0  # tokens a second with experts on the CPU
+START_S, LAYER_S = 4.0, 0.0004
+
+
+def seconds(cell: Cell, contender: Contender, size: Size, slow: float = 1.0) -> float:
+    """What one repetition may take, for planning; ``slow`` multiplies it for small machines."""
+    share = contender.share / 100 if contender.placement in (OURS, LAST) else float(contender.placement == IN_VRAM)
+    token = size.token * (share / DEVICE_RATE + (1 - share) / CPU_RATE) + 60 * LAYER_S
+    work = cell.test.generate * token + (cell.test.prompt + cell.test.depth / 4) / PREFILL_RATE
+    return slow * (work + (load_seconds(size) if contender.fresh else 0.0))
+
+
+def load_seconds(size: Size) -> float:
+    """What loading may take, for planning."""
+    return START_S + size.file / LOAD_RATE
+
+
+def load_order(todo: Sequence[Cell]) -> list[Contender]:
+    """Contenders of a plan, in the order they are first needed."""
+    return list(dict.fromkeys(c for cell in todo for c in cell.contenders))

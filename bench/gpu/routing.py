@@ -1,0 +1,98 @@
+"""Which experts the tokens of a twin use: recorded where a trace of the model is at hand, else made up, and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgemoe import replay, trace
+from edgemoe.types import FloatArray, IdArray
+
+RECORDED = {
+    "gpt-oss-20b": "gpt-oss-20b-fingerprinting/mmlu.npz",
+    "deepseek-v2-lite": "deepseek-v2-lite-esft/summary.npz",
+}
+TOKENS = 4096  # of a run; more repeat from the beginning
+SYNTHETIC = "SYNTHETIC routing (two drifting topics, see bench/gpu/routing.py)"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What to force.
+
+    Attributes:
+        source: in words, for every output.
+        ids: ``(tokens, layers, used)``.
+        tokens: their ids ``(tokens,)``, -1 where unknown.
+        heat: use counts of other sequences, ``(layers, experts)``: what a saved profile would hold.
+    """
+
+    source: str
+    ids: IdArray
+    tokens: IdArray
+    heat: FloatArray
+
+
+def routing(model: str, traces: Path | None, layers: int, experts: int, used: int) -> Routing:
+    """Recorded routing of the model's first ``layers``, or made-up routing where there is no trace."""
+    path = traces / RECORDED[model] if traces is not None and model in RECORDED else None
+    if path is not None and path.exists():
+        data = replay.split([trace.read(path)], [])
+        assert data.test.shape[1] >= layers and data.test.shape[2] == used and data.experts == experts
+        source = f"routing recorded from {model} ({path.name})"
+        return Routing(source, data.test[:TOKENS, :layers], data.test_tokens[:TOKENS], data.heat[:layers])
+    ids = synthetic(2 * TOKENS, layers, experts, used)
+    heat = np.stack([np.bincount(ids[:TOKENS, layer].ravel(), minlength=experts) for layer in range(layers)])
+    unknown = np.full(TOKENS, -1, dtype=np.int32)
+    return Routing(SYNTHETIC, ids[TOKENS:], unknown, heat.astype(np.float32))
+
+
+def synthetic(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -> IdArray:
+    """Experts ``(tokens, layers, used)`` as local, skewed and predictable from layer to layer as Qwen3-30B's are.
+
+    A hidden state of a slow topic and a fast token, 12 numbers each, drifts from layer to layer; every layer reads it
+    its own way and prefers some experts. The constants were found by fitting a trace of Qwen3-30B-A3B: overlap, LRU
+    curve, popularity and look-ahead within 3 points.
+    """
+    random = np.random.default_rng(seed)
+    slow, fast, drift, width = 0.99, 0.5, 0.12, 12
+    hidden = 0.6 * _drifting(tokens, width, slow, random) + 1.1 * _drifting(tokens, width, fast, random)
+    out = np.empty((tokens, layers, used), dtype=np.int32)
+    for layer in range(layers):
+        reading, taste = random.normal(size=(width, experts)), random.normal(0, 0.9, experts)
+        out[:, layer] = np.argsort(-(hidden @ reading + taste), axis=1)[:, :used]
+        hidden = np.sqrt(1 - drift**2) * hidden + drift * random.normal(size=hidden.shape)
+    return out
+
+
+def _drifting(tokens: int, width: int, kept: float, random: np.random.Generator) -> np.ndarray:
+    state, noise = random.normal(size=width), random.normal(size=(tokens, width))
+    out = np.empty((tokens, width))
+    for token in range(tokens):
+        state = kept * state + np.sqrt(1 - kept**2) * noise[token]
+        out[token] = state
+    return out
+
+
+def overlap(ids: IdArray) -> float:
+    """Share of a token's experts that the token before used too."""
+    same: Sequence[float] = [
+        len(np.intersect1d(a, b)) / ids.shape[2]
+        for layer in range(ids.shape[1])
+        for a, b in zip(ids[:400, layer], ids[1:401, layer], strict=False)
+    ]
+    return float(np.mean(same))
+
+
+def save(found: Routing, path: Path) -> None:
+    """For the processes that run the models."""
+    np.savez(path, source=found.source, ids=found.ids, tokens=found.tokens, heat=found.heat)
+
+
+def load(path: Path) -> Routing:
+    """As `save` wrote it."""
+    with np.load(path) as found:
+        return Routing(str(found["source"]), found["ids"], found["tokens"], found["heat"])

@@ -1,0 +1,338 @@
+"""Goes through the cells: opens contenders, checks that they agree, measures them in turns, stops before a deadline."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import agreement, cells
+from .cells import Cell, Contender, Size
+from .journal import Journal
+
+Say = Callable[[str], None]
+SPARE = 0.5e9  # bytes of device memory that nobody plans with
+
+
+class Failed(Exception):
+    """A contender could not do what was asked; the words say why."""
+
+
+class Opened(Protocol):
+    """A model that is open in a process of its own."""
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Have something done; raises `Failed`."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Child:
+    """A process that answers requests, see `child`.
+
+    Args:
+        device: what it needs to know to find its device.
+        log: file that everything it says beside its answers is added to.
+    """
+
+    def __init__(self, device: dict[str, Any], log: Path) -> None:
+        """Start it and have it find its device; raises `Failed` where there is none."""
+        command = [sys.executable, "-m", "bench.gpu.child"]
+        with log.open("a") as file:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+        self._log = log
+        self.found = self.ask("device", **device)
+        if not self.found["there"]:
+            self.close()
+            raise Failed(f"there is no device {device['device']}; ggml sees {self.found['devices'] or 'none'}")
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """Have something done and wait for it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._process.wait()
+            said = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
+            raise Failed(f"the process ended ({self._process.returncode}) during {do}: {' | '.join(said[-3:])}")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise Failed(f"{do}: {found['error']}")
+        return found
+
+    def close(self) -> None:
+        """End it; a process that does not end by itself is killed."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(30)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A twin that is ready: where it is, what is forced on it, how large it is."""
+
+    name: str
+    path: Path
+    routing: Path
+    size: Size
+    marks: tuple[str, ...] = ()
+
+
+@dataclass
+class Setting:
+    """What all contenders share.
+
+    Attributes:
+        scope: what was asked for.
+        device: how a process finds its device.
+        threads: of the CPU.
+        repetitions: of each cell.
+        warm_tokens: decoded before anything is measured.
+        folder: for logs and logits.
+        deadline: on `clock`, None for none.
+        slow: factor on planned times of what was never measured.
+    """
+
+    scope: cells.Scope
+    device: dict[str, Any]
+    threads: int
+    repetitions: int
+    warm_tokens: int
+    folder: Path
+    deadline: float | None = None
+    slow: float = 1.0
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+
+class Session:
+    """One run over all cells of a plan that are not complete yet."""
+
+    def __init__(self, setting: Setting, journal: Journal, start: Callable[[], Opened], say: Say) -> None:
+        """``start`` gives a process that has its device and no model."""
+        self._set, self._journal, self._start, self._say = setting, journal, start, say
+        self._open: dict[str, Opened] = {}
+        self._model = ""
+        self._equal: dict[float, int] = {}
+        self._broken: set[tuple[str, str]] = set()
+
+    def run(self, todo: Sequence[Cell], model_of: Callable[[str], Model]) -> bool:
+        """Measure; True when every cell is complete or cannot be, False when the deadline came first."""
+        try:
+            for number, cell in enumerate(todo):
+                if self._complete(cell) or self._refused(cell.model):
+                    continue
+                if not self._time_for(cell, model_of(cell.model)):
+                    self._say(f"The deadline is near: {len(todo) - number} cells may be left; run it again to go on.")
+                    return False
+                self._say(f"[{number + 1}/{len(todo)}] {cell.key}")
+                if not self._cell(cell, model_of(cell.model)):
+                    return False
+            return True
+        finally:
+            self._close_all()
+
+    # ---- a cell ----
+
+    def _cell(self, cell: Cell, model: Model) -> bool:
+        """All repetitions that are missing; False when there is no time for them."""
+        if cell.model != self._model:
+            self._close_all()
+            self._model = cell.model
+            self._equal = {}
+            if not self._small_models_agree(cell.model):
+                return True
+            self._rates(model)
+        able = self._openable(cell, model)
+        if not able or (cell.contenders[0].ours and cell.contenders[0] not in able):
+            return True
+        for repetition in range(self._journal.repetitions(cell.key, [c.name for c in able]), self._set.repetitions):
+            if not self._time_for(cell, model, 1):
+                self._say("The deadline is near; run it again to go on.")
+                return False
+            for contender in able:
+                if not self._sample(cell, contender, model, repetition):
+                    return True
+        return True
+
+    def _openable(self, cell: Cell, model: Model) -> list[Contender]:
+        """Contenders that are open now, or can be when their turn comes, and that agree."""
+        keep = {c.name for c in cell.contenders} | {Contender(p).name for p in (cells.IN_VRAM, cells.ON_CPU)}
+        for name in [name for name in self._open if name not in keep]:
+            self._open.pop(name).close()
+        able = []
+        for contender in cell.contenders:
+            if (model.name, contender.name) in self._broken:
+                continue
+            if contender.fresh or contender.name in self._open or self._load(contender, model):
+                able.append(contender)
+        if not self._agree(cell, model):
+            return []
+        return able
+
+    def _load(self, contender: Contender, model: Model) -> bool:
+        """Open a contender; False, and an entry in the journal, where that fails."""
+        opened: Opened | None = None
+        started = self._set.clock()
+        try:
+            opened = self._start()
+            found = opened.ask("open", **self._request(contender, model))
+        except Failed as error:
+            self._fail(model.name, contender.name, str(error))
+            if opened is not None:
+                opened.close()
+            return False
+        if contender.ours and not contender.fresh:
+            self._equal[contender.share] = found["slot_bytes"] + found["stage_bytes"]
+        found["elapsed_s"] = self._set.clock() - started
+        self._journal.add("opened", model=model.name, contender=contender.name, share=contender.share, **found)
+        self._open[contender.name] = opened
+        return True
+
+    def _request(self, contender: Contender, model: Model) -> dict[str, Any]:
+        equal = self._equal.get(contender.share, int(model.size.experts * contender.share / 100))
+        return {
+            "contender": asdict(contender), "path": str(model.path), "routing": str(model.routing),
+            "device": self._set.device["device"], "equal_bytes": equal, "n_ctx": self._set.scope.context,
+            "n_threads": self._set.threads, "n_threads_batch": self._set.threads, "warm_tokens": self._set.warm_tokens,
+        }  # fmt: skip
+
+    def _sample(self, cell: Cell, contender: Contender, model: Model, repetition: int) -> bool:
+        """One repetition of one contender; False where it failed."""
+        if self._journal.of("sample", cell=cell.key, contender=contender.name, repetition=repetition):
+            return True
+        if contender.fresh:
+            self._drop(contender.name)
+            if not self._load(contender, model):
+                return False
+        request = {"test": asdict(cell.test), "contender": contender.placement, "repetition": repetition}
+        try:
+            found = self._open[contender.name].ask("measure", at=repetition * cell.test.generate, **request)
+        except Failed as error:
+            self._fail(model.name, contender.name, str(error))
+            return False
+        finally:
+            if contender.fresh:
+                self._drop(contender.name)
+        self._journal.add("sample", cell=cell.key, contender=contender.name, repetition=repetition, **found)
+        return True
+
+    # ---- agreement ----
+
+    def _small_models_agree(self, model: str) -> bool:
+        """Small models of the same architecture, once for each device and model."""
+        known = self._journal.of("parity", model=model, what="small models")
+        if not known:
+            opened: Opened | None = None
+            try:
+                opened = self._start()
+                arch = agreement.ARCHITECTURES[model]
+                found = opened.ask("zoo", arch=arch, device=self._set.device["device"])
+            except Failed as error:
+                found = {"agreed": False, "apart": 0.0, "words": str(error), "checked": []}
+            finally:
+                if opened is not None:
+                    opened.close()
+            known = [self._journal.add("parity", model=model, what="small models", **found)]
+            self._say(f"  small models: {found['words']}")
+        return bool(known[-1]["agreed"])
+
+    def _agree(self, cell: Cell, model: Model) -> bool:
+        """Ours against plain llama.cpp on the twin itself, once for each contender."""
+        references = [c for c in self._open if not c.startswith(cells.OURS)]
+        for contender in cell.contenders:
+            if not contender.ours or contender.fresh or contender.name not in self._open:
+                continue
+            if not self._journal.of("parity", model=model.name, what=contender.name):
+                if not references:
+                    reference = cells.contenders(self._set.scope, cell.share)[-1]
+                    if not self._load(reference, model):
+                        return False
+                    references = [reference.name]
+                verdict = self._compare(contender.name, references)
+                self._journal.add("parity", model=model.name, what=contender.name, **asdict(verdict))
+                self._say(f"  {contender.name}: {verdict.words}")
+        return not self._refused(model.name)
+
+    def _compare(self, name: str, references: Sequence[str]) -> agreement.Verdict:
+        answers = {}
+        try:
+            for who in (name, *references):
+                path = self._set.folder / "logits.npy"
+                tokens = self._open[who].ask("answer", logits=str(path))["tokens"]
+                answers[who] = tokens, np.load(path)
+        except Failed as error:
+            return agreement.Verdict(False, 0.0, str(error))
+        return agreement.nearest([agreement.compare(*answers[name], *answers[who]) for who in references])
+
+    def _refused(self, model: str) -> bool:
+        return any(not entry["agreed"] for entry in self._journal.of("parity", model=model))
+
+    # ---- time and state ----
+
+    def _complete(self, cell: Cell) -> bool:
+        names = [c.name for c in cell.contenders if not self._journal.of("failed", model=cell.model, contender=c.name)]
+        return self._journal.repetitions(cell.key, names) >= self._set.repetitions if names else True
+
+    def _time_for(self, cell: Cell, model: Model, repetitions: int = 1) -> bool:
+        """Whether repetitions of all contenders, and the loads they need, fit before the deadline."""
+        if self._set.deadline is None:
+            return True
+        needed = 0.0
+        for contender in cell.contenders:
+            needed += repetitions * self._expected(cell, contender, model)
+            if contender.name not in self._open and not contender.fresh:
+                loads = [e["elapsed_s"] for e in self._journal.of("opened", model=model.name, contender=contender.name)]
+                needed += max(loads, default=cells.load_seconds(model.size) * self._set.slow)
+        return self._set.clock() + needed < self._set.deadline
+
+    def _expected(self, cell: Cell, contender: Contender, model: Model) -> float:
+        seen = [e["elapsed_s"] for e in self._journal.of("sample", cell=cell.key, contender=contender.name)]
+        return max(seen) if seen else cells.seconds(cell, contender, model.size, self._set.slow)
+
+    def _rates(self, model: Model) -> None:
+        """Once for each model: what its bytes could be read with, for the limits beside what was measured."""
+        if self._journal.of("rates", model=model.name):
+            return
+        opened: Opened | None = None
+        try:
+            opened = self._start()
+            device = self._set.device["device"]
+            found = opened.ask("rates", path=str(model.path), device=device, n_threads=self._set.threads)
+            self._journal.add("rates", model=model.name, rates=found)
+        except Failed as error:
+            self._say(f"  rates: {error}")
+        finally:
+            if opened is not None:
+                opened.close()
+
+    def _fail(self, model: str, contender: str, words: str) -> None:
+        self._broken.add((model, contender))
+        self._drop(contender)
+        self._journal.add("failed", model=model, contender=contender, words=words)
+        self._say(f"  {contender}: {words}")
+
+    def _drop(self, name: str) -> None:
+        if name in self._open:
+            self._open.pop(name).close()
+
+    def _close_all(self) -> None:
+        for name in list(self._open):
+            self._drop(name)

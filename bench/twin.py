@@ -132,12 +132,15 @@ def build(name: str, folder: Path, layers: int = 0) -> Path:
 
 
 def _tensors(twin: Twin, scratch: Path) -> Iterator[TensorShape]:
-    """All tensors; llama.cpp is asked about the first layers only, because it allocates what it is asked about."""
-    layers = int(twin.keys["block_count"])
-    asked = int(twin.keys.get("leading_dense_block_count", 0)) + 1
-    short = replace(twin, keys={**twin.keys, "block_count": asked})
+    """All tensors; llama.cpp allocates what it is asked about, so it is asked about a few experts and layers only."""
+    layers, experts, used = (int(twin.keys[key]) for key in ("block_count", "expert_count", "expert_used_count"))
+    # It tells the small models of this architecture by the number of their layers.
+    asked = layers if twin.arch == "deepseek2" else int(twin.keys.get("leading_dense_block_count", 0)) + 1
+    short = replace(twin, keys={**twin.keys, "block_count": asked, "expert_count": used})
     _finish(_header(short, "short"), scratch)
-    for tensor in _wanted(twin, scratch):
+    for found in _wanted(twin, scratch):
+        per_expert = re.search(r"_exps\.|ffn_gate_inp\.", found.name)
+        tensor = TensorShape(found.name, (experts, *found.shape[1:])) if per_expert else found
         yield tensor
         if tensor.name.startswith(f"blk.{asked - 1}."):
             for layer in range(asked, layers):

@@ -24,15 +24,17 @@ from .config import OffloadConfig
 from .forecast import Run
 from .gguf import GgufFile, moe_shape
 from .plan import BATCH, ModelNeeds, Plan
-from .short import copies, short_copy
+from .short import bytes_of, copies, short_copy
 from .types import BoolArray, IdArray
 
 MOST_BYTES = 2 << 30
-RAM_SHARE = 0.25  # of the free memory that a copy may take
+RAM_SHARE, MOST_SHARE = 0.25, 0.5  # of the free memory that a copy should take, and may take at most
 CONTEXT = 1024
 TOKENS, WARM_UP = 40, 8
 PATIENCE_S = 2.0  # of the prefills that count
-PERIOD = 4  # layers after which kinds of attention come again: some architectures do not run without one of each
+# Layers after which kinds of attention come again: some architectures do not run without one of each. llama.cpp tells
+# others by the number of their layers: of those, copies have all, and few experts.
+PERIOD = 4
 
 
 def run(
@@ -47,16 +49,18 @@ def run(
         placed: where the whole model would go.
         hit_rate: of decode, 0..1.
         threads: of the CPU.
-        free_bytes: of RAM; a copy takes a quarter of it at most.
+        free_bytes: of RAM.
         progress: told the share done and what is being done.
 
     Returns:
         The shorter copy first; empty when llama.cpp does not run a copy.
     """
     most = min(MOST_BYTES, int(free_bytes * RAM_SHARE))
-    for more in (0, PERIOD - 1):
-        found: list[Run] = []
+    for more in (0, PERIOD - 1, file.number("block_count") or 1):
         planned = copies(file, most, more)
+        if max(bytes_of(file, *copy) for copy in planned) > free_bytes * MOST_SHARE:
+            break
+        found: list[Run] = []
         for done, (layers, experts) in enumerate(planned):
             progress(done / len(planned), f"running {layers} layers")
             with short_copy(file, layers, experts) as path:

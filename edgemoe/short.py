@@ -31,21 +31,23 @@ _BOOL, _U32, _I64, _F32, _STRING, _ARRAY = 7, 4, 11, 6, 8, 9
 def copies(file: GgufFile, most_bytes: int, more: int = 0) -> list[tuple[int, int]]:
     """Layers and experts of the copies to run, the shorter one first; a single one that is all of the model.
 
-    The shorter one has one layer with routed experts, and ``more``.
+    The shorter one has one layer with routed experts, and ``more``. Where even two layers take too many bytes, experts
+    are left out, down to twice as many as a token uses.
     """
     shape, layers = moe_shape(file), file.number("block_count") or 1
     experts = shape.experts if shape else 0
     routed = sorted(int(match[1]) for name in file.tensors if (match := EXPERTS.match(name)))
     least = min(layers, (routed[0] if routed else 0) + 1 + more)
-    if shape and least < layers:
+    if shape:
         step = file.number("expert_group_count") or 1
-        while experts > 2 * shape.used and _bytes(file, least + 1, experts) > most_bytes:
+        while experts > 2 * shape.used and bytes_of(file, min(layers, least + 1), experts) > most_bytes:
             experts = max(step, max(2 * shape.used, experts // 2) // step * step)
-    longer = next((n for n in range(layers, least, -1) if _bytes(file, n, experts) <= most_bytes), least + 1)
+    longer = next((n for n in range(layers, least, -1) if bytes_of(file, n, experts) <= most_bytes), least + 1)
     return [(layers, experts)] if longer >= layers else [(least, experts), (longer, experts)]
 
 
-def _bytes(file: GgufFile, layers: int, experts: int) -> int:
+def bytes_of(file: GgufFile, layers: int, experts: int) -> int:
+    """Size of a copy."""
     return sum(_size(tensor) for tensor in _tensors(file, layers, experts))
 
 

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig
+from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig, families
 from edgemoe.gguf import check, model_identity, moe_shape, read
 from tests.zoo import ARCHITECTURES, build
 
@@ -171,6 +172,18 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         writer.close()
     file = read(tmp_path / "m-00002-of-00002.gguf")
     assert set(file.tensors) == {"blk.0.part1.weight", "blk.0.part2.weight"} and len(file.shards) == 2
+
+
+def test_what_runs_split_is_known_before(tmp_path: Path) -> None:
+    def said(name: str, quant: str | None = None) -> tuple[int | None, str]:
+        return families.layers_split(read(build(name, tmp_path, quant)))
+
+    assert {read(build(name, tmp_path)).architecture for name in ARCHITECTURES} == families.TESTED
+    assert said("qwen3moe") == (2, "all 2 layers, by a test of this architecture")
+    whole, why = said("llama", "NVFP4")
+    assert whole == 0 and "NVFP4" in why
+    unknown = replace(read(build("llama", tmp_path)), metadata={"general.architecture": "newmoe"})
+    assert families.layers_split(unknown)[0] is None and "newmoe" in families.layers_split(unknown)[1]
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:

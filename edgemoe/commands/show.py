@@ -40,8 +40,10 @@ def _show(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
 
 def _facts(file: GgufFile) -> dict[str, Any]:
     from .. import gguf
+    from ..families import layers_split
 
     shape = gguf.moe_shape(file)
+    split, why = layers_split(file)
     total = sum(tensor.bytes for tensor in file.tensors.values())
     routed = sum(shape.expert_bytes) * shape.experts if shape else 0
     active = sum(shape.expert_bytes) * shape.used if shape else 0
@@ -67,6 +69,8 @@ def _facts(file: GgufFile) -> dict[str, Any]:
             "shared": file.number("expert_shared_count") or 0,
             "bytes": routed,
             "bytes_per_token": active,
+            "split_layers": split,
+            "split": why,
             "by_layer": _by_layer(file),
         },
         "dense_bytes": total - routed,
@@ -126,6 +130,7 @@ def _text(facts: dict[str, Any]) -> str:
                 f"{experts['per_layer']} in each of {experts['layers']} layers, {experts['used']} used{shared}",
             ],
             ["their size", f"{size(experts['bytes'])}, of which a token reads {size(experts['bytes_per_token'])}"],
+            ["split by expert", experts["split"]],
             ["all else", size(facts["dense_bytes"])],
             [
                 "learnt",

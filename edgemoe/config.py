@@ -71,6 +71,7 @@ class SimConfig:
         seed: seed of that delay.
         compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
             bytes per second, and its results are zeros. For timing with forced routing.
+        fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that is worth it.
     """
 
     bandwidth: int = 0
@@ -83,6 +84,7 @@ class SimConfig:
     jitter_us: int = 0
     seed: int = 1
     compute_rate: int = 0
+    fetch_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class OffloadConfig:
         uploads_per_step: most experts moved per layer and policy step.
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
         stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device, until the
-            machine's own rates are measured: then with as many as make the copy quicker than the CPU. 0 never streams.
+            machine's own rates are measured: then with as many as make the copy quicker than the CPU. In a decode step
+            the device fetches some of the cold experts while the CPU computes the others, where measured rates say that
+            both are done sooner. 0 does neither.
         pin: let the device's driver pin the cold experts' memory, so that the device fetches them by itself: a third of
             the memory traffic. Never where too little RAM would be left.
         synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts

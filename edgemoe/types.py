@@ -48,13 +48,14 @@ class ExpertStats:
     Attributes:
         tokens: tokens computed, prefill included.
         hits: (token, expert) pairs of decode steps computed on the device.
-        misses: (token, expert) pairs of decode steps computed on the CPU.
+        misses: (token, expert) pairs of decode steps whose expert was not on the device.
+        fetched: of these, computed on the device, which fetched the expert while the CPU computed others.
         prefill_hits: pairs of prefill batches whose expert was resident.
         prefill_streamed: pairs of prefill batches whose expert was streamed to the device.
         prefill_misses: pairs of prefill batches computed on the CPU.
         uploads: experts copied to the device into a slot.
         upload_bytes: bytes of these copies.
-        streamed_bytes: bytes copied for one prefill batch only.
+        streamed_bytes: bytes copied for one prefill batch, or one token, only.
         direct_bytes: bytes of both that the device read from host memory by itself, without a copy to staging memory.
         failed_uploads: copies that the device refused or that failed.
         joins: times the CPU waited for the device.
@@ -78,6 +79,7 @@ class ExpertStats:
     tokens: int = 0
     hits: int = 0
     misses: int = 0
+    fetched: int = 0
     prefill_hits: int = 0
     prefill_streamed: int = 0
     prefill_misses: int = 0

@@ -231,6 +231,30 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
         assert stats.failed_uploads > 0 and stats.resident == 0
 
 
+@pytest.mark.parametrize(
+    "faults", [{}, {"fail_copy": 50}, {"fail_compute": 3}, {"jitter_us": 300}, {"fail_alloc": 5}], ids=str
+)
+@pytest.mark.parametrize("vram", ["0%", "50%"])
+def test_misses_that_the_device_fetches_change_no_token(
+    vram: str, faults: dict[str, int], model: Path, want: list[int]
+) -> None:
+    sim = SimConfig(fetch_all=True, **faults)
+    llm = parity.open_ours(model, OffloadConfig(device="sim", vram=vram, policy="static", profile="off", sim=sim))
+    assert tokens_of(llm) == want
+    stats = llm.experts.stats()
+    llm.close()
+    assert 0 < stats.fetched <= stats.misses or "fail_alloc" in faults
+    assert stats.fetched == stats.misses > 0 or faults
+    assert stats.device_fallbacks > 0 or "fail_compute" not in faults
+
+
+def test_nothing_is_fetched_where_nothing_may_be_streamed(model: Path, want: list[int]) -> None:
+    config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=0, sim=SimConfig(fetch_all=True))
+    llm = parity.open_ours(model, config)
+    assert tokens_of(llm) == want and llm.experts.stats().fetched == 0
+    llm.close()
+
+
 @pytest.mark.parametrize("pin", [True, False])
 def test_pinned_memory_is_read_without_staging(pin: bool, tmp_path: Path) -> None:
     with wide_model(tmp_path) as path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe import OffloadConfig
+from edgemoe.config import SimConfig
 from tests import parity
 from tests.zoo import ARCHITECTURES, MIXES, QUANTS, build
 from tests.zoo.reference import forced, plain
@@ -49,6 +50,17 @@ def test_architecture(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_at_all_shares(name: str, gpu_layers: int, folder: Path) -> None:
     same_as_plain(build(name, folder), (0, 25, 50, 100), gpu_layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_whose_misses_are_fetched(name: str, folder: Path) -> None:
+    reference = plain(build(name, folder))
+    tokens, logits = parity.answer(reference)
+    reference.close()
+    got = parity.ours(build(name, folder), share=50, gpu_layers=-1, sim=SimConfig(fetch_all=True))
+    assert got.tokens == tokens and got.difference(logits) == 0
+    assert got.stats.fetched == got.stats.misses > 0
 
 
 @pytest.mark.parametrize("quant", ["F32", "Q4_0", "Q8_0", "MXFP4", "Q4_K/Q6_K", "Q5_K"])

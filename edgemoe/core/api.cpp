@@ -224,6 +224,7 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     const em_counters & c = e->count;
     *s = {};
     s->tokens = c.tokens, s->hits = c.hits, s->misses = c.misses;
+    s->fetched = c.fetched;
     s->prefill_hits = c.prefill_hits, s->prefill_streamed = c.prefill_streamed, s->prefill_misses = c.prefill_misses;
     s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes, s->direct_bytes = c.direct_bytes;
     s->failed_uploads = c.failed_uploads, s->joins = c.joins, s->device_fallbacks = c.device_fallbacks;

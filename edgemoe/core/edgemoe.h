@@ -59,6 +59,7 @@ typedef struct {
     int32_t jitter_us;
     uint64_t seed;
     int64_t  compute_rate;
+    int64_t  fetch_all;
 } em_sim_options;
 
 // One expert layer, in the order the layers run.
@@ -82,7 +83,7 @@ typedef struct {
 // Counters since the engine was made; nanoseconds and bytes. Meanings in types.py, ExpertStats.
 typedef struct {
     int64_t tokens;
-    int64_t hits, misses;
+    int64_t hits, misses, fetched;
     int64_t prefill_hits, prefill_streamed, prefill_misses;
     int64_t uploads, upload_bytes, streamed_bytes, direct_bytes, failed_uploads;
     int64_t joins, device_fallbacks;

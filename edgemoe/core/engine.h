@@ -96,7 +96,7 @@ struct em_region {
 };
 
 struct em_counters {
-    std::atomic<int64_t> tokens{0}, hits{0}, misses{0}, prefill_hits{0}, prefill_streamed{0}, prefill_misses{0};
+    std::atomic<int64_t> tokens{0}, hits{0}, misses{0}, prefill_hits{0}, prefill_streamed{0}, prefill_misses{0}, fetched{0};
     std::atomic<int64_t> uploads{0}, upload_bytes{0}, streamed_bytes{0}, direct_bytes{0}, failed_uploads{0}, joins{0}, device_fallbacks{0};
     std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, schedule_ns{0}, dropped_events{0};
 };
@@ -169,6 +169,7 @@ struct em_engine {
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
     double cold_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on the CPU, a byte streamed
+    double miss_pair_ns = 0, fetch_ns = 0; // of decode: a pair on the CPU; what a fetch costs beside copying
 
     // Uploads: requests in, residency out.
     std::thread             copy_thread;
@@ -251,6 +252,7 @@ bool                       em_is_ours(const ggml_tensor * t);
 ggml_backend_device * em_sim_device();
 bool em_sim_register(void * from, size_t bytes);
 void em_sim_unregister(void * from);
+bool    em_sim_fetches_all();
 int64_t em_sim_registered(); // pieces of host memory not given back
 bool em_sim_take_error(ggml_backend * stream);
 void em_sim_set_threads(ggml_backend * stream, int n);

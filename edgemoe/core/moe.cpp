@@ -47,7 +47,14 @@ class block_output {
 
 struct split {
     std::vector<em_pair> hot, cold;
+    std::vector<em_pair> fetched; // cold as well, on their way to the stage
+    int64_t fetch_started = 0;
+    double  both_ns = 0; // what the longer of both sides should take, the fetch and the cold pairs
 };
+
+constexpr double RATE_SMOOTH = 0.2;
+
+void note_rate(double & rate, double value) { rate = rate > 0 ? rate + RATE_SMOOTH * (value - rate) : value; }
 
 struct run {
     em_context * c;
@@ -94,7 +101,10 @@ struct run {
         e->count.device_fallbacks += 1;
         return compute_cold(std::vector<em_pair>(pairs, pairs + n));
     }
-    int compute(const split & s);
+    // Sends experts to the stage. False: nothing is under way.
+    bool start_fetch(split & s);
+    int  finish_fetch(const split & s);
+    int  compute(const split & s);
 };
 
 int run::compute(const split & s) {
@@ -125,6 +135,114 @@ int run::compute(const split & s) {
     return status;
 }
 
+// ---- misses of a decode step: computed where they are, or fetched now ----
+
+constexpr double WORTH_IT    = 0.9;    // of the time without a fetch
+constexpr double FORGET      = 0.999;  // of what a fetch cost beside, so that one slow moment is not the last word
+constexpr double MOST_AT_ONCE = 4;     // times by which one slow moment may raise that
+constexpr double FIRST_GUESS = 100e3;  // ns that a fetch costs beside
+
+em_stage * stage_for(em_engine * e, const em_layer_t & layer);
+
+bool run::start_fetch(split & s) {
+    std::vector<em_pair> & pairs = s.fetched;
+    em_stage *             stage = stage_for(e, *b.layer);
+    if (!stage || stage->places.count < int32_t(pairs.size()) || !e->stage_host.ensure(b.layer->expert_bytes * pairs.size())) {
+        return false;
+    }
+    s.fetch_started = em_now_ns(); // the stage was perhaps made just now, once
+    for (size_t i = 0; i < pairs.size(); ++i) {
+        pairs[i].place = int32_t(i);
+        char * staging = e->stage_host.base + i * b.layer->expert_bytes;
+        em_upload_expert(e, e->stream, staging, *b.layer, stage->places, pairs[i].expert, pairs[i].place);
+    }
+    return true;
+}
+
+int run::finish_fetch(const split & s) {
+    const std::vector<em_pair> & pairs = s.fetched;
+    const int64_t                n     = int64_t(pairs.size());
+    G.ggml_backend_synchronize(e->stream);
+    bool ok = !em_device_failed(e->stream);
+    if (ok) {
+        const int64_t began  = em_now_ns();
+        em_launch     launch = em_pairs_launch(e, device_side(stage_for(e, *b.layer)->places), b, pairs.data(), n, nullptr);
+        ok = launch.status == STATUS_SUCCESS && join(launch, pairs.data(), n, began);
+        G.ggml_free(launch.ctx);
+    }
+    if (!ok) {
+        return redo_on_cpu(pairs.data(), n);
+    }
+    e->count.fetched += n;
+    e->count.streamed_bytes += n * int64_t(b.layer->expert_bytes);
+    note_rate(e->fetch_ns, std::clamp(double(em_now_ns() - s.fetch_started) - s.both_ns, 1.0, MOST_AT_ONCE * e->fetch_ns));
+    return STATUS_SUCCESS;
+}
+
+bool link_is_idle(em_engine * e) {
+    std::lock_guard<std::mutex> lock(e->queue_mutex);
+    return !e->copying && e->urgent.empty() && e->queue.empty();
+}
+
+bool always(em_engine * e) { return e->device_name == "sim" && em_sim_fetches_all(); }
+
+// A device that cannot read the expert where it lies would have it copied by the CPU, which has better things to do.
+bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
+    if (always(e)) {
+        return true;
+    }
+    bool all = e->stream && e->stream->iface.set_tensor_async;
+    for (int p = 0; p < PROJ_COUNT && all; ++p) {
+        const ggml_tensor * w = layer.weight[p];
+        all = !w || em_host_readable(layer, p, static_cast<const char *>(w->data) + size_t(expert) * w->nb[2], w->nb[2]);
+    }
+    return all;
+}
+
+// How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far.
+int64_t worth_fetching(em_engine * e, const em_layer_t & layer, split & s) {
+    const int64_t n = int64_t(s.cold.size());
+    if (always(e)) {
+        return e->options.stream_tokens ? n : 0;
+    }
+    const double pair = e->miss_pair_ns, fetch = e->copy_ns_per_byte * double(layer.expert_bytes);
+    if (!e->options.stream_tokens || pair <= 0 || fetch <= 0) {
+        return 0;
+    }
+    if (e->fetch_ns <= 0) {
+        e->fetch_ns = FIRST_GUESS;
+    }
+    int64_t best  = 0;
+    double  least = WORTH_IT * pair * double(n);
+    for (int64_t m = 1; m <= n; ++m) {
+        const double both = std::max(pair * double(n - m), fetch * double(m));
+        if (both + e->fetch_ns < least) {
+            best      = m;
+            s.both_ns = both;
+            least     = both + e->fetch_ns;
+        }
+    }
+    if (!best) {
+        e->fetch_ns *= FORGET;
+    }
+    return best && link_is_idle(e) ? best : 0;
+}
+
+// Moves what is worth it from cold to fetched, and sends it on its way.
+void fetch_now(run & r, split & s) {
+    const int64_t wanted = worth_fetching(r.e, *r.b.layer, s);
+    for (size_t i = s.cold.size(); i-- > 0 && int64_t(s.fetched.size()) < wanted;) {
+        if (fetchable(r.e, *r.b.layer, s.cold[i].expert)) {
+            s.fetched.push_back(s.cold[i]);
+            s.cold.erase(s.cold.begin() + int64_t(i));
+        }
+    }
+    if (!s.fetched.empty() && !r.start_fetch(s)) {
+        s.cold.insert(s.cold.end(), s.fetched.begin(), s.fetched.end());
+        s.fetched.clear();
+    }
+}
+
 const int32_t * ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
@@ -141,8 +259,6 @@ split split_pairs(const em_block & b, bool device) {
     }
     return s;
 }
-
-em_stage * stage_for(em_engine * e, const em_layer_t & layer);
 
 // Experts of a prefill that are streamed through the stage, in waves of half its places: while one half computes, the other
 // half is filled.
@@ -200,11 +316,8 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
     return STATUS_SUCCESS;
 }
 
-constexpr double  RATE_SMOOTH  = 0.2;
 constexpr int64_t FEW_PAIRS    = 16; // too few to tell a rate
 constexpr int64_t LEAST_SHARE  = 4, MOST_TIMES = 16; // how far from options.stream_tokens measurements may lead
-
-void note_rate(double & rate, double value) { rate = rate > 0 ? rate + RATE_SMOOTH * (value - rate) : value; }
 
 // From how many tokens on an expert is quicker brought to the device than computed on the CPU, by the rates measured so far.
 int64_t stream_from(const em_engine * e, const em_layer_t & layer) {
@@ -315,7 +428,9 @@ int run_cold(run & r, const split & s, const em_tail & tail) {
     const int64_t started = em_now_ns();
     em_launch     launch  = em_pairs_launch(r.e, r.cpu_side(), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
     G.ggml_free(launch.ctx);
-    r.e->count.cpu_ns += em_now_ns() - started;
+    const int64_t took = em_now_ns() - started;
+    r.e->count.cpu_ns += took;
+    note_rate(r.e->miss_pair_ns, double(took) / double(s.cold.size()));
     return launch.status;
 }
 
@@ -336,18 +451,34 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
     for (int64_t t = 0; decode && t < b.tokens; ++t) {
         em_note_use(*b.layer, ids_row(b.ids, t), b.k);
     }
-    split s = split_pairs(b, device_usable(e, *b.layer));
-    if (s.hot.empty() && tail && fusable(b)) {
+    const bool device = device_usable(e, *b.layer);
+    split      s      = split_pairs(b, device);
+    if (decode) {
+        e->count.hits += int64_t(s.hot.size());
         e->count.misses += int64_t(s.cold.size());
+    }
+    if (device && b.tokens == 1) {
+        fetch_now(r, s);
+    }
+    if (s.hot.empty() && s.fetched.empty() && tail && fusable(b)) {
         return run_cold(r, s, *tail);
     }
     block_output output(b);
     if (!decode) {
         return compute_prefill(r, std::move(s));
     }
-    e->count.hits += int64_t(s.hot.size());
-    e->count.misses += int64_t(s.cold.size());
-    const int status = r.compute(s);
+    const int64_t cpu_ns = e->count.cpu_ns;
+    int           status = r.compute(s);
+    if (!s.cold.empty()) {
+        note_rate(e->miss_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
+    }
+    if (!s.fetched.empty()) {
+        if (status == STATUS_SUCCESS) {
+            status = r.finish_fetch(s);
+        } else {
+            G.ggml_backend_synchronize(e->stream); // the stage is somebody else's next
+        }
+    }
     if (tail && status == STATUS_SUCCESS) {
         em_tail_compute(b, *tail);
     }

@@ -15,7 +15,7 @@ namespace {
 
 struct sim_state {
     std::mutex      mutex; // guards everything here
-    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0};
+    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0};
     int64_t         used = 0, allocations = 0, copies = 0, computations = 0, registrations = 0, registered = 0;
     std::mt19937_64 random{1};
     std::mutex      link; // one transfer at a time
@@ -375,6 +375,11 @@ ggml_backend_device * em_sim_device() {
     d.supports_buft   = device_supports_buft;
     device.reg        = em_reg();
     return &device;
+}
+
+bool em_sim_fetches_all() {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return state().options.fetch_all != 0;
 }
 
 int32_t em_sim_configure(const em_sim_options * o) {

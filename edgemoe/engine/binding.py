@@ -50,6 +50,7 @@ class _SimOptions(ctypes.Structure):
         ("jitter_us", _i32),
         ("seed", ctypes.c_uint64),
         ("compute_rate", _i64),
+        ("fetch_all", _i64),
     ]
 
 
@@ -72,7 +73,7 @@ class _Load(ctypes.Structure):
 
 
 _STAT_NAMES = (
-    *("tokens", "hits", "misses", "prefill_hits", "prefill_streamed", "prefill_misses"),
+    *("tokens", "hits", "misses", "fetched", "prefill_hits", "prefill_streamed", "prefill_misses"),
     *("uploads", "upload_bytes", "streamed_bytes", "direct_bytes", "failed_uploads", "joins", "device_fallbacks"),
     *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
     *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
@@ -223,6 +224,7 @@ class Core:
             sim.jitter_us,
             sim.seed,
             sim.compute_rate,
+            sim.fetch_all,
         )
         if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
             raise ConfigError(self.last_error())

@@ -118,6 +118,7 @@ void test_churn() {
     ggml_backend * cpu = cpu_backend();
     em_sim_options slow{};
     slow.jitter_us = 50;
+    slow.fetch_all = 1;
     configure_sim(slow);
     em_engine * e = new_engine("sim", 4);
     {
@@ -181,6 +182,7 @@ void test_faults() {
     for (int period = 1; period <= 12; ++period) {
         for (int kind = 0; kind < 4; ++kind) {
             em_sim_options o{};
+            o.fetch_all = period % 2;
             (kind == 0 ? o.fail_alloc : kind == 1 ? o.fail_copy : kind == 2 ? o.fail_compute : o.fail_register) = period;
             configure_sim(o);
             em_engine * e = new_engine("sim", 2);

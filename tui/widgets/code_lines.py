@@ -42,11 +42,6 @@ class CodeLines(Widget):
         """Show coloured ``code``."""
         self._replace(0, list(code.expand_tabs(8).split("\n", allow_blank=True)))
 
-    def rest(self) -> None:
-        """Forget what was drawn: it is drawn again when it is seen again."""
-        self._strips.clear()
-        self.refresh()
-
     def _replace(self, start: int, lines: list[Content]) -> None:
         before = (len(self._lines), self._widest)
         self._lines[start:] = lines

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from test_tui import Driver, chat, shown
 
 from tui.conversation import Conversation

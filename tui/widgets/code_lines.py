@@ -11,6 +11,9 @@ from textual.visual import RenderOptions
 from textual.widget import Widget
 
 
+_MOST_STRIPS = 500  # drawn lines that are remembered: more than a screen has
+
+
 class CodeLines(Widget):
     """Text that is never wrapped, plain or coloured; it can be selected."""
 
@@ -80,6 +83,8 @@ class CodeLines(Widget):
     def render_line(self, y: int) -> Strip:
         """Line ``y``, as wide as the widget."""
         if (strip := self._strips.get(y)) is None:
+            if len(self._strips) >= _MOST_STRIPS:
+                self._strips.clear()
             strip = self._strips[y] = self._drawn(y)
         return strip.extend_cell_length(self.size.width, self.visual_style.rich_style)
 

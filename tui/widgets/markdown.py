@@ -16,8 +16,10 @@ from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownFence
 
 from .code_lines import CodeLines
+from .discard import discard
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
+SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is counted in sections
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
 
@@ -83,7 +85,7 @@ class Section(Markdown):
     @property
     def is_full(self) -> bool:
         """Whether the next text may begin another section: enough blocks, and the last of them is complete."""
-        if len(self.children) < SECTION_BLOCKS:
+        if not self.children or (len(self.children) < SECTION_BLOCKS and len(self.source) < SECTION_CHARACTERS):
             return False
         last = self.children[-1]
         if isinstance(last, CodeBlock):
@@ -157,7 +159,7 @@ class GrowingMarkdown(Vertical):
         """Keep only the text of the first section that is drawn."""
         first = self.drawn[0]
         self._above.append(first.source)
-        await first.remove()
+        await discard(first)
 
     async def lengthen(self) -> None:
         """Draw the section above the first."""
@@ -184,10 +186,15 @@ def _after_empty_lines(text: str, count: int) -> int:
 
 
 def sections(text: str) -> list[str]:
-    """``text`` in parts of ``SECTION_BLOCKS`` blocks, none of which is cut; together they are ``text``."""
+    """``text`` in parts of no more than ``SECTION_BLOCKS`` blocks, none of them cut; together they are ``text``."""
     parser = _parser()
     parser.core.ruler.enableOnly(["normalize", "block"])
     lines = text.splitlines(keepends=True)
     begins = [token.map[0] for token in parser.parse(text) if token.map and token.level == 0 and token.nesting >= 0]
-    cuts = [*begins[SECTION_BLOCKS::SECTION_BLOCKS], len(lines)]
-    return ["".join(lines[begin:end]) for begin, end in zip([0, *cuts], cuts, strict=False) if begin < end]
+    parts, part, blocks = [], "", 0
+    for begin, end in zip([0, *begins[1:]], [*begins[1:], len(lines)], strict=True):
+        if blocks >= SECTION_BLOCKS or len(part) >= SECTION_CHARACTERS:
+            parts.append(part)
+            part, blocks = "", 0
+        part, blocks = part + "".join(lines[begin:end]), blocks + 1
+    return [*parts, part] if part else parts

@@ -17,6 +17,7 @@ from textual.geometry import Size
 from textual.widget import Widget
 
 from .answer_turn import AnswerTurn
+from .discard import discard
 from .note import Note
 from .user_turn import UserTurn
 from .welcome import Welcome
@@ -58,7 +59,8 @@ class Transcript(VerticalScroll, can_focus=False):
     async def show(self, makers: Iterable[Maker]) -> None:
         """The turns of ``makers`` in the place of all there were, at their end."""
         self._earlier.clear()
-        await self.remove_children()
+        for child in list(self.children):
+            await discard(child)
         self._earlier = list(makers)
         if self._earlier:
             await self._return_turn()
@@ -133,7 +135,7 @@ class Transcript(VerticalScroll, can_focus=False):
             await first.shorten()
         elif isinstance(first, AnswerTurn | UserTurn | Note):
             self._earlier.append(first.maker())
-            await first.remove()
+            await discard(first)
 
     async def _return(self) -> None:
         """One more above, while what is seen stays where it is."""

@@ -10,7 +10,6 @@ from textual.style import Style
 from textual.visual import RenderOptions
 from textual.widget import Widget
 
-
 _MOST_STRIPS = 500  # drawn lines that are remembered: more than a screen has
 
 

@@ -20,7 +20,7 @@ from edgemoe.demo import build_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli import main; raise SystemExit(main())"
-SECONDS = 40.0
+SECONDS = 20.0
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
 
@@ -70,7 +70,10 @@ class Terminal:
 
     def prompt(self, text: str) -> None:
         """The line in which the user writes reads ``text``, alone."""
-        self.until(lambda seen: any(line.strip("│ ") == text for line in seen.splitlines()[-6:]), f"prompt {text!r}")
+        self.until(
+            lambda seen: text in (line.split("││")[0].strip("│ ") for line in seen.splitlines()[-6:]),
+            f"prompt {text!r}",
+        )
 
     def ask(self, text: str) -> None:
         self.command(text)

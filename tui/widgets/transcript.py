@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from textual._arrange import DockArrangeResult
 from textual.containers import VerticalScroll
 from textual.geometry import Size
+from textual.layout import DockArrangeResult
 from textual.widget import Widget
 
 from .answer_turn import AnswerTurn

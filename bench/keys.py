@@ -20,7 +20,8 @@ from edgemoe.demo import build_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli import main; raise SystemExit(main())"
-SECONDS = 20.0
+SECONDS = 10.0
+IDLE_SECONDS = 60.0  # for a whole answer on a busy machine
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
 
@@ -28,7 +29,7 @@ class Terminal:
     """A tmux of its own with the chat in it."""
 
     def __init__(self, model: Path, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.model = folder, model
         self._tmux = ["tmux", "-L", f"edgemoe-{os.getpid()}", "-f", "/dev/null"]
         environment = f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor"
         options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --theme dark"
@@ -55,8 +56,8 @@ class Terminal:
     def runs(self) -> bool:
         return bool(self._call("list-sessions"))
 
-    def until(self, condition: Callable[[str], bool], what: str) -> None:
-        end = time.monotonic() + SECONDS
+    def until(self, condition: Callable[[str], bool], what: str, seconds: float = SECONDS) -> None:
+        end = time.monotonic() + seconds
         while not condition(seen := self.screen()):
             if time.monotonic() > end:
                 raise AssertionError(f"{what}; on the screen:\n{seen}")
@@ -81,7 +82,7 @@ class Terminal:
         self.idle()
 
     def idle(self) -> None:
-        self.sees("○ idle")
+        self.until(lambda seen: "○ idle" in seen, "never idle", IDLE_SECONDS)
 
     def size(self, columns: int, rows: int) -> None:
         self._call("resize-window", "-x", str(columns), "-y", str(rows))
@@ -118,6 +119,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     chat, file = there.folder / "thought.json", there.folder / "note.txt"
     chat.write_text(THOUGHT)
     file.write_text("The code word is heron.")
+    picker = "Up, Down choose"
     france = "What is the capital of France?"
     clear = press(*["BSpace"] * 60)
     return [
@@ -133,7 +135,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ),
         ("Esc leaves the map", do(press("Escape"), misses("layer 0, expert 1"))),
         ("Ctrl+Y: copy", do(press("C-y"), sees("copied"))),
-        ("Ctrl+O: models", do(press("C-o"), sees("Esc"), press("Escape"), idle)),
+        ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
         ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
         ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),
         ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "Ctrl+Q"))),
@@ -153,21 +155,21 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("/continue", do(write("/continue", "Enter"), sees("● answering"), idle)),
         ("/regen", do(write("/regen", "Enter"), sees("● answering"), idle)),
         ("/branch", run("/branch", "branch ")),
+        ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
+        ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
+        ("Enter opens it", do(press("Enter"), misses("Search all"))),
         ("/file", do(run(f"/file {file}", "attached: note.txt"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
             do(write("/undo", "Enter"), lambda: there.sees("heron"), clear, press("C-u"), press(*["BSpace"] * 200)),
         ),
         ("/edit", do(write("/edit", "Enter"), prompt(france), clear)),
-        ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
-        ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
-        ("Enter opens it", do(press("Enter"), misses("Search all"))),
         ("/history", do(run("/history", "Search all"), press("Escape"), misses("Search all"))),
         ("/new", run("/new", "/help")),
         ("/import", run(f"/import {chat}", "Because.")),
         ("Ctrl+T: thinking", do(misses("a secret"), press("C-t"), sees("a secret"), press("C-t"), misses("a secret"))),
-        ("/model", do(run("/model", "Esc"), press("Escape"), idle)),
-        ("/model FILE", do(run("/model demo", "loading"), idle)),
+        ("/model", do(run("/model", picker), press("Escape"), misses(picker))),
+        ("/model FILE", do(run(f"/model {there.model}", "loading"), idle)),
         ("Esc stops", do(run("/set max_tokens 2000", "2000"), write("Count to 900.", "Enter"), sees("answering"))),
         ("... at once", do(press("Escape"), sees("□ stopped", "stopped ·"))),
         ("unknown command", do(run("/hepl", "did you mean /help?"), press(*["BSpace"] * 9))),

@@ -107,7 +107,7 @@ class Driven:
 async def engine(options: argparse.Namespace) -> None:
     """Stops and kills of the real engine."""
     config = OffloadConfig(device="sim", vram="50%", profile="off")
-    worker = Worker(partial(open_llama, str(options.model or build_demo()), n_ctx=4096, offload=config))
+    worker = Worker(partial(open_llama, str(options.model or build_demo()), n_ctx=8192, offload=config))
     settings = ChatSettings("demo", "", {"max_tokens": 600, "temperature": 0.8}, look="dark")
     with tempfile.TemporaryDirectory() as folder:
         app = ChatApp(worker, settings, Path(folder) / "chats.db")

@@ -89,6 +89,7 @@ async def conversation(driver: Driver) -> None:
 async def thinking(driver: Driver) -> None:
     await conversation(driver)
     await driver.pilot.press("ctrl+t")
+    driver.screen.transcript.scroll_to(y=0, animate=False, immediate=True)
 
 
 async def experts(driver: Driver) -> None:

@@ -305,12 +305,17 @@ class ChatScreen(Screen[None]):
 
         self.app.push_screen(ModelsScreen(self._services.choices, self.model_name), self._chosen)
 
-    async def _chosen(self, name: str | None) -> None:
+    def _chosen(self, name: str | None) -> None:
         if name is not None:
-            await self.switch_model(name)
+            self.switch_model(name)
 
-    async def switch_model(self, name: str) -> None:
+    def switch_model(self, name: str) -> None:
         """Open another model in the place of this one, with its preset; the conversation goes on."""
+        # Beside what the screen does: building the demo takes a while, and keys must not wait for it.
+        self.notify(f"opening {name} …")
+        self.run_worker(self._switch_model(name), group="model", exclusive=True)
+
+    async def _switch_model(self, name: str) -> None:
         if self._services.open_model is None:
             await self.say("this chat cannot open another model", wrong=True)
             return

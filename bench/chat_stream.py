@@ -1,6 +1,8 @@
 """The chat in a terminal while a scripted engine streams: processor use, memory, and how fast a key shows.
 
-python bench/chat_stream.py [--seconds 300] [--rate 100] [--size 120x40]
+One endless answer full of code, or with --short a new answer of 229 tokens every 3 seconds.
+
+python bench/chat_stream.py [--seconds 300] [--rate 100] [--size 120x40] [--short]
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MARK = "Ω"  # in no text of the answer
 CODE = "\n".join(f"    total = total + values[{line}] * weights[{line}]  # line {line}" for line in range(60))
 PARAGRAPH = f"\n\nSome **bold** words about it, and `code` in a line.\n\n```python\ndef f(values):\n{CODE}\n```\n"
+SHORT_SECONDS = 3.0
+REPORT_SECONDS = 30.0
 
 
-def chat(rate: float, seconds: float, folder: str) -> None:
+def chat(rate: float, seconds: float, folder: str, short: bool) -> None:
     """The app, in this process, its engine in a child."""
     from fake_engine import FakeLlama
 
@@ -35,8 +39,9 @@ def chat(rate: float, seconds: float, folder: str) -> None:
     from tui.app import ChatApp
     from tui.records import ChatSettings
 
-    many = int(seconds * rate / len(PARAGRAPH.split(" "))) + 2
-    engines = Worker(partial(FakeLlama, answers=[PARAGRAPH * many], delay_s=1 / rate, n_ctx=1_000_000))
+    many = 1 if short else int(seconds * rate / len(PARAGRAPH.split(" "))) + 2
+    text = PARAGRAPH.replace(CODE, CODE[: len(CODE) // 4]) if short else PARAGRAPH * many
+    engines = Worker(partial(FakeLlama, answers=[text], delay_s=1 / rate, n_ctx=1_000_000))
     ChatApp(engines, ChatSettings("scripted"), Path(folder) / "chats.db").run()
 
 
@@ -59,38 +64,54 @@ def drain(terminal: int, seconds: float, until: bytes = b"") -> tuple[bytes, flo
     return seen, time.monotonic() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--rate", type=float, default=100)
-    parser.add_argument("--size", default="120x40")
-    options = parser.parse_args()
+def start(options: argparse.Namespace) -> tuple[int, int]:
+    """The app in a terminal of its own, its first answer under way: process and terminal."""
     columns, rows = (int(part) for part in options.size.split("x"))
     folder = tempfile.mkdtemp()
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        chat(options.rate, options.seconds, folder)
+        chat(options.rate, options.seconds, folder, options.short)
         os._exit(0)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     drain(terminal, 4)
     os.write(terminal, b"go\r")
     drain(terminal, 3)
-    began, used, lags, first_mib = time.monotonic(), processor_s(pid), [], resident_mib(pid)
-    while time.monotonic() - began < options.seconds:
+    return pid, terminal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--rate", type=float, default=100)
+    parser.add_argument("--size", default="120x40")
+    parser.add_argument("--short", action="store_true", help="many short answers instead of one endless one")
+    options = parser.parse_args()
+    pid, terminal = start(options)
+    began, used, lags = time.monotonic(), processor_s(pid), []
+    memory = [(0.0, resident_mib(pid))]
+    asked = began
+    while (now := time.monotonic()) - began < options.seconds:
+        if options.short and now - asked >= SHORT_SECONDS:
+            asked = now
+            os.write(terminal, b"go\r")
         os.write(terminal, MARK.encode())
         lags.append(drain(terminal, 2, MARK.encode())[1] * 1000)
         os.write(terminal, b"\x7f")
         drain(terminal, 0.5)
-        if len(lags) % 20 == 0:
-            share = (processor_s(pid) - used) / (time.monotonic() - began)
-            print(f"{time.monotonic() - began:5.0f} s: {share:.0%} of a core, {resident_mib(pid):.0f} MiB", flush=True)
-    share = (processor_s(pid) - used) / (time.monotonic() - began)
+        if now - began >= memory[-1][0] + REPORT_SECONDS:
+            memory.append((now - began, resident_mib(pid)))
+            share = (processor_s(pid) - used) / (now - began)
+            print(f"{now - began:5.0f} s: {share:.0%} of a core, {memory[-1][1]:.1f} MiB", flush=True)
+    elapsed = time.monotonic() - began
+    share, memory = (processor_s(pid) - used) / elapsed, [*memory, (elapsed, resident_mib(pid))]
+    settled_s, settled_mib = next((at, mib) for at, mib in memory if at >= min(60, elapsed / 2))
+    growth = (memory[-1][1] - settled_mib) / max(elapsed - settled_s, 1) * 60
     lags.sort()
     print(
         f"processor {share:.0%} of a core; key shows after {lags[len(lags) // 2]:.0f} ms (median), "
         f"{lags[int(len(lags) * 0.95)]:.0f} ms (95 %), {lags[-1]:.0f} ms (worst of {len(lags)}); "
-        f"memory {first_mib:.0f} -> {resident_mib(pid):.0f} MiB"
+        f"memory {memory[0][1]:.0f} -> {memory[-1][1]:.0f} MiB, after {settled_s:.0f} s {growth:+.2f} MiB a minute"
     )
     os.kill(pid, signal.SIGTERM)
 

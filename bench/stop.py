@@ -1,97 +1,197 @@
-"""Stops answers of the demo model in prefill and in decode, kills its process in mid-answer: how long, what is kept.
+"""Stops answers in the chat by its key, in prefill and in decode; kills the engine, then the chat, in mid-answer.
 
-python bench/stop.py [--stops 50] [--kills 20]
+Stops and engine kills are of the demo model in the real chat, in a process of its own, from the key to the screen that
+says so. Kills of the chat are with a scripted engine at 100 tokens a second: what was seen, and what the database has.
+
+python bench/stop.py [MODEL.gguf] [--stops 50] [--kills 20] [--app-kills 20]
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import fcntl
 import os
+import pty
 import random
+import re
+import select
 import signal
-import threading
+import struct
+import sys
+import tempfile
+import termios
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from textual.pilot import Pilot
 
 from edgemoe import OffloadConfig
 from edgemoe.demo import build_demo
-from edgemoe.worker import EngineDied, RemoteEngine, Worker, open_llama
+from edgemoe.worker import Worker, open_llama
+from tui.app import ChatApp
+from tui.records import ChatSettings
+from tui.screens.chat import ChatScreen
+from tui.store import Store
+from tui.widgets.answer_turn import AnswerTurn
+from tui.widgets.prompt import Prompt
 
-STORY = [{"role": "user", "content": "Write a long story about a ship."}]
+STORY = "Write a long story about a ship."
+RATE = 100.0  # tokens a second of the scripted engine
+BAR_MS = 200
 
 
-def long_prompt(salt: int) -> list[dict[str, str]]:
+def long_prompt(salt: int) -> str:
     """About 3000 tokens that no earlier prompt shares."""
     words = random.Random(salt).choices(["sea", "ship", "wind", "sail", "rope", "port", "star"], k=2800)
-    return [{"role": "user", "content": f"{salt} " + " ".join(words)}]
+    return f"{salt} " + " ".join(words)
 
 
-def stop(engine: RemoteEngine, messages: list[dict[str, str]], after_s: float, decode: bool) -> tuple[float, int]:
-    """Milliseconds from the cancel to the end of the stream, and pieces that came."""
-    pressed: list[float] = []
+class Driven:
+    """A running chat and what is done to it."""
 
-    def press() -> None:
-        pressed.append(time.perf_counter())
-        engine.cancel()
+    def __init__(self, pilot: Pilot[None], worker: Worker) -> None:
+        self.pilot, self.worker = pilot, worker
 
-    timer = threading.Timer(after_s, press)
-    pieces = 0
-    if not decode:
-        timer.start()
-    try:
-        for chunk in engine.create_chat_completion(messages, stream=True, max_tokens=2000, temperature=0.8):
-            pieces += bool(chunk["choices"][0]["delta"].get("content"))
-            if decode and pieces == 1 and timer.ident is None:
-                timer.start()
-    except EngineDied:
-        raise
-    except Exception as error:
-        print(f"after a stop: {type(error).__name__}: {error}", flush=True)
-    timer.cancel()
-    return ((time.perf_counter() - pressed[0]) * 1000 if pressed else float("nan")), pieces
+    @property
+    def screen(self) -> ChatScreen:
+        screen = self.pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        return screen
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain, state {self.screen.state}"
+            await asyncio.sleep(0.001)
+
+    async def ask(self, text: str) -> None:
+        self.screen.query_one(Prompt).text = text
+        await self.pilot.press("enter")
+
+    async def stop(self, text: str, after_s: float, decode: bool) -> tuple[float, bool] | None:
+        """Milliseconds from the key to the screen that says stopped, and whether text is kept; None: too late."""
+        await self.screen.library.new()
+        await self.ask(text)
+        await self.until(lambda: self.screen.state == ("answering" if decode else "thinking"))
+        await asyncio.sleep(after_s)
+        if self.screen.state != ("answering" if decode else "thinking"):
+            await self.until(lambda: self.screen.state in ("idle", "stopped"))
+            return None
+        began = time.perf_counter()
+        key = asyncio.create_task(self.pilot.press("escape"))
+        await self.until(lambda: self.screen.state in ("stopped", "idle"))
+        took = (time.perf_counter() - began) * 1000
+        await key
+        return took, any(turn.role == "assistant" and turn.text for turn in self.screen.conversation.turns)
+
+    async def kill(self) -> bool:
+        """Kill the engine in mid-answer: whether the text is kept and the next question is answered."""
+        await self.screen.library.new()
+        await self.ask(STORY)
+        await self.until(lambda: self.screen.state == "answering")
+        await asyncio.sleep(0.3)
+        seen, engine = self.screen.query(AnswerTurn).last().text, self.worker._engine
+        assert engine is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await self.until(lambda: self.worker._engine is not engine and self.screen.state == "idle")
+        kept = self.screen.conversation.turns[-1].text.startswith(seen) and bool(seen)
+        await self.ask("What is the capital of France?")
+        await self.until(lambda: len(self.screen.conversation.turns) == 4)
+        await self.until(lambda: self.screen.state == "idle")
+        return kept and bool(self.screen.conversation.turns[3].text)
+
+
+async def engine(options: argparse.Namespace) -> None:
+    """Stops and kills of the real engine."""
+    config = OffloadConfig(device="sim", vram="50%", profile="off")
+    worker = Worker(partial(open_llama, str(options.model or build_demo()), n_ctx=8192, offload=config))
+    settings = ChatSettings("demo", "", {"max_tokens": 600, "temperature": 0.8}, look="dark")
+    with tempfile.TemporaryDirectory() as folder:
+        app = ChatApp(worker, settings, Path(folder) / "chats.db")
+        async with app.run_test(size=(120, 40)) as pilot:
+            driven = Driven(pilot, worker)
+            await driven.until(lambda: isinstance(app.screen, ChatScreen) and app.screen.state == "idle")
+            for decode in (False, True):
+                await stops(driven, decode, options.stops)
+            well = [await driven.kill() for _ in range(options.kills)]
+            if well:
+                print(f"engine killed: {sum(well)} of {len(well)} kept the text, came back, answered the next question")
+
+
+async def stops(driven: Driven, decode: bool, many: int) -> None:
+    spread, done, salt = random.Random(7), [], 0
+    while len(done) < many:
+        salt += 1
+        text = STORY if decode else long_prompt(salt)
+        if (stopped := await driven.stop(text, spread.uniform(0.02, 0.8), decode)) is not None:
+            done.append(stopped)
+    if done:
+        times = sorted(ms for ms, _ in done)
+        print(
+            f"stopped in {'decode' if decode else 'prefill'}: median {times[len(times) // 2]:.0f} ms, worst "
+            f"{times[-1]:.0f} ms of {many}, {sum(ms >= BAR_MS for ms in times)} not under {BAR_MS} ms, "
+            f"{sum(kept for _, kept in done)} with text kept",
+            flush=True,
+        )
+
+
+def scripted(folder: str) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from fake_engine import FakeLlama
+
+    answer = " ".join(f"w{number}" for number in range(20_000))
+    engines = Worker(partial(FakeLlama, answers=[answer], delay_s=1 / RATE, n_ctx=1_000_000))
+    ChatApp(engines, ChatSettings("scripted", look="dark"), Path(folder) / "chats.db").run()
+
+
+def kill_app(after_s: float) -> tuple[int, int]:
+    """The last word that was seen on the terminal and the last in the database."""
+    with tempfile.TemporaryDirectory() as folder:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.environ.update({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+            scripted(folder)
+            os._exit(0)
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        seen, asked, end = b"", False, time.monotonic() + 30
+        while time.monotonic() < end:
+            if select.select([terminal], [], [], 0.02)[0]:
+                seen += os.read(terminal, 65536)
+            if not asked and b"idle" in seen:
+                os.write(terminal, b"go\r")
+                asked, seen = True, b""
+            if b"w9 " in seen and end > time.monotonic() + after_s:
+                end = time.monotonic() + after_s
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        store = Store(Path(folder) / "chats.db")
+        saved = store.read(store.recent(1)[0].id)
+        store.close()
+        words = [int(word) for word in re.findall(rb"w(\d+)", seen)]
+        kept = re.findall(r"w(\d+)", saved.turns[-1].text) if saved else []
+        return max(words, default=-1), int(kept[-1]) if kept else -1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", help="the demo model when none is given")
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--app-kills", type=int, default=20)
     options = parser.parse_args()
-    model: Path = build_demo()
-    offload = OffloadConfig(device="sim", vram="50%", profile="off")
-    worker = Worker(partial(open_llama, str(model), n_ctx=4096, offload=offload))
-    engine: Any = worker.open(lambda: None)
-    spread = random.Random(7)
-    for name, decode in (("prefill", False), ("decode", True)):
-        times, kept = [], 0
-        for turn in range(options.stops):
-            ms, pieces = stop(engine, STORY if decode else long_prompt(turn), spread.uniform(0.02, 0.8), decode)
-            times.append(ms)
-            kept += pieces > 0
-        times.sort()
-        over = sum(not ms < 200 for ms in times)
+    if options.stops or options.kills:
+        asyncio.run(engine(options))
+    spread, lost = random.Random(3), []
+    for _ in range(options.app_kills):
+        seen, kept = kill_app(spread.uniform(0.5, 3))
+        lost.append(max(seen - kept, 0) / RATE if seen > 0 else float("inf"))
+    if lost:
         print(
-            f"{name}: median {times[len(times) // 2]:.0f} ms, worst {times[-1]:.0f} ms, {over} not under 200 ms, "
-            f"{kept} with text",
-            flush=True,
+            f"chat killed {len(lost)} times: lost {max(lost):.2f} s of the stream at worst, {min(lost):.2f} s at best"
         )
-    answered = 0
-    for _ in range(options.kills):
-        pieces = 0
-        try:
-            for _chunk in engine.create_chat_completion(STORY, stream=True, max_tokens=400):
-                pieces += 1
-                if pieces == 10:
-                    os.kill(engine.pid, signal.SIGKILL)
-        except EngineDied:
-            pass
-        engine.close()
-        engine = worker.open(lambda: None)
-        words = list(engine.create_chat_completion(STORY, stream=True, max_tokens=5))
-        answered += pieces >= 10 and len(words) > 1
-    print(f"killed in mid-answer: {answered} of {options.kills} kept the text and answered the next question")
-    engine.close()
 
 
 if __name__ == "__main__":

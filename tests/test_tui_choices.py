@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
-from test_tui import plain
+from fake_engine import FakeLlama
+from test_tui import Driver, plain
 from test_tui_commands import answers, ask, kept
 from textual.widgets import Input, OptionList
 
 from edgemoe.errors import ConfigError
+from tui.app import ChatApp
 from tui.archive import Archive
 from tui.conversation import Conversation
 from tui.keys import ACTIONS, Keys, load
 from tui.presets import Preset, Presets, asks_to_save
 from tui.recent import Recent
-from tui.screens.chat import ChatScreen
+from tui.records import ChatSettings
+from tui.screens.chat import ChatScreen, Services
 from tui.screens.models import ModelsScreen
+from tui.session import EngineSource, InThisProcess
 from tui.widgets.prompt import Prompt
 from tui.widgets.welcome import Welcome
 
@@ -145,3 +150,22 @@ async def test_resume_opens_the_last_conversation(tmp_path: Path) -> None:
         await ask(driver, "and?")
         assert [message["content"] for message in driver.engine.asked[0]] == ["new?", "answer to new?", "and?"]
         assert driver.screen.query_one(Prompt).text == ""
+
+
+async def test_keys_do_not_wait_while_another_model_is_looked_for() -> None:
+    found = threading.Event()
+
+    def slow(name: str) -> tuple[str, EngineSource]:
+        found.wait(10)
+        return name, InThisProcess(FakeLlama)
+
+    app = ChatApp(InThisProcess(FakeLlama), ChatSettings("tiny"), services=Services(open_model=slow))
+    async with app.run_test() as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(Prompt)))
+        await driver.ready()
+        await driver.send("/model other")
+        await driver.send("/stats")
+        await driver.until(lambda: "nothing has been counted yet" in driver.notes() or "decode" in driver.notes())
+        found.set()
+        await driver.until(lambda: driver.status.model == "other" and driver.status.state == "idle")

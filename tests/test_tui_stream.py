@@ -57,7 +57,7 @@ async def test_all_code_of_an_answer_is_coloured_when_it_ends() -> None:
         await driver.send("go")
         await driver.until(lambda: driver.status.answer_rate > 0 and driver.status.state == "idle", "answered")
         code = driver.all(CodeBlock)
-        assert len(code) == 12 and all(block.coloured for block in code)
+        assert len(code) > 2 and all(block.coloured for block in code)
         assert "y = 2" in shown(driver)
 
 

@@ -38,7 +38,7 @@ class Commanded(Surface, Protocol):
     def statistics(self) -> str:
         """Counters in words."""
 
-    async def switch_model(self, name: str) -> None:
+    def switch_model(self, name: str) -> None:
         """Open another model in the place of this one."""
 
     def action_models(self) -> None:
@@ -86,7 +86,7 @@ class Actions:
         """Which model it is, or another one."""
         screen = self._screen
         if text:
-            await screen.switch_model(text)
+            screen.switch_model(text)
         else:
             screen.action_models()
 

@@ -98,7 +98,6 @@ class Answering:
             self._warned = True
             await surface.say(f"the context is about {fitting.share:.0%} full", "soon the oldest messages are left out")
         await surface.transcript.add(turn)
-        turn.show_thinking(surface.thinking_open)
         surface.enter("thinking")
         self._sent = fitting.messages
         turn.expect(context.tokens(fitting.messages, self._characters_per_token))

@@ -27,7 +27,6 @@ from ..receipt import counters
 from ..records import ChatSettings, ModelCard, State
 from ..session import ChatSession, EngineSource
 from ..text import count, size
-from ..widgets.answer_turn import AnswerTurn
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
 from ..widgets.note import Note
@@ -95,7 +94,6 @@ class ChatScreen(Screen[None]):
         self.sampling = dict(settings.sampling or {})
         self.conversation = Conversation(archive, settings.title, settings.system)
         self.card: ModelCard | None = None
-        self.thinking_open = False
         self.answering = Answering(self)
         self.library = Library(self, self.answering)
         self._actions = Actions(self)
@@ -269,9 +267,7 @@ class ChatScreen(Screen[None]):
 
     def action_toggle_thinking(self) -> None:
         """Unfold or fold the thinking of all answers."""
-        self.thinking_open = not self.thinking_open
-        for answer in self.query(AnswerTurn):
-            answer.show_thinking(self.thinking_open)
+        self.transcript.show_thinking(not self.transcript.thinking_open)
 
     def action_stop(self) -> None:
         """Stop the answer under way; its text stays."""
@@ -309,12 +305,17 @@ class ChatScreen(Screen[None]):
 
         self.app.push_screen(ModelsScreen(self._services.choices, self.model_name), self._chosen)
 
-    async def _chosen(self, name: str | None) -> None:
+    def _chosen(self, name: str | None) -> None:
         if name is not None:
-            await self.switch_model(name)
+            self.switch_model(name)
 
-    async def switch_model(self, name: str) -> None:
+    def switch_model(self, name: str) -> None:
         """Open another model in the place of this one, with its preset; the conversation goes on."""
+        # Beside what the screen does: building the demo takes a while, and keys must not wait for it.
+        self.notify(f"opening {name} …")
+        self.run_worker(self._switch_model(name), group="model", exclusive=True)
+
+    async def _switch_model(self, name: str) -> None:
         if self._services.open_model is None:
             await self.say("this chat cannot open another model", wrong=True)
             return

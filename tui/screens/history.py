@@ -105,10 +105,10 @@ class HistoryScreen(ModalScreen[int | None]):
 def _line(summary: Summary) -> Content:
     parts = [
         (one_line(summary.title, 60), "bold"),
-        (f"  {_age(summary.changed)}  {one_line(summary.model, 24)}", "$muted"),
+        (f"  {_age(summary.changed)}  {one_line(summary.model, 24)}", "$text-muted"),
     ]
     if summary.excerpt:
-        parts.append((f"\n  {visible(summary.excerpt)}", "$muted"))
+        parts.append((f"\n  {visible(summary.excerpt)}", "$text-muted"))
     return Content.assemble(*parts)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ..conversation import Conversation
-from ..records import Key
+from ..records import Key, Turn
 from ..store import Saved, Store
 from ..widgets.answer_turn import AnswerTurn
+from ..widgets.transcript import Maker
 from ..widgets.user_turn import UserTurn
 from ..widgets.welcome import Welcome
 from .answering import Answering
@@ -31,18 +33,11 @@ class Library:
         surface = self._surface
         surface.conversation = conversation
         transcript = surface.transcript
-        await transcript.clear()
+        await transcript.show([_maker(turn) for turn in conversation.turns])
         if not conversation.turns:
             await transcript.mount(welcome := Welcome(surface.model_name, surface.keys))
             if surface.card is not None:
                 welcome.loaded(surface.card)
-        for turn in conversation.turns:
-            if turn.role == "user":
-                await transcript.add(UserTurn(turn.text))
-            else:
-                await transcript.add(answer := AnswerTurn(0))
-                answer.show_thinking(surface.thinking_open)
-                await answer.end(turn.text, turn.note)
 
     async def open(self, conversation: Conversation) -> None:
         """Go on with ``conversation``; a last question that never got an answer stands in the prompt again."""
@@ -107,6 +102,10 @@ class Library:
         except sqlite3.Error as error:
             await self._surface.say(f"conversations cannot be read: {error}", wrong=True)
             return None
+
+
+def _maker(turn: Turn) -> Maker:
+    return partial(UserTurn, turn.text) if turn.role == "user" else partial(AnswerTurn, 0, turn.text, turn.note)
 
 
 def _next_branch(store: Store, chat: Key, keys: list[Key]) -> tuple[Saved, int, int] | None:

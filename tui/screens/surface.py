@@ -29,7 +29,6 @@ class Surface(Protocol):
         card: the model, None while there is none.
         model_name: as it is shown.
         sampling: keywords of the next answers.
-        thinking_open: thinking is unfolded.
         keys: in force.
     """
 
@@ -39,7 +38,6 @@ class Surface(Protocol):
     card: ModelCard | None
     model_name: str
     sampling: dict[str, float | int]
-    thinking_open: bool
     keys: Keys
 
     @property

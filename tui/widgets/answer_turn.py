@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ..text import count, seconds, visible
@@ -23,16 +26,17 @@ class AnswerTurn(Vertical):
 
     BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
 
-    def __init__(self, number: int) -> None:
-        """Empty answer ``number``, waiting."""
-        super().__init__(classes="-waiting")
+    def __init__(self, number: int, text: str = "", receipt: str = "", thought_s: float | None = None) -> None:
+        """Answer ``number``, empty and waiting; or complete with its ``text`` and ``receipt``."""
+        super().__init__(classes="-ended" if text or receipt else "-waiting")
         self.number = number
-        self.text = ""
-        self._shown = ""  # of the answer without the thinking
+        self.text = visible(text)
+        self._receipt = visible(receipt)
+        self._shown = split(self.text).answer  # without the thinking
         self._began = time.monotonic()
-        self._thought_s: float | None = None
+        self._thought_s = thought_s
         self._unfolded = False
-        self._raw_length = 0  # of the text before it was cleaned
+        self._raw_length = len(text)  # of the text before it was cleaned
         self._prompt_tokens = self._tokens_read = 0
         self._ticker: Timer | None = None
 
@@ -40,8 +44,18 @@ class AnswerTurn(Vertical):
         """A waiting mark, the document, the receipt."""
         yield Static(Content("▍"), classes="answer-waiting")
         yield Static(Content(""), classes="answer-thought")
-        yield GrowingMarkdown()
-        yield Static(Content(""), classes="answer-receipt")
+        yield GrowingMarkdown(self._shown)
+        yield Static(Content(self._receipt), classes="answer-receipt")
+
+    def on_mount(self) -> None:
+        """Show what there is already."""
+        self._draw_thought()
+        if self.has_class("-ended"):
+            self.query_one(GrowingMarkdown).display = bool(self._shown)
+
+    def maker(self) -> Callable[[], AnswerTurn]:
+        """What makes it again, complete."""
+        return partial(AnswerTurn, self.number, self.text, self._receipt, self._thought_s)
 
     def expect(self, prompt_tokens: int) -> None:
         """About ``prompt_tokens`` have to be read first: say how that goes, where it takes a while."""
@@ -80,7 +94,9 @@ class AnswerTurn(Vertical):
             await self.query_one(GrowingMarkdown).grow(fresh)
 
     def _settle(self) -> None:
-        self.remove_class("-waiting")
+        if self.has_class("-waiting"):
+            self.remove_class("-waiting")
+            self._began = time.monotonic()  # of the thinking, if there is any: reading the prompt was none
         if self._ticker is not None:
             self._ticker.stop()
             self._ticker = None
@@ -96,8 +112,8 @@ class AnswerTurn(Vertical):
         label.display = bool(thought)
         if not thought:
             return
-        live = self.number > 0 and self._thought_s is None
-        long = f" for {seconds(self._thought_s)}" if self._thought_s is not None and self.number else ""
+        live = self._thought_s is None and not self.has_class("-ended")
+        long = f" for {seconds(self._thought_s)}" if self._thought_s is not None else ""
         title = "thinking …" if live else f"thought{long}"
         mark = "▾" if self._unfolded else "▸"
         body = f"\n{thought}" if self._unfolded else ""
@@ -112,5 +128,28 @@ class AnswerTurn(Vertical):
         document = self.query_one(GrowingMarkdown)
         document.finish()
         document.display = bool(self._shown)
-        self.query_one(".answer-receipt", Static).update(Content(visible(receipt)))
+        self._receipt = visible(receipt)
+        self.query_one(".answer-receipt", Static).update(Content(self._receipt))
         self.add_class("-ended")
+        self._draw_thought()
+
+    # Of a long answer only the last sections are there as widgets.
+
+    @property
+    def first_section(self) -> Widget | None:
+        """The first section that is drawn, if others would be left without it."""
+        drawn = self.query_one(GrowingMarkdown).drawn
+        return drawn[0] if len(drawn) > 2 else None
+
+    @property
+    def has_more(self) -> bool:
+        """There are sections above."""
+        return self.query_one(GrowingMarkdown).has_more
+
+    async def shorten(self) -> None:
+        """Keep only the text of the first section that is drawn."""
+        await self.query_one(GrowingMarkdown).shorten()
+
+    async def lengthen(self) -> None:
+        """Draw one more section."""
+        await self.query_one(GrowingMarkdown).lengthen()

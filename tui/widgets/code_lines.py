@@ -10,6 +10,8 @@ from textual.style import Style
 from textual.visual import RenderOptions
 from textual.widget import Widget
 
+_MOST_STRIPS = 500  # drawn lines that are remembered: more than a screen has
+
 
 class CodeLines(Widget):
     """Text that is never wrapped, plain or coloured; it can be selected."""
@@ -41,11 +43,6 @@ class CodeLines(Widget):
     def colour(self, code: Content) -> None:
         """Show coloured ``code``."""
         self._replace(0, list(code.expand_tabs(8).split("\n", allow_blank=True)))
-
-    def rest(self) -> None:
-        """Forget what was drawn: it is drawn again when it is seen again."""
-        self._strips.clear()
-        self.refresh()
 
     def _replace(self, start: int, lines: list[Content]) -> None:
         before = (len(self._lines), self._widest)
@@ -85,6 +82,8 @@ class CodeLines(Widget):
     def render_line(self, y: int) -> Strip:
         """Line ``y``, as wide as the widget."""
         if (strip := self._strips.get(y)) is None:
+            if len(self._strips) >= _MOST_STRIPS:
+                self._strips.clear()
             strip = self._strips[y] = self._drawn(y)
         return strip.extend_cell_length(self.size.width, self.visual_style.rich_style)
 

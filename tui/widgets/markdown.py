@@ -7,7 +7,6 @@ document of few blocks; the next one begins where a block is certainly complete.
 from __future__ import annotations
 
 import re
-from typing import cast
 
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
@@ -17,8 +16,10 @@ from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownFence
 
 from .code_lines import CodeLines
+from .discard import discard
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
+SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is counted in sections
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
 
@@ -84,7 +85,7 @@ class Section(Markdown):
     @property
     def is_full(self) -> bool:
         """Whether the next text may begin another section: enough blocks, and the last of them is complete."""
-        if len(self.children) < SECTION_BLOCKS:
+        if not self.children or (len(self.children) < SECTION_BLOCKS and len(self.source) < SECTION_CHARACTERS):
             return False
         last = self.children[-1]
         if isinstance(last, CodeBlock):
@@ -93,11 +94,6 @@ class Section(Markdown):
             closed = marks is not None and bool(rest) and rest[-1].strip().startswith(marks[0])
             return closed and self.source.endswith("\n")
         return last.name in _ENDED_BY_EMPTY_LINE and self.source.endswith("\n\n")
-
-    def rest(self) -> None:
-        """It has probably left the screen: drawn lines take more memory than the text."""
-        for lines in self.query(CodeLines):
-            lines.rest()
 
     def finish(self, end: int) -> None:
         """The blocks before ``end`` are complete."""
@@ -110,18 +106,26 @@ class Section(Markdown):
 
 
 class GrowingMarkdown(Vertical):
-    """One text, appended to until :meth:`finish`."""
+    """One text, appended to until :meth:`finish`; its upper sections may be there as text only."""
 
     BLANK = True
 
-    def __init__(self) -> None:
-        """Empty."""
+    def __init__(self, text: str = "") -> None:
+        """Show ``text``, which is complete, or begin an empty one; only the last section of ``text`` is drawn."""
         super().__init__()
-        self.source = ""
+        self.source = text
+        self._above = sections(text)  # texts of sections that are not drawn, in their order
+        self._last_text = self._above.pop() if self._above else ""
 
     def compose(self) -> ComposeResult:
-        """The first section."""
+        """The last section."""
         yield Section()
+
+    async def on_mount(self) -> None:
+        """Fill it."""
+        if self._last_text:
+            await self._fill(self._last(), self._last_text)
+            self._last_text = ""
 
     async def grow(self, fresh: str) -> None:
         """Append ``fresh``; code above what is being written is complete."""
@@ -131,11 +135,9 @@ class GrowingMarkdown(Vertical):
             if section.is_full:
                 section.finish(len(section.children))
                 await self.mount(section := Section())
-                if len(self.children) > 2:
-                    cast(Section, self.children[-3]).rest()
-            # Up to an empty line at a time where the section might end there.
-            cut = fresh.find("\n\n") + 2 if len(section.children) >= SECTION_BLOCKS - 1 else 0
-            now, fresh = (fresh[:cut], fresh[cut:]) if cut > 1 else (fresh, "")
+            # A block ends with an empty line or later: so many of them at a time never overfill a section.
+            end = _after_empty_lines(fresh, max(SECTION_BLOCKS - len(section.children), 1))
+            now, fresh = fresh[:end], fresh[end:]
             await section.append(now)
         self._last().finish(len(self._last().children) - 1)
 
@@ -143,7 +145,56 @@ class GrowingMarkdown(Vertical):
         """Nothing comes any more."""
         self._last().finish(len(self._last().children))
 
+    @property
+    def has_more(self) -> bool:
+        """There are sections above the first that is drawn."""
+        return bool(self._above)
+
+    @property
+    def drawn(self) -> list[Section]:
+        """The sections that are there, in their order."""
+        return list(self.query_children(Section))
+
+    async def shorten(self) -> None:
+        """Keep only the text of the first section that is drawn."""
+        first = self.drawn[0]
+        self._above.append(first.source)
+        await discard(first)
+
+    async def lengthen(self) -> None:
+        """Draw the section above the first."""
+        await self.mount(section := Section(), before=0)
+        await self._fill(section, self._above.pop())
+
+    async def _fill(self, section: Section, text: str) -> None:
+        await section.append(text)
+        section.finish(len(section.children))
+
     def _last(self) -> Section:
         section = self.children[-1]
         assert isinstance(section, Section)
         return section
+
+
+def _after_empty_lines(text: str, count: int) -> int:
+    end = 0
+    for _ in range(count):
+        if (found := text.find("\n\n", end)) < 0:
+            return len(text)
+        end = found + 2
+    return end
+
+
+def sections(text: str) -> list[str]:
+    """``text`` in parts of no more than ``SECTION_BLOCKS`` blocks, none of them cut; together they are ``text``."""
+    parser = _parser()
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    lines = text.splitlines(keepends=True)
+    begins = [token.map[0] for token in parser.parse(text) if token.map and token.level == 0 and token.nesting >= 0]
+    parts, part, blocks = [], "", 0
+    for begin, end in zip([0, *begins[1:]], [*begins[1:], len(lines)], strict=True):
+        if blocks >= SECTION_BLOCKS or len(part) >= SECTION_CHARACTERS:
+            parts.append(part)
+            part, blocks = "", 0
+        part, blocks = part + "".join(lines[begin:end]), blocks + 1
+    return [*parts, part] if part else parts

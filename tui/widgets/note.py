@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from textual.content import Content
 from textual.widgets import Static
 
@@ -17,3 +20,8 @@ class Note(Static):
         if hint:
             body = Content.assemble(body, "\n", ("hint: ", "$muted"), (visible(hint), "$muted"))
         super().__init__(body, classes="-wrong" if wrong else "")
+        self._said = (text, hint, wrong)
+
+    def maker(self) -> Callable[[], Note]:
+        """What makes it again."""
+        return partial(Note, *self._said)

@@ -1,28 +1,177 @@
-"""The conversation on the screen: it follows the newest line until the user scrolls away."""
+"""The conversation on the screen: it follows the newest line until the user scrolls away.
+
+A widget costs a hundred times its text, and every one of them is laid out again when an answer grows. So only what
+is within a few screens is there as widgets; what lies above is kept as what makes it again, and comes back when the
+user scrolls up to it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
 from textual.containers import VerticalScroll
+from textual.geometry import Size
+from textual.layout import DockArrangeResult
 from textual.widget import Widget
 
+from .answer_turn import AnswerTurn
+from .discard import discard
+from .note import Note
+from .user_turn import UserTurn
 from .welcome import Welcome
+
+Maker: TypeAlias = Callable[[], Widget]
+
+LEAST_SCREENS = 2  # above what is seen: a page up never meets nothing
+MOST_SCREENS = 5  # above the newest screen; well over the least, so that nothing goes to and fro
 
 
 class Transcript(VerticalScroll, can_focus=False):
-    """Holds turns and notes in their order."""
+    """Holds turns and notes in their order.
+
+    Attributes:
+        thinking_open: thinking is unfolded.
+    """
 
     BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
+
+    def __init__(self, *children: Widget, id: str | None = None) -> None:
+        """Hold ``children``."""
+        super().__init__(*children, id=id)
+        self.thinking_open = False
+        self._earlier: list[Maker] = []  # turns above the first widget, oldest first
+        self._fitting = False
+        self._held: tuple[Widget, int] | None = None  # with its end's distance from the first line that is seen
 
     def on_mount(self) -> None:
         """Stay at the end while it grows."""
         self.anchor()
 
-    async def add(self, *turns: Widget) -> None:
-        """Append ``turns`` and go to the end; the welcome leaves with the first of them."""
+    async def add(self, turn: Widget) -> None:
+        """Append ``turn`` and go to the end; the welcome leaves with the first."""
         await self.query(Welcome).remove()
-        await self.mount_all(turns)
+        await self.mount(turn)
+        self._fold(turn)
         self.anchor()
 
-    async def clear(self) -> None:
-        """Take everything away."""
-        await self.remove_children()
+    async def show(self, makers: Iterable[Maker]) -> None:
+        """The turns of ``makers`` in the place of all there were, at their end."""
+        self._earlier.clear()
+        for child in list(self.children):
+            await discard(child)
+        self._earlier = list(makers)
+        if self._earlier:
+            await self._return_turn()
+        self.anchor()
+        self.call_after_refresh(self._fit)  # what is lower than the screen changes no size
+
+    def show_thinking(self, unfolded: bool) -> None:
+        """Unfold or fold the thinking of all answers, also of those that come back later."""
+        self.thinking_open = unfolded
+        for child in self.children:
+            self._fold(child)
+
+    def _fold(self, turn: Widget) -> None:
+        if isinstance(turn, AnswerTurn):
+            turn.show_thinking(self.thinking_open)
+
+    # What is there as widgets.
+
+    def watch_virtual_size(self, before: Size, now: Size) -> None:
+        """There is more or less than before."""
+        self._fit()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """The user looks elsewhere."""
+        super().watch_scroll_y(old_value, new_value)
+        self._fit()
+
+    def _fit(self) -> None:
+        if not self._fitting and (self._is_short or self._is_long):
+            self._fitting = True
+            self.run_worker(self._fit_all())
+
+    async def _fit_all(self) -> None:
+        try:
+            while self.is_attached and (self._is_short or self._is_long):
+                if self._is_long:
+                    await self._leave()
+                    await self._laid_out()
+                else:
+                    await self._return()
+        finally:
+            self._fitting = False
+
+    @property
+    def _is_short(self) -> bool:
+        """Something that should be there is not."""
+        children = self.children
+        missing = self._earlier or (children and isinstance(children[0], AnswerTurn) and children[0].has_more)
+        return bool(missing) and self.scroll_y < LEAST_SCREENS * self.size.height
+
+    @property
+    def _is_long(self) -> bool:
+        """Something is there that need not be: only while the newest line is followed, and nothing is selected."""
+        first = self._first()
+        if self._anchor_released or first is None or self.screen.selections:
+            return False
+        return self.max_scroll_y - first.outer_size.height > MOST_SCREENS * max(self.size.height, 1)
+
+    def _first(self) -> Widget | None:
+        """The uppermost thing that may leave: a turn before the last answer, or a section of a long one."""
+        first = next(iter(self.children), None)
+        if isinstance(first, AnswerTurn):
+            if (section := first.first_section) is not None:
+                return section
+            last = next(child for child in reversed(self.children) if isinstance(child, AnswerTurn))
+            return None if first is last else first
+        return first if isinstance(first, UserTurn | Note) and len(self.children) > 1 else None
+
+    async def _leave(self) -> None:
+        first = self.children[0]
+        if isinstance(first, AnswerTurn) and first.first_section is not None:
+            await first.shorten()
+        elif isinstance(first, AnswerTurn | UserTurn | Note):
+            self._earlier.append(first.maker())
+            await discard(first)
+
+    async def _return(self) -> None:
+        """One more above, while what is seen stays where it is."""
+        first = self.children[0]
+        if self._anchor_released:
+            self.app.animator.force_stop_animation(self, "scroll_y")
+            self._held = (first, first.virtual_region.bottom - round(self.scroll_y))
+        if isinstance(first, AnswerTurn) and first.has_more:
+            await first.lengthen()
+        else:
+            await self._return_turn()
+        await self._laid_out()
+        self._held = None
+        self.vertical_scrollbar.position = self.scroll_y
+
+    def arrange(self, size: Size, optimal: bool = False) -> DockArrangeResult:
+        """Where everything is; what is held stays where it is seen.
+
+        As Textual does for what is anchored, here and not after the layout: no frame shows it elsewhere.
+        """
+        result = super().arrange(size, optimal)
+        if self._held is not None and self._anchor_released:
+            held, below = self._held
+            for place in result.placements:
+                if place.widget is held:
+                    self.set_reactive(Widget.scroll_y, place.region.bottom - below)
+                    self.set_reactive(Widget.scroll_target_y, place.region.bottom - below)
+        return result
+
+    async def _return_turn(self) -> None:
+        turn = self._earlier.pop()()
+        await self.mount(turn, before=0 if self.children else None)
+        self._fold(turn)
+
+    async def _laid_out(self) -> None:
+        """Wait until every widget has its place."""
+        done = asyncio.Event()
+        self.call_after_refresh(done.set)
+        await done.wait()

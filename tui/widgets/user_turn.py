@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from textual.content import Content
 from textual.widgets import Static
 
@@ -14,3 +17,8 @@ class UserTurn(Static):
     def __init__(self, text: str) -> None:
         """Show ``text``, cleaned of control characters."""
         super().__init__(Content(visible(text)))
+        self._text = text
+
+    def maker(self) -> Callable[[], UserTurn]:
+        """What makes it again."""
+        return partial(UserTurn, self._text)

@@ -1,0 +1,211 @@
+"""Every key and slash command of the chat in a real terminal (tmux): pressed, and its effect looked for on the screen.
+
+python bench/keys.py [MODEL.gguf] [--show]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgemoe.demo import build_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = "from edgemoe.cli import main; raise SystemExit(main())"
+SECONDS = 10.0
+IDLE_SECONDS = 60.0  # for a whole answer on a busy machine
+THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
+
+
+class Terminal:
+    """A tmux of its own with the chat in it."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.folder, self.model = folder, model
+        self._tmux = ["tmux", "-L", f"edgemoe-{os.getpid()}", "-f", "/dev/null"]
+        environment = f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor"
+        options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --theme dark"
+        command = f"env {environment} {sys.executable} -c {shlex.quote(RUN)} chat {model} {options}"
+        self._call("new-session", "-d", "-x", "120", "-y", "40", "-c", str(folder), command)
+
+    def _call(self, *arguments: str) -> str:
+        return subprocess.run([*self._tmux, *arguments], capture_output=True, text=True, check=False).stdout
+
+    def screen(self) -> str:
+        return self._call("capture-pane", "-p")
+
+    def keys(self, *names: str) -> None:
+        self._call("send-keys", *names)
+
+    def type(self, text: str, *then: str) -> None:
+        self._call("send-keys", "-l", text)
+        self.keys(*then)
+
+    def command(self, text: str) -> None:
+        self.type(text, "Enter")
+
+    @property
+    def runs(self) -> bool:
+        return bool(self._call("list-sessions"))
+
+    def until(self, condition: Callable[[str], bool], what: str, seconds: float = SECONDS) -> None:
+        end = time.monotonic() + seconds
+        while not condition(seen := self.screen()):
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}; on the screen:\n{seen}")
+            time.sleep(0.05)
+
+    def sees(self, *words: str) -> None:
+        self.until(lambda seen: all(word in seen for word in words), f"never saw {words}")
+
+    def misses(self, *words: str) -> None:
+        self.until(lambda seen: not any(word in seen for word in words), f"still sees {words}")
+
+    def prompt(self, text: str) -> None:
+        """The line in which the user writes reads ``text``, alone."""
+        self.until(
+            lambda seen: text in (line.split("││")[0].strip("│ ") for line in seen.splitlines()[-6:]),
+            f"prompt {text!r}",
+        )
+
+    def ask(self, text: str) -> None:
+        self.command(text)
+        self.until(lambda seen: "● answering" in seen or "◐ thinking" in seen, "no answer begins")
+        self.idle()
+
+    def idle(self) -> None:
+        self.until(lambda seen: "○ idle" in seen, "never idle", IDLE_SECONDS)
+
+    def size(self, columns: int, rows: int) -> None:
+        self._call("resize-window", "-x", str(columns), "-y", str(rows))
+
+    def end(self) -> None:
+        self._call("kill-server")
+
+
+def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
+    """What is done, by name, each with what has to be seen."""
+
+    def do(*actions: Callable[[], None]) -> Callable[[], None]:
+        return lambda: [action() for action in actions] and None
+
+    def press(*names: str) -> Callable[[], None]:
+        return lambda: there.keys(*names)
+
+    def write(text: str, *then: str) -> Callable[[], None]:
+        return lambda: there.type(text, *then)
+
+    def sees(*words: str) -> Callable[[], None]:
+        return lambda: there.sees(*words)
+
+    def misses(*words: str) -> Callable[[], None]:
+        return lambda: there.misses(*words)
+
+    def prompt(text: str) -> Callable[[], None]:
+        return lambda: there.prompt(text)
+
+    def run(text: str, *words: str) -> Callable[[], None]:
+        return do(write(text, "Enter"), sees(*words))
+
+    idle = there.idle
+    chat, file = there.folder / "thought.json", there.folder / "note.txt"
+    chat.write_text(THOUGHT)
+    file.write_text("The code word is heron.")
+    picker = "Up, Down choose"
+    france = "What is the capital of France?"
+    clear = press(*["BSpace"] * 60)
+    return [
+        ("start", do(sees("/help"), idle)),
+        ("Enter sends", do(lambda: there.ask(france), sees("Paris", "tok/s"))),
+        ("Up: the last prompt", do(press("Up"), prompt(france), press("Down"))),
+        ("Ctrl+J: a new line", do(write("one", "C-j"), write("two"), prompt("one"), prompt("two"), clear)),
+        ("Shift+Enter: a new line", do(write("one", "S-Enter"), write("two"), prompt("one"), prompt("two"), clear)),
+        ("Ctrl+E: experts", do(press("C-e"), misses("experts · sim"), press("C-e"), sees("experts · sim"))),
+        (
+            "Ctrl+G: pick an expert",
+            do(press("C-g"), sees("layer 0, expert 0"), press("Right"), sees("layer 0, expert 1")),
+        ),
+        ("Esc leaves the map", do(press("Escape"), misses("layer 0, expert 1"))),
+        ("Ctrl+Y: copy", do(press("C-y"), sees("copied"))),
+        ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
+        ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
+        ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),
+        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "Ctrl+Q"))),
+        (
+            "PageUp, PageDown",
+            do(press("PageUp", "PageUp"), misses("/quit "), press("PageDown", "PageDown"), sees("/quit ")),
+        ),
+        ("/stats", run("/stats", "last answer:", "uploads")),
+        ("/profile", run("/profile", "expert layers")),
+        ("/set", run("/set temperature 0.5", "temperature")),
+        ("/system", run("/system You are a pirate.", "system prompt: You are a pirate.")),
+        ("/rename", run("/rename The trip", "this conversation is called: The trip")),
+        ("/experts", do(run("/experts"), misses("experts · sim"), run("/experts", "experts · sim"))),
+        ("/vram", run("/vram 25%", "experts fit now")),
+        ("/export", run(f"/export {there.folder}/out.md", "written to")),
+        ("/copy", run("/copy", "copied")),
+        ("/continue", do(write("/continue", "Enter"), sees("● answering"), idle)),
+        ("/regen", do(write("/regen", "Enter"), sees("● answering"), idle)),
+        ("/branch", run("/branch", "branch ")),
+        ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
+        ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
+        ("Enter opens it", do(press("Enter"), misses("Search all"))),
+        ("/file", do(run(f"/file {file}", "attached: note.txt"), lambda: there.ask("What does it say?"))),
+        (
+            "/undo",
+            do(write("/undo", "Enter"), lambda: there.sees("heron"), clear, press("C-u"), press(*["BSpace"] * 200)),
+        ),
+        ("/edit", do(write("/edit", "Enter"), prompt(france), clear)),
+        ("/history", do(run("/history", "Search all"), press("Escape"), misses("Search all"))),
+        ("/new", run("/new", "/help")),
+        ("/import", run(f"/import {chat}", "Because.")),
+        ("Ctrl+T: thinking", do(misses("a secret"), press("C-t"), sees("a secret"), press("C-t"), misses("a secret"))),
+        ("/model", do(run("/model", picker), press("Escape"), misses(picker))),
+        ("/model FILE", do(run(f"/model {there.model}", "loading"), idle)),
+        ("Esc stops", do(run("/set max_tokens 2000", "2000"), write("Count to 900.", "Enter"), sees("answering"))),
+        ("... at once", do(press("Escape"), sees("□ stopped", "stopped ·"))),
+        ("unknown command", do(run("/hepl", "did you mean /help?"), press(*["BSpace"] * 9))),
+        (
+            "a resize while it answers",
+            do(write("Count to 90.", "Enter"), lambda: there.size(80, 24), sees("answering")),
+        ),
+        ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
+        ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", help="the demo model when none is given")
+    parser.add_argument("--show", action="store_true", help="print the screen after each step")
+    options = parser.parse_args()
+    if shutil.which("tmux") is None:
+        raise SystemExit("tmux is not installed")
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        there = Terminal((options.model or build_demo()).resolve(), Path(folder))
+        try:
+            for name, step in steps(there):
+                try:
+                    step()
+                    print(f"ok      {name}", flush=True)
+                except AssertionError as error:
+                    failed.append(name)
+                    print(f"FAILED  {name}: {error}", flush=True)
+                if options.show:
+                    print(there.screen(), flush=True)
+        finally:
+            there.end()
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The main screens as pictures: the text rows of their SVG must be those in tests/pictures.
+
+EDGEMOE_PICTURES=write pytest tests/test_tui_pictures.py writes them anew: look at the difference then
+
+Rows of text and not the whole SVG: colours and their order in the file are Textual's, and change with it.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_engine import FakeLlama
+from test_tui import Driver
+from textual.widgets import OptionList
+
+from edgemoe.types import ModelShape
+from tui.app import ChatApp
+from tui.records import ChatSettings
+from tui.screens.chat import ChatScreen
+from tui.screens.history import HistoryScreen
+from tui.session import ChatSession, InThisProcess
+from tui.widgets.expert_map import ExpertMap
+from tui.widgets.expert_panel import ExpertPanel
+
+PICTURES = Path(__file__).with_name("pictures")
+SIZES = [(80, 24), (160, 50)]
+ANSWER = """<think>The user wants code.
+Let me see.</think>
+
+Here is a **small** function, with `code` in a line:
+
+```python
+def add(first: int, second: int) -> int:
+    return first + second
+```
+
+| name | is |
+|---|---|
+| first | a number |
+
+1. one
+2. two
+"""
+_TEXT = re.compile(r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', re.DOTALL)
+_CELL = 12.2  # width of a character in Textual's SVG
+
+
+def rows(svg: str) -> list[str]:
+    """The text of a picture by its lines, without what stands around the terminal."""
+    lines: dict[float, dict[int, str]] = defaultdict(dict)
+    for x, y, text in _TEXT.findall(svg.partition("-matrix")[2]):
+        lines[float(y)][round(float(x) / _CELL)] = html.unescape(text).replace("\xa0", " ")
+    drawn = []
+    for _, parts in sorted(lines.items()):
+        line = ""
+        for at, text in sorted(parts.items()):
+            line = line.ljust(at)[:at] + text
+        drawn.append(line.rstrip())
+    return drawn
+
+
+class Steady(FakeLlama):
+    """Its figures are the same on every machine."""
+
+    def _figures(self, messages: Any, done: int, before: Any, elapsed_s: float) -> dict[str, Any]:
+        return super()._figures(messages, done, before, done / 38.2)
+
+
+async def empty(driver: Driver) -> None:
+    """Nothing is asked yet."""
+
+
+async def conversation(driver: Driver) -> None:
+    await driver.send("Write a function that adds.")
+    await driver.until(lambda: len(driver.screen.conversation.turns) == 2)
+    await driver.ready()
+    await driver.pilot.pause()
+
+
+async def thinking(driver: Driver) -> None:
+    await conversation(driver)
+    await driver.pilot.press("ctrl+t")
+    driver.screen.transcript.scroll_to(y=0, animate=False, immediate=True)
+
+
+async def experts(driver: Driver) -> None:
+    await conversation(driver)
+    panel, engine = driver.screen.query_one(ExpertPanel), driver.engine.experts
+    if not panel.display:
+        await driver.pilot.press("ctrl+e")
+    panel.show(engine.stats(), SimpleNamespace(residency=engine.residency(), heat=engine.heat(), last=engine.last()))
+    await driver.pilot.press("ctrl+g", "right", "right", "down")
+    await driver.until(lambda: (spot := driver.screen.query_one(ExpertMap).spot) is not None and spot.expert == 2)
+
+
+async def history(driver: Driver) -> None:
+    await conversation(driver)
+    await driver.pilot.press("ctrl+n", "ctrl+r", *"number")
+    await driver.until(
+        lambda: isinstance(driver.app.screen, HistoryScreen) and bool(driver.app.screen.query_one(OptionList).options)
+    )
+    await driver.until(lambda: "adds" in str(driver.app.screen.query_one(OptionList).get_option_at_index(0).prompt))
+
+
+async def palette(driver: Driver) -> None:
+    await driver.pilot.press("ctrl+p", *"exp")
+    await driver.until(lambda: any("Experts" in row for row in rows(driver.app.export_screenshot())))
+
+
+async def help(driver: Driver) -> None:
+    await driver.send("/help")
+    await driver.until(lambda: "/quit" in driver.notes())
+
+
+async def slash(driver: Driver) -> None:
+    await driver.pilot.press("/", "e")
+
+
+SCENES: list[Callable[[Driver], Awaitable[None]]] = [
+    empty,
+    conversation,
+    thinking,
+    experts,
+    history,
+    palette,
+    help,
+    slash,
+]
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock is looked at, and nobody samples the experts in between."""
+    ticks = itertools.count()
+    monkeypatch.setattr("tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4))
+    for module in ("answer_turn", "expert_panel"):
+        monkeypatch.setattr(f"tui.widgets.{module}.time", SimpleNamespace(monotonic=lambda: 7.0))
+    monkeypatch.setattr(ChatSession, "watch", lambda self, what: None)
+
+
+def check(name: str, app: ChatApp, folder: Path) -> None:
+    svg, kept = app.export_screenshot(), PICTURES / f"{name}.txt"
+    drawn = "\n".join(rows(svg)) + "\n"
+    if os.environ.get("EDGEMOE_PICTURES") == "write":
+        PICTURES.mkdir(exist_ok=True)
+        kept.write_text(drawn, encoding="utf-8")
+        return
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    assert drawn == kept.read_text(encoding="utf-8"), f"the picture is {folder / name}.svg"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[int, int], tmp_path: Path) -> None:
+    engines: list[FakeLlama] = []
+
+    def opened() -> FakeLlama:
+        engines.append(Steady(answers=[ANSWER], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
+        return engines[0]
+
+    app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"), tmp_path / "chats.db")
+    async with app.run_test(size=size) as pilot:
+        driver = Driver(app, pilot, engines)
+        await driver.until(lambda: isinstance(app.screen, ChatScreen))
+        await driver.ready()
+        await scene(driver)
+        await pilot.pause()
+        check(f"{scene.__name__}-{size[0]}x{size[1]}", app, tmp_path)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_picture_of_a_model_that_does_not_load(size: tuple[int, int], tmp_path: Path) -> None:
+    def opened() -> FakeLlama:
+        from edgemoe.errors import ModelNotFound
+
+        raise ModelNotFound("there is no file tiny.gguf", "edgemoe list shows what is there, edgemoe demo needs none")
+
+    app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"))
+    async with app.run_test(size=size) as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and driver.status.state == "failed")
+        await pilot.pause()
+        check(f"failed-{size[0]}x{size[1]}", app, tmp_path)

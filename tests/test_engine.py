@@ -220,6 +220,7 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
     llm = parity.open_ours(model, config)
     assert tokens_of(llm) == want
     assert tokens_of(llm) == want
+    assert llm.experts.wait()
     stats = llm.experts.stats()
     notes = llm.experts.notes
     llm.close()

@@ -228,21 +228,6 @@ int64_t worth_fetching(em_engine * e, const em_layer_t & layer, split & s) {
     return best && link_is_idle(e) ? best : 0;
 }
 
-// Moves what is worth it from cold to fetched, and sends it on its way.
-void fetch_now(run & r, split & s) {
-    const int64_t wanted = worth_fetching(r.e, *r.b.layer, s);
-    for (size_t i = s.cold.size(); i-- > 0 && int64_t(s.fetched.size()) < wanted;) {
-        if (fetchable(r.e, *r.b.layer, s.cold[i].expert)) {
-            s.fetched.push_back(s.cold[i]);
-            s.cold.erase(s.cold.begin() + int64_t(i));
-        }
-    }
-    if (!s.fetched.empty() && !r.start_fetch(s)) {
-        s.cold.insert(s.cold.end(), s.fetched.begin(), s.fetched.end());
-        s.fetched.clear();
-    }
-}
-
 const int32_t * ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
@@ -258,6 +243,20 @@ split split_pairs(const em_block & b, bool device) {
         }
     }
     return s;
+}
+
+// Moves what is worth it from cold to fetched, and sends it on its way.
+void fetch_now(run & r, split & s) {
+    const int64_t wanted = worth_fetching(r.e, *r.b.layer, s);
+    for (size_t i = s.cold.size(); i-- > 0 && int64_t(s.fetched.size()) < wanted;) {
+        if (fetchable(r.e, *r.b.layer, s.cold[i].expert)) {
+            s.fetched.push_back(s.cold[i]);
+            s.cold.erase(s.cold.begin() + int64_t(i));
+        }
+    }
+    if (!s.fetched.empty() && !r.start_fetch(s)) {
+        s = split_pairs(r.b, true); // as it was: their order counts
+    }
 }
 
 // Experts of a prefill that are streamed through the stage, in waves of half its places: while one half computes, the other

@@ -1,0 +1,64 @@
+"""Misses of decode steps fetched by the device while the CPU computes others, against all computed by the CPU: A B A B.
+
+    python bench/fetch.py MODEL [--link 50e9] [--hits 0.5] [--threads 1] [--rounds 3]
+
+On `sim` that only pretends to compute, with a made-up trace of the hit rate asked for and nothing else on the link.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from edgemoe import Llama, OffloadConfig
+from edgemoe.config import SimConfig
+from edgemoe.probe import routes
+
+TOKENS, WARM_UP = 60, 15
+
+
+def run(given: argparse.Namespace, stream_tokens: int) -> tuple[float, float, float]:
+    """Seconds per token, and misses and fetched experts of a token."""
+    sim = SimConfig(bandwidth=int(given.link), latency_us=10, compute_rate=int(5e11))
+    offload = OffloadConfig("sim", "25%", "static", "off", "off", stream_tokens=stream_tokens, sim=sim)
+    llm = Llama(given.model, n_ctx=256, n_gpu_layers=0, n_threads=given.threads, offload=offload)
+    llm.experts.wait(600)
+    shape = llm.experts.shape
+    assert shape is not None
+    random = np.random.default_rng(0)
+    llm.experts.force(routes(llm.experts.residency(), shape.used, TOKENS, given.hits, random))
+    times = []
+    for token in range(TOKENS):
+        started = time.perf_counter()
+        llm.eval([token + 1])
+        times.append(time.perf_counter() - started)
+    stats = llm.experts.stats()
+    llm.close()
+    return median(times[WARM_UP:]), stats.misses / TOKENS, stats.fetched / TOKENS
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--link", type=float, default=50e9, help="bytes per second")
+    parser.add_argument("--hits", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; sim needs a core of its own")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    ratios = []
+    for _ in range(given.rounds):
+        (computed, misses, _), (mixed, _, fetched) = run(given, 0), run(given, 32)
+        ratios.append(computed / mixed)
+        print(
+            f"{misses:.1f} misses a token: {computed * 1e3:.1f} ms; {fetched:.1f} of them fetched: {mixed * 1e3:.1f} ms"
+        )
+    print(f"fetching is {median(ratios):.3f} times as fast ({min(ratios):.3f} .. {max(ratios):.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -187,6 +187,8 @@ class Bench:
         path = report.write(
             self._given.folder, self._journal, self._scope, models, head, self._given.threads, known[-1]["build"]
         )
+        if not real:
+            print(head[0])
         for line in verdicts.lines(self._journal, self._scope):
             print(line)
         _say(f"The table is in {path}, profiles beside it.")

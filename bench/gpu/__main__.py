@@ -26,6 +26,8 @@ from .journal import Journal
 from .session import Child, Failed, Model, Session, Setting
 
 PAGE = Path("docs/benchmarks.md")
+PATIENCE_S = 900.0  # for one request: loading 30 GB from a disk
+GRACE_S = 20.0  # past the deadline
 MARK = "<!-- figures of `python -m bench.gpu` below this line -->"
 
 
@@ -87,7 +89,8 @@ class Bench:
         return {"device": name, "backend": backend, "rpc": kind == "RPC"}
 
     def _child(self, setting: Setting) -> Child:
-        child = Child(setting.device, self._given.folder / "children.log")
+        left = PATIENCE_S if setting.deadline is None else setting.deadline - time.monotonic() + GRACE_S
+        child = Child(setting.device, self._given.folder / "children.log", min(PATIENCE_S, left))
         if not self._journal.of("machine"):
             found = child.found | {"machine": machine(), "python": platform.python_version()}
             self._journal.add("machine", **found, command=" ".join(sys.argv[1:]), date=report.now())
@@ -184,6 +187,8 @@ class Bench:
         path = report.write(
             self._given.folder, self._journal, self._scope, models, head, self._given.threads, known[-1]["build"]
         )
+        if not real:
+            print(head[0])
         for line in verdicts.lines(self._journal, self._scope):
             print(line)
         _say(f"The table is in {path}, profiles beside it.")

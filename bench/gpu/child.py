@@ -83,8 +83,9 @@ class Runner:
         if not contender.fresh:
             self._warm(request["warm_tokens"])
         found: Request = {"load_s": load_s, "whole_layers": layers, "rss": psutil.Process().memory_info().rss}
-        found["device_bytes"] = before - host.device_memory(device)[0]
         found["device_free"] = host.device_memory(device)[0]
+        if device not in cells.WITHOUT_GPU:
+            found["device_bytes"] = before - found["device_free"]
         if contender.ours:
             stats = self._llm.experts.stats()
             stage = _stage_bytes(self._llm, OffloadConfig())

@@ -90,8 +90,11 @@ def page(journal: Journal, scope: cells.Scope, models: Sequence[Model], head: Se
         if not speeds:
             continue
         parts += [f"### {model.name}", "\n".join(model.marks)]
-        header = ["budget", "test", "state", "placement", "median t/s", "min .. max", "n", "ours is"]
-        parts.append(table(header, speeds, texts=4))
+        header = ["budget", "test", "state", "placement", "median t/s", "min .. max", "n", "ms", "ours is"]
+        parts += [
+            table(header, speeds, texts=4),
+            "ms: of a token, or of the whole prompt, which is the time to its first token.",
+        ]
         parts += [text for share in sorted(scope.shares) if (text := _token(journal, scope, model.name, share))]
         if held := _held(journal, model.name):
             parts.append(table(["device memory, MiB", "experts", "staging", "all, as the device counts"], held))
@@ -118,6 +121,7 @@ def _speeds(journal: Journal, scope: cells.Scope, model: str) -> list[list[str]]
 def _speed(journal: Journal, cell: Cell, contender: Contender, ours: Contender, entries: Sequence[Entry]) -> list[str]:
     tokens = cell.test.prompt or cell.test.generate
     speeds = [tokens / e["ns"][0] * 1e9 for e in entries]
+    took = median(e["ns"][0] for e in entries) / 1e6 / (cell.test.generate or 1)
     name = _title(journal, cell.model, contender) if not contender.ours else contender.name
     found = verdicts.ratio(journal, cell, ours, contender) if contender != ours else None
     spread = f"{min(speeds):.2f} .. {max(speeds):.2f}"
@@ -130,6 +134,7 @@ def _speed(journal: Journal, cell: Cell, contender: Contender, ours: Contender, 
         f"{median(speeds):.2f}",
         spread,
         str(len(speeds)),
+        f"{took:.2f}",
         shown,
     ]
 

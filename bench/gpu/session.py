@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,16 +45,17 @@ class Child:
     Args:
         device: what it needs to know to find its device.
         log: file that everything it says beside its answers is added to.
+        patience_s: a request that takes longer is given up, and the process with it.
     """
 
-    def __init__(self, device: dict[str, Any], log: Path) -> None:
+    def __init__(self, device: dict[str, Any], log: Path, patience_s: float) -> None:
         """Start it and have it find its device; raises `Failed` where there is none."""
         command = [sys.executable, "-m", "bench.gpu.child"]
-        with log.open("a") as file:
+        with log.open("a") as file:  # a group of its own, so that its servers end with it
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
             )
-        self._log = log
+        self._log, self._patience_s = log, patience_s
         self.found = self.ask("device", **device)
         if not self.found["there"]:
             self.close()
@@ -59,12 +64,16 @@ class Child:
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Have something done and wait for it."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        alarm = threading.Timer(self._patience_s, self._kill)
+        alarm.start()
         try:
             self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            alarm.cancel()
         if not line:
             self._process.wait()
             said = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
@@ -81,8 +90,12 @@ class Child:
             self._process.stdin.close()
             self._process.wait(30)
         except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
+            self._kill()
             self._process.wait()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Model:
     marks: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Setting:
     """What all contenders share.
 
@@ -119,7 +132,7 @@ class Setting:
     folder: Path
     deadline: float | None = None
     slow: float = 1.0
-    clock: Callable[[], float] = field(default=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
 
 
 class Session:
@@ -309,8 +322,8 @@ class Session:
 
     def _rates(self, model: Model) -> None:
         """Once for each model: what its bytes could be read with, for the limits beside what was measured."""
-        if self._journal.of("rates", model=model.name):
-            return
+        if self._journal.of("rates", model=model.name) or self._set.device["rpc"]:
+            return  # an RPC device does not say when it is done
         opened: Opened | None = None
         try:
             opened = self._start()

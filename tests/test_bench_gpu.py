@@ -1,0 +1,273 @@
+"""``python -m bench.gpu``: order, deadline and resumption, refusal, verdicts; without a device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from bench import twin
+from bench.gpu import __main__ as command
+from bench.gpu import agreement, build, cells, devices, report, routing, session, verdicts
+from bench.gpu.cells import Cell, Contender, Scope, Size
+from bench.gpu.journal import Journal
+from edgemoe.errors import EdgeMoEError
+from edgemoe.profiling import Test, figures
+from tests.routing import wide_model
+
+MODEL = "gpt-oss-20b"
+SCOPE = Scope("CUDA0", (MODEL,), (25.0, 100.0), generate=2, prompts=(4, 8), first=3, depth=8)
+STATS = {
+    "hits": 6, "misses": 2, "cpu_ns": 2_000, "join_ns": 1_000, "schedule_ns": 100, "moe_ns": 5_000, "device_ns": 3_000,
+    "upload_bytes": 10, "slots": 4, "uploads": 1, "prefetch_useful": 0, "prefetch_late": 0, "prefetch_wasted": 0,
+    "prefill_hits": 0, "prefill_misses": 0, "prefill_streamed": 0,
+}  # fmt: skip
+
+
+class Fake:
+    """Stands in for a child: answers at once, and time passes as it says."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._name = world, ""
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        world = self._world
+        if do == "zoo":
+            return {"agreed": world.agrees, "apart": 0.5, "words": "made up", "checked": []}
+        if do == "rates":
+            return {}
+        if do == "open":
+            self._name = Contender(**request["contender"]).name
+            world.now += world.load_s
+            if self._name in world.broken:
+                raise session.Failed("no memory")
+            return {"load_s": 1.0, "whole_layers": 3, "slot_bytes": 100, "slots": 4, "stage_bytes": 50}
+        if do == "answer":
+            np.save(request["logits"], np.ones((2, 4), dtype=np.float32))
+            return {"tokens": [1, 2]}
+        world.asked.append((self._name, request["repetition"]))
+        world.now += world.test_s
+        ns = world.ns.get(self._name, 2_000)
+        stats = STATS if self._name.startswith(cells.OURS) else None
+        return {
+            "ns": [ns], "first_ns": [ns], "between_ns": [ns // 2, ns // 2], "computing_ns": ns, "sampling_ns": 0,
+            "scheduler_ns": 0, "stats": stats, "elapsed_s": world.test_s,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self._world.closed += 1
+
+
+class World:
+    """A machine whose clock and answers are made up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now, self.load_s, self.test_s = 0.0, 10.0, 1.0
+        self.agrees, self.closed, self.started = True, 0, 0
+        self.asked: list[tuple[str, int]] = []
+        self.broken: set[str] = set()
+        self.ns: dict[str, int] = {}
+        self.folder = folder
+        self.model = session.Model(MODEL, folder / "x.gguf", folder / "r.npz", Size(10, 8, 2), ("TWIN",))
+
+    def journal(self) -> Journal:
+        return Journal(self.folder / "journal.jsonl")
+
+    def run(self, todo: list[Cell], deadline: float | None = None, repetitions: int = 5) -> bool:
+        device = {"device": "CUDA0", "backend": "", "rpc": False}
+        setting = session.Setting(SCOPE, device, 1, repetitions, 4, self.folder, deadline, clock=lambda: self.now)
+        return session.Session(setting, self.journal(), self._start, lambda text: None).run(
+            todo, lambda name: self.model
+        )
+
+    def _start(self) -> Fake:
+        self.started += 1
+        return Fake(self)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_the_most_telling_cell_comes_first_and_bars_before_the_rest() -> None:
+    found = cells.cells(Scope("CUDA0"))
+    assert (found[0].model, found[0].share, found[0].test) == ("gpt-oss-20b", 25.0, Test(generate=64))
+    assert [c.placement for c in found[0].contenders] == [cells.OURS, cells.LAST, cells.IN_VRAM, cells.ON_CPU]
+    assert len({cell.key for cell in found}) == len(found), "a key names one cell"
+    bars = [i for i, c in enumerate(found) if c.kind == cells.STEADY and c.test in (Test(prompt=64), Test(prompt=4096))]
+    switches = [i for i, c in enumerate(found) if c.kind == "on and off"]
+    fresh = [i for i, c in enumerate(found) if c.kind == cells.FRESH]
+    assert max(bars) < min(switches) < max(switches) < min(fresh)
+    assert {c.test.depth for c in found} == {0, 4096} and {c.share for c in found} == set(cells.SHARES)
+
+
+@pytest.mark.parametrize("device", ["sim", "none"])
+def test_where_llama_cpp_cannot_use_the_device_the_missing_rows_are_named(device: str) -> None:
+    placements = {c.placement for cell in cells.cells(Scope(device)) for c in cell.contenders}
+    assert placements == {cells.OURS, cells.CPU_ALONE}
+    (words,) = cells.missing_rows(device)
+    assert all(name in words for name in (device, cells.IN_VRAM, cells.ON_CPU, cells.LAST))
+    assert not cells.missing_rows("RPC0")
+
+
+def test_contenders_take_turns(world: World) -> None:
+    cell = cells.cells(SCOPE)[0]
+    assert world.run([cell])
+    names = [c.name for c in cell.contenders]
+    assert world.asked == [(name, repetition) for repetition in range(5) for name in names]
+    assert world.closed == world.started
+
+
+def test_a_run_stops_before_the_deadline_and_the_next_goes_on(world: World) -> None:
+    todo = cells.cells(SCOPE)[:2]
+    assert not world.run(todo, deadline=60.0)
+    assert world.now <= 60.0
+    first = list(world.asked)
+    assert 0 < len(first) < 40
+    assert world.run(todo, deadline=world.now + 1000)
+    assert len(world.asked) == 40 and len(set(world.asked[:20])) == 20, "nothing was measured twice"
+    again = len(world.asked)
+    assert world.run(todo, deadline=world.now + 1000)
+    assert len(world.asked) == again, "a complete plan asks for nothing"
+
+
+def test_no_time_at_all_starts_nothing(world: World) -> None:
+    assert not world.run(cells.cells(SCOPE), deadline=5.0)
+    assert not world.asked and not world.started
+
+
+def test_what_does_not_agree_is_not_measured(world: World) -> None:
+    world.agrees = False
+    assert world.run(cells.cells(SCOPE))
+    assert not world.asked
+    (line,) = verdicts.lines(world.journal(), SCOPE)
+    assert line.result == verdicts.MISS and "REFUSED" in line.figure
+    assert world.run(cells.cells(SCOPE)) and not world.asked, "nor in the next run"
+
+
+def test_a_twin_that_answers_otherwise_is_not_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = agreement.Verdict(False, 0.9, "token 1 differs")
+    monkeypatch.setattr(agreement, "compare", lambda *args: wrong)
+    assert world.run(cells.cells(SCOPE)[:3])
+    assert not world.asked
+
+
+def test_a_contender_that_fails_costs_only_its_own_rows(world: World) -> None:
+    world.broken = {cells.IN_VRAM}
+    cell = cells.cells(SCOPE)[0]
+    assert world.run([cell])
+    journal = world.journal()
+    assert not journal.of("sample", contender=cells.IN_VRAM)
+    assert len(journal.of("sample", contender=cells.ON_CPU)) == 5
+    (failed,) = journal.of("failed")
+    assert (failed["contender"], failed["words"]) == (cells.IN_VRAM, "no memory")
+    started = world.started
+    assert world.run([cell]) and world.started == started, "a cell without it is complete"
+
+
+def test_cold_contenders_are_loaded_for_each_repetition(world: World) -> None:
+    fresh = next(cell for cell in cells.cells(SCOPE) if cell.kind == cells.FRESH)
+    assert world.run([fresh], repetitions=2)
+    opened = world.journal().of("opened", contender=fresh.contenders[0].name)
+    assert len(opened) == 2 and world.asked.count((fresh.contenders[0].name, 0)) == 1
+
+
+def test_bars_are_judged_by_the_median_of_five(world: World) -> None:
+    decode = cells.cells(SCOPE)[0]
+    last = Contender(cells.LAST, 25.0).name
+    world.ns = {"edgemoe 25%": 1_000, last: 1_499}
+    assert world.run([decode], repetitions=4)
+    assert _line(world, "tg2 at 25 % against last").result == verdicts.OPEN, "four repetitions are too few"
+    assert world.run([decode])
+    line = _line(world, "tg2 at 25 % against last")
+    assert line.result == verdicts.MISS and line.figure.startswith("1.499 (1.499 .. 1.499, n = 5)")
+    assert verdicts.judged(verdicts.Ratio((1.5,) * 5), 1.5, "x").result == verdicts.PASS
+    assert _line(world, "tg2 at 100 % against all in VRAM").result == verdicts.OPEN
+    assert _line(world, "200 load-answer-free").result == verdicts.OPEN
+
+
+def _line(world: World, words: str) -> verdicts.Line:
+    (found,) = (line for line in verdicts.lines(world.journal(), SCOPE) if words in line.bar)
+    return found
+
+
+def test_memory_that_grows_or_an_answer_that_changes_fails_a_soak() -> None:
+    flat = [{"run": 1, "same": True, "rss": 100, "device": 50} for _ in range(20)]
+    assert verdicts.soaked(flat, "x").result == verdicts.PASS
+    assert verdicts.soaked([*flat[:10], *({**e, "rss": 110} for e in flat[10:])], "x").result == verdicts.MISS
+    assert verdicts.soaked([*flat[:-1], {**flat[-1], "same": False}], "x").result == verdicts.MISS
+
+
+def test_agreement_forgives_ties_only() -> None:
+    logits = np.array([[10.0, 1, 0], [0, 9.9, 10.0]], dtype=np.float32)
+    near = logits + np.array([[0, 0, 0], [0, 0.11, 0]], dtype=np.float32)
+    assert agreement.compare([0, 2], logits, [0, 2], logits).agreed
+    assert agreement.compare([0, 1], near, [0, 2], logits).agreed, "the reference all but tied"
+    assert not agreement.compare([1, 2], logits, [0, 2], logits).agreed, "the reference was sure"
+    assert not agreement.compare([0, 2], logits + 1, [0, 2], logits).agreed, "logits are far apart"
+    assert not agreement.compare([0, 2], logits * np.nan, [0, 2], logits).agreed
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    Journal(path).add("sample", cell="c", contender="a", repetition=0)
+    with path.open("a") as file:
+        file.write('{"kind": "sam')
+    journal = Journal(path)
+    journal.add("sample", cell="c", contender="a", repetition=1)
+    assert Journal(path).repetitions("c", ["a"]) == 2
+    assert Journal(path).repetitions("c", ["a", "b"]) == 0, "complete is what all have"
+
+
+def test_made_up_routing_is_as_local_as_qwen3s_and_says_that_it_is_made_up() -> None:
+    found = routing.routing("qwen3-30b-a3b", None, 4, 128, 8)
+    assert "SYNTHETIC" in found.source
+    assert found.ids.shape == (routing.TOKENS, 4, 8) and found.heat.shape == (4, 128)
+    assert all(len(set(row)) == 8 for row in found.ids[:50, 0].tolist()), "a token uses an expert once"
+    assert 0.35 < routing.overlap(found.ids) < 0.55
+
+
+def test_records_are_edgemoe_profiles_own(world: World) -> None:
+    with wide_model(world.folder) as path:
+        world.model = replace(world.model, path=path)
+        assert world.run(cells.cells(SCOPE)[:2])
+        (named,) = report.records(world.journal(), SCOPE, world.model, 1, "llama-cpp-python==0")
+    name, record = named
+    assert name == f"profile-{MODEL}-25.json"
+    schema = json.loads(Path(figures.__file__).with_name("profile.schema.json").read_text())
+    record = json.loads(json.dumps(record))
+    jsonschema.validate(record, schema, jsonschema.Draft202012Validator)
+    assert {row["placement"] for row in record["rows"]} >= {"edgemoe", "llama.cpp, last 3 layers"}
+    assert "TWIN" in record["notes"]
+    page = report.page(world.journal(), SCOPE, [world.model], ["**DRY RUN**"])
+    assert page.startswith("**DRY RUN**") and "TWIN" in page and "| 25 %   | tg2" in page
+    assert "unexplained" in page and "- MISS" in page
+
+
+def test_only_a_whole_model_on_a_gpu_is_published(tmp_path: Path) -> None:
+    assert not any(map(devices.is_a_gpu, ["sim", "RPC0", "Vulkan0", "CUDA0"], ["x", "x", "llvmpipe (LLVM)", ""]))
+    assert devices.is_a_gpu("CUDA0", "NVIDIA H200")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"How to run it.\n\n{command.MARK}\n\nold figures\n")
+    command.publish(page, "new figures\n")
+    assert page.read_text() == f"How to run it.\n\n{command.MARK}\n\nnew figures\n"
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "compiler", lambda kind: None)
+    with pytest.raises(EdgeMoEError, match="there is no nvcc"):
+        build.build("CUDA", tmp_path)
+    assert build.kind_of("CUDA0") == "CUDA" and build.kind_of("none") == ""
+
+
+def test_a_small_twin_keeps_the_experts() -> None:
+    whole, small = twin.TWINS["deepseek-v2-lite"], twin.small(twin.TWINS["deepseek-v2-lite"], 3)
+    assert small.keys["block_count"] == 4, "one dense layer before those with experts"
+    assert {key: value for key, value in whole.keys.items() if small.keys[key] != value} == {"block_count": 27}
+    assert command._size("deepseek-v2-lite", 3).experts * 26 == command._size("deepseek-v2-lite", 0).experts * 3

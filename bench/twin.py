@@ -96,9 +96,13 @@ TWINS = {
 
 
 def small(twin: Twin, layers: int) -> Twin:
-    """The same with ``layers`` layers that have experts, and a short vocabulary: experts keep their bytes."""
+    """The same with ``layers`` layers that have experts, and a short vocabulary: experts keep their bytes.
+
+    llama.cpp takes a DeepSeek-V2 with other than 27 layers for the large one, whose queries are compressed.
+    """
     blocks = layers + int(twin.keys.get("leading_dense_block_count", 0))
-    return replace(twin, vocabulary=SHORT_VOCABULARY, keys={**twin.keys, "block_count": blocks})
+    large = {"attention.q_lora_rank": 1536} if twin.arch == "deepseek2" else {}
+    return replace(twin, vocabulary=SHORT_VOCABULARY, keys={**twin.keys, **large, "block_count": blocks})
 
 
 def build(name: str, folder: Path, layers: int = 0) -> Path:

@@ -95,8 +95,6 @@ class Runner:
 
     def answer(self, request: Request) -> Request:
         """Greedy tokens after a prompt, routed by the model itself; logits go to a file."""
-        if hasattr(self._llm, "experts"):
-            self._llm.experts.force(np.zeros((0, *self._ids().shape[1:]), dtype=np.int32))
         self._filled = 0
         tokens, logits = agreement.answer(self._llm)
         np.save(request["logits"], logits)
@@ -213,6 +211,7 @@ class Runner:
         if experts is not None and before is not None:
             sample.scheduler_ns = experts.scheduler_ns - scheduled
             sample.stats = _difference(before, asdict(experts.stats()))
+            experts.force(ids[:0])  # prompts are routed by the model itself, as those of plain llama.cpp are
 
     def _prefill(self, tokens: int, repetition: int, sample: Samples) -> None:
         """Another prompt each time; the model's own router chooses the experts."""

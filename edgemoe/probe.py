@@ -21,6 +21,7 @@ import numpy as np
 
 from . import gguf, needs
 from .config import OffloadConfig
+from .errors import BadGguf
 from .forecast import Run
 from .gguf import GgufFile, moe_shape
 from .plan import BATCH, ModelNeeds, Plan
@@ -63,8 +64,11 @@ def run(
         found: list[Run] = []
         for done, (layers, experts) in enumerate(planned):
             progress(done / len(planned), f"running {layers} layers")
-            with short_copy(file, layers, experts) as path:
-                seconds = _in_a_child(_settings(path, file, device, placed, hit_rate, threads))
+            try:
+                with short_copy(file, layers, experts) as path:
+                    seconds = _in_a_child(_settings(path, file, device, placed, hit_rate, threads))
+            except (OSError, BadGguf):  # no place for the copy, or its shapes are not those of a model
+                return []
             if seconds is None:
                 break
             found.append(Run(layers, *seconds))

@@ -38,10 +38,10 @@ def copies(file: GgufFile, most_bytes: int, more: int = 0) -> list[tuple[int, in
     experts = shape.experts if shape else 0
     routed = sorted(int(match[1]) for name in file.tensors if (match := EXPERTS.match(name)))
     least = min(layers, (routed[0] if routed else 0) + 1 + more)
-    if shape:
-        step = file.number("expert_group_count") or 1
-        while experts > 2 * shape.used and bytes_of(file, min(layers, least + 1), experts) > most_bytes:
-            experts = max(step, max(2 * shape.used, experts // 2) // step * step)
+    step = max(1, file.number("expert_group_count") or 1)
+    fewest = math.ceil(2 * shape.used / step) * step if shape else 0
+    while experts > fewest and bytes_of(file, min(layers, least + 1), experts) > most_bytes:
+        experts = max(fewest, experts // 2 // step * step)
     longer = next((n for n in range(layers, least, -1) if bytes_of(file, n, experts) <= most_bytes), least + 1)
     return [(layers, experts)] if longer >= layers else [(least, experts), (longer, experts)]
 

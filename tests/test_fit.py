@@ -121,6 +121,17 @@ def test_copies_are_as_long_as_memory_allows(model: Path) -> None:
     assert short.copies(file, int(0.8 * whole)) == [(1, experts), (3, experts)]
     (_, fewest), (longest, fewer) = short.copies(file, whole // 8)
     assert longest == 2 and 2 * 4 <= fewer == fewest < experts, "fewer experts before no layer at all"
+    grouped = replace(file, metadata=file.metadata | {"qwen3moe.expert_group_count": 16})
+    assert {count for _, count in short.copies(grouped, 1)} == {16}, "whole groups, and an end to it"
+
+
+def test_without_a_place_for_a_copy_rates_are_all_there_is(
+    model: Path, rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "file"))
+    found = fit.assess(gguf.check(model), "", Budget(), 512)
+    assert found["forecast"]["band"] is None and found["forecast"]["decode"] > 0
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.now, self.load_s, self.test_s = 0.0, 10.0, 1.0
-        self.agrees, self.closed, self.started = True, 0, 0
+        self.agrees, self.closed, self.started, self.there = True, 0, 0, True
         self.asked: list[tuple[str, int]] = []
         self.broken: set[str] = set()
         self.ns: dict[str, int] = {}
@@ -86,6 +86,8 @@ class World:
         )
 
     def _start(self) -> Fake:
+        if not self.there:
+            raise session.Failed("there is no device CUDA0; ggml sees none")
         self.started += 1
         return Fake(self)
 
@@ -149,6 +151,14 @@ def test_what_does_not_agree_is_not_measured(world: World) -> None:
     (line,) = verdicts.lines(world.journal(), SCOPE)
     assert line.result == verdicts.MISS and "REFUSED" in line.figure
     assert world.run(cells.cells(SCOPE)) and not world.asked, "nor in the next run"
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_disagreement(world: World) -> None:
+    world.there = False
+    with pytest.raises(session.Failed, match="no device CUDA0"):
+        world.run(cells.cells(SCOPE))
+    world.there = True
+    assert world.run(cells.cells(SCOPE)[:1]) and world.asked
 
 
 def test_a_twin_that_answers_otherwise_is_not_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,16 +253,14 @@ class Session:
         """Small models of the same architecture, once for each device and model."""
         known = self._journal.of("parity", model=model, what="small models")
         if not known:
-            opened: Opened | None = None
+            opened = self._start()  # no device at all is an error, not a disagreement
             try:
-                opened = self._start()
                 arch = agreement.ARCHITECTURES[model]
                 found = opened.ask("zoo", arch=arch, device=self._set.device["device"])
             except Failed as error:
                 found = {"agreed": False, "apart": 0.0, "words": str(error), "checked": []}
             finally:
-                if opened is not None:
-                    opened.close()
+                opened.close()
             known = [self._journal.add("parity", model=model, what="small models", **found)]
             self._say(f"  small models: {found['words']}")
         return bool(known[-1]["agreed"])

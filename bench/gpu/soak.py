@@ -56,7 +56,7 @@ class Soak:
             llm.eval([token + 1])
         llm.experts.force(forced.ids[:0])
         llm.reset()
-        llm.eval([(7 * i + self._round) % 1000 + 1 for i in range(int(llm.n_ctx()) - 8)])
+        llm.eval([(7 * i + self._round) % 1000 + 1 for i in range(int(self._keywords["n_ctx"]) - 8)])
         self._round += 1
         if self._round % RESIZE_EVERY == 0 and self._device != "none":
             llm.experts.resize(BUDGETS[self._round // RESIZE_EVERY % len(BUDGETS)])

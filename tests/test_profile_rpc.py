@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe import hardware
 from edgemoe.cli import main
 from tests.routing import wide_model
 from tests.test_rpc import device, pytestmark  # noqa: F401
@@ -25,3 +26,8 @@ def test_whole_layers_are_measured_at_equal_memory(
     assert list(dict.fromkeys(row["placement"] for row in found["rows"])) == names
     assert len(found["rows"]) == 6 and "best placement of whole layers" in found["verdict"]
     assert any("one after the other" in note for note in found["notes"])
+
+
+def test_a_remote_device_can_be_measured(device: str) -> None:  # noqa: F811
+    rates = hardware.measure(device, 1, memory=False)
+    assert rates["device_rate"] > 0 and rates["device_operation_rate"] > 0 and rates["join_ns"] > 0

@@ -235,9 +235,10 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         return _chat_in_lines(engines, settings, chats)
 
     from tui.app import ChatApp
+    from tui.fetching import Fetcher
     from tui.screens.chat import Services
 
-    services = Services(model, lambda: _choices(recent), presets, keys)
+    services = Services(model, lambda: _choices(recent), presets, keys, Fetcher(pull.fetch), pull.removed)
     app = ChatApp(engines, settings, chats, services)
     app.run()
     return app.return_code or OK
@@ -258,8 +259,38 @@ def _choices(recent: Recent) -> list[ModelChoice]:
             path = downloaded(variant)
             if path is not None and path not in known:
                 name = f"{model.id}:{variant.quantisation}"
-                files.append(ModelChoice(name, name, f"{size(variant.bytes or path.stat().st_size)}, {model.name}"))
-    return [*files, ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2")]
+                about = f"{size(variant.bytes or path.stat().st_size)}, {model.name}"
+                files.append(ModelChoice(name, name, about, removable=True))
+    files.append(ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2"))
+    return [*files, *_to_download({choice.name for choice in files})]
+
+
+def _to_download(here: set[str]) -> list[ModelChoice]:
+    """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
+    import psutil
+
+    from tui.records import ModelChoice
+    from tui.text import size
+
+    from .catalog import load as load_catalogue
+    from .commands.pull import of_catalogue
+
+    room = psutil.virtual_memory().available
+    fitting: list[ModelChoice] = []
+    others: list[ModelChoice] = []
+    for model in load_catalogue().models:
+        if not model.variants:
+            continue
+        variant = of_catalogue(model.id)[1]
+        name, total = f"{model.id}:{variant.quantisation}", variant.bytes
+        if name in here:
+            continue
+        about = "to download, its size is not known" if total is None else f"{size(total)} to download"
+        if total is not None:
+            about += ", fits in memory" if total < room else f", more than the {size(room)} of free memory"
+        chosen = fitting if total is not None and total < room else others
+        chosen.append(ModelChoice(name, name, about, here=False))
+    return [*fitting, *others]
 
 
 def _chat_in_lines(engines: EngineSource, settings: ChatSettings, chats: Path) -> int:

@@ -38,7 +38,13 @@ DEFAULT_KEYS = Keys()
 
 
 @asynccontextmanager
-async def kept(folder: Path, keys: Keys = DEFAULT_KEYS, resume: bool = False, **keywords: Any) -> AsyncIterator[Driver]:
+async def kept(
+    folder: Path,
+    keys: Keys = DEFAULT_KEYS,
+    resume: bool = False,
+    services: dict[str, Any] | None = None,
+    **keywords: Any,
+) -> AsyncIterator[Driver]:
     """A chat that keeps its conversations in ``folder``."""
     engines: list[FakeLlama] = []
 
@@ -51,9 +57,11 @@ async def kept(folder: Path, keys: Keys = DEFAULT_KEYS, resume: bool = False, **
 
     presets = Presets(folder / "presets.json")
     choices = [ModelChoice("other", "Other", "2 GiB"), ModelChoice("third", "Third", "3 GiB")]
-    services = Services(models, lambda: choices, presets, keys)
+    offered = Services(
+        **({"choices": lambda: choices} | (services or {})), open_model=models, presets=presets, keys=keys
+    )
     app = ChatApp(
-        InThisProcess(opened), ChatSettings(title="tiny", resume=resume, look="dark"), folder / "chats.db", services
+        InThisProcess(opened), ChatSettings(title="tiny", resume=resume, look="dark"), folder / "chats.db", offered
     )
     async with app.run_test(size=(100, 30)) as pilot:
         driver = Driver(app, pilot, engines)

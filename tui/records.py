@@ -33,11 +33,21 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model that can be opened: ``name`` opens it, ``title`` is shown, ``detail`` says more in a line."""
+    """A model that can be opened, or fetched first.
+
+    Attributes:
+        name: opens it.
+        title: is shown.
+        detail: says more in a line.
+        here: it is on this disk.
+        removable: it came from the hub and can go again.
+    """
 
     name: str
     title: str
     detail: str = ""
+    here: bool = True
+    removable: bool = False
 
 
 @dataclass(frozen=True)

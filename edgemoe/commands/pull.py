@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..console import show_progress, talk
@@ -52,23 +54,62 @@ def download_of(name: str, revision: str | None = None) -> Download:
     if "/" in name:
         repo, quantisation = parse(name)
         return plan_download(repo, quantisation, revision=revision or MAIN)
-    model, variant = _of_catalogue(name)
+    model, variant = of_catalogue(name)
     files = tuple(RemoteFile(file.name, file.bytes, file.sha256) for file in variant.files)
     choice = f"{model.name} in {variant.quantisation} from {variant.repository}"
     return Download(variant.repository, revision or variant.revision, files, variant.quantisation, choice)
 
 
-def _removal_of(name: str) -> Removal:
+class Paused(Exception):
+    """The user wants a download to stop."""
+
+
+def fetch(name: str, told: Callable[[float, str], bool]) -> None:
+    """Download a model for the chat, which is told of it and can stop it by saying no.
+
+    Raises:
+        EdgeMoEError: see `edgemoe.hub.fetch.download`.
+    """
+    from ..hub.fetch import download
+
+    def report(progress: Progress) -> None:
+        if not told(progress.share, in_words(progress)):
+            raise Paused
+
+    with contextlib.suppress(Paused):
+        download(download_of(name), report)
+
+
+def removed(name: str, really: bool) -> int:
+    """Bytes that removing a downloaded model frees; with ``really`` it is gone.
+
+    Raises:
+        EdgeMoEError: it is not there, or in use.
+    """
+    from ..hub.cache import remove
+
+    what = removal_of(name)
+    if really:
+        remove(what)
+    return what.freed_bytes
+
+
+def removal_of(name: str) -> Removal:
+    """What goes with a downloaded model.
+
+    Raises:
+        ModelNotFound: it is not there.
+    """
     from ..hub import parse
     from ..hub.cache import removal
 
     if "/" in name:
         return removal(*parse(name))
-    _, variant = _of_catalogue(name, there=True)
+    _, variant = of_catalogue(name, there=True)
     return removal(variant.repository, names={file.name for file in variant.files})
 
 
-def _of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
+def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
     """The model of that name, in the quantisation named or else the first that fits this machine, or that is there."""
     from ..catalog import load
 
@@ -127,7 +168,7 @@ def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
 def _rm(parsed: argparse.Namespace) -> int:
     from tui.text import size, visible
 
-    what = _removal_of(parsed.model)
+    what = removal_of(parsed.model)
 
     from ..hub.cache import remove
 
@@ -158,6 +199,12 @@ def _facts(plan: Download, missing: int) -> dict[str, Any]:
 
 
 def _show(progress: Progress) -> None:
+    # A whole bar is wiped, and the last file is still to be checked.
+    show_progress(min(progress.share, 0.999), in_words(progress))
+
+
+def in_words(progress: Progress) -> str:
+    """Bytes, and speed and time left or what it does instead."""
     from tui.text import size
 
     left = progress.seconds_left
@@ -166,7 +213,7 @@ def _show(progress: Progress) -> None:
         step += f", {progress.note}"
     elif left is not None:
         step += f", {size(progress.bytes_per_second)}/s, {_clock(left)} left"
-    show_progress(min(progress.share, 0.999), step)  # a whole bar is wiped, and the last file is still to be checked
+    return step
 
 
 def _clock(seconds: float) -> str:

@@ -39,7 +39,8 @@ from .answering import Answering
 from .library import Library
 
 if TYPE_CHECKING:
-    from .models import Choices
+    from ..fetching import Fetcher
+    from .models import Choices, Remove
 
 _NOT_NOW: dict[State, str] = {
     "loading": "The model is loading; Enter again in a moment.",
@@ -56,12 +57,16 @@ class Services:
         choices: the models there are to choose from; called in a thread.
         presets: what the user wants of each model.
         keys: in force.
+        fetcher: downloads models.
+        remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
     """
 
     open_model: Callable[[str], tuple[str, EngineSource]] | None = None
     choices: Choices | None = None
     presets: Presets | None = None
     keys: Keys = field(default_factory=Keys)
+    fetcher: Fetcher | None = None
+    remove: Remove | None = None
 
 
 class ChatScreen(Screen[None]):
@@ -303,7 +308,8 @@ class ChatScreen(Screen[None]):
             return
         from .models import ModelsScreen  # as with the history
 
-        self.app.push_screen(ModelsScreen(self._services.choices, self.model_name), self._chosen)
+        found = ModelsScreen(self._services.choices, self.model_name, self._services.fetcher, self._services.remove)
+        self.app.push_screen(found, self._chosen)
 
     def _chosen(self, name: str | None) -> None:
         if name is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -14,10 +16,19 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgemoe.errors import EdgeMoEError
+
 from ..records import ModelChoice
-from ..text import one_line
+from ..text import one_line, size
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+    from ..fetching import Fetcher, FetchState
 
 Choices = Callable[[], list[ModelChoice]]
+Remove = Callable[[str, bool], int]
+REFRESH_SECONDS = 0.25
 
 
 class ModelsScreen(ModalScreen[str | None]):
@@ -27,25 +38,39 @@ class ModelsScreen(ModalScreen[str | None]):
         Binding("escape", "dismiss(None)", "Back", id="models.back"),
         Binding("down", "move(1)", show=False),
         Binding("up", "move(-1)", show=False),
+        Binding("ctrl+d", "remove", "Remove", id="models.remove", priority=True),
     ]
 
-    def __init__(self, choices: Choices, current: str) -> None:
-        """Offer ``choices``, called in a thread as it looks at disks; ``current`` is the title of the open one."""
+    def __init__(
+        self, choices: Choices, current: str, fetcher: Fetcher | None = None, remove: Remove | None = None
+    ) -> None:
+        """Offer ``choices``, called in a thread as it looks at disks; ``current`` is the title of the open one.
+
+        What is not on this disk is downloaded by ``fetcher``; ``remove`` frees the space of what was.
+        """
         super().__init__()
-        self._choices, self._current = choices, current
+        self._choices, self._current, self._fetcher, self._remove = choices, current, fetcher, remove
         self._models: list[ModelChoice] = []
+        self._doomed = ""
+        self._reported: FetchState | None = None
 
     def compose(self) -> ComposeResult:
         """What narrows the list above, the list below."""
         with Vertical(classes="picker"):
             yield Input(placeholder="Narrow down, or type the path of a GGUF file")
             yield OptionList()
-            yield Static(Content("Enter open · Up, Down choose · Esc back"), classes="picker-keys")
+            yield Static(id="models-news", markup=False)
+            yield Static(
+                Content("Enter open or download, again: pause · Ctrl+D remove · Esc back"), classes="picker-keys"
+            )
 
     def on_mount(self) -> None:
         """Look for the models."""
         self.query_one(Vertical).border_title = "models"
         self._find()
+        if self._fetcher is not None:
+            self._tell_progress()
+            self.set_interval(REFRESH_SECONDS, self._tell_progress)
 
     @work
     async def _find(self) -> None:
@@ -69,7 +94,58 @@ class ModelsScreen(ModalScreen[str | None]):
         self._open(event.option)
 
     def _open(self, option: Option) -> None:
-        self.dismiss(option.id)
+        choice = next((model for model in self._models if model.name == option.id), None)
+        if choice is None or choice.here or self._fetcher is None:
+            self.dismiss(option.id)
+        elif self._fetcher.state.running and self._fetcher.state.name == choice.name:
+            self._fetcher.pause()
+        elif not self._fetcher.start(choice.name, _teller(self.app)):
+            self._say(f"{self._fetcher.state.name} is being downloaded: pause it first (Enter on it)")
+
+    def _tell_progress(self) -> None:
+        """Say how far the download is; look for models anew when it is complete."""
+        assert self._fetcher is not None
+        state = self._fetcher.state
+        if state == self._reported or not state.name:
+            return
+        self._reported = state
+        if state.error:
+            self._say(f"{state.name}: {state.error}")
+        elif state.complete:
+            self._say(f"{state.name} is here: Enter opens it")
+            self._find()
+        else:
+            self._say(f"{state.name}: {state.share:.0%}, {state.words}")
+
+    def _say(self, text: str) -> None:
+        self.query_one("#models-news", Static).update(text)
+
+    def action_remove(self) -> None:
+        """Say what removing the highlighted model frees; the second time, do it."""
+        found = self.query_one(OptionList)
+        if found.highlighted is None or self._remove is None:
+            return
+        choice = next(model for model in self._models if model.name == found.get_option_at_index(found.highlighted).id)
+        if not choice.removable:
+            self._say("only what was downloaded from the hub is removed here")
+        else:
+            self._remove_it(choice.name, really=self._doomed == choice.name)
+
+    @work(exclusive=True, group="remove")
+    async def _remove_it(self, name: str, really: bool) -> None:
+        assert self._remove is not None
+        try:
+            freed = await asyncio.to_thread(self._remove, name, really)
+        except EdgeMoEError as error:
+            self._doomed = ""
+            self._say(f"{error}. {error.hint}".strip(". "))
+            return
+        self._doomed = "" if really else name
+        self._say(
+            f"{name} is gone, {size(freed)} are free" if really else f"Ctrl+D again removes {name}: {size(freed)}"
+        )
+        if really:
+            self._find()
 
     def action_move(self, step: int) -> None:
         """Choose the next or the one before, while the field keeps the focus."""
@@ -94,3 +170,18 @@ def _line(model: ModelChoice, is_open: bool = False) -> Content:
         ("  (open)" if is_open else "", "$primary"),
         (f"\n  {one_line(model.detail, 90)}", "$muted"),
     )
+
+
+def _teller(app: App[object]) -> Callable[[FetchState], None]:
+    """Says in a corner how a download ended, wherever its user is by then."""
+
+    def tell(state: FetchState) -> None:
+        text = (
+            f"{state.name} is here: Ctrl+O opens it"
+            if state.complete
+            else f"{state.name}: {state.error or state.words}"
+        )
+        with contextlib.suppress(RuntimeError):  # the app has ended
+            app.call_from_thread(app.notify, text)
+
+    return tell

@@ -1,0 +1,120 @@
+"""The list of models: what is not on this disk is downloaded from a hub on this machine, paused, opened, removed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from test_tui import Driver
+from test_tui_commands import kept
+from textual.widgets import OptionList, Static
+
+from edgemoe.commands import pull
+from edgemoe.errors import EdgeMoEError
+from edgemoe.models import find
+from tests.hub_server import HubServer, Repository
+from tui.fetching import Fetcher
+from tui.records import ModelChoice
+from tui.screens.chat import ChatScreen
+from tui.screens.models import ModelsScreen
+
+REPO, NAME = "someone/Tiny-GGUF", "someone/Tiny-GGUF:Q4_K_M"
+CONTENT = b"GGUF" + bytes(range(256)) * 4096
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.serve_client(monkeypatch, tmp_path)
+        server.repositories[REPO] = Repository({"Tiny-Q4_K_M.gguf": CONTENT})
+        yield server
+
+
+def choices() -> list[ModelChoice]:
+    try:
+        find(NAME)
+    except EdgeMoEError:
+        return [ModelChoice("other", "Other", "2 GiB"), ModelChoice(NAME, NAME, "1 MiB to download", here=False)]
+    return [ModelChoice("other", "Other", "2 GiB"), ModelChoice(NAME, NAME, "1 MiB", removable=True)]
+
+
+@asynccontextmanager
+async def picker(tmp_path: Path) -> AsyncIterator[Driver]:
+    offered = {"choices": choices, "fetcher": Fetcher(pull.fetch), "remove": pull.removed}
+    async with kept(tmp_path, services=offered, answers=["a"]) as driver:
+        await show(driver)
+        yield driver
+
+
+async def show(driver: Driver) -> None:
+    await driver.pilot.press("ctrl+o")
+    await driver.until(lambda: isinstance(driver.app.screen, ModelsScreen))
+    await driver.until(lambda: driver.app.screen.query_one(OptionList).option_count == 2)
+    await driver.pilot.press("down")
+
+
+def news(driver: Driver) -> str:
+    return str(driver.app.screen.query_one("#models-news", Static).content)
+
+
+async def test_a_model_is_downloaded_and_opened(tmp_path: Path, hub: HubServer) -> None:
+    async with picker(tmp_path) as driver:
+        await driver.pilot.press("enter")
+        await driver.until(lambda: "is here" in news(driver))
+        assert find(NAME).read_bytes() == CONTENT
+        await driver.until(lambda: choices()[1] in driver.app.screen._models)  # type: ignore[attr-defined]
+        await driver.pilot.press("down", "enter")
+        await driver.until(lambda: len(driver._engines) == 2)
+        assert isinstance(driver.app.screen, ChatScreen)
+
+
+async def test_a_download_pauses_and_goes_on_while_its_user_chats(tmp_path: Path, hub: HubServer) -> None:
+    hub.faults.pause_after = 1 << 18
+    async with picker(tmp_path) as driver:
+        await driver.pilot.press("enter")
+        await driver.until(lambda: hub.faults.paused.is_set() and "%" in news(driver))
+        await driver.pilot.press("enter")
+        hub.faults.resume.set()
+        hub.faults.pause_after = 0
+        await driver.until(lambda: "paused" in news(driver))
+        assert choices()[1].here is False
+        await driver.pilot.press("enter", "escape")  # goes on without its list
+        await driver.until(lambda: choices()[1].here)
+        assert hub.asked("/cdn/")[-1].range.startswith("bytes="), "from where it stopped"
+        await driver.until(lambda: any("is here" in note.message for note in driver.app._notifications))
+
+
+async def test_what_went_wrong_is_said_with_what_to_do(tmp_path: Path, hub: HubServer) -> None:
+    hub.repositories[REPO].gated = True
+    async with picker(tmp_path) as driver:
+        await driver.pilot.press("enter")
+        await driver.until(lambda: "licence" in news(driver) or "access" in news(driver))
+        hub.repositories[REPO].gated = False
+        await driver.pilot.press("enter")
+        await driver.until(lambda: "is here" in news(driver))
+
+
+async def test_removing_asks_once_and_frees_the_space(tmp_path: Path, hub: HubServer) -> None:
+    pull.fetch(NAME, lambda share, words: True)
+    async with picker(tmp_path) as driver:
+        await driver.pilot.press("ctrl+d")
+        await driver.until(lambda: "again removes" in news(driver))
+        assert find(NAME).exists()
+        await driver.pilot.press("ctrl+d")
+        await driver.until(lambda: "is gone" in news(driver))
+        assert choices()[1].here is False
+        await driver.pilot.press("up", "up", "ctrl+d")
+        await driver.until(lambda: "only what was downloaded" in news(driver))
+
+
+async def test_an_open_model_is_not_removed(tmp_path: Path, hub: HubServer) -> None:
+    pull.fetch(NAME, lambda share, words: True)
+    with find(NAME).open("rb"):
+        async with picker(tmp_path) as driver:
+            await driver.pilot.press("ctrl+d")
+            await driver.until(lambda: "again removes" in news(driver))
+            await driver.pilot.press("ctrl+d")
+            await driver.until(lambda: "in use" in news(driver))
+    assert find(NAME).exists()

@@ -163,8 +163,9 @@ def _force(llm: Any, tokens: int, hit_rate: float, random: np.random.Generator) 
     if shape is None:
         return
     resident = llm.experts.residency()
+    used = min(shape.used, shape.experts)  # where layers use different numbers, routers choose
     able = resident.any(axis=1).mean()  # a layer has 2 x top-k places or none
-    llm.experts.force(routes(resident, shape.used, tokens, min(1.0, hit_rate / able) if able else 0.0, random))
+    llm.experts.force(routes(resident, used, tokens, min(1.0, hit_rate / able) if able else 0.0, random))
 
 
 def routes(resident: BoolArray, used: int, tokens: int, hit_rate: float, random: np.random.Generator) -> IdArray:

@@ -84,12 +84,13 @@ def metadata_of(file: GgufFile, layers: int, experts: int) -> dict[str, Value]:
 
 
 def _tensors(file: GgufFile, layers: int, experts: int) -> list[GgufTensor]:
-    kept, all_experts = [], file.number("expert_count")
+    counts = file.metadata.get(f"{file.architecture}.expert_count")  # of some architectures, of each layer
+    kept, per_layer = [], counts.values if isinstance(counts, GgufArray) else (counts,)
     for tensor in file.tensors.values():
         layer = _LAYER.match(tensor.name)
         if layer and int(layer[1]) >= layers:
             continue
-        if experts and tensor.shape[-1] == all_experts and _PER_EXPERT.match(tensor.name):
+        if experts and tensor.shape[-1] in per_layer and _PER_EXPERT.match(tensor.name):
             tensor = replace(tensor, shape=(*tensor.shape[:-1], experts))
         kept.append(tensor)
     return kept

@@ -208,6 +208,15 @@ def test_what_does_not_fit_has_an_exit_code(
     assert "RAM is too small" in out and "It fits" not in out
 
 
+def test_what_the_disk_costs_is_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = plan(Machine(ram_free_bytes=GIB), needs.of(gguf.read(model)), 512, Budget())
+    poor = Machine(ram_free_bytes=asked.ram_private_bytes + asked.ram_mapped_bytes // 2)
+    monkeypatch.setattr(hardware, "machine", lambda device, threads: poor)
+    monkeypatch.setattr(hardware, "disk_rate", lambda folder: 1e9)
+    found = fit.assess(gguf.check(model), "", Budget(), 512)
+    assert not found["plan"]["fits"] and "s per token" in found["verdict"] and found["forecast"]["decode"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

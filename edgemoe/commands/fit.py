@@ -102,6 +102,9 @@ def assess(
     bare = replace(bare, threads=threads or bare.cores)
     model, machine = needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
     placed = plan(machine, model, context, budget)
+    if placed.ram_short_bytes and machine.disk_rate is None and not quick:
+        machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
+        placed = plan(machine, model, context, budget)  # the same, and it knows what the disk costs
     heat = _heat(file, model)
     expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
     return {

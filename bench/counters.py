@@ -20,23 +20,23 @@ READS_PER_LAYER = 10  # of the clock, at most: moe.cpp and ahead.cpp, one layer 
 
 
 def alone(llm: Llama, text: list[int]) -> float:
-    """Seconds of the same tokens, unwatched."""
+    """Seconds of a token, unwatched, the median."""
     llm.reset()
     llm.eval(text[:OPENING])
-    token = likeliest(llm)
-    started = time.perf_counter()
+    token, started = likeliest(llm), []
     for _ in range(TOKENS):
+        started.append(time.perf_counter_ns())
         llm.eval([token])
         token = likeliest(llm)
-    return time.perf_counter() - started
+    return median(map(float.__sub__, map(float, started[1:]), map(float, started))) / 1e9
 
 
 def watched(llm: Llama, text: list[int]) -> float:
-    """Seconds of the same tokens, watched."""
+    """Seconds of the same tokens, watched, from the start of one to the start of the next."""
     seen = observe(llm, text, OPENING, TOKENS)
     assert seen is not None
-    last = seen.steps[-1]
-    return (last.start_ns + last.computing_ns + last.sampling_ns - seen.steps[0].start_ns) / 1e9
+    started = [float(step.start_ns) for step in seen.steps]
+    return median(map(float.__sub__, started[1:], started)) / 1e9
 
 
 def clock_read_ns() -> float:
@@ -67,7 +67,7 @@ def main() -> None:
         third, fourth = alone(llm, text), watched(llm, text)
         ratios.append((second + fourth) / (first + third))
         times += [first, third]
-    token = median(times) / TOKENS
+    token = median(times)
     reads = READS_PER_LAYER * (llm.experts.shape.layers if llm.experts.shape else 0) * clock_read_ns() / 1e9
     print(
         f"watched over unwatched, {given.rounds} times A B A B, {TOKENS} tokens each: median {median(ratios):.4f}, ",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import trace
+from ..engine.binding import RESIDENT
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray
 
 # Counters of a step that are kept; times are sums over the layers of the model.
@@ -79,23 +81,24 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
         return None
     llm.reset()
     llm.eval(text[:opening])
-    token, steps, resident = likeliest(llm), [], []
-    after = llm.experts.stats()
+    token, native, moments, states = likeliest(llm), llm._native, [], []
+    counts = [native.snapshot()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.npz"
         with llm.experts.record(path):
-            for _ in range(count):
-                resident.append(llm.experts.residency())
-                before, scheduled = after, llm.experts.scheduler_ns
-                started = time.perf_counter_ns()
+            for _ in range(count):  # whatever is done here costs decoding: figures are made afterwards
+                states.append(llm.experts._states())
+                started, scheduled = time.perf_counter_ns(), llm.experts.scheduler_ns
                 llm.eval([token])
                 computed = time.perf_counter_ns()
                 token = likeliest(llm)
-                sampled = time.perf_counter_ns()
-                after = llm.experts.stats()
-                steps.append(_step(started, computed, sampled, llm.experts.scheduler_ns - scheduled, before, after))
+                moments.append((started, computed, time.perf_counter_ns(), llm.experts.scheduler_ns - scheduled))
+                counts.append(native.snapshot())
         ids = trace.read(path).ids[-count:]
-    return Observation(steps, ids, llm.experts.residency(), llm.experts.heat(), _hit_rate(ids, np.stack(resident)))
+    stats = [native.read(raw) for raw in counts]
+    steps = [_step(*moment, *pair) for moment, pair in zip(moments, pairwise(stats), strict=True)]
+    hit_rate = _hit_rate(ids, np.stack(states) == RESIDENT)
+    return Observation(steps, ids, llm.experts.residency(), llm.experts.heat(), hit_rate)
 
 
 def _hit_rate(ids: IdArray, resident: BoolArray) -> FloatArray:

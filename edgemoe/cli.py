@@ -34,8 +34,6 @@ DEMO = "demo"
 DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
 # A PCIe 4.0 x16 link in practice: the sim device shall not flatter.
 SIM_BANDWIDTH = 20 * 10**9
-# A model of 135M parameters says true things at its most likely words only.
-DEMO_TEMPERATURE = 0.0
 CONTEXT = 4096
 THEMES = ("auto", "dark", "light", "16", "16-light")
 MAX_TOKENS = 1024  # a small model can repeat itself for ever
@@ -412,10 +410,16 @@ def _gpus() -> list[str]:
 
 
 def _sampling(parsed: argparse.Namespace, kept: Mapping[str, float | int] | None = None) -> dict[str, float | int]:
-    """The command line's word first, then what was ``kept`` for the model, then the defaults."""
-    usual = {"max_tokens": MAX_TOKENS} | ({"temperature": DEMO_TEMPERATURE} if parsed.model == DEMO else {})
+    """The command line's word first, then what was ``kept`` for the model, its publisher's, then the defaults."""
+    from dataclasses import asdict
+
+    from .models import entry
+
+    model = entry(parsed.model)
+    recommended = asdict(model.sampling) if model else {}
     given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
-    return usual | dict(kept or {}) | {name: value for name, value in given.items() if value is not None}
+    layers: tuple[Mapping[str, Any], ...] = ({"max_tokens": MAX_TOKENS}, recommended, kept or {}, given)
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}
 
 
 def _find(model: str) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_cli import Opened
 
 from edgemoe import catalog, models
 from edgemoe.cli import main
@@ -263,6 +264,19 @@ def test_show_says_when_a_file_is_not_what_its_name_says(download: Download, tmp
     for name in (str(file), "allenai/OLMoE-1B-7B-0924-Instruct-GGUF:Q4_K_M"):
         assert main(["show", name]) == 0
         assert capsys.readouterr().err == ""
+
+
+def test_the_publishers_sampling_holds_until_one_says_otherwise(download: Download, capsys: Captured) -> None:
+    repository, names = files_of("qwen3-30b-a3b")
+    download(repository, *names)
+    wanted = catalog.load().resolve("qwen3-30b-a3b")[0].sampling
+    opened = Opened(answers=["a", "b"])
+    assert main(["run", "qwen3-30b-a3b", "hi"], opened) == 0
+    assert main(["run", "qwen3-30b-a3b", "hi", "--temperature", "0.1"], opened) == 0
+    first, second = (engine.sampling[0] for engine in opened.engines)
+    assert wanted.temperature is not None and first["temperature"] == wanted.temperature
+    assert first["top_k"] == wanted.top_k == second["top_k"] and second["temperature"] == 0.1
+    assert None not in first.values()
 
 
 def test_every_command_finds_models_by_name(download: Download, capsys: Captured) -> None:

@@ -249,6 +249,13 @@ def test_misses_that_the_device_fetches_change_no_token(
     assert stats.device_fallbacks > 0 or "fail_compute" not in faults
 
 
+def test_a_prefill_of_one_token_is_none_of_the_fetch(model: Path, want: list[int]) -> None:
+    config = OffloadConfig(device="sim", vram="50%", profile="off", prefill_tokens=1, sim=SimConfig(fetch_all=True))
+    llm = parity.open_ours(model, config)
+    assert tokens_of(llm) == want and llm.experts.stats().fetched == 0
+    llm.close()
+
+
 def test_nothing_is_fetched_where_nothing_may_be_streamed(model: Path, want: list[int]) -> None:
     config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=0, sim=SimConfig(fetch_all=True))
     llm = parity.open_ours(model, config)

@@ -456,7 +456,7 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
         e->count.hits += int64_t(s.hot.size());
         e->count.misses += int64_t(s.cold.size());
     }
-    if (device && b.tokens == 1) {
+    if (device && decode && b.tokens == 1) {
         fetch_now(r, s);
     }
     if (s.hot.empty() && s.fetched.empty() && tail && fusable(b)) {

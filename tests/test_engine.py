@@ -249,10 +249,12 @@ def test_misses_that_the_device_fetches_change_no_token(
     assert stats.device_fallbacks > 0 or "fail_compute" not in faults
 
 
-def test_a_prefill_of_one_token_is_none_of_the_fetch(model: Path, want: list[int]) -> None:
-    config = OffloadConfig(device="sim", vram="50%", profile="off", prefill_tokens=1, sim=SimConfig(fetch_all=True))
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_a_short_prefill_is_summed_too(least: int, model: Path, want: list[int]) -> None:
+    sim = SimConfig(fetch_all=True)
+    config = OffloadConfig(device="sim", vram="50%", profile="off", prefill_tokens=least, stream_tokens=2, sim=sim)
     llm = parity.open_ours(model, config)
-    assert tokens_of(llm) == want and llm.experts.stats().fetched == 0
+    assert tokens_of(llm) == want and (llm.experts.stats().fetched == 0) == (least == 1)
     llm.close()
 
 

@@ -463,12 +463,9 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
         return run_cold(r, s, *tail);
     }
     block_output output(b);
-    if (!decode) {
-        return compute_prefill(r, std::move(s));
-    }
     const int64_t cpu_ns = e->count.cpu_ns;
-    int           status = r.compute(s);
-    if (!s.cold.empty()) {
+    int           status = decode ? r.compute(s) : compute_prefill(r, s);
+    if (decode && !s.cold.empty()) {
         note_rate(e->miss_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
     }
     if (!s.fetched.empty()) {

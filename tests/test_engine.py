@@ -219,6 +219,7 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
     config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=2, prefill_tokens=8, sim=sim)
     llm = parity.open_ours(model, config)
     assert tokens_of(llm) == want
+    assert llm.experts.wait()  # what the faults left is on the device now, however busy this machine is
     assert tokens_of(llm) == want
     assert llm.experts.wait()
     stats = llm.experts.stats()

@@ -86,7 +86,9 @@ class Ledger:
         """Count the pages that are in RAM now."""
         parts = _count(file, self._claims) if sys.platform == "linux" else {}
         if parts:
-            parts = {BEFORE: self._before, SINCE: parts.pop(SINCE) - self._before, **parts}
+            others = parts.pop(SINCE)
+            before = min(self._before, others)  # some of it may have been given back meanwhile
+            parts = {BEFORE: before, SINCE: others - before, **parts}
         full = psutil.Process().memory_full_info()
         pss, uss = getattr(full, "pss", None), getattr(full, "uss", None)
         shared = None if uss is None else full.rss - uss

@@ -119,7 +119,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     chat, file = there.folder / "thought.json", there.folder / "note.txt"
     chat.write_text(THOUGHT)
     file.write_text("The code word is heron.")
-    picker = "Up, Down choose"
+    picker = "Ctrl+F forecast"
     france = "What is the capital of France?"
     clear = press(*["BSpace"] * 60)
     return [
@@ -135,6 +135,15 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ),
         ("Esc leaves the map", do(press("Escape"), misses("layer 0, expert 1"))),
         ("Ctrl+Y: copy", do(press("C-y"), sees("copied"))),
+        (
+            "Ctrl+Up: a message",
+            do(press("C-Up"), sees("message 2 of 2", "C copy"), press("Up"), sees("message 1 of 2"), press("c")),
+        ),
+        ("C copies it", do(sees("copied 30 characters"), misses("message 1 of 2"))),
+        ("E edits it", do(press("C-Up", "Up"), sees("message 1 of 2"), press("e"), prompt(france))),
+        ("... again", do(press("Enter"), sees("answering"), idle, press("C-Up"), sees("message 2 of 2"))),
+        ("R answers again", do(press("r"), sees("answering"), idle)),
+        ("N continues", do(press("C-Up"), sees("message 2 of 2"), press("n"), sees("answering"), idle)),
         ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
         ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
         ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),

@@ -20,8 +20,7 @@ from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 if TYPE_CHECKING:
-    from tui.recent import Recent
-    from tui.records import ChatSettings, ModelChoice
+    from tui.records import ChatSettings, ModelCard
     from tui.session import Engine, EngineSource
 
     from .config import OffloadConfig
@@ -117,7 +116,7 @@ def _parser() -> _Parser:
     run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
     run.set_defaults(command=_run)
-    profile.add_parser(commands, common, _find, _offload)
+    profile.add_parser(commands, common, _find, lambda parsed: _offload(parsed, parsed.model))
     routing.add_parsers(commands, _find)
     show.add_parser(commands, _find)
     catalog.add_parser(commands)
@@ -175,11 +174,12 @@ def _temperature(text: str) -> float:
 def _chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if not _can_chat(parsed):
         raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one, --plain too")
-    question = "No model is given. Build a small demo model (some seconds) and chat with it?"
-    if parsed.model is None and _on_terminal() and _agrees(question):
+    if parsed.model is None and _is_plain(parsed):  # the other chat shows the models there are
+        question = "No model is given. Build a small demo model (some seconds) and chat with it?"
+        if not (_on_terminal() and _agrees(question)):
+            hint = "edgemoe demo is a small one to try, edgemoe list shows what can be pulled"
+            raise ConfigError("no model given", hint)
         parsed.model = DEMO
-    if parsed.model is None:
-        raise ConfigError("no model given", "edgemoe demo is a small one to try, edgemoe list shows what can be pulled")
     return _open_chat(parsed, open_engine)
 
 
@@ -200,16 +200,17 @@ def _run(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     if parsed.serve:
         return _serve()
-    keywords = _engine_keywords(parsed)
 
     from functools import partial
 
     from tui.keys import load as load_keys
     from tui.presets import Presets
     from tui.recent import Recent
-    from tui.records import ChatSettings
+    from tui.records import ChatSettings, Opened
 
+    from .commands.choices import offered
     from .config import home
+    from .gguf import shards
     from .worker import Worker, open_llama
 
     # A function of the main module has another name in the child.
@@ -217,78 +218,48 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
     recent = Recent(home("data") / "recent.json")
 
-    def model(name: str) -> tuple[str, Worker]:
+    presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
+    keys = load_keys(home("config") / "keys.toml")
+
+    def model(name: str) -> Opened:
         file = _find(name)
         if name != DEMO:
             recent.add(file)
-        return file.stem, Worker(partial(opener, str(file), **keywords))
+        engines = Worker(partial(opener, str(file), **_engine_keywords(parsed, name)), shards(file))
+        return Opened(file.stem, engines, _sampling(parsed, name, presets.of(file.stem).sampling))
 
-    presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
-    keys = load_keys(home("config") / "keys.toml")
-    title, engines = model(parsed.model)
-    preset = presets.of(title)
-    sampling = _sampling(parsed, preset.sampling)
-    settings = ChatSettings(title, parsed.system or preset.system, sampling, parsed.resume, parsed.theme)
+    first = model(parsed.model) if parsed.model else Opened()
+    system = parsed.system or presets.of(first.title).system
+    settings = ChatSettings(first.title, system, first.sampling, parsed.resume, parsed.theme)
     if _is_plain(parsed):
-        return _chat_in_lines(engines, settings, chats)
+        assert first.engines is not None
+        return _chat_in_lines(first.engines, settings, chats)
 
     from tui.app import ChatApp
     from tui.fetching import Fetcher
+    from tui.forecasts import Forecasts
     from tui.screens.chat import Services
 
-    services = Services(model, lambda: _choices(recent), presets, keys, Fetcher(pull.fetch), pull.removed)
-    app = ChatApp(engines, settings, chats, services)
+    services = Services(
+        open_model=model,
+        choices=lambda: offered(recent.files()),
+        presets=presets,
+        keys=keys,
+        fetcher=Fetcher(pull.fetch),
+        remove=pull.removed,
+        forecasts=lambda card: Forecasts(lambda: _placed_as(parsed, card()), fit.in_short),
+    )
+    app = ChatApp(first.engines, settings, chats, services)
     app.run()
     return app.return_code or OK
 
 
-def _choices(recent: Recent) -> list[ModelChoice]:
-    """What the picker of the chat offers: files opened before, models of the catalogue on this disk, the demo."""
-    from tui.records import ModelChoice
-    from tui.text import size
-
-    from .catalog import load as load_catalogue
-    from .models import downloaded
-
-    known = recent.files()
-    files = [ModelChoice(str(path), path.stem, f"{size(path.stat().st_size)}, {path}") for path in known]
-    for model in load_catalogue().models:
-        for variant in model.variants:
-            path = downloaded(variant)
-            if path is not None and path not in known:
-                name = f"{model.id}:{variant.quantisation}"
-                about = f"{size(variant.bytes or path.stat().st_size)}, {model.name}"
-                files.append(ModelChoice(name, name, about, removable=True))
-    files.append(ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2"))
-    return [*files, *_to_download({choice.name for choice in files})]
-
-
-def _to_download(here: set[str]) -> list[ModelChoice]:
-    """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
-    import psutil
-
-    from tui.records import ModelChoice
-    from tui.text import size
-
-    from .catalog import load as load_catalogue
-    from .commands.pull import of_catalogue
-
-    room = psutil.virtual_memory().available
-    fitting: list[ModelChoice] = []
-    others: list[ModelChoice] = []
-    for model in load_catalogue().models:
-        if not model.variants:
-            continue
-        variant = of_catalogue(model.id)[1]
-        name, total = f"{model.id}:{variant.quantisation}", variant.bytes
-        if name in here:
-            continue
-        about = "to download, its size is not known" if total is None else f"{size(total)} to download"
-        if total is not None:
-            about += ", fits in memory" if total < room else f", more than the {size(room)} of free memory"
-        chosen = fitting if total is not None and total < room else others
-        chosen.append(ModelChoice(name, name, about, here=False))
-    return [*fitting, *others]
+def _placed_as(parsed: argparse.Namespace, card: ModelCard | None) -> list[str]:
+    """Options of ``edgemoe fit`` for another model in the place of the open one, which leaves its memory then."""
+    given = {"device": parsed.device, "vram": parsed.vram, "ctx": parsed.ctx, "threads": parsed.threads}
+    if card is not None and card.free_before is not None:
+        given["device-free"], given["ram-free"] = card.free_before
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def _chat_in_lines(engines: EngineSource, settings: ChatSettings, chats: Path) -> int:
@@ -329,7 +300,7 @@ def _is_plain(parsed: argparse.Namespace) -> bool:
 def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as_json: bool) -> int:
     if not prompt.strip():
         raise ConfigError("the prompt is empty", "give it as an argument or on stdin")
-    keywords = _engine_keywords(parsed)
+    keywords = _engine_keywords(parsed, parsed.model)
     path = _find(parsed.model)
     system = [{"role": "system", "content": parsed.system}] if parsed.system else []
     messages = [*system, {"role": "user", "content": prompt}]
@@ -338,7 +309,7 @@ def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as
         for note in engine.experts.notes:
             talk(f"note: {note}")
         print_answer = _print_json if as_json else _print_text
-        return print_answer(engine, messages, _sampling(parsed))
+        return print_answer(engine, messages, _sampling(parsed, parsed.model))
     finally:
         engine.close()
 
@@ -380,8 +351,8 @@ def _print_json(engine: Engine, messages: list[dict[str, str]], sampling: dict[s
 # From options to the engine's arguments.
 
 
-def _engine_keywords(parsed: argparse.Namespace) -> dict[str, Any]:
-    keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": _offload(parsed)}
+def _engine_keywords(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
+    keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": _offload(parsed, name)}
     if parsed.threads is not None:
         keywords["n_threads"] = parsed.threads
     if parsed.seed is not None:
@@ -389,15 +360,22 @@ def _engine_keywords(parsed: argparse.Namespace) -> dict[str, Any]:
     return keywords
 
 
-def _offload(parsed: argparse.Namespace) -> OffloadConfig:
-    from .config import OffloadConfig, SimConfig
+def _offload(parsed: argparse.Namespace, name: str) -> OffloadConfig:
+    """The command line's word first, then what the catalogue says of the model ``name``, then the defaults."""
+    from dataclasses import asdict
 
-    given = {name: getattr(parsed, name) for name in ("device", "vram", "policy")}
-    config = OffloadConfig(**{name: value for name, value in given.items() if value is not None})
-    if parsed.model != DEMO:
+    from .config import OffloadConfig, SimConfig
+    from .models import entry
+
+    model = entry(name)
+    hints = asdict(model.offload) if model else {}
+    given = {option: getattr(parsed, option) for option in ("device", "vram", "policy")}
+    layers: tuple[Mapping[str, Any], ...] = (hints, given)
+    config = OffloadConfig(**{k: value for layer in layers for k, value in layer.items() if value is not None})
+    if name != DEMO:
         return config
     if parsed.device is None and not _gpus():
-        config = replace(config, device="sim", vram=parsed.vram or "50%")
+        config = replace(config, device="sim")
     if config.device == "sim":
         config = replace(config, sim=SimConfig(bandwidth=SIM_BANDWIDTH))
     return config
@@ -409,13 +387,15 @@ def _gpus() -> list[str]:
     return list(devices())
 
 
-def _sampling(parsed: argparse.Namespace, kept: Mapping[str, float | int] | None = None) -> dict[str, float | int]:
+def _sampling(
+    parsed: argparse.Namespace, name: str, kept: Mapping[str, float | int] | None = None
+) -> dict[str, float | int]:
     """The command line's word first, then what was ``kept`` for the model, its publisher's, then the defaults."""
     from dataclasses import asdict
 
     from .models import entry
 
-    model = entry(parsed.model)
+    model = entry(name)
     recommended = asdict(model.sampling) if model else {}
     given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
     layers: tuple[Mapping[str, Any], ...] = ({"max_tokens": MAX_TOKENS}, recommended, kept or {}, given)

@@ -131,7 +131,7 @@ def read(path: Path) -> GgufFile:
         ModelNotFound: the file or one of its shards does not exist.
         BadGguf: the header cannot be read.
     """
-    paths = _shards(path)
+    paths = shards(path)
     first: GgufFile | None = None
     tensors: dict[str, GgufTensor] = {}
     for number, shard in enumerate(paths):
@@ -205,7 +205,13 @@ def model_identity(file: GgufFile) -> str:
 # ---- reading ----
 
 
-def _shards(path: Path) -> tuple[Path, ...]:
+def shards(path: Path) -> tuple[Path, ...]:
+    """All files of the model whose first one is ``path``.
+
+    Raises:
+        ModelNotFound: one is missing.
+        BadGguf: ``path`` is no shard of its own set.
+    """
     if not path.is_file():
         raise ModelNotFound(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     match = _SHARD.match(path.name)

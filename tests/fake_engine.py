@@ -46,6 +46,8 @@ class FakeExperts:
         self._lock = threading.Lock()
         self.resized: list[str] = []
         self.reads = 0
+        self.ram: float | None = None
+        self.free_before: tuple[int, int] | None = (6 << 30, 30 << 30)
         shape = shape or ModelShape(0, 0, 0, ())
         self._heat = np.zeros((shape.layers, shape.experts), np.float32)
         self._last = np.full((shape.layers, shape.used), -1, np.int32)
@@ -109,6 +111,9 @@ class FakeExperts:
     def last(self) -> IdArray:
         copy: IdArray = self._last.copy()
         return copy
+
+    def in_ram(self) -> float | None:
+        return self.ram
 
     def resize(self, vram: str) -> None:
         self.resized.append(vram)

@@ -262,7 +262,7 @@ def test_demo_with_a_gpu_uses_it(demo: Callable[[list[str]], None], capsys: Capt
     demo(["CUDA0"])
     opened = Opened()
     assert main(["demo"], opened) == 0  # no terminal: it answers its own question
-    assert opened.engines[0].keywords["offload"] == OffloadConfig()
+    assert opened.engines[0].keywords["offload"] == OffloadConfig(vram="50%")
     assert "mixture of experts" in opened.engines[0].asked[0][-1]["content"]
     assert main(["run", "demo", "hi", "--device", "none"], opened) == 0
     assert opened.engines[1].keywords["offload"].device == "none"

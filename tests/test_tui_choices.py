@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeLlama
-from test_tui import Driver, plain
+from test_tui import Driver, plain, shown
 from test_tui_commands import answers, ask, kept
 from textual.widgets import Input, OptionList
 
-from edgemoe.errors import ConfigError
+from edgemoe.errors import ConfigError, ModelNotFound
 from tui.app import ChatApp
 from tui.archive import Archive
 from tui.conversation import Conversation
 from tui.keys import ACTIONS, Keys, load
 from tui.presets import Preset, Presets, asks_to_save
 from tui.recent import Recent
-from tui.records import ChatSettings
+from tui.records import ChatSettings, ModelChoice, Opened
 from tui.screens.chat import ChatScreen, Services
 from tui.screens.models import ModelsScreen
-from tui.session import EngineSource, InThisProcess
+from tui.session import InThisProcess
+from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.prompt import Prompt
 from tui.widgets.welcome import Welcome
 
@@ -55,7 +58,9 @@ def test_keys_are_read_and_what_is_wrong_is_named(tmp_path: Path) -> None:
 async def test_every_action_is_a_binding_there_is(tmp_path: Path) -> None:
     async with kept(tmp_path) as driver:
         bound = {binding.id for _, binding in driver.app._bindings} | {b.id for _, b in driver.screen._bindings}
-        bound |= {binding.id for _, binding in driver.prompt._bindings}
+        await ask(driver, "hi")
+        for widget in (driver.prompt, driver.all(AnswerTurn)[0]):
+            bound |= {binding.id for _, binding in widget._bindings}
         assert {action.binding for action in ACTIONS} <= bound
 
 
@@ -101,7 +106,7 @@ async def test_save_keeps_a_preset_and_another_model_brings_its_own(tmp_path: Pa
         await driver.ready()
         await driver.send("hi")
         await driver.until(lambda: bool(driver._engines[1].asked))
-        assert driver._engines[1].sampling[0] == {"temperature": 0.25, "top_k": 3}
+        assert driver._engines[1].sampling[0] == {"top_k": 3, "top_p": 0.9}, "and not what was kept for tiny"
         assert driver._engines[1].asked[0][0] == {"role": "system", "content": "Rhyme."}
 
 
@@ -155,9 +160,9 @@ async def test_resume_opens_the_last_conversation(tmp_path: Path) -> None:
 async def test_keys_do_not_wait_while_another_model_is_looked_for() -> None:
     found = threading.Event()
 
-    def slow(name: str) -> tuple[str, EngineSource]:
+    def slow(name: str) -> Opened:
         found.wait(10)
-        return name, InThisProcess(FakeLlama)
+        return Opened(name, InThisProcess(FakeLlama))
 
     app = ChatApp(InThisProcess(FakeLlama), ChatSettings("tiny"), services=Services(open_model=slow))
     async with app.run_test() as pilot:
@@ -169,3 +174,54 @@ async def test_keys_do_not_wait_while_another_model_is_looked_for() -> None:
         await driver.until(lambda: "nothing has been counted yet" in driver.notes() or "decode" in driver.notes())
         found.set()
         await driver.until(lambda: driver.status.model == "other" and driver.status.state == "idle")
+
+
+async def test_without_a_model_the_list_opens_and_the_first_question_is_answered(tmp_path: Path) -> None:
+    choices = [ModelChoice("demo", "demo", "a small model"), ModelChoice("big", "big", "9 GiB to download", here=False)]
+    offered = Services(lambda name: Opened(name, InThisProcess(FakeLlama)), lambda: choices)
+    app = ChatApp(None, ChatSettings(""), tmp_path / "chats.db", offered)
+    async with app.run_test() as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ModelsScreen) and "big" in shown(driver))
+        await pilot.press("escape")
+        await driver.until(lambda: "No model is open yet" in shown(driver))
+        await driver.send("hello")
+        assert driver.prompt.text == "hello" and driver.status.state == "no model"
+        await pilot.press("ctrl+o")
+        await driver.until(lambda: isinstance(app.screen, ModelsScreen) and "big" in shown(driver))
+        await pilot.press("enter")
+        await driver.until(lambda: driver.status.state == "idle")
+        await pilot.press("enter")
+        await driver.until(lambda: "Hello there." in shown(driver))
+        assert driver.screen.conversation.document().model == "demo"
+
+
+async def test_a_model_that_cannot_be_opened_at_first_leaves_the_choice(tmp_path: Path) -> None:
+    def missing(name: str) -> Opened:
+        raise ModelNotFound("there is no file x.gguf")
+
+    app = ChatApp(None, ChatSettings(""), services=Services(missing, lambda: [ModelChoice("x", "x")]))
+    async with app.run_test() as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ModelsScreen) and bool(app.screen._models))
+        await pilot.press("enter")
+        await driver.until(lambda: "there is no file x.gguf" in driver.notes())
+        assert driver.status.state == "no model"
+
+
+async def test_loading_tells_how_much_is_read(tmp_path: Path) -> None:
+    loads = threading.Event()
+
+    class Slow(InThisProcess):
+        def open(self, died: Callable[[], None], read: Callable[[float], None]) -> Any:
+            read(0.42)
+            loads.wait(10)
+            return super().open(died, read)
+
+    app = ChatApp(Slow(FakeLlama), ChatSettings("tiny"))
+    async with app.run_test() as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and "42 % read from the disk" in shown(driver))
+        await driver.until(lambda: "loading 42 %" in shown(driver))
+        loads.set()
+        await driver.until(lambda: driver.status.state == "idle")

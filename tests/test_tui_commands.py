@@ -22,10 +22,10 @@ from tui.attachments import Attachment
 from tui.conversation import Conversation
 from tui.keys import Keys
 from tui.presets import Presets
-from tui.records import ChatSettings, ModelChoice
+from tui.records import ChatSettings, ModelChoice, Opened
 from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
-from tui.session import EngineSource, InThisProcess
+from tui.session import InThisProcess
 from tui.store import Store
 from tui.thinking import split
 from tui.widgets.answer_turn import AnswerTurn
@@ -52,8 +52,9 @@ async def kept(
         engines.append(FakeLlama(path, **keywords))
         return engines[-1]
 
-    def models(name: str) -> tuple[str, EngineSource]:
-        return name, InThisProcess(lambda: opened(name))
+    def models(name: str) -> Opened:
+        suited = {"top_p": 0.9} if name == "other" else {}
+        return Opened(name, InThisProcess(lambda: opened(name)), suited | dict(presets.of(name).sampling))
 
     presets = Presets(folder / "presets.json")
     choices = [ModelChoice("other", "Other", "2 GiB"), ModelChoice("third", "Third", "3 GiB")]
@@ -138,8 +139,8 @@ async def test_what_streams_is_saved_before_it_is_complete(tmp_path: Path) -> No
         gate.allow(1)
         await driver.until(lambda: bool(answers(driver)) and answers(driver)[0] == "half")
         other = Store(tmp_path / "chats.db")
-        saved = other.read(other.recent()[0].id)
-        assert saved is not None and saved.turns[-1].text == "half"
+        saved = lambda: other.read(other.recent()[0].id)  # noqa: E731
+        await driver.until(lambda: saved() is not None and saved().turns[-1].text == "half", "saved")
         gate.allow(9)
         await driver.ready()
 
@@ -199,6 +200,18 @@ async def test_settings(tmp_path: Path) -> None:
         assert driver.engine.sampling[0] == {"temperature": 0.3}
         await driver.send("/profile")
         await driver.until(lambda: "waiting for the device" in driver.notes())
+
+
+async def test_another_model_brings_its_sampling_and_what_was_set_here_stays(tmp_path: Path) -> None:
+    async with kept(tmp_path) as driver:
+        await driver.send("/set temperature 0.3")
+        for name, suited in (("other", {"top_p": 0.9}), ("third", {})):
+            await driver.send(f"/model {name}")
+            await driver.until(lambda name=name: driver.status.model == name and driver.status.state == "idle")
+            await driver.send("hi")
+            await driver.until(lambda: bool(driver._engines[-1].sampling))
+            assert driver._engines[-1].sampling[0] == {"temperature": 0.3} | suited
+            await driver.ready()
 
 
 async def test_another_model_takes_over_the_conversation(tmp_path: Path) -> None:

@@ -125,3 +125,21 @@ def test_figures_fit_and_bars_are_full_only_when_all_is_there() -> None:
         text = "\n".join(lines)
         assert "█████████░ 15 of 16 resident" in text and "6.0 MiB/s" in text and "16.0 MiB" in text
     assert figures(ExpertStats(), None, [], Traffic(), 76)
+
+
+def test_a_model_larger_than_ram_shows_what_is_only_on_the_disk() -> None:
+    shape, width = ModelShape(4, 8, 2, (1 << 30,) * 4), 80
+    told = [line.plain for line in figures(ExpertStats(), shape, [], Traffic(), width, in_ram=0.75)]
+    assert any("RAM" in line and "75 %, 24.00 GiB" in line for line in told)
+    assert any("disk" in line and "8.00 GiB only there" in line for line in told)
+    for known in (1.0, None):
+        told = [line.plain for line in figures(ExpertStats(), shape, [], Traffic(), width, in_ram=known)]
+        assert any("all, 32.00 GiB" in line for line in told) and not any("disk" in line for line in told)
+
+
+async def test_what_is_in_ram_comes_from_the_engine_to_the_panel() -> None:
+    async with chat(size=(80, 30), answers=["a b c d"]) as driver:
+        driver.engine.experts.ram = 0.5
+        await driver.pilot.press("ctrl+e")
+        await driver.send("go")
+        await driver.until(lambda: "disk" in plain(driver.screen.query_one("#expert-figures", Static)))

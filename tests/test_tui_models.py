@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from test_tui import Driver
 from test_tui_commands import kept
 from textual.widgets import OptionList, Static
 
+from edgemoe.cli import main
 from edgemoe.commands import pull
+from edgemoe.commands.choices import offered
 from edgemoe.errors import EdgeMoEError
 from edgemoe.models import find
 from tests.hub_server import HubServer, Repository
@@ -118,3 +121,22 @@ async def test_an_open_model_is_not_removed(tmp_path: Path, hub: HubServer) -> N
             await driver.pilot.press("ctrl+d")
             await driver.until(lambda: "in use" in news(driver))
     assert find(NAME).exists()
+
+
+def test_what_was_downloaded_from_outside_the_catalogue_is_offered_and_listed(
+    tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "home"))
+    assert NAME not in [choice.name for choice in offered([])]
+    pull.fetch(NAME, lambda share, words: True)
+    found = next(choice for choice in offered([]) if choice.name == NAME)
+    assert found.here and found.removable and "1.0 MiB" in found.detail
+    assert NAME not in [choice.name for choice in offered([find(NAME)])], "as a file that was opened before"
+    assert main(["list", "--downloaded", "--names"]) == 0
+    assert capsys.readouterr().out.split() == [NAME]
+    assert main(["list", "tiny"]) == 0
+    assert REPO in capsys.readouterr().out
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["others"] == [
+        {"name": NAME, "bytes": len(CONTENT), "path": str(find(NAME))}
+    ]

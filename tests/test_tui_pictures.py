@@ -24,12 +24,15 @@ from textual.widgets import OptionList
 
 from edgemoe.types import ModelShape
 from tui.app import ChatApp
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
+from tui.forecasts import Forecasts
+from tui.records import ChatSettings, ModelChoice
+from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
+from tui.screens.models import ModelsScreen
 from tui.session import ChatSession, InThisProcess
 from tui.widgets.expert_map import ExpertMap
 from tui.widgets.expert_panel import ExpertPanel
+from tui.widgets.markdown import CodeBlock
 
 PICTURES = Path(__file__).with_name("pictures")
 SIZES = [(80, 24), (160, 50)]
@@ -83,6 +86,7 @@ async def conversation(driver: Driver) -> None:
     await driver.send("Write a function that adds.")
     await driver.until(lambda: len(driver.screen.conversation.turns) == 2)
     await driver.ready()
+    await driver.until(lambda: any(block.coloured for block in driver.screen.query(CodeBlock)))
     await driver.pilot.pause()
 
 
@@ -125,6 +129,19 @@ async def slash(driver: Driver) -> None:
     await driver.pilot.press("/", "e")
 
 
+async def chosen(driver: Driver) -> None:
+    await conversation(driver)
+    await driver.pilot.press("ctrl+up")
+    await driver.until(lambda: "message 2 of 2" in str(driver.prompt.border_subtitle))
+
+
+async def models(driver: Driver) -> None:
+    await driver.pilot.press("ctrl+o")
+    await driver.until(
+        lambda: isinstance(driver.app.screen, ModelsScreen) and bool(driver.app.screen.query_one(OptionList).options)
+    )
+
+
 SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     empty,
     conversation,
@@ -134,6 +151,8 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     palette,
     help,
     slash,
+    chosen,
+    models,
 ]
 
 
@@ -141,10 +160,35 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clock is looked at, and nobody samples the experts in between."""
     ticks = itertools.count()
-    monkeypatch.setattr("tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4))
+    monkeypatch.setattr(
+        "tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4, monotonic=lambda: 7.0)
+    )
     for module in ("answer_turn", "expert_panel"):
         monkeypatch.setattr(f"tui.widgets.{module}.time", SimpleNamespace(monotonic=lambda: 7.0))
     monkeypatch.setattr(ChatSession, "watch", lambda self, what: None)
+
+
+class Known(Forecasts):
+    """Knows what it is told and works out nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: (), lambda record: "")
+        self._known = {
+            "/models/gpt-oss-20b.gguf": "fits: 38 % of the experts on CUDA0, 21.4 tokens/s (+-25%)",
+            "large": "does not fit: 131 GiB of weights are more than the 31 GiB of free memory can hold at once",
+        }
+
+    def look(self, names: object) -> None:
+        """Nothing more is known."""
+
+
+CHOICES = [
+    ModelChoice("/models/gpt-oss-20b.gguf", "gpt-oss-20b", "11.27 GiB, /models/gpt-oss-20b.gguf"),
+    ModelChoice("large", "large:Q4_K_M", "131.00 GiB, downloaded", removable=True),
+    ModelChoice("demo", "demo", "a small model to try, built once from SmolLM2 in some seconds"),
+    ModelChoice("olmoe:Q4_K_M", "olmoe:Q4_K_M", "3.92 GiB to download, fits in memory", here=False),
+]
+OFFERED = Services(choices=lambda: CHOICES, forecasts=lambda card: Known())
 
 
 def check(name: str, app: ChatApp, folder: Path) -> None:
@@ -167,7 +211,7 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
         engines.append(Steady(answers=[ANSWER], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
         return engines[0]
 
-    app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"), tmp_path / "chats.db")
+    app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"), tmp_path / "chats.db", OFFERED)
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen))
@@ -190,3 +234,14 @@ async def test_picture_of_a_model_that_does_not_load(size: tuple[int, int], tmp_
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and driver.status.state == "failed")
         await pilot.pause()
         check(f"failed-{size[0]}x{size[1]}", app, tmp_path)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_picture_of_a_first_start(size: tuple[int, int], tmp_path: Path) -> None:
+    app = ChatApp(None, ChatSettings("", look="dark"), services=Services())
+    async with app.run_test(size=size) as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and driver.status.state == "no model")
+        app.clear_notifications()
+        await pilot.pause()
+        check(f"first-{size[0]}x{size[1]}", app, tmp_path)

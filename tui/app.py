@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
@@ -18,6 +18,9 @@ from .records import ChatSettings
 from .screens.chat import ChatScreen, Services
 from .session import ChatSession, EngineSource
 from .theme import LOOKS, chosen, nearest, other
+from .tidying import Tidying
+
+TIDY_SECONDS = 1.0
 
 
 class ChatApp(App[None]):
@@ -32,7 +35,7 @@ class ChatApp(App[None]):
 
     def __init__(
         self,
-        engines: EngineSource,
+        engines: EngineSource | None,
         settings: ChatSettings | None = None,
         chats: Path | None = None,
         services: Services | None = None,
@@ -40,7 +43,7 @@ class ChatApp(App[None]):
         """Nothing is loaded before the app runs.
 
         Args:
-            engines: opens the model.
+            engines: opens the model; without one the user chooses among the models there are.
             settings: what the command line decided.
             chats: database of conversations; nothing is kept without one.
             services: other models, presets, keys.
@@ -51,6 +54,7 @@ class ChatApp(App[None]):
         self._chats, self._services = chats, services or Services()
         self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
+        self._tidying = Tidying()
 
     def on_mount(self) -> None:
         """Dress, show the chat, then load."""
@@ -67,10 +71,15 @@ class ChatApp(App[None]):
 
     def _begin(self) -> None:
         if not self.is_headless:  # a process of its own
-            # What is imported stays; looking through it again and again would hold up keys.
-            gc.collect()
-            gc.freeze()
+            self._tidying.begin()
+            self.set_interval(TIDY_SECONDS, self._tidying.look)
         self.session.open()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Note when a key comes."""
+        if isinstance(event, events.Key):
+            self._tidying.key()
+        await super().on_event(event)
 
     def _deliver(self, message: Any) -> None:
         """Called in other threads: ``post_message`` is the one way out of them."""

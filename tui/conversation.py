@@ -22,13 +22,14 @@ class Conversation:
     """Owned by the screen's thread; the keys of its rows by the archive's. Without an archive nothing is kept.
 
     Attributes:
+        model: that it is kept under, the one its first answer came from.
         turns: the shown branch, oldest first.
         key: of the conversation in the database.
     """
 
     def __init__(self, archive: Archive | None, model: str = "", system: str = "") -> None:
         """A new one; it comes into the database with its first turn."""
-        self._archive, self._model = archive, model
+        self._archive, self.model = archive, model
         self.key = Key()
         self.title = ""
         self._system = system
@@ -68,14 +69,14 @@ class Conversation:
         self.title = title
         self._keep_known(lambda store, id: store.rename(id, title))
 
-    def add(self, role: Role, text: str) -> None:
-        """Append a turn and save it."""
+    def add(self, role: Role, text: str) -> Turn:
+        """Append a turn, save it and give it."""
         if not self.title:
             self.title = one_line(text, TITLE_WIDTH)
         before = self.turns[-1].key if self.turns else Key()
         turn = Turn(role, text)
         self.turns.append(turn)
-        chat, title, model, system = self.key, self.title, self._model, self._system
+        chat, title, model, system = self.key, self.title, self.model, self._system
 
         def keep(store: Store) -> None:
             if chat.id is None:
@@ -84,6 +85,7 @@ class Conversation:
 
         self._keep(keep)
         self._saved_at = time.monotonic()
+        return turn
 
     def grow(self, text: str) -> None:
         """The answer under way reads ``text`` by now; it is saved every ``SAVE_SECONDS``."""
@@ -124,7 +126,7 @@ class Conversation:
 
     def document(self) -> Document:
         """For an export."""
-        return Document(self.title, self._model, self._system, tuple(self.turns))
+        return Document(self.title, self.model, self._system, tuple(self.turns))
 
     def _write(self) -> None:
         turn = self.turns[-1]

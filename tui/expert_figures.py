@@ -47,33 +47,40 @@ class Traffic:
 
 
 def figures(
-    stats: ExpertStats, shape: ModelShape | None, hit_rates: Sequence[float], traffic: Traffic, width: int
+    stats: ExpertStats,
+    shape: ModelShape | None,
+    hit_rates: Sequence[float],
+    traffic: Traffic,
+    width: int,
+    in_ram: float | None = None,
 ) -> list[Content]:
-    """Lines for a panel of ``width`` characters: rates, where the experts are, what was moved."""
+    """Lines for a panel of ``width`` characters: rates, where the experts are, what was moved.
+
+    ``in_ram`` is the share of the expert bytes that is in RAM; the rest waits on the disk. None: nobody tells.
+    """
     total = shape.layers * shape.experts if shape else 0
     total_bytes = sum(shape.expert_bytes) * shape.experts if shape else 0
     rates, fastest = traffic.rates(), max(traffic.rates(), default=0.0)
     spark = width // 2 - 26 if width >= _WIDE else width - 16
     hit = percent(stats.hit_rate) if stats.hits + stats.misses else "–"
     shares = [rate / fastest if fastest else 0.0 for rate in rates]
-    cells = [
-        [_labelled("hit rate ", f"{hit:>5}", sparkline(hit_rates, spark))],
-        [_labelled("link ", f"{size(traffic.rate())}/s", sparkline(shares, max(spark - 2, 0)))],
-        [
-            _bar(
-                "device",
-                stats.resident / total if total else 0.0,
-                f"{count(stats.resident)} of {count(total)} resident",
-            )
-        ],
-        [_bar("RAM", 1.0 if total else 0.0, f"all, {size(total_bytes)}")],
-    ]
+    here = 1.0 if in_ram is None else in_ram
+    in_memory = "all" if here == 1.0 else percent(here)
+    hot = stats.resident / total if total else 0.0
+    hit_rate = _labelled("hit rate ", f"{hit:>5}", sparkline(hit_rates, spark))
+    link = _labelled("link ", f"{size(traffic.rate())}/s", sparkline(shares, max(spark - 2, 0)))
+    device = _bar("device", hot, f"{count(stats.resident)} of {count(total)} resident")
+    ram = _bar("RAM", here if total else 0.0, f"{in_memory}, {size(round(here * total_bytes))}")
+    disk = _bar("disk", 1 - here, f"{size(round((1 - here) * total_bytes))} only there: slow when needed")
+    lines = [_beside(hit_rate, link, width), _beside(device, ram, width)]
+    if width < _WIDE:
+        lines = [hit_rate, link, device, ram]
+    if here < 1.0:
+        lines.append(disk)
     moved = [f"{size(stats.slot_bytes)} on device", f"{count(stats.uploads)} uploads"]
     moved.append(f"{size(stats.upload_bytes)} moved")
     if stats.pending:
         moved.append(f"{count(stats.pending)} pending")
-    lines = [_beside(cells[0] + cells[1], width), _beside(cells[2] + cells[3], width)] if width >= _WIDE else None
-    lines = lines or [cell[0] for cell in cells]
     lines.append(Content.styled(" · ".join(moved), "$muted"))
     if stats.prefetch_useful + stats.prefetch_late + stats.prefetch_wasted:
         ahead = f"fetched ahead: {count(stats.prefetch_useful)} useful · {count(stats.prefetch_late)} late"
@@ -94,8 +101,7 @@ def _bar(label: str, share: float, words: str) -> Content:
     )
 
 
-def _beside(cells: list[Content], width: int) -> Content:
-    first, second = cells
+def _beside(first: Content, second: Content, width: int) -> Content:
     return Content.assemble(first, " " * max(width // 2 - first.cell_length, 2), second)
 
 

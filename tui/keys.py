@@ -46,6 +46,11 @@ ACTIONS = (
     Action("pick", "chat.pick", ("ctrl+g",), "pick an expert"),
     Action("thinking", "chat.thinking", ("ctrl+t",), "thinking"),
     Action("copy", "chat.copy", ("ctrl+y",), "copy the answer"),
+    Action("choose", "chat.choose", ("ctrl+up",), "choose a message"),
+    Action("copy_message", "message.copy", ("c",), "copy the chosen one"),
+    Action("edit_message", "message.edit", ("e",), "edit it"),
+    Action("regenerate_message", "message.regenerate", ("r",), "answer it again"),
+    Action("continue_message", "message.continue", ("n",), "continue it"),
     Action("palette", "app.palette", ("ctrl+p",), "commands"),
     Action("quit", "app.quit", ("ctrl+q",), "quit"),
 )

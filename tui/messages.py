@@ -25,6 +25,17 @@ class ModelLoaded(Message):
 
 
 @dataclass
+class ModelReading(Message):
+    """The model is being loaded; ``share`` of its files is in RAM."""
+
+    share: float
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest counts."""
+        return isinstance(message, ModelReading)
+
+
+@dataclass
 class ModelFailed(Message):
     """The model could not be loaded."""
 
@@ -69,10 +80,11 @@ class AnswerFailed(Message):
 
 @dataclass
 class ExpertsSampled(Message):
-    """Counters, and the maps when somebody looks at them."""
+    """Counters, and the maps when somebody looks at them; ``in_ram`` is the share of the expert bytes that is there."""
 
     stats: ExpertStats
     maps: ExpertMaps | None
+    in_ram: float | None = None
 
     def can_replace(self, message: Message) -> bool:
         """Only the newest sample counts."""

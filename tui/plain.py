@@ -77,7 +77,7 @@ class PlainChat:
 
     def _open(self) -> None:
         self._say(f"loading {self._settings.title}")
-        self._engine = engine = self._engines.open(lambda: None)
+        self._engine = engine = self._engines.open(lambda: None, lambda share: None)
         self._say(f"ready: device {engine.experts.device}, context {engine.n_ctx()} tokens")
         for note in engine.experts.notes:
             self._say(f"note: {note}")

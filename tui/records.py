@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 
-State = Literal["loading", "idle", "thinking", "answering", "stopping", "stopped", "failed"]
+if TYPE_CHECKING:
+    from .session import EngineSource
+
+State = Literal["loading", "idle", "thinking", "answering", "stopping", "stopped", "failed", "no model"]
 Role = Literal["user", "assistant"]
 
 
@@ -29,6 +32,15 @@ class ChatSettings:
     sampling: Mapping[str, float | int] | None = None
     resume: bool = False
     look: str = "auto"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model by its ``title``, where its ``engines`` come from, and the ``sampling`` that suits it; empty for none."""
+
+    title: str = ""
+    engines: EngineSource | None = None
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class ModelCard:
         notes: what the engine has to say about it, one sentence each.
         stats: counters right after loading, None for a dense model.
         can_pin: experts can be pinned to the device.
+        free_before: bytes of device memory and of RAM that were free before it was loaded, None where not known.
     """
 
     device: str
@@ -69,6 +82,7 @@ class ModelCard:
     notes: tuple[str, ...] = ()
     stats: ExpertStats | None = None
     can_pin: bool = False
+    free_before: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

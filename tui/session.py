@@ -26,6 +26,7 @@ from .receipt import Receipt
 from .records import ExpertMaps, ModelCard
 
 SAMPLE_SECONDS = 0.25  # four looks a second: each costs a drawing of the whole map
+RAM_SECONDS = 2.0  # between two looks at what the system keeps in RAM: some milliseconds each
 # A model that is still loading cannot be interrupted; its thread then dies with the process.
 CLOSE_SECONDS = 3.0
 
@@ -47,6 +48,10 @@ class Experts(Protocol):
     def notes(self) -> list[str]:
         """Sentences for the user."""
 
+    @property
+    def free_before(self) -> tuple[int, int] | None:
+        """Bytes of device memory and of RAM that were free before the model was loaded, None where not known."""
+
     def stats(self) -> ExpertStats:
         """Counters since the model was loaded."""
 
@@ -58,6 +63,9 @@ class Experts(Protocol):
 
     def last(self) -> IdArray:
         """Shape ``(layers, k)``."""
+
+    def in_ram(self) -> float | None:
+        """Share of the expert bytes that is in RAM, None where that is not known."""
 
     def resize(self, vram: str) -> object:
         """Change the budget."""
@@ -97,8 +105,11 @@ Post = Callable[[Any], object]
 class EngineSource(Protocol):
     """Where engines come from, again when one has died: :class:`edgemoe.worker.Worker`, or a test."""
 
-    def open(self, died: Callable[[], None]) -> Engine:
-        """Load the model; ``died`` is called from any thread when the engine ends uninvited."""
+    def open(self, died: Callable[[], None], read: Callable[[float], None]) -> Engine:
+        """Load the model, telling ``read`` which share of its files is in RAM.
+
+        Both may be called from any thread, ``died`` when the engine ends uninvited.
+        """
 
     def abort(self) -> None:
         """Give up a load under way, for good, from any thread."""
@@ -111,7 +122,7 @@ class InThisProcess:
         """Take what opens it."""
         self._opener = opener
 
-    def open(self, died: Callable[[], None]) -> Engine:
+    def open(self, died: Callable[[], None], read: Callable[[float], None]) -> Engine:
         """Load the model."""
         return self._opener()
 
@@ -122,8 +133,8 @@ class InThisProcess:
 class ChatSession:
     """Runs one model for one chat. Every method returns at once and may be called from any thread."""
 
-    def __init__(self, source: EngineSource, post: Post) -> None:
-        """Take what opens the engine and what delivers messages; :meth:`open` starts the threads."""
+    def __init__(self, source: EngineSource | None, post: Post) -> None:
+        """Take what opens the engine, None while no model is chosen, and what delivers messages."""
         self._source = source
         self._post = post
         self._engine: Engine | None = None
@@ -132,14 +143,17 @@ class ChatSession:
         self._closed = threading.Event()
         self._wake = threading.Event()
         self._watching: Watch = "off"
+        self._in_ram: float | None = None
+        self._in_ram_s = 0.0  # when that was looked up
         self._owner = threading.Thread(target=self._own, name="edgemoe-engine", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="edgemoe-watcher", daemon=True)
 
     def open(self) -> None:
-        """Load the model: ends in ``ModelLoaded`` or ``ModelFailed``."""
+        """Start, and load the model if there is one: ends in ``ModelLoaded`` or ``ModelFailed``."""
         self._owner.start()
         self._watcher.start()
-        self._jobs.put(self._load)
+        if self._source is not None:
+            self._jobs.put(self._load)
 
     def ask(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
         """Answer a conversation: ``AnswerGrew`` many times, then ``AnswerEnded`` or ``AnswerFailed``."""
@@ -181,13 +195,14 @@ class ChatSession:
         self._closed.set()
         self._wake.set()
         self.stop()
-        if self._engine is None:
+        if self._engine is None and self._source is not None:
             self._source.abort()
         self._jobs.put(None)
         for thread in (self._watcher, self._owner):
             if thread.is_alive():
                 thread.join(CLOSE_SECONDS)
-        self._source.abort()
+        if self._source is not None:
+            self._source.abort()
 
     # The owner thread.
 
@@ -200,18 +215,28 @@ class ChatSession:
             self._engine.close()
 
     def _load(self) -> None:
+        assert self._source is not None
         try:
-            engine = self._source.open(lambda: self._jobs.put(self._revive))
+            engine = self._source.open(lambda: self._jobs.put(self._revive), self._read)
             experts = engine.experts
             stats = experts.stats() if experts.shape is not None else None
             card = ModelCard(
-                experts.device, experts.shape, engine.n_ctx(), tuple(experts.notes), stats, can_pin(experts)
+                experts.device,
+                experts.shape,
+                engine.n_ctx(),
+                tuple(experts.notes),
+                stats,
+                can_pin(experts),
+                experts.free_before,
             )
         except Exception as error:
             self._post(told.ModelFailed(in_words(error)))
             return
         self._engine = engine
         self._post(told.ModelLoaded(card))
+
+    def _read(self, share: float) -> None:
+        self._post(told.ModelReading(share))
 
     def _switch(self, source: EngineSource) -> None:
         engine, self._engine = self._engine, None
@@ -315,7 +340,12 @@ class ChatSession:
     ) -> tuple[Watch, ExpertStats]:
         stats = experts.stats()
         if (what, stats) != seen:
-            self._post(told.ExpertsSampled(stats, _maps(experts) if what == "maps" else None))
+            maps = None
+            if what == "maps":
+                maps = _maps(experts)
+                if (now := time.monotonic()) - self._in_ram_s >= RAM_SECONDS:
+                    self._in_ram, self._in_ram_s = experts.in_ram(), now
+            self._post(told.ExpertsSampled(stats, maps, self._in_ram))
         return what, stats
 
 

@@ -31,6 +31,21 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
+def flow(text: str, width: int, between: str = " · ") -> str:
+    """``text`` in lines of ``width`` characters that end between two of its parts where they can."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line, *rest = paragraph.split(between)
+        for part in rest:
+            if len(line) + len(between) + len(part) <= width:
+                line += between + part
+            else:
+                lines.append(line)
+                line = part
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def size(count: float) -> str:
     """A number of bytes in MiB, or GiB from one GiB up."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

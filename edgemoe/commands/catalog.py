@@ -30,20 +30,32 @@ def add_parser(commands: Any) -> None:
 def _list(parsed: argparse.Namespace) -> int:
     from .. import catalog
 
-    chosen = _chosen(catalog.load(), parsed.filter)
+    catalogue = catalog.load()
     if parsed.names and not parsed.downloaded:  # a shell waits for this: no look at the disk
-        return _print_lines(name for model in chosen for name in (model.id, *model.aliases))
-    facts = [_facts(model) for model in chosen]
+        return _print_lines(name for model in _chosen(catalogue, parsed.filter) for name in (model.id, *model.aliases))
+    others = _others(catalogue, parsed.filter)
+    facts = [_facts(model) for model in _chosen(catalogue, parsed.filter, bool(others))]
     if parsed.downloaded:
         facts = [model for model in facts if model["path"] or any(v["path"] for v in model["variants"])]
     if parsed.names:
-        return _print_lines(model["id"] for model in facts)
+        return _print_lines([*(model["id"] for model in facts), *(other["name"] for other in others)])
     if parsed.json:
-        return _print_lines([json.dumps({"schema": "edgemoe.list.v1", "models": facts}, ensure_ascii=False)])
-    if not facts:
+        record = {"schema": "edgemoe.list.v1", "models": facts, "others": others}
+        return _print_lines([json.dumps(record, ensure_ascii=False)])
+    if not facts and not others:
         talk("nothing of it is on this machine yet; edgemoe pull NAME downloads a model")
         return 0
-    return _print_lines([_text(facts)])
+    return _print_lines([_text(facts, others)])
+
+
+def _others(catalogue: Catalogue, part: str) -> list[dict[str, Any]]:
+    """Downloaded models that the catalogue does not have, those with ``part`` in their name."""
+    from ..hub.cache import models
+    from ..models import downloaded
+
+    known = {path for model in catalogue.models for variant in model.variants if (path := downloaded(variant))}
+    found = [cached for cached in models() if cached.path not in known and part.lower() in cached.name.lower()]
+    return [{"name": cached.name, "bytes": cached.bytes, "path": str(cached.path)} for cached in found]
 
 
 def _print_lines(lines: Iterable[str]) -> int:
@@ -52,16 +64,16 @@ def _print_lines(lines: Iterable[str]) -> int:
     return 0
 
 
-def _chosen(catalogue: Catalogue, part: str) -> Sequence[Model]:
+def _chosen(catalogue: Catalogue, part: str, none_will_do: bool = False) -> Sequence[Model]:
     """Models with ``part`` in a name, the family or a tag.
 
     Raises:
-        ModelNotFound: there is none, with the nearest names as its hint.
+        ModelNotFound: there is none and that will not do, with the nearest names as its hint.
     """
     if not part:
         return catalogue.models
     found = [model for model in catalogue.models if any(part.lower() in text.lower() for text in _words(model))]
-    return found or [catalogue.resolve(part)[0]]
+    return found or ([] if none_will_do else [catalogue.resolve(part)[0]])
 
 
 def _words(model: Model) -> Sequence[str]:
@@ -82,7 +94,7 @@ def _text_of(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _text(models: Sequence[dict[str, Any]]) -> str:
+def _text(models: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
     from tui.text import size
 
     rows = []
@@ -96,6 +108,9 @@ def _text(models: Sequence[dict[str, Any]]) -> str:
         for line in lines or [["-", "-", _mark(model["path"])]]:
             rows.append([*first, *line])
             first = [""] * len(first)
+    for other in others:
+        repository, _, quantisation = other["name"].rpartition(":")
+        rows.append([repository, *["-"] * 4, quantisation, size(other["bytes"]), _mark(other["path"])])
     return table(["model", "family", "total", "active", "experts", "variant", "size", "on disk"], rows, texts=2)
 
 

@@ -37,6 +37,10 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
     fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     fit.add_argument("--threads", type=int, metavar="N", help="threads of the CPU")
+    fit.add_argument(
+        "--device-free", metavar="SIZE", help="plan for a device with so much free memory, in place of what is free now"
+    )
+    fit.add_argument("--ram-free", metavar="SIZE", help="the same for RAM")
     fit.add_argument("--quick", action="store_true", help="use what `edgemoe doctor` measured, measure nothing")
     fit.add_argument("--json", action="store_true", help="print the same for programs")
     fit.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
@@ -46,12 +50,21 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
         raise ConfigError("--ctx and --threads are 1 at least")
-    budget = Budget.parse(parsed.vram)
+    budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
     file = _header(parsed.model, find)
-    content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick)
+    content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick, free)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    size = Budget.parse(text).bytes
+    if size is None:
+        raise ConfigError(f"{text} is no size in bytes", "for example 12GiB")
+    return size
 
 
 def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
@@ -82,7 +95,13 @@ def _device(asked: str) -> str:
 
 
 def assess(
-    file: GgufFile, device: str, budget: Budget, context: int, threads: int | None = None, quick: bool = False
+    file: GgufFile,
+    device: str,
+    budget: Budget,
+    context: int,
+    threads: int | None = None,
+    quick: bool = False,
+    free: tuple[int | None, int | None] = (None, None),
 ) -> dict[str, Any]:
     """Plan of a model and the speed it can reach, as a record for programs.
 
@@ -93,6 +112,7 @@ def assess(
         context: tokens.
         threads: of the CPU; all physical cores when None.
         quick: use what was measured before and nothing else.
+        free: bytes of device memory and of RAM to plan with; None for what is free now.
     """
     from .. import hardware, needs
     from ..forecast import hit_rate
@@ -100,6 +120,12 @@ def assess(
 
     bare = hardware.machine(device, threads or 1)
     bare = replace(bare, threads=threads or bare.cores)
+    device_free, ram_free = free
+    if device_free is not None:
+        total = max(device_free, bare.device_total_bytes)
+        bare = replace(bare, device_free_bytes=device_free, device_total_bytes=total)
+    if ram_free is not None:
+        bare = replace(bare, ram_free_bytes=ram_free, ram_total_bytes=max(ram_free, bare.ram_total_bytes))
     model, machine = needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
     placed = plan(machine, model, context, budget)
     if placed.ram_short_bytes and machine.disk_rate is None and not quick:
@@ -227,6 +253,18 @@ def verdict(machine: Machine, model: ModelNeeds, placed: Plan, expected: Forecas
         )
         text += f" Answers come at {_speed(rate, expected.band)}: {word}."
     return f"{text} {placed.reason}".strip()
+
+
+def in_short(content: dict[str, Any]) -> str:
+    """The record in one line, for a list of models."""
+    if not content["plan"]["fits"]:
+        return f"does not fit: {content['plan']['reason']}"
+    slots, experts = content["plan"]["slots"], content["model"]["expert_layers"] * content["model"]["experts"]
+    share = sum(slots) / experts if experts else 0.0
+    place = f"{share:.0%} of the experts on {content['machine']['device']}" if share else "in RAM"
+    expected = content["forecast"] or {}
+    speed = _speed(expected["decode"], expected["band"]) if expected.get("decode") else ""
+    return ", ".join(part for part in (f"fits: {place}", speed) if part)
 
 
 def as_text(content: dict[str, Any]) -> str:

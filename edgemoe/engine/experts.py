@@ -19,6 +19,7 @@ from ..gguf import GgufFile
 from ..plan import LAYER_OVERHEAD, experts_room
 from ..policy import Policy, make, plan_slots
 from ..prefetch import GAIN, LEAD, PLAN_EVERY, Controller
+from ..residence import Residence
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 from . import routers
 from .binding import PENDING, RESIDENT, NativeEngine
@@ -50,6 +51,8 @@ class Experts:
         device: name of the device that holds the hot ones, ``none`` without one.
         notes: what the user should know, one sentence each.
         automatic: the budget follows the free memory of the device.
+        free_before: bytes of device memory and of RAM that were free before the model was loaded, None if not known.
+        residence: tells what of the experts is in RAM, None where the weights are no pages of a file.
         scheduler_ns: wall time spent between steps: routing history, policy, predictor.
     """
 
@@ -65,6 +68,8 @@ class Experts:
         self.device = device or "none"
         self.notes: list[str] = []
         self.scheduler_ns = 0
+        self.free_before: tuple[int, int] | None = None
+        self.residence: Residence | None = None
         infos = native.layers()
         self._row_of = {info.block: row for row, info in enumerate(infos)}
         self.shape: ModelShape | None = None
@@ -121,6 +126,13 @@ class Experts:
             self._take()
             last: IdArray = self._routing.last.copy()
         return last
+
+    def in_ram(self) -> float | None:
+        """Share of the expert bytes that is in RAM, 0..1, from a sample of their pages; the rest is read when needed.
+
+        None where the system does not tell, or where the weights are no pages of a file.
+        """
+        return self.residence.share_in_ram() if self.residence is not None else None
 
     def resize(self, vram: str | int) -> int:
         """Change the device budget while running; returns the slots there are now.

@@ -21,6 +21,7 @@ from ..config import Budget, OffloadConfig
 from ..errors import BadGguf, EdgeMoEError, ModelNotFound
 from ..gguf import GgufFile, check, model_identity, moe_shape
 from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
+from ..residence import Residence
 from ..types import ModelShape
 from . import host
 from .binding import Core, NativeEngine
@@ -87,7 +88,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             core.configure_sim(config.sim)
         keywords.setdefault("n_threads", psutil.cpu_count(logical=False) or 1)
         keywords["verbose"] = False
-        placed, spare = _plan(file, config, device, keywords)
+        machine = _machine(device)
+        placed, spare = _plan(file, config, machine, keywords)
         stream_tokens = config.stream_tokens if placed.stream_slots else 0
         pin = config.pin and _can_pin(moe_shape(file))
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS)
@@ -113,6 +115,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = file.number("expert_used_count") or DEFAULT_TOP_K
         self.experts = Experts(native, config, device, used, model_identity(file), spare)
+        self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
+        if keywords.get("use_mmap", True):
+            self.experts.residence = Residence.of_experts(file)
         if device == "sim" and config.sim.compute_rate > 0:
             self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
@@ -301,11 +306,14 @@ def _can_pin(shape: ModelShape | None) -> bool:
     return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * psutil.virtual_memory().available
 
 
-def _plan(file: GgufFile, config: OffloadConfig, device: str, keywords: dict[str, Any]) -> tuple[Plan, int]:
-    """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
+def _machine(device: str) -> Machine:
     free, total = host.device_memory(device) if device else (0, 0)
     ram = psutil.virtual_memory()
-    machine = Machine(device, free, total, ram.available, ram.total)
+    return Machine(device, free, total, ram.available, ram.total)
+
+
+def _plan(file: GgufFile, config: OffloadConfig, machine: Machine, keywords: dict[str, Any]) -> tuple[Plan, int]:
+    """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
     context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
     model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
     slots = STREAM_SLOTS if config.stream_tokens else 0

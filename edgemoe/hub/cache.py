@@ -12,7 +12,7 @@ import psutil
 from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 
 from ..errors import EdgeMoEError, ModelNotFound
-from .plan import Download, RemoteFile, names_of
+from .plan import MAIN, Download, RemoteFile, names_of, whole_models
 
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -40,6 +40,30 @@ def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
     if not paths:
         raise ModelNotFound(f"offline, and {repo} is not on this disk", "unset HF_HUB_OFFLINE to download it")
     return commit, [RemoteFile(str(path.relative_to(snapshot)), path.stat().st_size, _digest(path)) for path in paths]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A model on this disk: ``name`` is ``org/repo:QUANT``, ``path`` its first file, ``bytes`` those of all."""
+
+    name: str
+    path: Path
+    bytes: int
+
+
+def models() -> list[Cached]:
+    """All models of the hub that are on this disk as a whole, by name; of the branch ``main`` only."""
+    found = []
+    for place in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        repo = "/".join(place.name.removeprefix("models--").split("--", 1))
+        try:
+            commit, files = listing(repo, MAIN)
+        except (ModelNotFound, OSError):
+            continue
+        for label, shards in whole_models(files):
+            first = place / "snapshots" / commit / shards[0].name
+            found.append(Cached(f"{repo}:{label}", first, sum(file.bytes or 0 for file in shards)))
+    return found
 
 
 def name_commit(repo: str, branch: str, commit: str) -> None:

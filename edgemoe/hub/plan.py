@@ -156,6 +156,11 @@ def names_of(files: Collection[RemoteFile], quantisation: str) -> set[str]:
     return {file.name for item in items for file in item.files}
 
 
+def whole_models(files: Iterable[RemoteFile]) -> list[tuple[str, tuple[RemoteFile, ...]]]:
+    """Models of which all shards are among ``files``: what a user calls each, and its files, the first one first."""
+    return [(item.label, item.files) for item in _items(files) if item.whole]
+
+
 def quantisation_of(stem: str) -> str:
     """The quantisation that a file name without its ending tells, or else its folder; empty where neither does."""
     for part in reversed(stem.split("/")):

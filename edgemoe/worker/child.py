@@ -23,8 +23,9 @@ from ..errors import EdgeMoEError
 CANCEL_SECONDS = 0.02
 # For the routing profile to be written when the parent has died.
 LAST_WISHES_SECONDS = 2.0
+FACTS = ("device", "shape", "notes", "free_before")
 CHANGES = ("resize", "pin")
-READINGS = ("stats", "residency", "heat", "last")
+READINGS = ("stats", "residency", "heat", "last", "in_ram")
 # When memory runs out the kernel shall end the engine, not the program with the conversation (-1000 to 1000).
 OOM_SCORE = 500
 
@@ -44,8 +45,8 @@ class _Child:
         try:
             self._engine = engine = factory()
             experts = engine.experts
-            notes, can_pin = list(experts.notes), hasattr(experts, "pin")
-            self._send("done", 0, (experts.device, experts.shape, engine.n_ctx(), notes, can_pin))
+            facts = {name: getattr(experts, name) for name in FACTS}
+            self._send("done", 0, (engine.n_ctx(), facts | {"can_pin": hasattr(experts, "pin")}))
         except Exception as error:
             self._send("error", 0, _portable(error))
             return

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
 from ..errors import EdgeMoEError
+from ..residence import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 
 # A polite end writes the routing profile; a child that cannot is killed after this.
@@ -44,16 +46,19 @@ class Worker:
 
     Args:
         opener: what the child calls to open its engine; it must survive pickling.
+        files: that it reads for this, to tell how far it is.
     """
 
-    def __init__(self, opener: Callable[[], Any]) -> None:
+    def __init__(self, opener: Callable[[], Any], files: Iterable[Path] = ()) -> None:
         """Nothing is started yet."""
-        self._opener = opener
+        self._opener, self._files = opener, tuple(files)
         self._engine: RemoteEngine | None = None
         self._aborted = False
 
-    def open(self, died: Callable[[], None]) -> RemoteEngine:
+    def open(self, died: Callable[[], None], read: Callable[[float], None] = lambda share: None) -> RemoteEngine:
         """Start a child and wait until its model is loaded; ``died`` is called once when it ends uninvited.
+
+        ``read`` is told meanwhile, in another thread, which share of the files is in RAM.
 
         Raises:
             EngineDied: it ended while it loaded.
@@ -62,7 +67,8 @@ class Worker:
         self._engine = engine = RemoteEngine(self._opener, died)
         if self._aborted:
             engine.kill()
-        engine.wait_loaded()
+        with watched(self._files, read):
+            engine.wait_loaded()
         return engine
 
     def abort(self) -> None:
@@ -117,12 +123,12 @@ class RemoteEngine:
             Exception: why the model could not be opened.
         """
         try:
-            device, shape, self._context, notes, can_pin = self._result(0)
+            self._context, facts = self._result(0)
         except Exception:
             self.close()
             raise
-        self.experts.device, self.experts.shape, self.experts.notes = device, shape, notes
-        self.experts.can_pin = can_pin
+        for name, value in facts.items():
+            setattr(self.experts, name, value)
 
     def n_ctx(self) -> int:
         """Context size in tokens."""
@@ -237,6 +243,7 @@ class RemoteExperts:
         self.shape: ModelShape | None = None
         self.notes: list[str] = []
         self.can_pin = False
+        self.free_before: tuple[int, int] | None = None
 
     def stats(self) -> ExpertStats:
         """Counters since the model was loaded."""
@@ -257,6 +264,11 @@ class RemoteExperts:
         """Shape ``(layers, k)``."""
         array: IdArray = self._engine.ask("read", ("last",))[0]
         return array
+
+    def in_ram(self) -> float | None:
+        """Share of the expert bytes that is in RAM, None where that is not known."""
+        share: float | None = self._engine.ask("read", ("in_ram",))[0]
+        return share
 
     def resize(self, vram: str) -> None:
         """Change the budget, after the answer under way."""

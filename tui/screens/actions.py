@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
+
+from textual.widget import Widget
 
 from edgemoe.config import Budget
 from edgemoe.errors import ConfigError
@@ -28,6 +30,11 @@ class Commanded(Surface, Protocol):
     answering: Answering
     library: Library
     presets: Presets | None
+    focused: Any
+    suited: dict[str, float | int]  # sampling that suits the model; what differs was said in this chat
+
+    def set_focus(self, widget: Widget | None) -> None:
+        """Let ``widget`` have the keys."""
 
     def cannot_place(self) -> str | None:
         """Why a budget cannot be set, None when it can."""
@@ -246,6 +253,7 @@ class Actions:
         except OSError as error:
             await screen.say(f"the preset was not written: {error.strerror}", wrong=True)
         else:
+            screen.suited = dict(screen.sampling)
             await screen.say(f"kept for {screen.model_name}: system prompt and settings as they are now")
 
     def _cannot_ask(self) -> str | None:

@@ -61,8 +61,8 @@ class Answering:
             await surface.say(f"this question alone would take {need}", "shorten it, or a larger --ctx", wrong=True)
             return
         self.attached = []
-        await surface.transcript.add(UserTurn(question))
-        surface.conversation.add("user", question)
+        turn = surface.conversation.add("user", question)
+        await surface.transcript.add(UserTurn(question, turn.key))
         await self.answer()
 
     async def answer(self) -> None:
@@ -188,7 +188,9 @@ class Answering:
         assert turn is not None
         conversation = self._surface.conversation
         conversation.end(text, line)
-        if not text:
+        if text:
+            turn.key = conversation.turns[-1].key
+        else:
             conversation.drop_unanswered()
         await turn.end(text, line)
 

@@ -24,11 +24,12 @@ from ..expert_map import Spot
 from ..keys import Keys
 from ..presets import Preset, Presets
 from ..receipt import counters
-from ..records import ChatSettings, ModelCard, State
-from ..session import ChatSession, EngineSource
+from ..records import ChatSettings, ModelCard, Opened, State
+from ..session import ChatSession
 from ..text import count, size
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
+from ..widgets.message import ChatMessage
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
 from ..widgets.status_line import StatusLine
@@ -36,15 +37,18 @@ from ..widgets.transcript import Transcript
 from ..widgets.welcome import Welcome
 from .actions import Actions
 from .answering import Answering
+from .choosing import Choosing
 from .library import Library
 
 if TYPE_CHECKING:
     from ..fetching import Fetcher
+    from ..forecasts import Forecasts
     from .models import Choices, Remove
 
 _NOT_NOW: dict[State, str] = {
     "loading": "The model is loading; Enter again in a moment.",
     "failed": "There is no model to ask.",
+    "no model": "There is no model to ask.",
 }
 
 
@@ -53,20 +57,22 @@ class Services:
     """What the chat can do beyond its model and conversations.
 
     Attributes:
-        open_model: opens a model by a name as typed: gives its title and where to open it.
+        open_model: opens a model by a name as typed.
         choices: the models there are to choose from; called in a thread.
         presets: what the user wants of each model.
         keys: in force.
         fetcher: downloads models.
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
+        forecasts: says what models would do here, placed in the memory that the open one leaves when it goes.
     """
 
-    open_model: Callable[[str], tuple[str, EngineSource]] | None = None
+    open_model: Callable[[str], Opened] | None = None
     choices: Choices | None = None
     presets: Presets | None = None
     keys: Keys = field(default_factory=Keys)
     fetcher: Fetcher | None = None
     remove: Remove | None = None
+    forecasts: Callable[[Callable[[], ModelCard | None]], Forecasts] | None = None
 
 
 class ChatScreen(Screen[None]):
@@ -81,6 +87,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+o", "models", "Models", id="chat.models", priority=True),
         Binding("ctrl+t", "toggle_thinking", "Thinking", id="chat.thinking", priority=True),
         Binding("ctrl+y", "copy", "Copy the answer", id="chat.copy", priority=True),
+        Binding("ctrl+up", "choose", "Choose a message", id="chat.choose", priority=True),
         Binding("ctrl+g", "pick", "Pick an expert", id="chat.pick", priority=True),
         Binding("ctrl+e", "toggle_experts", "Experts", id="chat.experts", priority=True),
     ]
@@ -97,16 +104,18 @@ class ChatScreen(Screen[None]):
         self._resume = settings.resume
         self.model_name = settings.title
         self.sampling = dict(settings.sampling or {})
+        self.suited = dict(self.sampling)
+        self._forecasts: Forecasts | None = None
         self.conversation = Conversation(archive, settings.title, settings.system)
         self.card: ModelCard | None = None
         self.answering = Answering(self)
         self.library = Library(self, self.answering)
-        self._actions = Actions(self)
+        self._actions, self._choosing = Actions(self), Choosing(self)
         self._experts_wanted: bool | None = None  # None until the user decides
 
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
-        with Transcript(id="transcript"):
+        with Transcript(id="transcript", thinking_key=self.keys.shown("thinking")):
             yield Welcome(self.model_name, self.keys)
         yield ExpertPanel(id="experts")
         yield Prompt(self.keys, id="prompt")
@@ -116,6 +125,9 @@ class ChatScreen(Screen[None]):
         """Name the model at once; everything else comes with it."""
         self.query_one(ExpertPanel).display = False
         self.status.model = self.model_name
+        if not self.model_name:
+            self.enter("no model")
+            self.call_after_refresh(self.action_models)
         if self._resume:
             self.run_worker(self.library.resume_last())
 
@@ -174,6 +186,12 @@ class ChatScreen(Screen[None]):
         self.enter("idle")
         self._place_experts()
 
+    @on(told.ModelReading)
+    def _model_reading(self, event: told.ModelReading) -> None:
+        self.status.loaded = event.share
+        for welcome in self.query(Welcome):
+            welcome.reading(event.share)
+
     @on(told.ModelFailed)
     def _model_failed(self, event: told.ModelFailed) -> None:
         self.enter("failed")
@@ -206,7 +224,7 @@ class ChatScreen(Screen[None]):
 
     @on(told.ExpertsSampled)
     def _experts_sampled(self, event: told.ExpertsSampled) -> None:
-        self.query_one(ExpertPanel).show(event.stats, event.maps)
+        self.query_one(ExpertPanel).show(event.stats, event.maps, event.in_ram)
         self.answering.sampled(event.stats)
         if event.stats.hits + event.stats.misses and self.busy:
             self.status.hit_rate = event.stats.hit_rate
@@ -252,6 +270,23 @@ class ChatScreen(Screen[None]):
     async def _pasted(self, event: Prompt.Pasted) -> None:
         self.answering.attached.append(Attachment("pasted text", event.text))
         await self.say(f"attached: a paste of {count(len(event.text))} characters", "it goes along with your question")
+
+    def action_choose(self) -> None:
+        """Go into the messages, to the newest."""
+        self._choosing.begin()
+
+    @on(ChatMessage.Chosen)
+    def _message_chosen(self) -> None:
+        # Not the event's word: that of the message that is left may come after that of the next.
+        self._choosing.tell(self.focused if isinstance(self.focused, ChatMessage) else None)
+
+    @on(ChatMessage.Moved)
+    def _message_moved(self, event: ChatMessage.Moved) -> None:
+        self._choosing.move(event.step)
+
+    @on(ChatMessage.Wanted)
+    async def _message_wanted(self, event: ChatMessage.Wanted) -> None:
+        await self._choosing.do(event.message, event.what)
 
     def action_copy(self) -> None:
         """Copy what is selected, else the last answer."""
@@ -303,13 +338,21 @@ class ChatScreen(Screen[None]):
 
     def action_models(self) -> None:
         """Choose another model."""
-        if self._services.choices is None:
+        services = self._services
+        if services.choices is None:
             self.notify("this chat cannot open another model")
             return
         from .models import ModelsScreen  # as with the history
 
-        found = ModelsScreen(self._services.choices, self.model_name, self._services.fetcher, self._services.remove)
+        if self._forecasts is None and services.forecasts is not None:
+            self._forecasts = services.forecasts(lambda: self.card)
+        found = ModelsScreen(services.choices, self.model_name, services.fetcher, services.remove, self._forecasts)
         self.app.push_screen(found, self._chosen)
+
+    def on_unmount(self) -> None:
+        """No forecast goes on without its chat."""
+        if self._forecasts is not None:
+            self._forecasts.close()
 
     def _chosen(self, name: str | None) -> None:
         if name is not None:
@@ -319,6 +362,8 @@ class ChatScreen(Screen[None]):
         """Open another model in the place of this one, with its preset; the conversation goes on."""
         # Beside what the screen does: building the demo takes a while, and keys must not wait for it.
         self.notify(f"opening {name} …")
+        if self.state == "no model":
+            self._begin_loading(name)
         self.run_worker(self._switch_model(name), group="model", exclusive=True)
 
     async def _switch_model(self, name: str) -> None:
@@ -327,21 +372,34 @@ class ChatScreen(Screen[None]):
             return
         try:
             # In a thread: a name may have to be built first, such as the demo's.
-            title, source = await asyncio.to_thread(self._services.open_model, name)
+            opened = await asyncio.to_thread(self._services.open_model, name)
         except EdgeMoEError as error:
             await self.say(str(error), error.hint, wrong=True)
+            if not self.model_name:
+                self.enter("no model")
             return
-        self.model_name = title
-        preset = self.presets.of(title) if self.presets is not None else Preset()
-        self.sampling |= preset.sampling
+        self.model_name = opened.title
+        if not self.conversation.turns:
+            self.conversation.model = opened.title
+        preset = self.presets.of(opened.title) if self.presets is not None else Preset()
+        said = {name: value for name, value in self.sampling.items() if self.suited.get(name) != value}
+        self.suited = dict(opened.sampling)
+        self.sampling = self.suited | said
         if preset.system and not self.conversation.system:
             self.conversation.system = preset.system
         self.card = None
         self.status.model = self.model_name
         if self.busy:
             self.session.stop()
+        self._begin_loading(opened.title)
+        assert opened.engines is not None
+        self.session.switch(opened.engines)
+
+    def _begin_loading(self, title: str) -> None:
+        self.status.loaded = 1.0
         self.enter("loading")
-        self.session.switch(source)
+        for welcome in self.query(Welcome):
+            welcome.begin_loading(title)
 
     def cannot_place(self) -> str | None:
         """Why a budget cannot be set, None when it can."""

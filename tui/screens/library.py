@@ -69,10 +69,14 @@ class Library:
         elif last is not None:
             await self._surface.say("there is no conversation to resume yet")
 
-    async def take_back(self, keep_question: bool = False) -> str:
-        """Remove the last answer, and its question unless told to keep it; returns the question, empty for none."""
+    async def take_back(self, keep_question: bool = False, until: Key | None = None) -> str:
+        """Remove the last answer, and its question unless told to keep it; returns the question, empty for none.
+
+        With ``until`` all that follows this message, or its question, goes too; it stays as another branch.
+        """
         turns = self._surface.conversation.turns
-        at = next((index for index in range(len(turns) - 1, -1, -1) if turns[index].role == "user"), None)
+        last = next((index for index, turn in enumerate(turns) if turn.key is until), len(turns) - 1)
+        at = next((index for index in range(last, -1, -1) if turns[index].role == "user"), None)
         if at is None:
             return ""
         question = turns[at].text
@@ -105,7 +109,9 @@ class Library:
 
 
 def _maker(turn: Turn) -> Maker:
-    return partial(UserTurn, turn.text) if turn.role == "user" else partial(AnswerTurn, 0, turn.text, turn.note)
+    if turn.role == "user":
+        return partial(UserTurn, turn.text, turn.key)
+    return partial(AnswerTurn, 0, turn.text, turn.note, key=turn.key)
 
 
 def _next_branch(store: Store, chat: Key, keys: list[Key]) -> tuple[Saved, int, int] | None:

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from textual.app import App
 
     from ..fetching import Fetcher, FetchState
+    from ..forecasts import Forecasts
 
 Choices = Callable[[], list[ModelChoice]]
 Remove = Callable[[str, bool], int]
 REFRESH_SECONDS = 0.25
+WIDEST, AROUND = 100, 9  # characters, as in app.tcss: of the list, and of what is beside its lines
 
 
 class ModelsScreen(ModalScreen[str | None]):
@@ -39,17 +41,25 @@ class ModelsScreen(ModalScreen[str | None]):
         Binding("down", "move(1)", show=False),
         Binding("up", "move(-1)", show=False),
         Binding("ctrl+d", "remove", "Remove", id="models.remove", priority=True),
+        Binding("ctrl+f", "forecast", "Forecast", id="models.forecast", priority=True),
     ]
 
     def __init__(
-        self, choices: Choices, current: str, fetcher: Fetcher | None = None, remove: Remove | None = None
+        self,
+        choices: Choices,
+        current: str,
+        fetcher: Fetcher | None = None,
+        remove: Remove | None = None,
+        forecasts: Forecasts | None = None,
     ) -> None:
         """Offer ``choices``, called in a thread as it looks at disks; ``current`` is the title of the open one.
 
-        What is not on this disk is downloaded by ``fetcher``; ``remove`` frees the space of what was.
+        What is not on this disk is downloaded by ``fetcher``; ``remove`` frees the space of what was; ``forecasts``
+        say what each would do here.
         """
         super().__init__()
         self._choices, self._current, self._fetcher, self._remove = choices, current, fetcher, remove
+        self._forecasts, self._told = forecasts, dict[str, str]()
         self._models: list[ModelChoice] = []
         self._doomed = ""
         self._reported: FetchState | None = None
@@ -61,20 +71,22 @@ class ModelsScreen(ModalScreen[str | None]):
             yield OptionList()
             yield Static(id="models-news", markup=False)
             yield Static(
-                Content("Enter open or download, again: pause · Ctrl+D remove · Esc back"), classes="picker-keys"
+                Content("Enter open or download · Ctrl+F forecast · Ctrl+D remove · Esc back"),
+                classes="picker-keys",
             )
 
     def on_mount(self) -> None:
         """Look for the models."""
         self.query_one(Vertical).border_title = "models"
         self._find()
-        if self._fetcher is not None:
-            self._tell_progress()
-            self.set_interval(REFRESH_SECONDS, self._tell_progress)
+        self._refresh()
+        self.set_interval(REFRESH_SECONDS, self._refresh)
 
     @work
     async def _find(self) -> None:
         self._models = await asyncio.to_thread(self._choices)
+        if self._forecasts is not None:
+            self._forecasts.look([model.name for model in self._models if model.here and model.title != self._current])
         self._show(self.query_one(Input).value)
 
     @on(Input.Changed)
@@ -102,6 +114,35 @@ class ModelsScreen(ModalScreen[str | None]):
         elif not self._fetcher.start(choice.name, _teller(self.app)):
             self._say(f"{self._fetcher.state.name} is being downloaded: pause it first (Enter on it)")
 
+    def _refresh(self) -> None:
+        if self._fetcher is not None:
+            self._tell_progress()
+        if self._forecasts is not None:
+            self._tell_forecasts()
+
+    def _tell_forecasts(self) -> None:
+        """Renew the lines of models of which more is known."""
+        assert self._forecasts is not None
+        before, self._told = self._told, self._forecasts.known
+        found = self.query_one(OptionList)
+        shown = {option.id for option in found.options}
+        for model in self._models:
+            if model.name in shown and before.get(model.name) != self._told.get(model.name):
+                found.replace_option_prompt(model.name, self._line(model))
+
+    def action_forecast(self) -> None:
+        """Work out how fast the highlighted model would be."""
+        if (choice := self._highlighted()) is not None and self._forecasts is not None:
+            self._forecasts.measure(choice.name)
+            self._tell_forecasts()
+
+    def _highlighted(self) -> ModelChoice | None:
+        found = self.query_one(OptionList)
+        if found.highlighted is None:
+            return None
+        name = found.get_option_at_index(found.highlighted).id
+        return next(model for model in self._models if model.name == name)
+
     def _tell_progress(self) -> None:
         """Say how far the download is; look for models anew when it is complete."""
         assert self._fetcher is not None
@@ -115,17 +156,16 @@ class ModelsScreen(ModalScreen[str | None]):
             self._say(f"{state.name} is here: Enter opens it")
             self._find()
         else:
-            self._say(f"{state.name}: {state.share:.0%}, {state.words}")
+            self._say(f"{state.name}: {state.share:.0%}, {state.words}{' · Enter pauses' if state.running else ''}")
 
     def _say(self, text: str) -> None:
         self.query_one("#models-news", Static).update(text)
 
     def action_remove(self) -> None:
         """Say what removing the highlighted model frees; the second time, do it."""
-        found = self.query_one(OptionList)
-        if found.highlighted is None or self._remove is None:
+        choice = self._highlighted()
+        if choice is None or self._remove is None:
             return
-        choice = next(model for model in self._models if model.name == found.get_option_at_index(found.highlighted).id)
         if not choice.removable:
             self._say("only what was downloaded from the hub is removed here")
         else:
@@ -158,18 +198,19 @@ class ModelsScreen(ModalScreen[str | None]):
     def _show(self, text: str) -> None:
         found = self.query_one(OptionList)
         words = text.lower().split()
-        fitting = [model for model in self._models if all(word in _line(model).plain.lower() for word in words)]
+        fitting = [model for model in self._models if all(word in self._line(model).plain.lower() for word in words)]
         found.clear_options()
-        found.add_options([Option(_line(model, model.title == self._current), id=model.name) for model in fitting])
+        found.add_options([Option(self._line(model), id=model.name) for model in fitting])
         found.highlighted = 0 if fitting else None
 
-
-def _line(model: ModelChoice, is_open: bool = False) -> Content:
-    return Content.assemble(
-        (one_line(model.title, 60), "bold"),
-        ("  (open)" if is_open else "", "$primary"),
-        (f"\n  {one_line(model.detail, 90)}", "$muted"),
-    )
+    def _line(self, model: ModelChoice) -> Content:
+        told, width = self._told.get(model.name, ""), min(self.app.size.width * 9 // 10, WIDEST) - AROUND
+        return Content.assemble(
+            (one_line(model.title, 60), "bold"),
+            ("  (open)" if model.title == self._current else "", "$primary"),
+            (f"\n  {one_line(model.detail, width)}", "$muted"),
+            f"\n  {one_line(told, width)}" if told else "",
+        )
 
 
 def _teller(app: App[object]) -> Callable[[FetchState], None]:

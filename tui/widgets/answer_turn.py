@@ -13,29 +13,39 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
+from ..records import Key
 from ..text import count, seconds, visible
 from ..thinking import split
 from .markdown import GrowingMarkdown
+from .message import ChatMessage
+from .receipt_line import ReceiptLine
 
 PATIENCE_SECONDS = 1.0  # shorter waits need no words
 TICK_SECONDS = 0.5
 
 
-class AnswerTurn(Vertical):
+class AnswerTurn(Vertical, ChatMessage, can_focus=True):
     """Owns one Markdown document and its stream; texts come whole and only what is new is drawn."""
 
     BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
 
-    def __init__(self, number: int, text: str = "", receipt: str = "", thought_s: float | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        text: str = "",
+        receipt: str = "",
+        thought_s: float | None = None,
+        key: Key | None = None,
+    ) -> None:
         """Answer ``number``, empty and waiting; or complete with its ``text`` and ``receipt``."""
         super().__init__(classes="-ended" if text or receipt else "-waiting")
-        self.number = number
+        self.number, self.key = number, key
         self.text = visible(text)
         self._receipt = visible(receipt)
         self._shown = split(self.text).answer  # without the thinking
         self._began = time.monotonic()
         self._thought_s = thought_s
-        self._unfolded = False
+        self._unfolded, self._thinking_key = False, ""
         self._raw_length = len(text)  # of the text before it was cleaned
         self._prompt_tokens = self._tokens_read = 0
         self._ticker: Timer | None = None
@@ -45,7 +55,7 @@ class AnswerTurn(Vertical):
         yield Static(Content("▍"), classes="answer-waiting")
         yield Static(Content(""), classes="answer-thought")
         yield GrowingMarkdown(self._shown)
-        yield Static(Content(self._receipt), classes="answer-receipt")
+        yield ReceiptLine(Content(self._receipt), classes="answer-receipt")
 
     def on_mount(self) -> None:
         """Show what there is already."""
@@ -55,7 +65,7 @@ class AnswerTurn(Vertical):
 
     def maker(self) -> Callable[[], AnswerTurn]:
         """What makes it again, complete."""
-        return partial(AnswerTurn, self.number, self.text, self._receipt, self._thought_s)
+        return partial(AnswerTurn, self.number, self.text, self._receipt, self._thought_s, self.key)
 
     def expect(self, prompt_tokens: int) -> None:
         """About ``prompt_tokens`` have to be read first: say how that goes, where it takes a while."""
@@ -101,9 +111,9 @@ class AnswerTurn(Vertical):
             self._ticker.stop()
             self._ticker = None
 
-    def show_thinking(self, unfolded: bool) -> None:
-        """Unfold or fold the thinking."""
-        self._unfolded = unfolded
+    def show_thinking(self, unfolded: bool, key: str) -> None:
+        """Unfold or fold the thinking; ``key`` does that."""
+        self._unfolded, self._thinking_key = unfolded, key
         self._draw_thought()
 
     def _draw_thought(self) -> None:
@@ -116,10 +126,8 @@ class AnswerTurn(Vertical):
         long = f" for {seconds(self._thought_s)}" if self._thought_s is not None else ""
         title = "thinking …" if live else f"thought{long}"
         mark = "▾" if self._unfolded else "▸"
-        body = f"\n{thought}" if self._unfolded else ""
-        label.update(
-            Content.assemble((f"{mark} {title}", "bold"), "" if self._unfolded else "  (Ctrl+T shows it)", body)
-        )
+        key = f"  ({self._thinking_key} shows it)" if self._thinking_key else ""
+        label.update(Content.assemble((f"{mark} {title}", "bold"), f"\n{thought}" if self._unfolded else key))
 
     async def end(self, text: str, receipt: str) -> None:
         """The answer is complete: draw what is left of ``text`` and the ``receipt``."""
@@ -129,7 +137,7 @@ class AnswerTurn(Vertical):
         document.finish()
         document.display = bool(self._shown)
         self._receipt = visible(receipt)
-        self.query_one(".answer-receipt", Static).update(Content(self._receipt))
+        self.query_one(ReceiptLine).update(Content(self._receipt))
         self.add_class("-ended")
         self._draw_thought()
 

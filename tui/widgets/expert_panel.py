@@ -36,6 +36,7 @@ class ExpertPanel(Vertical):
         self._rates: deque[float] = deque(maxlen=_HISTORY)
         self._traffic = Traffic()
         self.stats: ExpertStats | None = None
+        self._in_ram: float | None = None
         self._shape: ModelShape | None = None
         self._maps: ExpertMaps | None = None
         self._before: FloatArray | None = None  # heat when this conversation began
@@ -59,6 +60,7 @@ class ExpertPanel(Vertical):
         self._rates.clear()
         self._traffic = Traffic()
         self._shape, self.stats, self._maps, self._can_pin = shape, stats, None, can_pin
+        self._in_ram = None
         self._pinned.clear()
         self.begin()
         self.border_title = Content(f"experts · {device}")
@@ -76,14 +78,14 @@ class ExpertPanel(Vertical):
         self._height = 0
         self.query_one("#expert-figures", Static).update(Content(text))
 
-    def show(self, stats: ExpertStats, maps: ExpertMaps | None) -> None:
+    def show(self, stats: ExpertStats, maps: ExpertMaps | None, in_ram: float | None = None) -> None:
         """Draw a sample. The rate of the sparkline is that of the tokens since the sample before."""
         before = self.stats or ExpertStats()
         hits, misses = stats.hits - before.hits, stats.misses - before.misses
         if hits + misses > 0:
             self._rates.append(hits / (hits + misses))
         self._traffic.add(stats.upload_bytes + stats.streamed_bytes, time.monotonic())
-        self.stats = stats
+        self.stats, self._in_ram = stats, in_ram
         # Nobody tells that nothing moves any more.
         if self._quiet is not None:
             self._quiet.stop()
@@ -108,7 +110,8 @@ class ExpertPanel(Vertical):
             self._draw_figures(self.stats)
 
     def _draw_figures(self, stats: ExpertStats) -> None:
-        lines = figures(stats, self._shape, list(self._rates), self._traffic, max(self.content_size.width, 20))
+        width = max(self.content_size.width, 20)
+        lines = figures(stats, self._shape, list(self._rates), self._traffic, width, self._in_ram)
         height, self._height = self._height, len(lines)
         # A layout of the whole screen only where these lines change their number.
         self.query_one("#expert-figures", Static).update(Content("\n").join(lines), layout=height != self._height)

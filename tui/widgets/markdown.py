@@ -6,7 +6,9 @@ document of few blocks; the next one begins where a block is certainly complete.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from functools import partial
 
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
@@ -19,7 +21,9 @@ from .code_lines import CodeLines
 from .discard import discard
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
+LONG_CODE = 4000  # characters that are coloured in some milliseconds
 SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is counted in sections
+_known_languages: set[str] = set()  # whose rules are compiled
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
 
@@ -58,10 +62,17 @@ class CodeBlock(MarkdownFence):
         super(MarkdownFence, self).notify_style_update()
 
     def finish(self) -> None:
-        """The code is complete: colour it."""
+        """The code is complete: colour it, after what waits now."""
         self.complete, self._theme = True, self.app.theme
-        theme = self.app.current_theme
-        content = MarkdownFence.highlight(self.code, self.lexer, ansi=self.app.native_ansi_color, dark=theme.dark)
+        self.call_later(self._colour)
+
+    async def _colour(self) -> None:
+        dark, ansi = self.app.current_theme.dark, self.app.native_ansi_color
+        colour = partial(MarkdownFence.highlight, self.code, self.lexer, ansi=ansi, dark=dark)
+        # In a thread where it takes long, as it does for a language's first: keys come in between.
+        quick = len(self.code) < LONG_CODE and self.lexer in _known_languages
+        content = colour() if quick else await asyncio.to_thread(colour)
+        _known_languages.add(self.lexer)
         for lines in self.query(CodeLines):
             lines.colour(content)
 

@@ -17,6 +17,7 @@ _MARKS: dict[State, tuple[str, str]] = {
     "stopping": ("◐", "$warning"),
     "stopped": ("□", "$secondary"),
     "failed": ("×", "$error"),
+    "no model": ("○", "$warning"),
 }
 
 
@@ -24,6 +25,7 @@ class StatusLine(Widget):
     """State, model and device on the left; figures on the right, dropped from the left when it is narrow."""
 
     state: reactive[State] = reactive[State]("loading")
+    loaded = reactive(1.0)  # share of the model's files that is in RAM
     model = reactive("")
     device = reactive("")
     answer_rate = reactive(0.0)
@@ -37,14 +39,17 @@ class StatusLine(Widget):
         mark, ink = _MARKS[self.state]
         width = self.size.width - 2
         figures = self._figures()
-        room = width - len(self.state) - 4
+        state: str = self.state
+        if state == "loading" and self.loaded < 1:
+            state = f"loading {percent(self.loaded)}"
+        room = width - len(state) - 4
         while figures and sum(len(figure) + 2 for figure in figures) > room - 8:
             figures.pop(0)
         right = "  ".join(figures)
         name = " · ".join(part for part in (self.model, self.device) if part)
         left = one_line(name, max(room - len(right) - 1, 0))
         gap = " " * max(room - len(left) - len(right), 0)
-        return Content.assemble((f" {mark} {self.state}", f"bold {ink}"), "  ", left, gap, (right, "$muted"), " ")
+        return Content.assemble((f" {mark} {state}", f"bold {ink}"), "  ", left, gap, (right, "$muted"), " ")
 
     def _figures(self) -> list[str]:
         figures = []

@@ -37,10 +37,10 @@ class Transcript(VerticalScroll, can_focus=False):
 
     BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
 
-    def __init__(self, *children: Widget, id: str | None = None) -> None:
-        """Hold ``children``."""
+    def __init__(self, *children: Widget, id: str | None = None, thinking_key: str = "") -> None:
+        """Hold ``children``; ``thinking_key`` unfolds thinking."""
         super().__init__(*children, id=id)
-        self.thinking_open = False
+        self.thinking_open, self._thinking_key = False, thinking_key
         self._earlier: list[Maker] = []  # turns above the first widget, oldest first
         self._fitting = False
         self._held: tuple[Widget, int] | None = None  # with its end's distance from the first line that is seen
@@ -75,7 +75,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _fold(self, turn: Widget) -> None:
         if isinstance(turn, AnswerTurn):
-            turn.show_thinking(self.thinking_open)
+            turn.show_thinking(self.thinking_open, self._thinking_key)
 
     # What is there as widgets.
 

@@ -8,17 +8,21 @@ from functools import partial
 from textual.content import Content
 from textual.widgets import Static
 
+from ..records import Key
 from ..text import visible
+from .message import ChatMessage
 
 
-class UserTurn(Static):
+class UserTurn(Static, ChatMessage, can_focus=True):
     """Plain text: neither Markdown nor markup."""
 
-    def __init__(self, text: str) -> None:
+    BINDINGS = ChatMessage.BINDINGS  # Static inherits none
+
+    def __init__(self, text: str, key: Key | None = None) -> None:
         """Show ``text``, cleaned of control characters."""
         super().__init__(Content(visible(text)))
-        self._text = text
+        self._text, self.key = text, key
 
     def maker(self) -> Callable[[], UserTurn]:
         """What makes it again."""
-        return partial(UserTurn, self._text)
+        return partial(UserTurn, self._text, self.key)

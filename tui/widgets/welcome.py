@@ -11,7 +11,7 @@ from textual.widgets import Static
 from ..failures import Failure
 from ..keys import Keys
 from ..records import ModelCard
-from ..text import count, one_line, size, visible
+from ..text import count, one_line, percent, size, visible
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _KEYS = (("send", "send"), ("stop", "stop"), ("experts", "experts"), ("models", "models"), ("palette", "commands"))
@@ -21,16 +21,29 @@ class Welcome(Static):
     """Loading, loaded or failed, in words."""
 
     def __init__(self, title: str, keys: Keys) -> None:
-        """Name the model that is being loaded, and ``keys`` once it is there."""
+        """Name the model that is being loaded, empty when none is, and ``keys`` once it is there."""
         super().__init__(Content(""))
         self._keys = keys
         self._title = one_line(title, 60)
         self._began = time.monotonic()
         self._timer: Timer | None = None
+        self._read = 1.0  # share of the files that is in RAM
 
     def on_mount(self) -> None:
-        """Show that loading is alive."""
+        """Show that loading is alive, or how to choose a model."""
+        if self._title:
+            self.begin_loading(self._title)
+        else:
+            open_one = f"{self._keys.shown('models')} shows the models there are: open one, or download one.\n"
+            small = "Try demo first: a small model, made in some seconds."
+            self.update(Content.assemble(_NAME, "\n\nNo model is open yet.\n", open_one, (small, "$muted")))
+
+    def begin_loading(self, title: str) -> None:
+        """The model ``title`` is being loaded."""
+        self._title, self._began, self._read = one_line(title, 60), time.monotonic(), 1.0
         self._tick()
+        if self._timer is not None:
+            self._timer.stop()
         self._timer = self.set_interval(0.1, self._tick)
 
     def loaded(self, card: ModelCard) -> None:
@@ -49,6 +62,10 @@ class Welcome(Static):
         keys = Content("   ").join(Content.assemble((key, "bold"), f" {does}".rstrip()) for key, does in named)
         self._settle(Content.assemble(_NAME, "\n\n", table, "\n", *notes, "\n", keys))
 
+    def reading(self, share: float) -> None:
+        """The model is being read from the disk."""
+        self._read = share
+
     def failed(self, failure: Failure) -> None:
         """The model did not load: say why and what to do."""
         hint = f"\n\nhint: {visible(failure.hint)}" if failure.hint else ""
@@ -59,7 +76,8 @@ class Welcome(Static):
         elapsed = time.monotonic() - self._began
         mark = _SPINNER[int(elapsed * 10) % len(_SPINNER)]
         words = f"  loading {self._title}  "
-        self.update(Content.assemble(_NAME, "\n\n", (mark, "$primary"), words, (f"{elapsed:.1f} s", "$muted")))
+        read = f" · {percent(self._read)} read from the disk" if self._read < 1 else ""
+        self.update(Content.assemble(_NAME, "\n\n", (mark, "$primary"), words, (f"{elapsed:.1f} s{read}", "$muted")))
 
     def _settle(self, content: Content) -> None:
         if self._timer is not None:

@@ -120,6 +120,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     chat.write_text(THOUGHT)
     file.write_text("The code word is heron.")
     picker = "Ctrl+F forecast"
+    story = "Write a very long story about a river and a boat."
     france = "What is the capital of France?"
     clear = press(*["BSpace"] * 60)
     return [
@@ -147,7 +148,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
         ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
         ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),
-        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "Ctrl+Q"))),
+        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "/quit"))),
         (
             "PageUp, PageDown",
             do(press("PageUp", "PageUp"), misses("/quit "), press("PageDown", "PageDown"), sees("/quit ")),
@@ -166,7 +167,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("/branch", run("/branch", "branch ")),
         ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
-        ("Enter opens it", do(press("Enter"), misses("Search all"))),
+        ("Enter opens it", do(press("Enter"), misses("Ctrl+D delete"))),
         ("/file", do(run(f"/file {file}", "attached: note.txt"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
@@ -179,12 +180,12 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+T: thinking", do(misses("a secret"), press("C-t"), sees("a secret"), press("C-t"), misses("a secret"))),
         ("/model", do(run("/model", picker), press("Escape"), misses(picker))),
         ("/model FILE", do(run(f"/model {there.model}", "loading"), idle)),
-        ("Esc stops", do(run("/set max_tokens 2000", "2000"), write("Count to 900.", "Enter"), sees("answering"))),
+        ("Esc stops", do(run("/set max_tokens 2000", "2000"), write(story, "Enter"), sees("answering"))),
         ("... at once", do(press("Escape"), sees("□ stopped", "stopped ·"))),
         ("unknown command", do(run("/hepl", "did you mean /help?"), press(*["BSpace"] * 9))),
         (
             "a resize while it answers",
-            do(write("Count to 90.", "Enter"), lambda: there.size(80, 24), sees("answering")),
+            do(write(story, "Enter"), lambda: there.size(80, 24), sees("answering")),
         ),
         ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
         ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),

@@ -530,3 +530,16 @@ def test_failures_in_words() -> None:
 
 def test_fake_pieces_add_up() -> None:
     assert "".join(pieces("a b  c")) == "a b  c" and SHAPE.used <= SHAPE.experts
+
+
+async def test_keys_that_come_in_a_burst_keep_their_order() -> None:
+    async with chat() as driver:
+        for _ in range(20):
+            driver.prompt.text = "wrong"
+            driver.prompt.move_cursor(driver.prompt.document.end)
+            keys = [*["backspace"] * 5, *"abc", "left", "x", "home", "y", "end", "backspace", "z"]
+            for key in keys:
+                driver.app.post_message(events.Key(key, key if len(key) == 1 else None))
+            await driver.until(lambda: "z" in driver.prompt.text)
+            await driver.pilot.pause()
+            assert driver.prompt.text == "yabxz"

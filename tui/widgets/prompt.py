@@ -14,6 +14,13 @@ from ..attachments import PASTE_CHARACTERS
 from ..commands import completed, matches
 from ..keys import Keys
 
+_EDITS = {
+    key: binding.action
+    for binding in TextArea.BINDINGS
+    if isinstance(binding, Binding)
+    for key in binding.key.split(",")
+}
+
 
 class Prompt(TextArea):
     """A text area of one line and more. What was sent stays at hand with Up."""
@@ -80,7 +87,8 @@ class Prompt(TextArea):
         self.border_subtitle = self._hint()
 
     async def _on_key(self, event: events.Key) -> None:
-        # Here and not as bindings of the app: those would overtake letters that still wait in this queue.
+        # Here and not as bindings, which run when a key has bubbled up: of what comes in a burst, as over a slow line,
+        # letters would overtake them, or they letters that still wait in this queue.
         if event.key in self._send:
             event.prevent_default().stop()
             self.action_send()
@@ -93,6 +101,9 @@ class Prompt(TextArea):
             event.prevent_default().stop()
             self.text = whole
             self.move_cursor(self.document.end)
+        elif (action := _EDITS.get(event.key)) is not None:
+            event.prevent_default().stop()
+            await self.run_action(action)
         else:
             await super()._on_key(event)
 

@@ -110,7 +110,8 @@ def main() -> None:
     lags.sort()
     print(
         f"processor {share:.0%} of a core; key shows after {lags[len(lags) // 2]:.0f} ms (median), "
-        f"{lags[int(len(lags) * 0.95)]:.0f} ms (95 %), {lags[-1]:.0f} ms (worst of {len(lags)}); "
+        f"{lags[int(len(lags) * 0.95)]:.0f} ms (95 %), {lags[int(len(lags) * 0.99)]:.0f} ms (99 %), {lags[-1]:.0f} ms "
+        f"(worst), {sum(lag > 50 for lag in lags)} of {len(lags)} after 50; "
         f"memory {memory[0][1]:.0f} -> {memory[-1][1]:.0f} MiB, after {settled_s:.0f} s {growth:+.2f} MiB a minute"
     )
     os.kill(pid, signal.SIGTERM)

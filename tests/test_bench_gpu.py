@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -13,7 +15,7 @@ import pytest
 
 from bench import twin
 from bench.gpu import __main__ as command
-from bench.gpu import agreement, build, cells, devices, report, routing, session, verdicts
+from bench.gpu import agreement, build, cells, devices, events, report, routing, session, verdicts
 from bench.gpu.cells import Cell, Contender, Scope, Size
 from bench.gpu.journal import Journal
 from edgemoe.errors import EdgeMoEError
@@ -39,13 +41,15 @@ class Fake:
         world = self._world
         if do == "zoo":
             return {"agreed": world.agrees, "apart": 0.5, "words": "made up", "checked": []}
-        if do == "rates":
-            return {}
+        if do in ("rates", "events"):
+            return dict(world.events) if do == "events" else {}
         if do == "open":
             self._name = Contender(**request["contender"]).name
             world.now += world.load_s
             if self._name in world.broken:
                 raise session.Failed("no memory")
+            world.open += 1
+            world.most_open = max(world.most_open, world.open)
             return {"load_s": 1.0, "whole_layers": 3, "slot_bytes": 100, "slots": 4, "stage_bytes": 50}
         if do == "answer":
             np.save(request["logits"], np.ones((2, 4), dtype=np.float32))
@@ -61,6 +65,7 @@ class Fake:
 
     def close(self) -> None:
         self._world.closed += 1
+        self._world.open -= bool(self._name)
 
 
 class World:
@@ -68,6 +73,8 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.now, self.load_s, self.test_s = 0.0, 10.0, 1.0
+        self.open = self.most_open = 0
+        self.events: dict[str, float] = {}
         self.agrees, self.closed, self.started, self.there = True, 0, 0, True
         self.asked: list[tuple[str, int]] = []
         self.broken: set[str] = set()
@@ -78,9 +85,13 @@ class World:
     def journal(self) -> Journal:
         return Journal(self.folder / "journal.jsonl")
 
-    def run(self, todo: list[Cell], deadline: float | None = None, repetitions: int = 5) -> bool:
+    def run(
+        self, todo: list[Cell], deadline: float | None = None, repetitions: int = 5, room: int | None = None
+    ) -> bool:
         device = {"device": "CUDA0", "backend": "", "rpc": False}
-        setting = session.Setting(SCOPE, device, 1, repetitions, 4, self.folder, deadline, clock=lambda: self.now)
+        setting = session.Setting(
+            SCOPE, device, 1, repetitions, 4, self.folder, deadline, room=room, clock=lambda: self.now
+        )
         return session.Session(setting, self.journal(), self._start, lambda text: None).run(
             todo, lambda name: self.model
         )
@@ -107,6 +118,56 @@ def test_the_most_telling_cell_comes_first_and_bars_before_the_rest() -> None:
     fresh = [i for i, c in enumerate(found) if c.kind == cells.FRESH]
     assert max(bars) < min(switches) < max(switches) < min(fresh)
     assert {c.test.depth for c in found} == {0, 4096} and {c.share for c in found} == set(cells.SHARES)
+
+
+def test_on_a_card_that_cannot_hold_all_they_take_turns_one_at_a_time(world: World) -> None:
+    todo = cells.cells(SCOPE)[:1]
+    assert world.run(todo, repetitions=2, room=int(1e12))
+    together, most = list(world.asked), world.most_open
+    assert most == 4
+    (world.folder / "journal.jsonl").unlink()
+    world.asked, world.most_open, world.started = [], 0, 0
+    assert world.run(todo, repetitions=2, room=int(1e9))
+    assert world.asked == together, "in the same order"
+    assert world.most_open == 1 and world.open == 0
+    (world.folder / "journal.jsonl").unlink()
+    world.asked, world.now = [], 0.0
+    assert not world.run(todo, deadline=75.0, repetitions=2, room=int(1e9)), "every turn has a load"
+    assert 0 < len(world.asked) < 8 and world.now < 75.0
+
+
+def test_what_the_device_did_is_added_up_and_shown(world: World) -> None:
+    trace = [
+        {"ph": "X", "cat": "kernel", "name": "mul_mat_vec_q", "ts": 10.0, "dur": 4.0, "args": {"stream": 7}},
+        {"ph": "X", "cat": "kernel", "name": "rms_norm", "ts": 12.0, "dur": 4.0, "args": {"stream": 8}},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "ts": 30.0, "dur": 2.0,
+         "args": {"bytes": 4096}},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pageable)", "ts": 31.0, "dur": 1.0,
+         "args": {"bytes": 8}},
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 1.0, "dur": 1.0},
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaGraphLaunch_v10000", "ts": 2.0, "dur": 1.0},
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaStreamSynchronize", "ts": 3.0, "dur": 9.0},
+        {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "ts": 3.0, "dur": 9.0},
+        {"ph": "i", "cat": "kernel", "name": "no span", "ts": 3.0},
+    ]  # fmt: skip
+    found = events.summary(trace)
+    assert found == {
+        "kernel_ns": 8000, "kernels": 2, "busy_ns": 8000, "to_device_ns": 2000, "to_device_bytes": 4096,
+        "to_host_ns": 1000, "to_host_bytes": 8, "inside_ns": 0, "inside_bytes": 0, "sync_ns": 9000, "launches": 2,
+    }  # fmt: skip
+    world.events = found | {"tokens": 2, "clock_ns": 50_000}
+    world.run(cells.cells(SCOPE)[:1])
+    assert len(world.journal().of("events")) == 4, "once for each contender"
+    page = report.page(world.journal(), SCOPE, [world.model], ["head"])
+    row = next(line for line in page.splitlines() if line.startswith("| 25 %") and "(0.00 MiB)" in line)
+    assert [cell.strip() for cell in row.split("|")][4:8] == ["0.025", "0.004", "0.004", "0.004"]
+
+
+def test_where_nobody_tells_what_the_device_does_it_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for torch in (None, SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))):
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        ran: list[int] = []
+        assert events.record(lambda ran=ran: ran.append(1)) == {} and ran == [1]
 
 
 @pytest.mark.parametrize("device", ["sim", "none"])

@@ -53,8 +53,13 @@ def test_it_collects_when_it_is_calm_and_at_last_when_it_is_not(clock: SimpleNam
     clock.s += SOON_SECONDS
     tidying_up.key()
     assert not tidying_up.look(), "a key was pressed just now"
-    clock.s += 1
+    clock.s += 0.5
+    assert not tidying_up.look(), "the next may come any moment"
+    tidying_up.key()
+    clock.s += 0.22
     assert tidying_up.look() and not tidying_up.look()
+    clock.s += SOON_SECONDS
+    assert tidying_up.look(), "nobody types"
     for _ in range(int(LATE_SECONDS * 10) - 1):
         clock.s += 0.1
         tidying_up.key()

@@ -18,9 +18,7 @@ from .records import ChatSettings
 from .screens.chat import ChatScreen, Services
 from .session import ChatSession, EngineSource
 from .theme import LOOKS, chosen, nearest, other
-from .tidying import Tidying
-
-TIDY_SECONDS = 1.0
+from .tidying import LOOK_SECONDS, Tidying
 
 
 class ChatApp(App[None]):
@@ -72,7 +70,7 @@ class ChatApp(App[None]):
     def _begin(self) -> None:
         if not self.is_headless:  # a process of its own
             self._tidying.begin()
-            self.set_interval(TIDY_SECONDS, self._tidying.look)
+            self.set_interval(LOOK_SECONDS, self._tidying.look)
         self.session.open()
 
     async def on_event(self, event: events.Event) -> None:

@@ -21,7 +21,10 @@ from textual.strip import Strip
 
 Divide: TypeAlias = Callable[[Strip, Iterable[int]], Sequence[Strip]]
 
-CALM_SECONDS = 0.25  # since the last key: who types has the next one down by then
+# Since the last key: who types has the next one down by then; later in a pause the next may come any moment, until
+# nobody types at all.
+CALM_SECONDS, PAUSE_SECONDS, QUIET_SECONDS = 0.2, 0.3, 1.0
+LOOK_SECONDS = 0.05
 SOON_SECONDS, LATE_SECONDS = 30.0, 120.0  # between two collections, when it is calm, and when it never is
 _NEVER = 1_000_000  # younger generations are cheap and stay automatic; the oldest is collected here
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 64 << 10  # malloc.h
@@ -51,9 +54,10 @@ class Tidying:
         self._key_s = time.monotonic()
 
     def look(self) -> bool:
-        """Collect if it is time; whether it was. To be called every second or so."""
+        """Collect if it is time; whether it was. To be called every ``LOOK_SECONDS``."""
         now = time.monotonic()
-        since, calm = now - self._collected_s, now - self._key_s >= CALM_SECONDS
+        since, pause = now - self._collected_s, now - self._key_s
+        calm = CALM_SECONDS <= pause < PAUSE_SECONDS or pause >= QUIET_SECONDS
         due = self._began and since >= (SOON_SECONDS if calm else LATE_SECONDS)
         if due:
             gc.collect()

@@ -12,6 +12,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bench import twin
@@ -68,10 +69,15 @@ class Bench:
         setting = Setting(
             self._scope, device, self._given.threads, self._given.repetitions, self._given.warm, self._given.folder,
             self._started + self._given.deadline if self._given.deadline else None, self._given.slow,
+            apart=self._given.apart,
         )  # fmt: skip
         if self._given.soak_cycles or self._given.soak_minutes:
             return self._soak(setting)
         if not self._given.report:
+            if self._scope.device not in cells.WITHOUT_GPU:
+                child = self._child(setting)
+                setting = replace(setting, room=child.found["free"])
+                child.close()
             session = Session(setting, self._journal, lambda: self._child(setting), _say)
             session.run(self._todo, self._model)
         return self._report()
@@ -273,6 +279,7 @@ def _arguments() -> argparse.Namespace:
     add("--architecture", default="native", help="of CUDA, such as 89 or 90")
     add("--sources", type=Path, help="llama-cpp-python's source archive, where pip cannot fetch it")
     add("--deadline", type=float, default=0, help="seconds from now at which to stop cleanly")
+    add("--apart", action="store_true", help="one contender at a time, as where the card cannot hold all: slower")
     add("--slow", type=float, default=1.0, help="factor on the planned minutes")
     add("--cells", type=int, default=0, help="only the first so many of the plan")
     add("--plan", action="store_true", help="print what would run")

@@ -28,7 +28,7 @@ from edgemoe.profiling.measure import Samples, _stage_bytes
 from edgemoe.profiling.observe import likeliest
 from edgemoe.profiling.placements import Placement, placements
 
-from . import agreement, cells, devices, routing, soak
+from . import agreement, cells, devices, events, routing, soak
 
 Request = dict[str, Any]
 WARM_PROMPT = 64
@@ -117,6 +117,16 @@ class Runner:
         found["elapsed_s"] = time.perf_counter() - started
         found["rss"] = psutil.Process().memory_info().rss
         return found
+
+    def events(self, request: Request) -> Request:
+        """A test of decoding once more, with what the device did meanwhile, see `events`; empty where nobody tells."""
+        test, sample = Test(**request["test"]), Samples("", Test(**request["test"]))
+        if test.depth:
+            self._go_to(test.depth)
+        else:
+            self._llm.reset()
+        found = events.record(lambda: self._decode(test, request["at"], sample))
+        return found and found | {"tokens": test.generate, "clock_ns": sample.ns[0]}
 
     def rates(self, request: Request) -> Request:
         """How fast this machine is at what the model does, measured through ggml itself."""

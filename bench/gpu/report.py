@@ -20,6 +20,13 @@ from .journal import Entry, Journal
 from .session import Model
 
 MIB = 2**20
+DEVICE_HEADER = [
+    "budget", "test", "placement", "token, ms", "device busy", "kernels", "CPU in sync", "to device", "to host",
+    "kernels, number", "launches",
+]  # fmt: skip
+DEVICE_NOTE = (
+    "Recorded by CUPTI in one more repetition, which it slows down; ms a token. Busy: anything ran on the device."
+)
 LIMITS = {
     "dense": "weights beside the experts / the device's bandwidth",
     "cold": "misses x bytes of an expert / the CPU's bandwidth",
@@ -96,6 +103,8 @@ def page(journal: Journal, scope: cells.Scope, models: Sequence[Model], head: Se
             "ms: of a token, or of the whole prompt, which is the time to its first token.",
         ]
         parts += [text for share in sorted(scope.shares) if (text := _token(journal, scope, model.name, share))]
+        if rows := _device_rows(journal, scope, model.name):
+            parts += [table(DEVICE_HEADER, rows, texts=3), DEVICE_NOTE]
         if held := _held(journal, model.name):
             parts.append(table(["device memory, MiB", "experts", "staging", "all, as the device counts"], held))
     failed = [f"- {e['model']}, {e['contender']}: {e['words']}" for e in journal.of("failed")]
@@ -186,6 +195,26 @@ def _beside(journal: Journal, model: str, samples: Sequence[Entry]) -> Iterator[
     if link and each["upload_bytes"]:
         copied = each["upload_bytes"] / link * 1e3
         yield "copy", float("nan"), copied, f"{each['upload_bytes'] / MIB:.1f} MiB uploaded / the link's bandwidth"
+
+
+def _device_rows(journal: Journal, scope: cells.Scope, model: str) -> list[list[str]]:
+    """What the device did in a token, as it tells itself."""
+    rows = []
+    for cell in cells.cells(scope):
+        for contender in cell.contenders if cell.model == model and cell.kind == cells.STEADY else ():
+            for told in journal.of("events", cell=cell.key, contender=contender.name)[-1:]:
+                tokens = told["tokens"]
+                times = [told[name] / tokens / 1e6 for name in ("clock_ns", "busy_ns", "kernel_ns", "sync_ns")]
+                copies = [
+                    f"{told[f'{way}_ns'] / tokens / 1e6:.3f} ({told[f'{way}_bytes'] / tokens / MIB:.2f} MiB)"
+                    for way in ("to_device", "to_host")
+                ]
+                name = contender.name if contender.ours else _title(journal, model, contender)
+                counts = [f"{told[what] / tokens:.0f}" for what in ("kernels", "launches")]
+                rows.append(
+                    [f"{cell.share:g} %", cell.test.name, name, *(f"{ms:.3f}" for ms in times), *copies, *counts]
+                )
+    return rows
 
 
 def _rates(journal: Journal, model: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -122,6 +122,8 @@ class Setting:
         folder: for logs and logits.
         deadline: on `clock`, None for none.
         slow: factor on planned times of what was never measured.
+        room: bytes of device memory that contenders may take together; None where they need not ask.
+        apart: contenders are open one at a time, whatever room there is.
     """
 
     scope: cells.Scope
@@ -132,6 +134,8 @@ class Setting:
     folder: Path
     deadline: float | None = None
     slow: float = 1.0
+    room: int | None = None
+    apart: bool = False
     clock: Callable[[], float] = time.monotonic
 
 
@@ -145,6 +149,7 @@ class Session:
         self._model = ""
         self._equal: dict[float, int] = {}
         self._broken: set[tuple[str, str]] = set()
+        self._apart = False  # the contenders of this cell are open one at a time
 
     def run(self, todo: Sequence[Cell], model_of: Callable[[str], Model]) -> bool:
         """Measure; True when every cell is complete or cannot be, False when the deadline came first."""
@@ -173,6 +178,9 @@ class Session:
             if not self._small_models_agree(cell.model):
                 return True
             self._rates(model)
+        self._apart = self._set.apart or not self._fit_together(cell, model)
+        if self._apart:
+            self._close_all()
         able = self._openable(cell, model)
         if not able or (cell.contenders[0].ours and cell.contenders[0] not in able):
             return True
@@ -185,6 +193,14 @@ class Session:
                     return True
         return True
 
+    def _fit_together(self, cell: Cell, model: Model) -> bool:
+        """Whether the device holds all contenders of a cell at once, and what a parity check opens beside them."""
+        if self._set.room is None:
+            return True
+        shares = [c.share / 100 if c.share else float(c.placement == cells.IN_VRAM) for c in cell.contenders]
+        dense = model.size.file - model.size.experts + SPARE
+        return sum(dense + share * model.size.experts for share in shares) < self._set.room
+
     def _openable(self, cell: Cell, model: Model) -> list[Contender]:
         """Contenders that are open now, or can be when their turn comes, and that agree."""
         keep = {c.name for c in cell.contenders} | {Contender(p).name for p in (cells.IN_VRAM, cells.ON_CPU)}
@@ -194,7 +210,7 @@ class Session:
         for contender in cell.contenders:
             if (model.name, contender.name) in self._broken:
                 continue
-            if contender.fresh or contender.name in self._open or self._load(contender, model):
+            if contender.fresh or self._apart or contender.name in self._open or self._load(contender, model):
                 able.append(contender)
         if not self._agree(cell, model):
             return []
@@ -231,21 +247,34 @@ class Session:
         """One repetition of one contender; False where it failed."""
         if self._journal.of("sample", cell=cell.key, contender=contender.name, repetition=repetition):
             return True
-        if contender.fresh:
+        alone = contender.fresh or self._apart
+        if alone:
             self._drop(contender.name)
             if not self._load(contender, model):
                 return False
         request = {"test": asdict(cell.test), "contender": contender.placement, "repetition": repetition}
         try:
             found = self._open[contender.name].ask("measure", at=repetition * cell.test.generate, **request)
+            self._journal.add("sample", cell=cell.key, contender=contender.name, repetition=repetition, **found)
+            if cell.test.generate and repetition == self._set.repetitions - 1 and not contender.fresh:
+                self._record(cell, contender)
         except Failed as error:
             self._fail(model.name, contender.name, str(error))
             return False
         finally:
-            if contender.fresh:
+            if alone:
                 self._drop(contender.name)
-        self._journal.add("sample", cell=cell.key, contender=contender.name, repetition=repetition, **found)
         return True
+
+    def _record(self, cell: Cell, contender: Contender) -> None:
+        """Once, after the repetitions that count: what the device did, where it tells."""
+        at = self._set.repetitions * cell.test.generate
+        try:
+            if found := self._open[contender.name].ask("events", at=at, test=asdict(cell.test)):
+                self._journal.add("events", cell=cell.key, contender=contender.name, **found)
+        except Failed as error:  # what was measured stands
+            self._say(f"  {contender.name}, what the device did: {error}")
+            self._drop(contender.name)
 
     # ---- agreement ----
 
@@ -267,31 +296,41 @@ class Session:
 
     def _agree(self, cell: Cell, model: Model) -> bool:
         """Ours against plain llama.cpp on the twin itself, once for each contender."""
-        references = [c for c in self._open if not c.startswith(cells.OURS)]
         for contender in cell.contenders:
-            if not contender.ours or contender.fresh or contender.name not in self._open:
+            if not contender.ours or contender.fresh or (model.name, contender.name) in self._broken:
                 continue
             if not self._journal.of("parity", model=model.name, what=contender.name):
-                if not references:
-                    reference = cells.contenders(self._set.scope, cell.share)[-1]
-                    if not self._load(reference, model):
-                        return False
-                    references = [reference.name]
-                verdict = self._compare(contender.name, references)
+                verdict = self._compare(contender, self._references(cell), model)
+                if verdict is None:
+                    return False
                 self._journal.add("parity", model=model.name, what=contender.name, **asdict(verdict))
                 self._say(f"  {contender.name}: {verdict.words}")
         return not self._refused(model.name)
 
-    def _compare(self, name: str, references: Sequence[str]) -> agreement.Verdict:
+    def _references(self, cell: Cell) -> list[Contender]:
+        """Plain llama.cpp: those that are open, or of this cell, or what the device lets it do."""
+        plain = [c for c in (*cell.contenders, *cells.contenders(self._set.scope, cell.share)) if not c.ours]
+        opened = [c for c in plain if c.name in self._open]
+        return opened or plain[-1:]
+
+    def _compare(
+        self, ours: Contender, references: Sequence[Contender], model: Model
+    ) -> agreement.Verdict | None:  # fmt: skip
+        """None where one of them cannot be opened."""
         answers = {}
-        try:
-            for who in (name, *references):
+        for who in (ours, *references):
+            if who.name not in self._open and not self._load(who, model):
+                return None
+            try:
                 path = self._set.folder / "logits.npy"
-                tokens = self._open[who].ask("answer", logits=str(path))["tokens"]
+                tokens = self._open[who.name].ask("answer", logits=str(path))["tokens"]
                 answers[who] = tokens, np.load(path)
-        except Failed as error:
-            return agreement.Verdict(False, 0.0, str(error))
-        return agreement.nearest([agreement.compare(*answers[name], *answers[who]) for who in references])
+            except Failed as error:
+                return agreement.Verdict(False, 0.0, str(error))
+            finally:
+                if self._apart:
+                    self._drop(who.name)
+        return agreement.nearest([agreement.compare(*answers[ours], *answers[who]) for who in references])
 
     def _refused(self, model: str) -> bool:
         return any(not entry["agreed"] for entry in self._journal.of("parity", model=model))
@@ -311,7 +350,8 @@ class Session:
             needed += repetitions * self._expected(cell, contender, model)
             if contender.name not in self._open and not contender.fresh:
                 loads = [e["elapsed_s"] for e in self._journal.of("opened", model=model.name, contender=contender.name)]
-                needed += max(loads, default=cells.load_seconds(model.size) * self._set.slow)
+                load_s = max(loads, default=cells.load_seconds(model.size) * self._set.slow)
+                needed += load_s * (repetitions if self._apart else 1)
         return self._set.clock() + needed < self._set.deadline
 
     def _expected(self, cell: Cell, contender: Contender, model: Model) -> float:

@@ -1,0 +1,71 @@
+"""What the device itself did while something ran: its kernels, copies and waits, from CUPTI.
+
+Nsight shows the same activity records. They come through torch's profiler here (kineto), which records the whole
+process, also what ggml launches, where torch is built for CUDA; elsewhere there is nothing to record.
+
+**Source**: the trace format of torch.profiler's ``export_chrome_trace``: times in microseconds, categories of kineto.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+KERNEL, COPY, SET = "kernel", "gpu_memcpy", "gpu_memset"
+CALLS = ("cuda_runtime", "cuda_driver")
+WAYS = {"HtoD": "to_device", "DtoH": "to_host", "DtoD": "inside"}
+NS = 1000.0
+
+
+def record(run: Callable[[], object]) -> dict[str, float]:
+    """Run it and say what the device did, see `summary`; empty, and run all the same, where nobody can tell."""
+    try:
+        import torch
+    except ImportError:
+        run()
+        return {}
+    if not torch.cuda.is_available():
+        run()
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        return summary(json.loads(path.read_text())["traceEvents"])
+
+
+def summary(events: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Nanoseconds and bytes by what was done; ``busy_ns`` is the time in which anything ran on the device."""
+    done = [event for event in events if event.get("ph") == "X"]
+    found = dict.fromkeys((f"{way}_{what}" for way in WAYS.values() for what in ("ns", "bytes")), 0.0)
+    found |= {"kernel_ns": 0.0, "sync_ns": 0.0, "kernels": 0.0, "launches": 0.0}
+    spans = []
+    for event in done:
+        kind, name, ns = event.get("cat"), event.get("name", ""), float(event["dur"]) * NS
+        if kind == KERNEL:
+            found["kernel_ns"] += ns
+            found["kernels"] += 1
+        elif kind == COPY:
+            way = next((way for mark, way in WAYS.items() if mark in name), None)
+            if way is not None:
+                found[f"{way}_ns"] += ns
+                found[f"{way}_bytes"] += float(event.get("args", {}).get("bytes", 0))
+        elif kind in CALLS:
+            found["sync_ns"] += ns if "Synchronize" in name else 0.0
+            found["launches"] += "Launch" in name
+        if kind in (KERNEL, COPY, SET):
+            spans.append((float(event["ts"]) * NS, float(event["ts"]) * NS + ns))
+    return found | {"busy_ns": covered(spans)}
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How much of the time line is in one of ``spans`` at least."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total

@@ -225,3 +225,19 @@ async def test_loading_tells_how_much_is_read(tmp_path: Path) -> None:
         await driver.until(lambda: "loading 42 %" in shown(driver))
         loads.set()
         await driver.until(lambda: driver.status.state == "idle")
+
+
+async def test_the_row_where_the_keys_are_is_seen_in_sixteen_colours() -> None:
+    choices = [ModelChoice("first", "first"), ModelChoice("second", "second")]
+    app = ChatApp(None, ChatSettings("", look="16"), services=Services(choices=lambda: choices))
+    async with app.run_test() as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ModelsScreen) and "second" in shown(driver))
+        await pilot.press("down")
+
+        def marked() -> list[str]:
+            segments = [segment for strip in app.screen._compositor.render_strips() for segment in strip]
+            return [segment.text for segment in segments if segment.style and segment.style.underline]
+
+        await driver.until(lambda: "second" in marked())
+        assert "first" not in marked()

@@ -33,7 +33,7 @@ def hint(driver: Driver) -> str:
 
 async def choose(driver: Driver, number: int, many: int) -> None:
     await driver.pilot.press("ctrl+up", *["up"] * (many - number))
-    await driver.until(lambda: f"message {number} of {many}:" in hint(driver), hint(driver))
+    await driver.until(lambda: f"message {number}/{many}:" in hint(driver), hint(driver))
 
 
 async def test_messages_are_walked_through_and_copied(tmp_path: Path) -> None:

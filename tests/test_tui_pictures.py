@@ -132,7 +132,7 @@ async def slash(driver: Driver) -> None:
 async def chosen(driver: Driver) -> None:
     await conversation(driver)
     await driver.pilot.press("ctrl+up")
-    await driver.until(lambda: "message 2 of 2" in str(driver.prompt.border_subtitle))
+    await driver.until(lambda: "message 2/2" in str(driver.prompt.border_subtitle))
 
 
 async def models(driver: Driver) -> None:

@@ -11,7 +11,7 @@ _DOES = {
     "edit_message": "edit",
     "regenerate_message": "again",
     "continue_message": "continue",
-    "stop": "back",
+    "stop": "",
 }
 
 
@@ -43,10 +43,10 @@ class Choosing:
         if message is None:
             screen.enter(screen.state)
             return
-        keys = " · ".join(f"{screen.keys.shown(name)} {does}" for name, does in _DOES.items())
+        keys = " · ".join(f"{screen.keys.shown(name)} {does}".rstrip() for name, does in _DOES.items())
         turns = screen.conversation.turns
         at = next((number for number, turn in enumerate(turns, 1) if turn.key is message.key), 0)
-        screen.prompt.show_keys(f"message {at} of {len(turns)}: {keys}" if at else keys)
+        screen.prompt.show_keys(f"message {at}/{len(turns)}: {keys}" if at else keys)
 
     async def do(self, message: ChatMessage, what: str) -> None:
         """Copy, edit, regenerate or continue ``message``, or leave it."""

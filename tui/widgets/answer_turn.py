@@ -63,6 +63,11 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         if self.has_class("-ended"):
             self.query_one(GrowingMarkdown).display = bool(self._shown)
 
+    def watch_has_focus(self, has_focus: bool) -> None:
+        """Chosen, it has an edge that must be drawn."""
+        self.BLANK = not has_focus  # type: ignore[misc]
+        super().watch_has_focus(has_focus)
+
     def maker(self) -> Callable[[], AnswerTurn]:
         """What makes it again, complete."""
         return partial(AnswerTurn, self.number, self.text, self._receipt, self._thought_s, self.key)

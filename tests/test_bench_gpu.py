@@ -337,6 +337,28 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert build.kind_of("CUDA0") == "CUDA" and build.kind_of("none") == ""
 
 
+def test_a_toolchain_that_is_not_there_is_said_and_an_error_of_the_compiler_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda kind: "/bin/sh" if kind == "Vulkan" else None)
+    monkeypatch.setattr(build, "unpacked", lambda folder, sources: tmp_path)
+    failing = ["configure"]
+
+    def run(command: list[str], what: str) -> None:
+        if ("--build" in command) == (failing == ["compile"]):
+            raise EdgeMoEError(f"{what} failed")
+
+    monkeypatch.setattr(build, "_run", run)
+    monkeypatch.setattr(sys, "argv", ["build", "Vulkan", "ROCm", "--folder", str(tmp_path)])
+    build.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Vulkan: not compiled here: Vulkan failed; install glslc")
+    assert said[1].startswith("ROCm: not compiled here: ROCm cannot be built: there is no hipcc")
+    failing[:] = ["compile"]
+    with pytest.raises(EdgeMoEError, match="Vulkan failed"):
+        build.main()
+
+
 def test_a_small_twin_keeps_the_experts() -> None:
     whole, small = twin.TWINS["deepseek-v2-lite"], twin.small(twin.TWINS["deepseek-v2-lite"], 3)
     assert small.keys["block_count"] == 4, "one dense layer before those with experts"

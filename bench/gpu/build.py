@@ -1,7 +1,11 @@
-"""Finds a device for ggml, or builds a GPU backend from the sources of the tested llama-cpp-python."""
+"""Finds a device for ggml, or builds a GPU backend from the sources of the tested llama-cpp-python.
+
+python -m bench.gpu.build Vulkan ROCm   # compiles those whose toolchain is there, and says of the others why not
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -14,6 +18,10 @@ from edgemoe.engine import host
 from edgemoe.errors import EdgeMoEError
 
 ALONE = ("GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_BUILD_TESTS=OFF", "GGML_BUILD_EXAMPLES=OFF")
+
+
+class NoToolchain(EdgeMoEError):
+    """A backend cannot be built on this machine."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
         sources: llama-cpp-python's source archive; without one, pip fetches it.
 
     Raises:
-        EdgeMoEError: there is no compiler, no sources, or they do not compile.
+        NoToolchain: there is no compiler, or CMake misses something else.
+        EdgeMoEError: there are no sources, or they do not compile.
     """
     out = folder / f"build-{kind.lower()}"
     if found := library(kind, out):
@@ -74,7 +83,7 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
     wanted = KINDS[kind]
     tool = compiler(kind)
     if tool is None:
-        raise EdgeMoEError(f"{kind} cannot be built: there is no {wanted.compiler}", f"install {wanted.needs}")
+        raise NoToolchain(f"{kind} cannot be built: there is no {wanted.compiler}", f"install {wanted.needs}")
     flags = [f"-D{option}" for option in (*ALONE, *wanted.options)]
     if kind == "CUDA":
         flags += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", f"-DCMAKE_CUDA_COMPILER={tool}"]
@@ -82,7 +91,12 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
             flags += ["-DGGML_CUDA_NO_VMM=ON"]  # the toolkit has no stand-in for the driver to link with
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     source = unpacked(folder, sources)
-    _run(["cmake", *generator, "-S", str(source), "-B", str(out), "-DCMAKE_BUILD_TYPE=Release", *flags], kind)
+    configure = ["cmake", *generator, "-S", str(source), "-B", str(out), "-DCMAKE_BUILD_TYPE=Release", *flags]
+    try:
+        _run(configure, kind)
+    except EdgeMoEError as error:
+        shutil.rmtree(out, ignore_errors=True)  # what was not found is not remembered as missing
+        raise NoToolchain(str(error), f"install {wanted.needs}") from error
     _run(["cmake", "--build", str(out), "--target", wanted.target, "-j", str(os.cpu_count() or 1)], kind)
     found = library(kind, out)
     if found is None:
@@ -130,3 +144,21 @@ def _run(command: list[str], what: str) -> None:
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if "rror" in line][:3] or done.stdout.splitlines()[-3:]
         raise EdgeMoEError(f"{what} failed ({command[0]} ended with {done.returncode}): {' | '.join(said)}")
+
+
+def main() -> None:
+    """Build what was named, where that is possible."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="+", choices=[*KINDS])
+    parser.add_argument("--folder", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--architecture", default="native", help="of CUDA, such as 89 or 90")
+    given = parser.parse_args()
+    for kind in given.kinds:
+        try:
+            print(f"{kind}: {build(kind, given.folder, given.architecture)}", flush=True)
+        except NoToolchain as error:
+            print(f"{kind}: not compiled here: {error}; {error.hint}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

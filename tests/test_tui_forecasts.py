@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_tui_commands import kept
@@ -18,11 +20,11 @@ from tui.records import ModelCard, ModelChoice
 from tui.screens.models import ModelsScreen
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in time"
-        time.sleep(0.02)
+def settled(forecasts: Forecasts) -> dict[str, str]:
+    """What is known when all that was asked for has been worked out."""
+    if (thread := forecasts._thread) is not None:
+        thread.join(60)
+    return forecasts.known
 
 
 @pytest.fixture(autouse=True)
@@ -41,30 +43,36 @@ def test_a_look_says_whether_it_fits_and_a_run_how_fast(tmp_path: Path) -> None:
     name = str(build("llama", tmp_path))
     with forecasting() as forecasts:
         forecasts.look([name, str(tmp_path / "missing.gguf")])
-        until(lambda: len(forecasts.known) == 2)
-        assert forecasts.known[name] == "fits: in RAM"
-        assert forecasts.known[str(tmp_path / "missing.gguf")].startswith("there is no file")
+        known = settled(forecasts)
+        assert known[name] == "fits: in RAM"
+        assert known[str(tmp_path / "missing.gguf")].startswith("there is no file")
         forecasts.measure(name)
         assert forecasts.known[name] == "forecasting …"
-        until(lambda: "tokens/s (+-25%)" in forecasts.known[name])
+        assert "tokens/s (+-25%)" in settled(forecasts)[name]
 
 
 def test_memory_that_the_open_model_leaves_is_planned_with(tmp_path: Path) -> None:
     name = str(build("llama", tmp_path))
     with forecasting("--ram-free=100KiB") as forecasts:
         forecasts.look([name])
-        until(lambda: name in forecasts.known)
-        assert forecasts.known[name].startswith("does not fit: ")
+        assert settled(forecasts)[name].startswith("does not fit: ")
 
 
-def test_what_is_under_way_ends_with_the_chat(tmp_path: Path) -> None:
-    name = str(build("llama", tmp_path))
+def test_what_is_under_way_ends_with_the_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, started, runs = str(build("llama", tmp_path)), threading.Event(), subprocess.Popen
+
+    def start(*arguments: Any, **keywords: Any) -> Any:
+        process = runs(*arguments, **keywords)
+        started.set()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     with forecasting() as forecasts:
         forecasts.measure(name)
-        until(lambda: forecasts._process is not None)
-        process = forecasts._process
+        assert started.wait(10)
         forecasts.close()
-        assert process is not None and process.wait(10) < 0
+        settled(forecasts)
+        assert forecasts._process is not None and forecasts._process.wait(10) < 0
         forecasts.look([name + "x"])
         assert name + "x" not in forecasts.known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fake_engine import Gate, pieces
 from test_tui import chat, shown
 from textual.app import App, ComposeResult
 from textual.geometry import Offset
@@ -77,3 +78,23 @@ async def test_code_lines_show_grow_and_are_selected() -> None:
         assert lines.size.height == 4 and lines.render_line(2).text.rstrip() == "last one"
         picked = lines.get_selection(Selection(Offset(0, 2), Offset(4, 3)))
         assert picked is not None and picked[0] == "last one\nmore"
+
+
+async def test_every_line_of_code_is_drawn_anew_when_it_grows_and_when_it_has_colours() -> None:
+    gate = Gate()
+    code = "```python\ndef first(): # and words that make this the widest\n  return a b\n```\n"
+    async with chat(answers=[code], gate=gate) as driver:
+        await driver.send("go")
+        for piece in pieces(code)[:-1]:
+            gate.allow()
+            word = piece.split("\n")[-1].strip() or "first():"
+            await driver.until(lambda word=word: word in shown(driver), word)
+        gate.allow(9)
+        await driver.ready()
+
+        def plain_lines() -> list[str]:
+            lines = [strip for strip in driver.app.screen._compositor.render_strips() if "first()" in strip.text]
+            return [segment.text for strip in lines for segment in strip if "def first" in segment.text]
+
+        await driver.until(lambda: driver.screen.query_one(CodeBlock).coloured)
+        await driver.until(lambda: not plain_lines(), "colours in the first line")

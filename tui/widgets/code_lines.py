@@ -55,7 +55,7 @@ class CodeLines(Widget):
         if before != (len(self._lines), self._widest):
             self.refresh(layout=True)
         else:
-            self.refresh(Region(0, start, self.size.width, len(lines)).translate(self.gutter.top_left))
+            self.refresh(Region(0, start, self.size.width, len(lines)))
 
     def notify_style_update(self) -> None:
         """Another theme has other colours."""

@@ -339,7 +339,11 @@ def run(hub: HubServer, home: Path, *arguments: str, **keywords: Any) -> subproc
     }
     command = [sys.executable, "-m", "edgemoe.cli", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment | keywords.pop("env", {}))
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment | keywords.pop("env", {}),
+        # A shell in the background starts programs deaf to Ctrl+C, and they pass it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
 
 
 def test_two_processes_fetch_the_same_file_once(

@@ -50,6 +50,7 @@ class Prompt(TextArea):
         self._sent: list[str] = []
         self._place = 0  # in what was sent; at its end while something new is written
         self._send, self._newline = keys.of("send"), keys.of("newline")
+        self._scrolling = {*keys.of("page_up"), *keys.of("page_down")}  # the conversation, not this text
         self._usual = f"{keys.shown('send')} send · {keys.shown('newline')} newline"
         self._keys = self._usual
         self.placeholder = "Ask something, or / for commands"
@@ -101,7 +102,7 @@ class Prompt(TextArea):
             event.prevent_default().stop()
             self.text = whole
             self.move_cursor(self.document.end)
-        elif (action := _EDITS.get(event.key)) is not None:
+        elif event.key not in self._scrolling and (action := _EDITS.get(event.key)) is not None:
             event.prevent_default().stop()
             await self.run_action(action)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from test_tui import Driver, chat, shown
+from textual.geometry import Size
 
 from tui.conversation import Conversation
 from tui.widgets.answer_turn import AnswerTurn
@@ -88,6 +89,17 @@ async def test_what_is_read_stays_where_it_is_when_more_comes_above() -> None:
         line = driver.all(UserTurn)[1].virtual_region.y - int(there.scroll_y) + there.gutter.top
         await driver.until(lambda: driver.all(UserTurn)[0] is not first and settled(driver))
         assert words in shown(driver).split("\n")[line]
+
+
+async def test_a_turn_that_is_not_composed_yet_can_be_asked_for_all_it_has() -> None:
+    async with chat(answers=[LONG]) as driver:
+        there, turn = transcript(driver), AnswerTurn(1, LONG)
+        mounted = there.mount(turn, before=0)
+        assert not turn.children
+        there.virtual_size = Size(80, 1000)  # as a layout between mounting and composing does
+        await driver.pilot.press("ctrl+t")
+        await mounted
+        await up_to(driver, "Paragraph number 0.")
 
 
 async def test_thinking_that_comes_back_is_folded_as_the_others_are() -> None:

@@ -49,19 +49,21 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         self._raw_length = len(text)  # of the text before it was cleaned
         self._prompt_tokens = self._tokens_read = 0
         self._ticker: Timer | None = None
+        # Held, not queried: the transcript asks about a turn before Textual has composed it.
+        self._waiting = Static(Content("▍"), classes="answer-waiting")
+        self._thought = Static(Content(""), classes="answer-thought")
+        self._document = GrowingMarkdown(self._shown)
+        self._receipt_line = ReceiptLine(Content(self._receipt), classes="answer-receipt")
 
     def compose(self) -> ComposeResult:
-        """A waiting mark, the document, the receipt."""
-        yield Static(Content("▍"), classes="answer-waiting")
-        yield Static(Content(""), classes="answer-thought")
-        yield GrowingMarkdown(self._shown)
-        yield ReceiptLine(Content(self._receipt), classes="answer-receipt")
+        """A waiting mark, the thinking, the document, the receipt."""
+        yield from (self._waiting, self._thought, self._document, self._receipt_line)
 
     def on_mount(self) -> None:
         """Show what there is already."""
         self._draw_thought()
         if self.has_class("-ended"):
-            self.query_one(GrowingMarkdown).display = bool(self._shown)
+            self._document.display = bool(self._shown)
 
     def watch_has_focus(self, has_focus: bool) -> None:
         """Chosen, it has an edge that must be drawn."""
@@ -87,7 +89,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
             return
         about = f"about {count(self._prompt_tokens)} tokens"
         done = f"{count(min(self._tokens_read, self._prompt_tokens))} of {about}" if self._tokens_read else about
-        self.query_one(".answer-waiting", Static).update(
+        self._waiting.update(
             Content.assemble("▍", (f" reading the prompt · {done} · {elapsed:.0f} s", "$muted")), layout=False
         )
 
@@ -106,7 +108,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
             self._draw_thought()
         fresh, self._shown = parts.answer[len(self._shown) :], parts.answer
         if fresh:
-            await self.query_one(GrowingMarkdown).grow(fresh)
+            await self._document.grow(fresh)
 
     def _settle(self) -> None:
         if self.has_class("-waiting"):
@@ -123,8 +125,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
 
     def _draw_thought(self) -> None:
         thought = split(self.text).thought
-        label = self.query_one(".answer-thought", Static)
-        label.display = bool(thought)
+        self._thought.display = bool(thought)
         if not thought:
             return
         live = self._thought_s is None and not self.has_class("-ended")
@@ -132,17 +133,16 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         title = "thinking …" if live else f"thought{long}"
         mark = "▾" if self._unfolded else "▸"
         key = f"  ({self._thinking_key} shows it)" if self._thinking_key else ""
-        label.update(Content.assemble((f"{mark} {title}", "bold"), f"\n{thought}" if self._unfolded else key))
+        self._thought.update(Content.assemble((f"{mark} {title}", "bold"), f"\n{thought}" if self._unfolded else key))
 
     async def end(self, text: str, receipt: str) -> None:
         """The answer is complete: draw what is left of ``text`` and the ``receipt``."""
         await self.grow(text)
         self._settle()
-        document = self.query_one(GrowingMarkdown)
-        document.finish()
-        document.display = bool(self._shown)
+        self._document.finish()
+        self._document.display = bool(self._shown)
         self._receipt = visible(receipt)
-        self.query_one(ReceiptLine).update(Content(self._receipt))
+        self._receipt_line.update(Content(self._receipt))
         self.add_class("-ended")
         self._draw_thought()
 
@@ -151,18 +151,18 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
     @property
     def first_section(self) -> Widget | None:
         """The first section that is drawn, if others would be left without it."""
-        drawn = self.query_one(GrowingMarkdown).drawn
+        drawn = self._document.drawn
         return drawn[0] if len(drawn) > 2 else None
 
     @property
     def has_more(self) -> bool:
         """There are sections above."""
-        return self.query_one(GrowingMarkdown).has_more
+        return self._document.has_more
 
     async def shorten(self) -> None:
         """Keep only the text of the first section that is drawn."""
-        await self.query_one(GrowingMarkdown).shorten()
+        await self._document.shorten()
 
     async def lengthen(self) -> None:
         """Draw one more section."""
-        await self.query_one(GrowingMarkdown).lengthen()
+        await self._document.lengthen()

@@ -159,7 +159,7 @@ class GrowingMarkdown(Vertical):
     @property
     def has_more(self) -> bool:
         """There are sections above the first that is drawn."""
-        return bool(self._above)
+        return bool(self._above and self.drawn)
 
     @property
     def drawn(self) -> list[Section]:

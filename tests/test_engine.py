@@ -126,10 +126,13 @@ def test_answers_carry_their_account(model: Path) -> None:
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 80])
 def test_cancel_keeps_what_was_generated(prompt: list[int], model: Path) -> None:
     llm = Llama(model, n_ctx=4096, n_threads=1, offload=SIM)
-    threading.Timer(0.1, llm.cancel).start()
+    never_ends = {llm.token_eos(): -100.0}
+    timer = threading.Timer(0.1, llm.cancel)
+    timer.start()
     started = time.perf_counter()
-    pieces = list(llm.create_completion(prompt, max_tokens=None, temperature=1.0, logit_bias={0: -100.0}, stream=True))
+    pieces = list(llm.create_completion(prompt, max_tokens=None, temperature=1.0, logit_bias=never_ends, stream=True))
     assert time.perf_counter() - started < 2.0
+    timer.join()
     assert pieces[-1]["choices"][0]["finish_reason"] == "stop"
     again = llm.create_completion(PROMPT, max_tokens=4, temperature=0)
     llm.close()

@@ -86,8 +86,8 @@ int32_t em_decode(void * llama_decode, void * context, const void * batch, int32
 void * em_abort_callback(void) { return reinterpret_cast<void *>(abort_requested); }
 
 em_engine * em_engine_new(const em_options * options) {
-    if (!em_host_checked() || !options || options->struct_bytes != int32_t(sizeof(*options))) {
-        em_fail(EM_ERROR_STATE, "the core was not checked against ggml, or the options have another size");
+    if (!em_host_checked() || !options || options->struct_bytes != int32_t(sizeof(*options)) || options->graph_us <= 0) {
+        em_fail(EM_ERROR_STATE, "the core was not checked against ggml, or the options are not such");
         return nullptr;
     }
     auto e = std::make_unique<em_engine>();
@@ -181,7 +181,13 @@ int32_t em_layer(em_engine * e, int32_t i, em_layer_info * out) {
     return EM_OK;
 }
 
-int32_t em_set_slots(em_engine * e, const int32_t * slots, int32_t count) { return em_slots_set(e, slots, count); }
+int32_t em_set_slots(em_engine * e, const int32_t * slots, int32_t count) {
+    const int32_t status = em_slots_set(e, slots, count);
+    if (status == EM_OK) {
+        em_stages_make(e);
+    }
+    return status;
+}
 
 int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
     int32_t taken = 0;

@@ -21,7 +21,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 1
+#define EM_ABI_VERSION 2
 
 enum em_status {
     EM_OK               = 0,
@@ -43,6 +43,7 @@ typedef struct {
     int32_t stream_tokens;    // prefill: a cold expert with so many tokens is streamed; 0 never
     int32_t register_host;    // 1: let the device read experts from host memory by itself, where its driver can
     int32_t stream_slots;     // staging places of an expert on the device for prefill, an even number; 0 none
+    int32_t graph_us;         // about how long one graph of a prefill may take, for nothing can stop it
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 
@@ -172,8 +173,8 @@ EM_API int32_t     em_end_load(em_engine * engine);
 EM_API int32_t     em_engine_stop(em_engine * engine);
 EM_API int32_t     em_layer_count(em_engine * engine);
 EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
-// (Re)allocate device slots: slots[layer]. Residency of changed layers is lost. EM_ERROR_NO_MEMORY leaves that layer and
-// those after it without slots.
+// (Re)allocate device slots: slots[layer]; the first time also the staging places of prefills. Residency of changed layers
+// is lost. EM_ERROR_NO_MEMORY leaves that layer and those after it without slots.
 EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
 // Queue uploads; returns how many were taken.
 EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);

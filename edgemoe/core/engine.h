@@ -168,7 +168,7 @@ struct em_engine {
     em_region  io_device, io_host, stage_host, cpu_scratch;
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
-    double cold_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on the CPU, a byte streamed
+    double cold_pair_ns = 0, hot_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on each side, a byte streamed
     double miss_pair_ns = 0, fetch_ns = 0; // of decode: a pair on the CPU; what a fetch costs beside copying
 
     // Uploads: requests in, residency out.
@@ -332,4 +332,5 @@ struct em_context { // one per llama context that opened our backend
     ggml_backend * cpu = nullptr;
     std::vector<char> arena;
 };
+void em_stages_make(em_engine * e); // before they are needed: memory is had or not while the model loads
 int em_graph_compute(em_context * c, ggml_cgraph * graph);

@@ -7,8 +7,50 @@
 
 namespace {
 
-// Most pairs of one device graph: bounds its memory (rows of n_embd + 3 n_ff floats each).
+// Most pairs of one graph: bounds its memory (rows of n_embd + 3 n_ff floats each).
 constexpr int64_t MAX_PAIRS = 2048;
+
+// A graph cannot be stopped on the device, and only between its matrices on the CPU: by the rates measured so far, no such
+// part takes much longer than options.graph_us. Until there is a rate, a slow one is guessed, in multiplications per ns.
+constexpr double  GUESS = 50;
+constexpr int64_t LEAST_PAIRS = 16;
+
+// ggml takes other kernels for an expert with few rows (fewer than 8, in llama.cpp's tiled ones), which round otherwise: so
+// many rows stay together that a cut changes no kernel.
+constexpr int64_t TOGETHER = 64;
+
+// The end of a graph that begins at `at`, about `most` later.
+int64_t graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t most) {
+    const int64_t all = int64_t(pairs.size());
+    int64_t       end = at;
+    while (end < all) {
+        const int32_t expert = pairs[size_t(end)].expert;
+        int64_t       rows   = 1;
+        while (rows < 2 * TOGETHER && end + rows < all && pairs[size_t(end + rows)].expert == expert) {
+            ++rows;
+        }
+        rows = rows < 2 * TOGETHER ? rows : TOGETHER;
+        if (end > at && end + rows > at + most) {
+            break;
+        }
+        end += rows;
+    }
+    return end;
+}
+
+double pair_multiplications(const em_layer_t & layer) {
+    double all = 0;
+    for (const ggml_tensor * w : layer.weight) {
+        all += w ? double(w->ne[0]) * double(w->ne[1]) : 0;
+    }
+    return all;
+}
+
+double pair_ns(const em_block & b, double measured) { return measured > 0 ? measured : pair_multiplications(*b.layer) / GUESS; }
+
+bool device_usable(const em_engine * e, const em_layer_t & layer) {
+    return e->exec && !e->device_dead && layer.device_can != 0;
+}
 
 // Results go where the graph wants them, unless that memory is also an input that later pairs still read.
 class block_output {
@@ -52,7 +94,9 @@ struct split {
     double  both_ns = 0; // what the longer of both sides should take, the fetch and the cold pairs
 };
 
-constexpr double RATE_SMOOTH = 0.2;
+constexpr double  RATE_SMOOTH = 0.2;
+constexpr int64_t FEW_PAIRS   = 16;     // fewer tell no rate
+constexpr int64_t WAITED_NS   = 100000; // waits that are shorter say nothing of what was waited for
 
 void note_rate(double & rate, double value) { rate = rate > 0 ? rate + RATE_SMOOTH * (value - rate) : value; }
 
@@ -64,10 +108,6 @@ struct run {
     em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr}; }
     em_side device_side(const em_places & p) const { return {e->exec, true, p.weight, p.bias, &e->io_device, &e->io_host}; }
 
-    bool start_hot(const em_pair * pairs, int64_t n, em_launch & launch) {
-        launch = em_pairs_launch(e, device_side(b.layer->places), b, pairs, n, nullptr);
-        return launch.status == STATUS_SUCCESS;
-    }
     // Waits for the device and brings its rows home. False: the device failed, nothing was written.
     bool join(em_launch & launch, const em_pair * pairs, int64_t n, int64_t started) {
         const int64_t waiting = em_now_ns();
@@ -76,61 +116,85 @@ struct run {
         e->count.joins += 1;
         e->count.join_ns += done - waiting;
         e->count.device_ns += done - started;
+        const double took = double(done - started) / double(n);
+        if (n >= FEW_PAIRS && (done - waiting > WAITED_NS || took < hot_ns())) { // else done before, nobody knows when
+            note_rate(e->hot_pair_ns, took);
+        }
         const bool ok = !em_device_failed(e->exec);
         if (ok) {
             em_pairs_scatter(b, pairs, n, launch.result);
         }
         return ok;
     }
-    int compute_cold(const std::vector<em_pair> & pairs) {
+    int cold_graph(const em_pair * pairs, int64_t n) {
         const int64_t started = em_now_ns();
-        int           status  = STATUS_SUCCESS;
-        for (size_t i = 0; i < pairs.size() && status == STATUS_SUCCESS; i += MAX_PAIRS) {
-            const int64_t n = std::min<int64_t>(MAX_PAIRS, int64_t(pairs.size() - i));
-            em_launch launch = em_pairs_launch(e, cpu_side(), b, &pairs[i], n, nullptr);
-            status = launch.status;
-            if (status == STATUS_SUCCESS) {
-                em_pairs_scatter(b, &pairs[i], n, launch.result);
-            }
-            G.ggml_free(launch.ctx);
+        em_launch     launch  = em_pairs_launch(e, cpu_side(), b, pairs, n, nullptr);
+        if (launch.status == STATUS_SUCCESS) {
+            em_pairs_scatter(b, pairs, n, launch.result);
         }
+        G.ggml_free(launch.ctx);
         e->count.cpu_ns += em_now_ns() - started;
-        return status;
+        return launch.status;
     }
     int redo_on_cpu(const em_pair * pairs, int64_t n) {
         e->count.device_fallbacks += 1;
-        return compute_cold(std::vector<em_pair>(pairs, pairs + n));
+        split s;
+        s.cold.assign(pairs, pairs + n);
+        return compute(s);
     }
     // Sends experts to the stage. False: nothing is under way.
     bool start_fetch(split & s);
     int  finish_fetch(const split & s);
     int  compute(const split & s);
+    double  hot_ns() const { return pair_ns(b, e->hot_pair_ns); }
+    int64_t pairs_at_once(double ns) const {
+        return std::clamp(int64_t(double(e->options.graph_us) * 1e3 / ns), LEAST_PAIRS, MAX_PAIRS);
+    }
 };
 
+// Both sides at once, each in graphs that end soon. The device gets its next one when its last should be done.
 int run::compute(const split & s) {
-    int64_t   hot_n   = std::min<int64_t>(MAX_PAIRS, int64_t(s.hot.size()));
-    int64_t   started = em_now_ns();
+    const int64_t hot_all = int64_t(s.hot.size()), cold_all = int64_t(s.cold.size());
+    const int64_t cold_most = pairs_at_once(pair_ns(b, e->cold_pair_ns));
+    int64_t   hot = 0, hot_n = 0, cold = 0, started = 0, cold_took = 0;
     em_launch launch;
-    bool      running = hot_n > 0 && start_hot(s.hot.data(), hot_n, launch);
-    int       status  = s.cold.empty() ? int(STATUS_SUCCESS) : compute_cold(s.cold);
-    // The first chunk ran beside the cold pairs; the others, only in large batches, follow one by one.
-    for (int64_t at = 0; at < int64_t(s.hot.size()) && status == STATUS_SUCCESS;) {
-        const bool ok = running && join(launch, &s.hot[at], hot_n, started);
-        if (launch.ctx) {
+    int       status = STATUS_SUCCESS;
+    while ((hot < hot_all || cold < cold_all) && status == STATUS_SUCCESS) {
+        if (hot < hot_all && hot_n == 0) {
+            hot_n   = graph_end(s.hot, hot, pairs_at_once(hot_ns())) - hot;
+            started = em_now_ns();
+            launch  = em_pairs_launch(e, device_side(b.layer->places), b, &s.hot[size_t(hot)], hot_n, nullptr);
+        }
+        if (cold < cold_all) {
+            const int64_t end = graph_end(s.cold, cold, cold_most), before = e->count.cpu_ns;
+            status = cold_graph(&s.cold[size_t(cold)], end - cold);
+            if (status == STATUS_SUCCESS) {
+                cold = end;
+                cold_took += e->count.cpu_ns - before;
+            }
+        }
+        const bool due = cold == cold_all || double(em_now_ns() - started) >= hot_ns() * double(hot_n);
+        if (hot_n > 0 && due && status == STATUS_SUCCESS) {
+            const em_pair * pairs = &s.hot[size_t(hot)];
+            const bool      ok    = launch.status == STATUS_SUCCESS && join(launch, pairs, hot_n, started);
             G.ggml_free(launch.ctx);
             launch.ctx = nullptr;
+            if (!ok) {
+                status = redo_on_cpu(pairs, hot_n);
+            }
+            hot += hot_n;
+            hot_n = 0;
         }
-        if (!ok) {
-            status = redo_on_cpu(&s.hot[at], hot_n);
+        if (status == STATUS_SUCCESS && e->cancelled) {
+            status = STATUS_ABORTED;
         }
-        at += hot_n;
-        hot_n   = std::min<int64_t>(MAX_PAIRS, int64_t(s.hot.size()) - at);
-        started = em_now_ns();
-        running = hot_n > 0 && status == STATUS_SUCCESS && start_hot(&s.hot[at], hot_n, launch);
     }
     if (launch.ctx) { // left early: the device must not write into memory that is gone
         G.ggml_backend_synchronize(e->exec);
         G.ggml_free(launch.ctx);
+    }
+    if (b.tokens >= e->options.prefill_tokens && cold >= FEW_PAIRS) {
+        note_rate(e->cold_pair_ns, double(cold_took) / double(cold));
     }
     return status;
 }
@@ -242,6 +306,11 @@ split split_pairs(const em_block & b, bool device) {
             (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
         }
     }
+    if (b.tokens > EM_FUSED_TOKENS) { // fewer are perhaps summed in this order
+        for (auto * pairs : {&s.hot, &s.cold}) {
+            std::stable_sort(pairs->begin(), pairs->end(), [](const em_pair & a, const em_pair & c) { return a.expert < c.expert; });
+        }
+    }
     return s;
 }
 
@@ -266,15 +335,24 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
     const int32_t half = stage.places.count / 2;
     em_launch     launch;
     std::vector<em_pair> running, next;
-    int64_t started = em_now_ns();
+    int64_t from = 0, to = 0, started = 0; // of running, what the device computes
+    auto begin = [&] {
+        to      = graph_end(running, from, r.pairs_at_once(r.hot_ns()));
+        started = em_now_ns();
+        launch  = em_pairs_launch(e, r.device_side(stage.places), r.b, &running[size_t(from)], to - from, nullptr);
+    };
     auto finish = [&] {
-        if (launch.ctx) {
-            if (launch.status != STATUS_SUCCESS || !r.join(launch, running.data(), int64_t(running.size()), started)) {
-                failed.insert(failed.end(), running.begin(), running.end());
+        while (launch.ctx) {
+            if (launch.status != STATUS_SUCCESS || !r.join(launch, &running[size_t(from)], to - from, started)) {
+                failed.insert(failed.end(), running.begin() + from, running.begin() + to);
                 e->count.device_fallbacks += 1;
             }
             G.ggml_free(launch.ctx);
             launch.ctx = nullptr;
+            from = to;
+            if (from < int64_t(running.size()) && !e->cancelled) {
+                begin();
+            }
         }
     };
     if (!e->stage_host.ensure(r.b.layer->expert_bytes * size_t(half))) {
@@ -284,11 +362,11 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
         return STATUS_SUCCESS;
     }
     size_t at = 0;
-    for (int wave = 0; at < by_expert.size(); ++wave) {
+    for (int wave = 0; at < by_expert.size() && !e->cancelled; ++wave) {
         next.clear();
         for (int32_t i = 0; i < half && at < by_expert.size(); ++i, ++at) {
             const int64_t n = int64_t(next.size() + by_expert[at].size());
-            if (i > 0 && n > MAX_PAIRS) {
+            if (i > 0 && n > r.pairs_at_once(r.hot_ns())) {
                 break;
             }
             const int32_t place = (wave % 2) * half + i;
@@ -308,15 +386,14 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
             continue;
         }
         running.swap(next);
-        started = em_now_ns();
-        launch = em_pairs_launch(e, r.device_side(stage.places), r.b, running.data(), int64_t(running.size()), nullptr);
+        from = 0;
+        begin();
     }
     finish();
-    return STATUS_SUCCESS;
+    return e->cancelled ? STATUS_ABORTED : STATUS_SUCCESS;
 }
 
-constexpr int64_t FEW_PAIRS    = 16; // too few to tell a rate
-constexpr int64_t LEAST_SHARE  = 4, MOST_TIMES = 16; // how far from options.stream_tokens measurements may lead
+constexpr int64_t LEAST_SHARE = 4, MOST_TIMES = 16; // how far from options.stream_tokens measurements may lead
 
 // From how many tokens on an expert is quicker brought to the device than computed on the CPU, by the rates measured so far.
 int64_t stream_from(const em_engine * e, const em_layer_t & layer) {
@@ -332,7 +409,7 @@ int64_t stream_from(const em_engine * e, const em_layer_t & layer) {
 // A large batch: resident experts on the device, well used others streamed there, the rest on the CPU.
 int compute_prefill(run & r, split s) {
     em_engine * e     = r.e;
-    em_stage *  stage = e->options.stream_tokens > 0 ? stage_for(e, *r.b.layer) : nullptr;
+    em_stage *  stage = e->options.stream_tokens > 0 && device_usable(e, *r.b.layer) ? stage_for(e, *r.b.layer) : nullptr;
     std::vector<std::vector<em_pair>> streamed;
     if (stage) {
         std::vector<std::vector<em_pair>> by_expert(size_t(r.b.layer->experts));
@@ -352,18 +429,18 @@ int compute_prefill(run & r, split s) {
     }
     e->count.prefill_hits += int64_t(s.hot.size());
     e->count.prefill_misses += int64_t(s.cold.size());
-    const int64_t cpu_ns = e->count.cpu_ns;
-    int           status = r.compute(s);
-    if (int64_t(s.cold.size()) >= FEW_PAIRS) {
-        note_rate(e->cold_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
-    }
+    int status = r.compute(s);
     if (status == STATUS_SUCCESS && !streamed.empty()) {
         std::vector<em_pair> failed;
         const int64_t        started = em_now_ns();
         status = stream_waves(r, streamed, *stage, failed);
-        note_rate(e->stream_byte_ns, double(em_now_ns() - started) / double(streamed.size() * r.b.layer->expert_bytes));
+        if (status == STATUS_SUCCESS) {
+            note_rate(e->stream_byte_ns, double(em_now_ns() - started) / double(streamed.size() * r.b.layer->expert_bytes));
+        }
         if (status == STATUS_SUCCESS && !failed.empty()) {
-            status = r.compute_cold(failed);
+            s.hot.clear();
+            s.cold.swap(failed);
+            status = r.compute(s);
         }
     }
     return status;
@@ -411,9 +488,7 @@ int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     return status;
 }
 
-bool device_usable(em_engine * e, const em_layer_t & layer) { return e->exec && !e->device_dead && layer.device_can != 0; }
-
-// Nothing of this layer is or can be on the device: it runs as in llama.cpp.
+// Nothing of this layer is or can be on the device: it runs as in llama.cpp, unless that were too long without a stop.
 bool all_cold(em_engine * e, em_layer_t & layer) {
     if (!device_usable(e, layer)) {
         return true;
@@ -441,6 +516,12 @@ bool fusable(const em_block & b) {
     return all;
 }
 
+// As one graph on the CPU, which can be stopped between its matrices, it would go on for too long.
+bool is_long(const em_block & b) {
+    constexpr double MATRICES = 3;
+    return pair_ns(b, b.engine->cold_pair_ns) * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
+}
+
 int run_block(em_context * c, em_block & b, const em_tail * tail) {
     em_engine * e = b.engine;
     run r{c, e, b};
@@ -465,7 +546,7 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
     block_output output(b);
     const int64_t cpu_ns = e->count.cpu_ns;
     int           status = decode ? r.compute(s) : compute_prefill(r, s);
-    if (decode && !s.cold.empty()) {
+    if (decode && !s.cold.empty() && status == STATUS_SUCCESS) {
         note_rate(e->miss_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
     }
     if (!s.fetched.empty()) {
@@ -488,6 +569,15 @@ void account_plain(const em_block & b) {
 }
 
 } // namespace
+
+void em_stages_make(em_engine * e) {
+    std::lock_guard<std::mutex> compute(e->compute_mutex);
+    for (const auto & layer : e->layers) {
+        if (e->options.stream_tokens > 0 && device_usable(e, *layer)) {
+            stage_for(e, *layer);
+        }
+    }
+}
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     const int64_t started = em_now_ns();
@@ -513,7 +603,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         em_look_ahead(b.engine, b);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
                                      device_usable(b.engine, *b.layer);
-        if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b)) {
+        if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b) && !is_long(b)) {
             account_plain(b);
             i = b.last;
             continue;

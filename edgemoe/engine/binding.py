@@ -18,7 +18,7 @@ from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
 from ..types import ExpertStats, Load
 
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 COLD, PENDING, RESIDENT = 0, 1, 2
@@ -33,6 +33,7 @@ class _Options(ctypes.Structure):
         ("stream_tokens", _i32),
         ("register_host", _i32),
         ("stream_slots", _i32),
+        ("graph_us", _i32),
         ("device", ctypes.c_char_p),
     ]
 
@@ -230,7 +231,13 @@ class Core:
             raise ConfigError(self.last_error())
 
     def engine(
-        self, device: str, prefill_tokens: int, stream_tokens: int, register_host: bool, stream_slots: int
+        self,
+        device: str,
+        prefill_tokens: int,
+        stream_tokens: int,
+        register_host: bool,
+        stream_slots: int,
+        graph_us: int,
     ) -> NativeEngine:
         """Make an engine; ``device`` is a ggml device name or empty for none.
 
@@ -243,6 +250,7 @@ class Core:
             stream_tokens,
             int(register_host),
             stream_slots,
+            graph_us,
             device.encode() or None,
         )
         handle = self._lib.em_engine_new(ctypes.byref(options))

@@ -31,6 +31,7 @@ from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 # Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
 STREAM_SLOTS = 16
+GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
 
 # Of the memory that is available, what may be pinned for the device.
 PIN_SHARE = 0.7
@@ -92,7 +93,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         placed, spare = _plan(file, config, machine, keywords)
         stream_tokens = config.stream_tokens if placed.stream_slots else 0
         pin = config.pin and _can_pin(moe_shape(file))
-        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS)
+        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS, GRAPH_US)
         self._native = native
         self._meter = Meter(native, device or "none")
         self._cancel_requested = False

@@ -62,14 +62,14 @@ std::vector<em_load> loads_of(const test_shape & s, int share_of_8) {
     return loads;
 }
 
-// Any share of the experts hot, any batch, streamed or not: what ggml-cpu computes.
+// Any share of the experts hot, any batch, streamed or not, in one graph or in many: what ggml-cpu computes.
 void test_parity() {
     ggml_backend * cpu = cpu_backend();
     for (const int type : {TYPE_F32, 8, 12, 14}) {
         for (const int share : {0, 2, 4, 8}) {
-            for (const int stream : {0, 2}) {
+            for (const int way : {0, 1, 2, 3}) {
                 configure_sim({});
-                em_engine * e = new_engine("sim", stream);
+                em_engine * e = new_engine("sim", way & 1 ? 2 : 0, way & 2 ? 1 : 60000);
                 {
                     test_shape s;
                     s.type = type;
@@ -81,7 +81,7 @@ void test_parity() {
                     const auto loads = loads_of(s, share);
                     CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
                     CHECK(em_wait_uploads(e, 20000) == EM_OK);
-                    for (const int64_t tokens : {1, 2, 5, 16, 40}) {
+                    for (const int64_t tokens : {1, 2, 5, 16, 40, 300}) {
                         test_graph   g(model, int(tokens) % s.layers, tokens, uint64_t(tokens));
                         const auto   want       = g.run(cpu);
                         const double difference = largest_difference(g.run(ours), want);
@@ -96,6 +96,41 @@ void test_parity() {
     }
     G.ggml_backend_free(cpu);
     puts("parity holds");
+}
+
+// A stop does not wait for the layer: hot, cold or streamed, what is under way ends and nothing else begins.
+void test_stop() {
+    for (const int share : {0, 4, 8}) {
+        configure_sim({});
+        em_engine * e = new_engine("sim", share == 0 ? 2 : 0, 1);
+        {
+            test_shape     s;
+            test_model     model(s, e);
+            ggml_backend * ours = our_backend();
+            set_one_thread(ours);
+            const std::vector<int32_t> slots(size_t(s.layers), s.experts * share / 8);
+            CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
+            const auto loads = loads_of(s, share);
+            CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
+            CHECK(em_wait_uploads(e, 20000) == EM_OK);
+            test_graph g(model, 0, 300, 1);
+            auto       parts = [&](bool cancelled) {
+                em_stats_t before, after;
+                em_cancel(e, cancelled);
+                em_stats(e, &before);
+                CHECK(G.ggml_backend_graph_compute(ours, g.graph) == (cancelled ? STATUS_ABORTED : STATUS_SUCCESS));
+                em_stats(e, &after);
+                return after.joins - before.joins;
+            };
+            CHECK(parts(false) > 3);
+            CHECK(parts(true) <= 1);
+            CHECK(parts(false) > 3);
+            G.ggml_backend_free(ours);
+            em_engine_stop(e);
+        }
+        em_engine_free(e);
+    }
+    puts("a stop waits for no layer");
 }
 
 // A predictor that knows nothing and is asked all the time.
@@ -250,6 +285,7 @@ int main(int argc, char ** argv) {
     meet_ggml(argv[1]);
     test_kernels();
     test_parity();
+    test_stop();
     test_churn();
     test_faults();
     test_start_stop();

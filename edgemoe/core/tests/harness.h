@@ -208,8 +208,8 @@ inline double largest_difference(const std::vector<float> & a, const std::vector
     return difference / largest;
 }
 
-inline em_engine * new_engine(const char * device, int stream_tokens) {
-    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, 4, device};
+inline em_engine * new_engine(const char * device, int stream_tokens, int graph_us = 60000) {
+    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, 4, graph_us, device};
     em_engine *      e = em_engine_new(&options);
     CHECK(e);
     return e;

@@ -72,6 +72,8 @@ class SimConfig:
         compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
             bytes per second, and its results are zeros. For timing with forced routing.
         fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that is worth it.
+        early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
+            digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.
     """
 
     bandwidth: int = 0
@@ -85,6 +87,7 @@ class SimConfig:
     seed: int = 1
     compute_rate: int = 0
     fetch_all: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True)

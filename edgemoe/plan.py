@@ -19,6 +19,10 @@ RESERVE_BYTES = GIB
 BATCH = 512
 # llama.cpp makes the KV cache a multiple of so many tokens long.
 CONTEXT_STEP = 256
+# Staging places for experts that a prefill brings to the device: all of a layer, where that is no more than this share of
+# the device's memory; else two halves, one filled while the other computes.
+STAGE_SHARE = 1 / 8
+STREAM_SLOTS = 16
 # What alignment may add to the slots of a layer (8 tensors, 512 bytes each).
 LAYER_OVERHEAD = 4096
 # Margin on the estimate of llama.cpp's compute buffer; 4 measured ones lay 0 to 6 % below it.
@@ -144,17 +148,23 @@ class ModelNeeds:
         return cells * self.kv_token_bytes + kept * self.kv_window_bytes + self.state_bytes
 
     def compute_bytes(self, context: int) -> int:
-        """Estimate of llama.cpp's compute buffer: logits of a batch, or scores and mask of attention to the context."""
+        """Estimate of llama.cpp's compute buffer: a batch's logits, its attention to the context, or its pairs."""
         scores = (2 if self.flash else self.heads + 2) * round_up(context, CONTEXT_STEP) + 6 * self.width
-        return int(COMPUTE_MARGIN * 4 * BATCH * max(self.vocabulary + self.width, scores))
+        pairs = self.shape.used * (2 * self.width + 3 * self.expert_width) + 4 * self.width if self.shape else 0
+        return int(COMPUTE_MARGIN * 4 * BATCH * max(self.vocabulary + self.width, scores, pairs))
 
-    def staging_bytes(self, stream_slots: int) -> int:
-        """Device memory of a prefill: places for streamed experts of each size, inputs and results of all pairs."""
+    def staging_bytes(self, stream_slots: int, rows: bool) -> int:
+        """Device memory of a prefill: places for streamed experts of each size.
+
+        Args:
+            stream_slots: of each size.
+            rows: inputs and results of all pairs are brought there as well.
+        """
         if self.shape is None:
             return 0
         places = sum(set(self.shape.expert_bytes)) * min(stream_slots, self.shape.experts)
         # Of a pair: its input and output, three times the neurons; regions grow by a quarter more than was asked for.
-        return places + BATCH * self.shape.used * 5 * (2 * self.width + 3 * self.expert_width)
+        return places + rows * BATCH * self.shape.used * 5 * (2 * self.width + 3 * self.expert_width)
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ def reserve_of(total_bytes: int) -> int:
     return min(RESERVE_BYTES, total_bytes // 4)
 
 
-def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stream_slots: int = 16) -> Plan:
+def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stream: bool = True) -> Plan:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
     What does not fit beside the reserve is left to the CPU, KV cache first, then the dense weights. A budget that is
@@ -227,7 +237,7 @@ def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stre
         needs: the model.
         context: tokens.
         budget: device memory for experts.
-        stream_slots: staging places of a prefill.
+        stream: a prefill may bring experts to the device.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget == Budget() else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
@@ -237,7 +247,7 @@ def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stre
     notes = []
     if machine.device:
         best, note = _place_dense(best, needs, room)
-        best = _place_experts(best, needs, room - best.device_bytes, budget, stream_slots)
+        best = _place_experts(best, needs, room - best.device_bytes, budget, _stages(machine, needs, best, stream))
         notes = [note, _shortage(best, needs, budget)]
     return _with_ram(replace(best, reason=" ".join(filter(None, notes))), machine, needs)
 
@@ -259,16 +269,27 @@ def _place_dense(start: Plan, needs: ModelNeeds, room: int) -> tuple[Plan, str]:
     return start, "The device has no room for the dense weights: they stay on the CPU."
 
 
-def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, stream_slots: int) -> Plan:
+def _stages(machine: Machine, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
+    """Numbers of staging places, the best first."""
+    if not stream or needs.shape is None:
+        return [0]
+    layer = sum(set(needs.shape.expert_bytes)) * needs.shape.experts
+    whole = start.dense_on_device and layer <= machine.device_total_bytes * STAGE_SHARE
+    return [*([max(needs.shape.experts, STREAM_SLOTS)] if whole else []), STREAM_SLOTS, 0]
+
+
+def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, stages: list[int]) -> Plan:
     shape = needs.shape
     if shape is None:
         return start
-    if room < needs.staging_bytes(stream_slots):
-        stream_slots = 0  # without streaming there may still be room
-    staging = needs.staging_bytes(stream_slots)
-    if room < staging:
+    for stream_slots in stages:  # with fewer there may still be room
+        whole = start.dense_on_device and stream_slots >= shape.experts
+        staging = needs.staging_bytes(stream_slots, rows=not whole)
+        if staging <= room:
+            break
+    else:
         return start
-    pinned = max(shape.expert_bytes) * (1 + stream_slots // 2)
+    pinned = max(shape.expert_bytes) * (1 + (0 if whole else stream_slots // 2))
     start = replace(start, stream_slots=stream_slots, staging_bytes=staging, pinned_bytes=pinned)
     overhead = shape.layers * LAYER_OVERHEAD
     wanted = needs.expert_bytes

@@ -72,6 +72,7 @@ class ExpertStats:
         slot_bytes: bytes these slots take on the device.
         resident: experts resident now.
         pending: uploads queued or under way.
+        stage_bytes: device memory where a prefill puts the experts that it streams.
         fused_layers: layers whose whole expert block was understood.
         plain_layers: expert layers that run as in llama.cpp because their pattern is unknown.
     """
@@ -102,6 +103,7 @@ class ExpertStats:
     slot_bytes: int = 0
     resident: int = 0
     pending: int = 0
+    stage_bytes: int = 0
     fused_layers: int = 0
     plain_layers: int = 0
 

@@ -14,7 +14,7 @@ from edgemoe import Llama, OffloadConfig
 from edgemoe.types import ExpertStats, Load
 from tests.zoo.reference import defaults, greedy
 
-PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 197]
+PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 197] * 2
 STEPS = 12
 
 
@@ -37,7 +37,7 @@ def answer(llm: llama_cpp.Llama) -> tuple[list[int], npt.NDArray[np.float32]]:
     return greedy(llm, PROMPT, STEPS)
 
 
-def ours(path: Path, *, share: int, gpu_layers: int = 0, **offload: Any) -> Outcome:
+def ours(path: Path, *, share: int, gpu_layers: int = -1, **offload: Any) -> Outcome:
     """Run ``path`` with ``share`` percent of each layer's experts hot, from the first token on."""
     settings: dict[str, Any] = {"device": "sim", "vram": 0, "policy": "off", "profile": "off", "stream_tokens": 4}
     llm = open_ours(path, OffloadConfig(**(settings | offload)), gpu_layers)
@@ -60,7 +60,7 @@ def heat(llm: Llama, share: int) -> None:
     assert llm.experts.residency().sum() == sum(slots) or llm.experts.stats().failed_uploads
 
 
-def open_ours(path: Path, config: OffloadConfig, gpu_layers: int = 0) -> Llama:
+def open_ours(path: Path, config: OffloadConfig, gpu_layers: int = -1) -> Llama:
     """Ours with the sizes of ``tests.zoo.reference.plain``, weights not repacked either."""
     with defaults("model", use_extra_bufts=False):
         return Llama(

@@ -220,7 +220,7 @@ FAULTS += [SimConfig(bandwidth=20_000_000, latency_us=50)]
 @pytest.mark.parametrize("sim", FAULTS, ids=str)
 def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, want: list[int]) -> None:
     config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=2, prefill_tokens=8, sim=sim)
-    llm = parity.open_ours(model, config)
+    llm = parity.open_ours(model, config, gpu_layers=0)  # with the dense part there, llama.cpp meets the faults first
     assert tokens_of(llm) == want
     assert llm.experts.wait()  # what the faults left is on the device now, however busy this machine is
     assert tokens_of(llm) == want
@@ -244,13 +244,42 @@ def test_misses_that_the_device_fetches_change_no_token(
     vram: str, faults: dict[str, int], model: Path, want: list[int]
 ) -> None:
     sim = SimConfig(fetch_all=True, **faults)
-    llm = parity.open_ours(model, OffloadConfig(device="sim", vram=vram, policy="static", profile="off", sim=sim))
+    config = OffloadConfig(device="sim", vram=vram, policy="static", profile="off", sim=sim)
+    llm = parity.open_ours(model, config, gpu_layers=0)
     assert tokens_of(llm) == want
     stats = llm.experts.stats()
     llm.close()
     assert 0 < stats.fetched <= stats.misses or "fail_alloc" in faults
     assert stats.fetched == stats.misses > 0 or faults
     assert stats.device_fallbacks > 0 or "fail_compute" not in faults
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        *({"fail_copy": n} for n in (1, 2, 3, 7)),
+        *({"fail_register": n} for n in (1, 2)),
+        {"jitter_us": 300},
+        {"bandwidth": 20_000_000, "latency_us": 50},
+        {"fetch_all": True},
+        {"fetch_all": True, "fail_copy": 7},
+    ],
+    ids=str,
+)
+def test_faults_change_no_token_where_the_device_computes_the_rest(
+    faults: dict[str, int], early: bool, model: Path, want: list[int]
+) -> None:
+    sim = SimConfig(early=early, **faults)
+    llm = parity.open_ours(model, OffloadConfig(device="sim", vram="50%", profile="off", sim=sim))
+    for _ in range(2):
+        assert tokens_of(llm) == want
+        assert llm.experts.wait()
+    stats = llm.experts.stats()
+    llm.close()
+    assert stats.misses > 0 and (stats.hits > 0) == (faults.get("fail_copy", 7) > 3)
+    assert stats.fetched > 0 or "fetch_all" not in faults
+    assert stats.failed_uploads > 0 or "fail_copy" not in faults
 
 
 @pytest.mark.parametrize("least", [1, 2, 3])
@@ -311,7 +340,7 @@ def test_freed_with_uploads_in_flight(rounds: int, model: Path) -> None:
     slow = OffloadConfig(device="sim", vram="100%", profile="off", sim=SimConfig(latency_us=2000))
     resident = [psutil.Process().memory_info().rss]
     for _ in range(rounds):
-        llm = parity.open_ours(model, slow)
+        llm = parity.open_ours(model, slow, gpu_layers=0)
         llm.eval([5])
         assert llm.experts.stats().pending > 0
         llm.close()

@@ -42,7 +42,7 @@ class Kind:
 
 
 KINDS = {
-    "CUDA": Kind("ggml-cuda", ("GGML_CUDA=ON",), "nvcc", "NVIDIA's CUDA toolkit with cuBLAS"),
+    "CUDA": Kind("ggml-cuda", ("GGML_CUDA=ON", "GGML_CUDA_GRAPHS=ON"), "nvcc", "NVIDIA's CUDA toolkit with cuBLAS"),
     "ROCm": Kind("ggml-hip", ("GGML_HIP=ON",), "hipcc", "AMD's ROCm with hipBLAS and rocBLAS"),
     "Vulkan": Kind(
         "ggml-vulkan", ("GGML_VULKAN=ON",), "glslc", "glslc, Vulkan headers of 2024 or later, SPIRV-Headers"

@@ -24,7 +24,7 @@ from edgemoe import Llama, OffloadConfig, history
 from edgemoe.engine import host
 from edgemoe.gguf import check, model_identity
 from edgemoe.profiling import Test
-from edgemoe.profiling.measure import Samples, _stage_bytes
+from edgemoe.profiling.measure import Samples
 from edgemoe.profiling.observe import likeliest
 from edgemoe.profiling.placements import Placement, placements
 
@@ -78,7 +78,9 @@ class Runner:
         else:
             placement = _placement(path, device, contender, request["equal_bytes"])
             layers = _experts_on_device(path, placement)
-            self._llm = placement.open(path, keywords | {"verbose": False})
+            self._llm = placement.open(
+                path, keywords | {"verbose": False, "use_mmap": not placement.on_cpu}
+            )  # as llama.cpp advises
         load_s = time.perf_counter() - started
         if not contender.fresh:
             self._warm(request["warm_tokens"])
@@ -88,8 +90,7 @@ class Runner:
             found["device_bytes"] = before - found["device_free"]
         if contender.ours:
             stats = self._llm.experts.stats()
-            stage = _stage_bytes(self._llm, OffloadConfig())
-            found |= {"slot_bytes": stats.slot_bytes, "slots": stats.slots, "stage_bytes": stage}
+            found |= {"slot_bytes": stats.slot_bytes, "slots": stats.slots, "stage_bytes": stats.stage_bytes}
             found |= {"notes": list(dict.fromkeys(self._llm.experts.notes)), "plain_layers": stats.plain_layers}
         return found
 
@@ -199,7 +200,7 @@ class Runner:
         assert self._routing is not None
         words = np.maximum(self._routing.tokens[rows], 0) % llm.n_vocab()
         experts = getattr(llm, "experts", None)
-        if experts is not None:
+        if experts is not None and not experts.residency().all():  # else it makes no difference, and costs
             experts.force(np.ascontiguousarray(ids[rows]))
         scheduled = experts.scheduler_ns if experts is not None else 0
         before = asdict(experts.stats()) if experts is not None else None

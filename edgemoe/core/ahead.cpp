@@ -286,7 +286,7 @@ int32_t em_ahead_spent(em_engine * e, int32_t * out, int32_t capacity) {
 int32_t em_end_step(em_engine * e) {
     em_look_settle(e);
     e->ahead.begun = e->ahead.alone = false;
-    return EM_OK;
+    return e->unseen.exchange(false) ? EM_UNSEEN : EM_OK;
 }
 
 int32_t em_force(em_engine * e, const int32_t * ids, int64_t tokens, int32_t used) {

@@ -113,6 +113,12 @@ int32_t em_engine_stop(em_engine * e) {
         G.ggml_backend_synchronize(e->exec);
     }
     em_slots_release(e);
+    for (auto & layer : e->layers) {
+        if (layer->used) {
+            G.ggml_backend_event_free(layer->used);
+            layer->used = nullptr;
+        }
+    }
     em_host_unregister(e);
     for (auto & s : e->stages) {
         em_places_free(s->places);
@@ -137,11 +143,11 @@ void em_engine_free(em_engine * e) {
     }
 }
 
-int32_t em_begin_load(em_engine * e, int32_t sim_is_gpu) {
+int32_t em_begin_load(em_engine * e, int32_t shown) {
     if (em_loading()) {
         return em_fail(EM_ERROR_STATE, "this thread is loading another model");
     }
-    em_set_loading(e, sim_is_gpu != 0);
+    em_set_loading(e, shown != 0);
     return EM_OK;
 }
 
@@ -236,6 +242,7 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     s->failed_uploads = c.failed_uploads, s->joins = c.joins, s->device_fallbacks = c.device_fallbacks;
     s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns, s->schedule_ns = c.schedule_ns;
     s->dropped_events = c.dropped_events;
+    s->stage_bytes    = e->stage_bytes;
     for (auto & layer : e->layers) {
         std::lock_guard<std::mutex> lock(layer->mutex);
         s->prefetch_useful += layer->ahead_useful;
@@ -283,6 +290,11 @@ int64_t em_drain(em_engine * e, int32_t * out, int64_t capacity) {
 
 int32_t em_cancel(em_engine * e, int32_t cancelled) {
     e->cancelled = cancelled != 0;
+    return EM_OK;
+}
+
+int32_t em_watch(em_engine * e, int32_t every) {
+    e->watch_every = every < 1 ? 1 : every;
     return EM_OK;
 }
 

@@ -2,7 +2,8 @@
 //
 // The expert device is an accelerator (ACCEL) with a host buffer type of its own. llama.cpp places the expert tensors there
 // straight from its mmap, and hands us the operations on them. To every thread that is not loading a model of ours the device
-// says that it is a CPU, which llama.cpp passes over: a plain Llama never opens it.
+// says that it is a CPU, which llama.cpp passes over: a plain Llama never opens it. Where a GPU computes the rest of the model
+// it holds the tensors only, and pass.cpp does the rest.
 
 #include "engine.h"
 
@@ -15,7 +16,7 @@
 namespace {
 
 thread_local em_engine * loading    = nullptr;
-thread_local bool        sim_visible = false;
+thread_local bool        accelerates = false; // llama.cpp sees the expert device
 
 // ---- buffers ----
 
@@ -201,7 +202,7 @@ ggml_backend_device expert_device;
 const char * device_name(ggml_backend_device *) { return "EdgeMoE"; }
 const char * device_description(ggml_backend_device *) { return "EdgeMoE expert placement"; }
 void device_memory(ggml_backend_device *, size_t * free, size_t * total) { *free = *total = 0; }
-int  device_type(ggml_backend_device *) { return loading ? DEV_ACCEL : DEV_CPU; }
+int  device_type(ggml_backend_device *) { return accelerates ? DEV_ACCEL : DEV_CPU; }
 
 void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
     *props = {};
@@ -338,7 +339,6 @@ void on_abort(const char * message) {
 } // namespace
 
 em_engine * em_loading() { return loading; }
-bool        em_sim_is_gpu() { return sim_visible; }
 
 void em_trap_aborts() {
     std::lock_guard<std::mutex> lock(trap_mutex);
@@ -356,14 +356,14 @@ void em_release_aborts() {
     }
 }
 
-void em_set_loading(em_engine * e, bool sim_is_gpu) {
+void em_set_loading(em_engine * e, bool shown) {
     if (e && !loading) {
         em_trap_aborts();
     } else if (!e && loading) {
         em_release_aborts();
     }
     loading     = e;
-    sim_visible = e && sim_is_gpu;
+    accelerates = e && !shown;
 }
 
 bool em_is_ours(const ggml_tensor * t) { return t && t->buffer && t->buffer->buft == em_buft(); }

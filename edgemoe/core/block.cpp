@@ -19,7 +19,10 @@ bool in_block(const em_block & b, const ggml_tensor * t) {
     return false;
 }
 
-bool host_readable(const ggml_tensor * t) {
+bool host_readable(const em_block & b, const ggml_tensor * t) {
+    if (b.on_device) {
+        return t->data != nullptr; // not by the host, but nothing is to be read now
+    }
     const ggml_backend_buffer * buffer = t->view_src ? t->view_src->buffer : t->buffer;
     return t->data && (!buffer || G.ggml_backend_buft_is_host(buffer->buft));
 }
@@ -27,7 +30,7 @@ bool host_readable(const ggml_tensor * t) {
 // An input from outside the block: one row per pair, per token, or for all.
 bool gatherable(const em_block & b, const ggml_tensor * t) {
     return t->type == TYPE_F32 && t->nb[0] == 4 && t->ne[3] == 1 && (t->ne[1] == 1 || t->ne[1] == b.k) &&
-           (t->ne[2] == 1 || t->ne[2] == b.tokens) && host_readable(t);
+           (t->ne[2] == 1 || t->ne[2] == b.tokens) && host_readable(b, t);
 }
 
 bool pair_shaped(const em_block & b, const ggml_tensor * t) {
@@ -88,11 +91,11 @@ bool node_ok(const em_block & b, const ggml_tensor * t) {
            elementwise_ok(b, t);
 }
 
-bool ids_ok(const ggml_tensor * ids, int64_t experts) {
-    if (ids->type != TYPE_I32 || ids->nb[0] != 4 || ids->ne[2] != 1 || ids->ne[3] != 1 || !host_readable(ids)) {
+bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
+    if (ids->type != TYPE_I32 || ids->nb[0] != 4 || ids->ne[2] != 1 || ids->ne[3] != 1 || !host_readable(b, ids)) {
         return false;
     }
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+    for (int64_t t = 0; t < ids->ne[1] && !b.on_device; ++t) {
         const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
         for (int64_t i = 0; i < ids->ne[0]; ++i) {
             if (row[i] < 0 || row[i] >= experts) {
@@ -119,7 +122,7 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     b->tokens = b->ids->ne[1];
     b->first  = i;
     b->count  = 0;
-    if (!ids_ok(b->ids, b->layer->experts) || !host_readable(first)) {
+    if (!ids_ok(*b, b->ids, b->layer->experts) || !host_readable(*b, first)) {
         return em_found::UNKNOWN;
     }
     for (int j = i; j < n_nodes && b->count < EM_BLOCK_NODES; ++j) {
@@ -147,7 +150,7 @@ bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail 
         return false;
     }
     const ggml_tensor * w = product->src[1];
-    if (w->type != TYPE_F32 || w->ne[0] != 1 || w->ne[1] != b.k || w->ne[2] != b.tokens || w->ne[3] != 1 || !host_readable(w)) {
+    if (w->type != TYPE_F32 || w->ne[0] != 1 || w->ne[1] != b.k || w->ne[2] != b.tokens || w->ne[3] != 1 || !host_readable(b, w)) {
         return false;
     }
     auto is_term = [&](const ggml_tensor * t, int64_t k) {
@@ -168,7 +171,7 @@ bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail 
         sum = t;
         ++added;
         if (added == b.k - 1) {
-            if (t->type != TYPE_F32 || t->nb[0] != 4 || t->ne[1] != b.tokens || !host_readable(t)) {
+            if (t->type != TYPE_F32 || t->nb[0] != 4 || t->ne[1] != b.tokens || !host_readable(b, t)) {
                 return false;
             }
             *out = {w, t, i};

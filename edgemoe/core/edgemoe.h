@@ -21,7 +21,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 2
+#define EM_ABI_VERSION 3
 
 enum em_status {
     EM_OK               = 0,
@@ -30,6 +30,7 @@ enum em_status {
     EM_ERROR_DEVICE     = -3, // no such device, or it cannot be opened
     EM_ERROR_NO_MEMORY  = -4, // the device has no room for what was asked
     EM_ERROR_STATE      = -5, // called in the wrong order
+    EM_UNSEEN           = 1,  // no error
 };
 
 enum em_expert_state { EM_COLD = 0, EM_PENDING = 1, EM_RESIDENT = 2 };
@@ -61,6 +62,7 @@ typedef struct {
     uint64_t seed;
     int64_t  compute_rate;
     int64_t  fetch_all;
+    int64_t  early;
 } em_sim_options;
 
 // One expert layer, in the order the layers run.
@@ -90,7 +92,7 @@ typedef struct {
     int64_t joins, device_fallbacks;
     int64_t moe_ns, device_ns, cpu_ns, join_ns, schedule_ns;
     int64_t prefetch_useful, prefetch_late, prefetch_wasted;
-    int64_t slots, slot_bytes, resident, pending;
+    int64_t slots, slot_bytes, resident, pending, stage_bytes;
     int64_t fused_layers, plain_layers;
     int64_t dropped_events;
 } em_stats_t;
@@ -166,8 +168,12 @@ EM_API int32_t em_sim_configure(const em_sim_options * options);
 // --- engines: one per loaded model ---
 EM_API em_engine * em_engine_new(const em_options * options);
 EM_API void        em_engine_free(em_engine * engine);
-// Between begin and end, on the same thread, llama.cpp sees our devices; never otherwise.
-EM_API int32_t     em_begin_load(em_engine * engine, int32_t sim_is_gpu);
+// The device that llama.cpp is to use in the place of the engine's: it computes the whole graph there, and the experts where
+// they are. For llama_model_params.devices; NULL without a device. It is the engine's.
+EM_API void *      em_shown_device(em_engine * engine);
+// Between begin and end, on the same thread, expert tensors may be given to our buffer type. shown: llama.cpp uses
+// em_shown_device for its graph; else it sees an accelerator that computes expert layers in host memory, and never otherwise.
+EM_API int32_t     em_begin_load(em_engine * engine, int32_t shown);
 EM_API int32_t     em_end_load(em_engine * engine);
 // Stop copies and let go of the device; must precede the freeing of the model.
 EM_API int32_t     em_engine_stop(em_engine * engine);
@@ -188,8 +194,11 @@ EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16
                                  int32_t experts, int32_t width);
 // A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.
 EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
-// A step is over, or was cut short: the predictor is the caller's again.
+// A step is over, or was cut short: the predictor is the caller's again. Returns EM_UNSEEN where it passed without a look at its
+// routing, because every expert is resident; there are no events of it then.
 EM_API int32_t     em_end_step(em_engine * engine);
+// Look at the routing of every n-th token at least, also where every expert is resident; 1: of every token and prompt.
+EM_API int32_t     em_watch(em_engine * engine, int32_t every);
 // Prefetches of each layer in the latest step.
 EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t capacity);
 // Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:

@@ -19,7 +19,7 @@
 
 // Op numbers of the ggml that is loaded, looked up by name.
 struct em_ops {
-    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom;
+    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom, get_rows;
 };
 extern em_ops OP;
 
@@ -58,6 +58,7 @@ struct em_places {
     ggml_tensor *         bias[PROJ_COUNT]   = {}; // [N, count]
     size_t                bytes = 0;
     int32_t               count = 0;
+    int64_t               serial = 0; // no two allocations have the same
 };
 
 struct em_layer_t {
@@ -77,7 +78,9 @@ struct em_layer_t {
     std::vector<int32_t>  slot_of; // expert -> slot in state RESIDENT, else -1
     std::vector<uint8_t>  state;   // expert -> em_expert_state
     int32_t               resident = 0;
+    int64_t               version = 0; // of slot_of: another one after every change
     em_places             places; // device memory of the slots
+    ggml_backend_event *  used = nullptr; // on a pass's stream: what has been started so far has read the slots
     std::vector<uint8_t>  pinned; // expert -> 1 is never evicted; empty: none
     std::vector<uint8_t>  ahead;  // expert -> 1 loaded or asked for ahead of need, and not used since
     int64_t               ahead_useful = 0, ahead_late = 0, ahead_wasted = 0;
@@ -160,6 +163,9 @@ struct em_engine {
     ggml_backend *        exec   = nullptr; // stream of the hot pairs
     ggml_backend *        stream = nullptr; // stream of prefill staging
     ggml_backend *        copy   = nullptr; // stream of the uploads, owned by copy_thread
+    ggml_backend_device   shown{};          // what llama.cpp gets in the place of device, see pass.cpp
+    std::mutex                  passes_mutex;
+    std::vector<ggml_backend *> passes;     // streams that may read slots
     std::atomic<bool>     device_dead{false};
 
     bool own_kernels = true; // off: ggml's dot products only, bit for bit ggml-cpu's results
@@ -168,8 +174,11 @@ struct em_engine {
     em_region  io_device, io_host, stage_host, cpu_scratch;
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
+    std::atomic<int64_t> stage_bytes{0};
     double cold_pair_ns = 0, hot_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on each side, a byte streamed
     double miss_pair_ns = 0, fetch_ns = 0; // of decode: a pair on the CPU; what a fetch costs beside copying
+    static constexpr int64_t FEW_MISSES = 17;
+    double misses_ns[FEW_MISSES] = {};     // of decode: so many pairs of a layer on the CPU
 
     // Uploads: requests in, residency out.
     std::thread             copy_thread;
@@ -192,6 +201,8 @@ struct em_engine {
     int64_t              forced_tokens = 0, forced_used = 0, forced_at = -1;
 
     std::atomic<bool> cancelled{false};
+    std::atomic<int32_t> watch_every{64}; // tokens, of those whose routing makes no difference
+    std::atomic<bool>    unseen{false};   // so was the latest step
     em_counters       count;
 
     std::mutex           ring_mutex;
@@ -216,6 +227,9 @@ void em_look_ahead(em_engine * e, const em_block & block); // before its layer c
 void em_look_settle(em_engine * e);                        // the predictor is the caller's again
 void em_look_stop(em_engine * e);
 void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n);      // needs the layer's mutex
+
+// pass.cpp
+void * em_shown_device(em_engine * e);
 
 // hostmem.cpp
 void em_host_register(em_engine * e, em_layer_t & layer); // once per layer; may take long, needs no lock
@@ -244,8 +258,7 @@ int                        em_projection_of(const em_layer_t & layer, const ggml
 void                       em_trap_aborts();
 void                       em_release_aborts();
 em_engine *                em_loading();
-void                       em_set_loading(em_engine * e, bool sim_is_gpu);
-bool                       em_sim_is_gpu();
+void                       em_set_loading(em_engine * e, bool shown);
 bool                       em_is_ours(const ggml_tensor * t);
 
 // sim.cpp
@@ -253,6 +266,7 @@ ggml_backend_device * em_sim_device();
 bool em_sim_register(void * from, size_t bytes);
 void em_sim_unregister(void * from);
 bool    em_sim_fetches_all();
+bool    em_sim_early();
 int64_t em_sim_registered(); // pieces of host memory not given back
 bool em_sim_take_error(ggml_backend * stream);
 void em_sim_set_threads(ggml_backend * stream, int n);
@@ -266,6 +280,7 @@ struct em_block {
     em_layer_t *  layer  = nullptr;
     int           first = 0, last = 0; // node range in the graph, both included; last is the down projection
     int           count = 0;           // nodes to compute, views included
+    bool          on_device = false;   // its tensors are not in host memory
     ggml_tensor * node[EM_BLOCK_NODES];
     ggml_tensor * ids = nullptr;       // [k, tokens]
     int64_t       k = 0, tokens = 0;
@@ -332,5 +347,13 @@ struct em_context { // one per llama context that opened our backend
     ggml_backend * cpu = nullptr;
     std::vector<char> arena;
 };
+// Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The compute mutex is the caller's.
+// fetch: some may go to the device instead, where that is quicker.
+int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, bool fetch);
+// Takes away those of a token's cold pairs that the device should fetch while the CPU computes the others.
+std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold);
+// All pairs of such a block, wherever its experts are. The compute mutex is the caller's.
+int em_host_block(em_context * c, em_block & block);
+em_stage * em_stage_for(em_engine * e, const em_layer_t & layer); // null: no memory
 void em_stages_make(em_engine * e); // before they are needed: memory is had or not while the model loads
 int em_graph_compute(em_context * c, ggml_cgraph * graph);

@@ -22,7 +22,7 @@ constexpr int TYPE_I32 = 26;
 constexpr int32_t TENSOR_FLAG_COMPUTE = 16;
 
 struct ggml_context;
-struct ggml_cgraph;
+struct ggml_tensor;
 struct ggml_backend;
 struct ggml_backend_buffer;
 struct ggml_backend_buffer_type;
@@ -46,6 +46,21 @@ struct ggml_tensor {
     char                  name[64];
     void *                extra;
     char                  padding[8];
+};
+
+struct ggml_hash_set {
+    size_t         size;
+    uint32_t *     used;
+    ggml_tensor ** keys;
+};
+
+struct ggml_cgraph {
+    int           size, n_nodes, n_leafs;
+    ggml_tensor **nodes, **grads, **grad_accs, **leafs;
+    int32_t *     use_counts; // of each tensor, by its place in the hash set
+    ggml_hash_set visited;
+    int           order;
+    uint64_t      uid; // graphs of the same number are equal; 0: nothing is known
 };
 
 struct ggml_init_params {
@@ -172,6 +187,11 @@ struct ggml_backend_reg {
     void *             context;
 };
 
+struct ggml_backend_event {
+    ggml_backend_device * device;
+    void *                context;
+};
+
 struct ggml_type_traits_cpu {
     void (*from_float)(const float * x, void * y, int64_t n);
     void (*vec_dot)(int n, float * s, size_t bs, const void * x, size_t bx, const void * y, size_t by, int nrc);
@@ -216,6 +236,7 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
     X(void, ggml_graph_add_node, (ggml_cgraph * graph, ggml_tensor * t))                                              \
     X(int, ggml_graph_n_nodes, (ggml_cgraph * graph))                                                                 \
     X(ggml_tensor *, ggml_graph_node, (ggml_cgraph * graph, int i))                                                   \
+    X(ggml_tensor **, ggml_graph_nodes, (ggml_cgraph * graph))                                                        \
     X(ggml_backend_buffer *, ggml_backend_buft_alloc_buffer, (ggml_backend_buffer_type * buft, size_t size))          \
     X(size_t, ggml_backend_buft_get_alignment, (ggml_backend_buffer_type * buft))                                     \
     X(size_t, ggml_backend_buft_get_alloc_size, (ggml_backend_buffer_type * buft, const ggml_tensor * t))             \
@@ -233,7 +254,14 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
       (ggml_backend * backend, ggml_tensor * t, const void * data, size_t offset, size_t size))                       \
     X(void, ggml_backend_tensor_get_async,                                                                            \
       (ggml_backend * backend, const ggml_tensor * t, void * data, size_t offset, size_t size))                       \
+    X(void, ggml_backend_tensor_copy_async,                                                                           \
+      (ggml_backend * from, ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst))                           \
     X(void, ggml_backend_synchronize, (ggml_backend * backend))                                                       \
+    X(ggml_backend_event *, ggml_backend_event_new, (ggml_backend_device * dev))                                      \
+    X(void, ggml_backend_event_free, (ggml_backend_event * event))                                                    \
+    X(void, ggml_backend_event_record, (ggml_backend_event * event, ggml_backend * backend))                          \
+    X(void, ggml_backend_event_wait, (ggml_backend * backend, ggml_backend_event * event))                            \
+    X(void, ggml_backend_event_synchronize, (ggml_backend_event * event))                                             \
     X(int, ggml_backend_graph_compute, (ggml_backend * backend, ggml_cgraph * graph))                                 \
     X(int, ggml_backend_graph_compute_async, (ggml_backend * backend, ggml_cgraph * graph))                           \
     X(void, ggml_backend_free, (ggml_backend * backend))                                                              \

@@ -29,6 +29,7 @@ bool find_ops(std::string & missing) {
         {"NONE", &OP.none}, {"VIEW", &OP.view}, {"RESHAPE", &OP.reshape}, {"MUL_MAT_ID", &OP.mul_mat_id},
         {"ADD_ID", &OP.add_id}, {"UNARY", &OP.unary}, {"CLAMP", &OP.clamp}, {"SCALE", &OP.scale}, {"MUL", &OP.mul},
         {"ADD", &OP.add}, {"SQR", &OP.sqr}, {"CONT", &OP.cont}, {"CUSTOM", &OP.custom}, {"GLU", &OP.glu},
+        {"GET_ROWS", &OP.get_rows},
     };
     for (auto & w : wanted) {
         *w.value = -1;
@@ -112,7 +113,8 @@ const char * check_probe_graph(ggml_context * ctx) {
     }
     ggml_cgraph * graph = G.ggml_new_graph_custom(ctx, 8, false);
     G.ggml_build_forward_expand(graph, y);
-    if (G.ggml_graph_n_nodes(graph) != 1 || !(y->flags & TENSOR_FLAG_COMPUTE)) {
+    if (G.ggml_graph_n_nodes(graph) != 1 || !(y->flags & TENSOR_FLAG_COMPUTE) || graph->size != 8 || graph->n_nodes != 1 ||
+        graph->nodes != G.ggml_graph_nodes(graph) || graph->n_leafs != 3 || graph->uid != 0 || graph->visited.size < 16) {
         return "graph layout";
     }
     ggml_backend * cpu = G.ggml_backend_cpu_init();

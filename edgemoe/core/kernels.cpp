@@ -3,7 +3,8 @@
 // The K-quants are read 64 bytes at a time and multiplied with VNNI. Activations are quantised by ggml (Q8_K), then laid out
 // once per vector in the order in which the nibbles of a row come apart, so that the loop over rows does not shuffle. Integer
 // sums are exact, and floats are added in the order of ggml's AVX2 kernels: the results are the same to the last bit, which
-// matters, for a last bit can tip the quantisation of the next activation.
+// matters, for a last bit can tip the quantisation of the next activation. MXFP4 is read two blocks at a time, with the values
+// raised by 12 for VNNI, which wants them unsigned, and what that adds taken off beforehand.
 
 #include "kernels.h"
 
@@ -19,7 +20,7 @@
 
 namespace {
 
-constexpr int TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15; // file format numbers
+constexpr int TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15, TYPE_MXFP4 = 39; // file format numbers
 
 void generic_prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
     if (k.traits->vec_dot_type == TYPE_F32) {
@@ -217,6 +218,73 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
     *out = add_lanes(sum);
 }
 
+struct q8_0 { // ggml's block_q8_0
+    uint16_t d;
+    int8_t   q[32];
+};
+
+struct alignas(64) prepared_pair { // two blocks of 32 activations
+    int8_t  q[64];
+    int32_t start[16]; // -12 times the sum of the four activations of each lane
+    float   d[2];
+    char    pad[56];
+};
+static_assert(sizeof(prepared_pair) == 192, "three cache lines");
+
+constexpr int     MXFP4_BYTES = 17;
+constexpr int64_t PAIR = 64; // values
+
+EM_TARGET void prepare_mxfp4(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    prepared_pair * out = static_cast<prepared_pair *>(activation);
+    for (int64_t b = 0; b < n / 32; ++b) {
+        prepared_pair & p = out[b / 2];
+        const int       h = int(b % 2);
+        q8_0            block;
+        k.dot_traits->from_float(x + b * 32, &block, 32);
+        memcpy(p.q + h * 32, block.q, 32);
+        for (int i = 0; i < 8; ++i) {
+            p.start[h * 8 + i] = -12 * (block.q[4 * i] + block.q[4 * i + 1] + block.q[4 * i + 2] + block.q[4 * i + 3]);
+        }
+        p.d[h] = half_to_float(block.d);
+    }
+}
+
+// A power of two, halved; as ggml has it.
+inline float exponent_to_float(uint8_t e) {
+    const uint32_t bits = e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23;
+    float          f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+EM_TARGET inline __m512i products(const uint8_t * w, const uint8_t * next, const prepared_pair & y) {
+    // each block's low nibbles come before its high ones
+    const __m512i up     = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 1)))),
+                                              _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(next + 1))), 1);
+    const __m512i shift  = _mm512_set_epi64(0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0);
+    const __m512i nibble = _mm512_and_si512(_mm512_srlv_epi16(up, shift), _mm512_set1_epi8(0x0f));
+    const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    return _mm512_dpbusd_epi32(_mm512_load_si512(y.start), _mm512_shuffle_epi8(values, nibble), _mm512_load_si512(y.q));
+}
+
+EM_TARGET void dot_mxfp4(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *       w = static_cast<const uint8_t *>(row);
+    const prepared_pair * y = static_cast<const prepared_pair *>(activation);
+    __m512                sum = _mm512_setzero_ps(); // even blocks in the lower half
+    for (int64_t p = 0; p < n / PAIR; ++p, w += 2 * MXFP4_BYTES, ++y) {
+        prefetch(w + AHEAD);
+        const __m512 scale = _mm512_mask_mov_ps(_mm512_set1_ps(y->d[0] * exponent_to_float(w[0])), 0xff00,
+                                                _mm512_set1_ps(y->d[1] * exponent_to_float(w[MXFP4_BYTES])));
+        sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(products(w, w + MXFP4_BYTES, *y)), sum);
+    }
+    float total = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1)));
+    if (n % PAIR) {
+        const int32_t last = _mm512_mask_reduce_add_epi32(0x00ff, products(w, w, *y));
+        total += y->d[0] * exponent_to_float(w[0]) * float(last);
+    }
+    *out = total;
+}
+
 bool processor_ok() {
     static const bool ok = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -229,12 +297,12 @@ bool processor_ok() {
 } // namespace
 
 size_t em_kernel::activation_bytes(int64_t n) const {
-    return block_bytes ? size_t(n / 256) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
+    return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
 }
 
 bool em_kernel_own(int type) {
 #ifdef EM_AVX512
-    return processor_ok() && (type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K);
+    return processor_ok() && (type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K || type == TYPE_MXFP4);
 #else
     return false;
 #endif
@@ -247,8 +315,14 @@ em_kernel em_kernel_for(int type, bool own_kernels) {
     k.prepare    = generic_prepare;
     k.dot        = k.traits->vec_dot && (k.dot_traits->from_float || k.traits->vec_dot_type == TYPE_F32) ? generic_dot : nullptr;
 #ifdef EM_AVX512
-    if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_K) {
+    if (own_kernels && em_kernel_own(type) && type == TYPE_MXFP4 && k.traits->vec_dot_type == TYPE_Q8_0) {
+        k.block_bytes  = sizeof(prepared_pair);
+        k.block_values = PAIR;
+        k.prepare      = prepare_mxfp4;
+        k.dot          = dot_mxfp4;
+    } else if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_K) {
         k.block_bytes = sizeof(prepared);
+        k.block_values = 256;
         k.prepare     = type == TYPE_Q6_K ? prepare_q6 : prepare_nibbles;
         k.dot         = type == TYPE_Q6_K   ? dot_q6
                         : type == TYPE_Q5_K ? dot_nibbles<176, true>

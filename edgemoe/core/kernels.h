@@ -12,7 +12,8 @@ struct em_kernel {
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
     const ggml_type_traits_cpu * dot_traits;  // of the type its vec_dot wants activations in
-    size_t                       block_bytes; // activation bytes per 256 values, own kernels only; 0: ggml's
+    size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
+    int64_t                      block_values; // of the vector in such a block
 
     size_t activation_bytes(int64_t n) const;
 };

@@ -206,11 +206,9 @@ constexpr double FORGET      = 0.999;  // of what a fetch cost beside, so that o
 constexpr double MOST_AT_ONCE = 4;     // times by which one slow moment may raise that
 constexpr double FIRST_GUESS = 100e3;  // ns that a fetch costs beside
 
-em_stage * stage_for(em_engine * e, const em_layer_t & layer);
-
 bool run::start_fetch(split & s) {
     std::vector<em_pair> & pairs = s.fetched;
-    em_stage *             stage = stage_for(e, *b.layer);
+    em_stage *             stage = em_stage_for(e, *b.layer);
     if (!stage || stage->places.count < int32_t(pairs.size()) || !e->stage_host.ensure(b.layer->expert_bytes * pairs.size())) {
         return false;
     }
@@ -230,7 +228,7 @@ int run::finish_fetch(const split & s) {
     bool ok = !em_device_failed(e->stream);
     if (ok) {
         const int64_t began  = em_now_ns();
-        em_launch     launch = em_pairs_launch(e, device_side(stage_for(e, *b.layer)->places), b, pairs.data(), n, nullptr);
+        em_launch     launch = em_pairs_launch(e, device_side(em_stage_for(e, *b.layer)->places), b, pairs.data(), n, nullptr);
         ok = launch.status == STATUS_SUCCESS && join(launch, pairs.data(), n, began);
         G.ggml_free(launch.ctx);
     }
@@ -263,31 +261,44 @@ bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
     return all;
 }
 
-// How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far.
-int64_t worth_fetching(em_engine * e, const em_layer_t & layer, split & s) {
-    const int64_t n = int64_t(s.cold.size());
+// What the CPU takes for n cold pairs of a token: as measured, or in proportion.
+double cold_ns(const em_engine * e, int64_t n) {
+    if (n == 0) {
+        return 0;
+    }
+    const double known = n < em_engine::FEW_MISSES ? e->misses_ns[n] : 0;
+    return known > 0 ? known : e->miss_pair_ns * double(n);
+}
+
+void note_cold(em_engine * e, int64_t n, double ns) {
+    note_rate(e->miss_pair_ns, ns / double(n));
+    if (n < em_engine::FEW_MISSES) {
+        note_rate(e->misses_ns[n], ns);
+    }
+}
+
+// How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far; beside is
+// what a fetch costs beside copying. What both sides take is left in both_ns.
+int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double beside, double * both_ns) {
     if (always(e)) {
         return e->options.stream_tokens ? n : 0;
     }
-    const double pair = e->miss_pair_ns, fetch = e->copy_ns_per_byte * double(layer.expert_bytes);
-    if (!e->options.stream_tokens || pair <= 0 || fetch <= 0) {
+    const double fetch = e->copy_ns_per_byte * double(layer.expert_bytes);
+    if (!e->options.stream_tokens || e->miss_pair_ns <= 0 || fetch <= 0) {
         return 0;
     }
-    if (e->fetch_ns <= 0) {
-        e->fetch_ns = FIRST_GUESS;
-    }
     int64_t best  = 0;
-    double  least = WORTH_IT * pair * double(n);
+    double  least = WORTH_IT * cold_ns(e, n);
     for (int64_t m = 1; m <= n; ++m) {
-        const double both = std::max(pair * double(n - m), fetch * double(m));
-        if (both + e->fetch_ns < least) {
-            best      = m;
-            s.both_ns = both;
-            least     = both + e->fetch_ns;
+        const double both = std::max(cold_ns(e, n - m), fetch * double(m));
+        if (both + beside < least) {
+            best     = m;
+            *both_ns = both;
+            least    = both + beside;
         }
     }
-    if (!best) {
-        e->fetch_ns *= FORGET;
+    if (best && n < em_engine::FEW_MISSES) {
+        e->misses_ns[n] *= FORGET; // not measured now: one slow moment must not be the last word
     }
     return best && link_is_idle(e) ? best : 0;
 }
@@ -316,7 +327,14 @@ split split_pairs(const em_block & b, bool device) {
 
 // Moves what is worth it from cold to fetched, and sends it on its way.
 void fetch_now(run & r, split & s) {
-    const int64_t wanted = worth_fetching(r.e, *r.b.layer, s);
+    if (r.e->fetch_ns <= 0) {
+        r.e->fetch_ns = FIRST_GUESS;
+    }
+    const int64_t wanted = worth_fetching(r.e, *r.b.layer, int64_t(s.cold.size()), r.e->fetch_ns, &s.both_ns);
+    if (!wanted) {
+        r.e->fetch_ns *= FORGET;
+    }
+    const auto cold = s.cold;
     for (size_t i = s.cold.size(); i-- > 0 && int64_t(s.fetched.size()) < wanted;) {
         if (fetchable(r.e, *r.b.layer, s.cold[i].expert)) {
             s.fetched.push_back(s.cold[i]);
@@ -324,7 +342,8 @@ void fetch_now(run & r, split & s) {
         }
     }
     if (!s.fetched.empty() && !r.start_fetch(s)) {
-        s = split_pairs(r.b, true); // as it was: their order counts
+        s.cold = cold; // as it was: their order counts
+        s.fetched.clear();
     }
 }
 
@@ -409,7 +428,7 @@ int64_t stream_from(const em_engine * e, const em_layer_t & layer) {
 // A large batch: resident experts on the device, well used others streamed there, the rest on the CPU.
 int compute_prefill(run & r, split s) {
     em_engine * e     = r.e;
-    em_stage *  stage = e->options.stream_tokens > 0 && device_usable(e, *r.b.layer) ? stage_for(e, *r.b.layer) : nullptr;
+    em_stage *  stage = e->options.stream_tokens > 0 && device_usable(e, *r.b.layer) ? em_stage_for(e, *r.b.layer) : nullptr;
     std::vector<std::vector<em_pair>> streamed;
     if (stage) {
         std::vector<std::vector<em_pair>> by_expert(size_t(r.b.layer->experts));
@@ -444,28 +463,6 @@ int compute_prefill(run & r, split s) {
         }
     }
     return status;
-}
-
-em_stage * stage_for(em_engine * e, const em_layer_t & layer) {
-    auto same = [&](const em_layer_t & other) {
-        for (int p = 0; p < PROJ_COUNT; ++p) {
-            const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
-            if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
-                return false;
-            }
-        }
-        return true;
-    };
-    for (auto & s : e->stages) {
-        if (same(*s->like)) {
-            return s->places.count > 0 ? s.get() : nullptr; // none: it failed before
-        }
-    }
-    e->stages.push_back(std::make_unique<em_stage>());
-    em_stage & s = *e->stages.back();
-    s.like = &layer;
-    const int32_t count = std::min(e->options.stream_slots, layer.experts) / 2 * 2;
-    return count >= 2 && em_places_alloc(s.places, e->device, layer, count) ? &s : nullptr;
 }
 
 // Nodes [from, to) as they are, on ggml-cpu.
@@ -504,7 +501,7 @@ int run_cold(run & r, const split & s, const em_tail & tail) {
     G.ggml_free(launch.ctx);
     const int64_t took = em_now_ns() - started;
     r.e->count.cpu_ns += took;
-    note_rate(r.e->miss_pair_ns, double(took) / double(s.cold.size()));
+    note_cold(r.e, int64_t(s.cold.size()), double(took));
     return launch.status;
 }
 
@@ -522,10 +519,27 @@ bool is_long(const em_block & b) {
     return pair_ns(b, b.engine->cold_pair_ns) * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
 }
 
+// What was split, computed; the layer's mutex is the caller's where there are hot pairs.
+int run_split(run & r, split & s, bool decode) {
+    em_engine *   e      = r.e;
+    const int64_t cpu_ns = e->count.cpu_ns;
+    int           status = decode ? r.compute(s) : compute_prefill(r, s);
+    if (decode && !s.cold.empty() && status == STATUS_SUCCESS) {
+        note_cold(e, int64_t(s.cold.size()), double(e->count.cpu_ns - cpu_ns));
+    }
+    if (!s.fetched.empty()) {
+        if (status == STATUS_SUCCESS) {
+            status = r.finish_fetch(s);
+        } else {
+            G.ggml_backend_synchronize(e->stream); // the stage is somebody else's next
+        }
+    }
+    return status;
+}
+
 int run_block(em_context * c, em_block & b, const em_tail * tail) {
     em_engine * e = b.engine;
     run r{c, e, b};
-    std::lock_guard<std::mutex> compute(e->compute_mutex);
     std::lock_guard<std::mutex> lock(b.layer->mutex);
     const bool decode = b.tokens < e->options.prefill_tokens;
     for (int64_t t = 0; decode && t < b.tokens; ++t) {
@@ -544,18 +558,7 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
         return run_cold(r, s, *tail);
     }
     block_output output(b);
-    const int64_t cpu_ns = e->count.cpu_ns;
-    int           status = decode ? r.compute(s) : compute_prefill(r, s);
-    if (decode && !s.cold.empty() && status == STATUS_SUCCESS) {
-        note_rate(e->miss_pair_ns, double(e->count.cpu_ns - cpu_ns) / double(s.cold.size()));
-    }
-    if (!s.fetched.empty()) {
-        if (status == STATUS_SUCCESS) {
-            status = r.finish_fetch(s);
-        } else {
-            G.ggml_backend_synchronize(e->stream); // the stage is somebody else's next
-        }
-    }
+    const int    status = run_split(r, s, decode);
     if (tail && status == STATUS_SUCCESS) {
         em_tail_compute(b, *tail);
     }
@@ -570,11 +573,64 @@ void account_plain(const em_block & b) {
 
 } // namespace
 
+em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
+    auto same = [&](const em_layer_t & other) {
+        for (int p = 0; p < PROJ_COUNT; ++p) {
+            const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
+            if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
+                return false;
+            }
+        }
+        return true;
+    };
+    for (auto & s : e->stages) {
+        if (same(*s->like)) {
+            return s->places.count > 0 ? s.get() : nullptr; // none: it failed before
+        }
+    }
+    e->stages.push_back(std::make_unique<em_stage>());
+    em_stage & s = *e->stages.back();
+    s.like = &layer;
+    // All of a layer, or two halves that take turns.
+    const int32_t count = e->options.stream_slots >= layer.experts ? layer.experts : e->options.stream_slots / 2 * 2;
+    if (count < 2 || !em_places_alloc(s.places, e->device, layer, count)) {
+        return nullptr;
+    }
+    e->stage_bytes += int64_t(s.places.bytes);
+    return &s;
+}
+
+int em_host_block(em_context * c, em_block & b) { return run_block(c, b, nullptr); }
+
+std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold) {
+    constexpr double     BESIDE = 30e3; // ns: a graph on the device, and rows moved there
+    std::vector<em_pair> fetched;
+    double               both   = 0;
+    const int64_t        wanted = worth_fetching(e, layer, int64_t(cold.size()), BESIDE, &both);
+    for (size_t i = cold.size(); i-- > 0 && int64_t(fetched.size()) < wanted;) {
+        if (fetchable(e, layer, cold[i].expert)) {
+            fetched.push_back(cold[i]);
+            cold.erase(cold.begin() + int64_t(i));
+        }
+    }
+    return fetched;
+}
+
+int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & cold, bool fetch) {
+    run   r{c, b.engine, b};
+    split s;
+    s.cold = cold;
+    if (fetch && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
+        fetch_now(r, s);
+    }
+    return run_split(r, s, true);
+}
+
 void em_stages_make(em_engine * e) {
     std::lock_guard<std::mutex> compute(e->compute_mutex);
     for (const auto & layer : e->layers) {
         if (e->options.stream_tokens > 0 && device_usable(e, *layer)) {
-            stage_for(e, *layer);
+            em_stage_for(e, *layer);
         }
     }
 }
@@ -612,6 +668,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         const bool summed = b.tokens <= EM_FUSED_TOKENS && em_tail_find(graph, b, n, &tail);
         status = run_plain(c, graph, plain, b.first);
         if (status == STATUS_SUCCESS) {
+            std::lock_guard<std::mutex> compute(b.engine->compute_mutex);
             status = run_block(c, b, summed ? &tail : nullptr);
         }
         i     = summed ? tail.last : b.last;

@@ -1,11 +1,12 @@
 // sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
 // faults on demand. Kernels are ggml-cpu's, so its results are exact.
 //
-// llama.cpp sees it as a GPU only while a model that asked for it loads. Streams opened by llama.cpp compute in the calling
-// thread; streams of the core (parameter "async") have their worker.
+// llama.cpp never sees it as a GPU: it gets the device that stands for it, see pass.cpp. Streams opened without the parameter
+// "async" compute in the calling thread, others have a worker.
 
 #include "engine.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -15,7 +16,7 @@ namespace {
 
 struct sim_state {
     std::mutex      mutex; // guards everything here
-    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0};
+    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0, 0};
     int64_t         used = 0, allocations = 0, copies = 0, computations = 0, registrations = 0, registered = 0;
     std::mt19937_64 random{1};
     std::mutex      link; // one transfer at a time
@@ -261,13 +262,61 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     return STATUS_SUCCESS;
 }
 
+// ---- events ----
+
+struct sim_event {
+    std::mutex              mutex;
+    std::condition_variable changed;
+    int64_t                 recorded = 0, reached = 0;
+
+    void wait(int64_t n) {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return reached >= n; });
+    }
+    int64_t latest() {
+        std::lock_guard<std::mutex> lock(mutex);
+        return recorded;
+    }
+};
+
+sim_event * event_of(ggml_backend_event * event) { return static_cast<sim_event *>(event->context); }
+
+ggml_backend_event * event_new(ggml_backend_device * dev) { return new ggml_backend_event{dev, new sim_event}; }
+
+void event_free(ggml_backend_device *, ggml_backend_event * event) {
+    delete event_of(event);
+    delete event;
+}
+
+void event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait(event_of(event)->latest()); }
+
+void event_record(ggml_backend * b, ggml_backend_event * event) {
+    sim_event * e = event_of(event);
+    int64_t     n;
+    {
+        std::lock_guard<std::mutex> lock(e->mutex);
+        n = ++e->recorded;
+    }
+    stream_of(b)->submit([=] {
+        std::lock_guard<std::mutex> lock(e->mutex);
+        e->reached = std::max(e->reached, n);
+        e->changed.notify_all();
+    });
+}
+
+void event_wait(ggml_backend * b, ggml_backend_event * event) {
+    sim_event *   e = event_of(event);
+    const int64_t n = e->latest();
+    stream_of(b)->submit([=] { e->wait(n); });
+}
+
 // ---- device ----
 
 ggml_backend_device device;
 
 const char * device_name(ggml_backend_device *) { return "sim"; }
 const char * device_description(ggml_backend_device *) { return "simulated GPU"; }
-int          device_type(ggml_backend_device *) { return em_sim_is_gpu() ? DEV_GPU : DEV_CPU; }
+int          device_type(ggml_backend_device *) { return DEV_CPU; }
 
 void device_memory(ggml_backend_device *, size_t * free, size_t * total) {
     std::lock_guard<std::mutex> lock(state().mutex);
@@ -303,6 +352,8 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
     b->iface.get_tensor_async = backend_get_async;
     b->iface.synchronize      = backend_synchronize;
     b->iface.graph_compute    = backend_compute;
+    b->iface.event_record     = event_record;
+    b->iface.event_wait       = event_wait;
     b->device                 = dev;
     b->context                = s;
     return b;
@@ -373,6 +424,9 @@ ggml_backend_device * em_sim_device() {
     d.get_buffer_type = device_buft;
     d.supports_op     = device_supports_op;
     d.supports_buft   = device_supports_buft;
+    d.event_new         = event_new;
+    d.event_free        = event_free;
+    d.event_synchronize = event_synchronize;
     device.reg        = em_reg();
     return &device;
 }
@@ -380,6 +434,11 @@ ggml_backend_device * em_sim_device() {
 bool em_sim_fetches_all() {
     std::lock_guard<std::mutex> lock(state().mutex);
     return state().options.fetch_all != 0;
+}
+
+bool em_sim_early() {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return state().options.early != 0;
 }
 
 int32_t em_sim_configure(const em_sim_options * o) {

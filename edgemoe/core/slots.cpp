@@ -101,8 +101,10 @@ bool em_places_alloc(em_places & p, ggml_backend_device * device, const em_layer
             }
         }
     }
-    p.bytes = total;
-    p.count = count;
+    static std::atomic<int64_t> serials{0};
+    p.bytes  = total;
+    p.count  = count;
+    p.serial = ++serials;
     return true;
 }
 
@@ -118,9 +120,17 @@ void em_places_free(em_places & p) {
 
 namespace {
 
-void free_layer_slots(em_layer_t & layer) {
+// Needs the layer's mutex: what was started before may still read the slots, and nothing else is started meanwhile.
+void free_layer_slots(em_engine * e, em_layer_t & layer) {
+    if (layer.places.buffer) {
+        std::lock_guard<std::mutex> lock(e->passes_mutex);
+        for (ggml_backend * stream : e->passes) {
+            G.ggml_backend_synchronize(stream);
+        }
+    }
     em_places_free(layer.places);
     layer.resident = 0;
+    layer.version += 1;
     layer.slots.clear();
     layer.slot_of.assign(size_t(layer.experts), -1);
     layer.state.assign(size_t(layer.experts), EM_COLD);
@@ -138,6 +148,7 @@ bool alloc_layer_slots(em_engine * e, em_layer_t & layer, int32_t slots) {
 // The only place where a slot changes state; needs the layer's mutex.
 void em_slot_move(em_layer_t & layer, int32_t slot, em_slot_state to, int32_t expert) {
     em_slot & s = layer.slots[size_t(slot)];
+    layer.version += 1;
     if (s.state == em_slot_state::RESIDENT) { // evicted
         layer.slot_of[size_t(s.expert)] = -1;
         layer.state[size_t(s.expert)]   = EM_COLD;
@@ -154,12 +165,15 @@ void em_slot_move(em_layer_t & layer, int32_t slot, em_slot_state to, int32_t ex
     layer.state[size_t(expert)] = to == em_slot_state::RESIDENT ? EM_RESIDENT : to == em_slot_state::LOADING ? EM_PENDING : EM_COLD;
 }
 
-int32_t slot_for(const em_layer_t & layer, int32_t victim) {
+int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
     if (victim >= 0) {
         const int32_t s = layer.slot_of[size_t(victim)];
         if (s >= 0) {
             return s;
         }
+    }
+    if (int32_t(layer.slots.size()) == layer.experts && layer.slots[size_t(expert)].state == em_slot_state::FREE) {
+        return expert; // all will be here, each in the slot of its number
     }
     for (size_t s = 0; s < layer.slots.size(); ++s) {
         if (layer.slots[s].state == em_slot_state::FREE) {
@@ -181,13 +195,16 @@ void upload(em_engine * e, const em_request & request) {
             return; // the slots were reallocated meanwhile
         }
         const bool kept = load.victim >= 0 && size_t(load.victim) < layer.pinned.size() && layer.pinned[size_t(load.victim)];
-        slot = missed ? -1 : slot_for(layer, kept ? -1 : load.victim);
+        slot = missed ? -1 : slot_for(layer, load.expert, kept ? -1 : load.victim);
         if (slot < 0) {
             layer.state[size_t(load.expert)] = EM_COLD;
             layer.ahead[size_t(load.expert)] = 0;
             return;
         }
         em_slot_move(layer, slot, em_slot_state::LOADING, load.expert);
+        if (layer.used) {
+            G.ggml_backend_event_wait(e->copy, layer.used); // what was started before reads the slot
+        }
     }
     em_host_register(e, layer);
     const int64_t started = em_now_ns();
@@ -274,7 +291,7 @@ int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
                 }
             }
             if (pass == 0 && wanted != int32_t(layer.slots.size())) {
-                free_layer_slots(layer);
+                free_layer_slots(e, layer);
             }
             if (pass == 1 && wanted > 0 && layer.slots.empty() && !alloc_layer_slots(e, layer, wanted)) {
                 status = em_fail(EM_ERROR_NO_MEMORY, "the device has no room for " + std::to_string(wanted) +
@@ -288,7 +305,7 @@ int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
 void em_slots_release(em_engine * e) {
     for (auto & layer : e->layers) {
         std::lock_guard<std::mutex> lock(layer->mutex);
-        free_layer_slots(*layer);
+        free_layer_slots(e, *layer);
     }
 }
 

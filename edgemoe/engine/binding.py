@@ -18,9 +18,10 @@ from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
 from ..types import ExpertStats, Load
 
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
+UNSEEN = 1
 COLD, PENDING, RESIDENT = 0, 1, 2
 
 _i32, _i64 = ctypes.c_int32, ctypes.c_int64
@@ -52,6 +53,7 @@ class _SimOptions(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("compute_rate", _i64),
         ("fetch_all", _i64),
+        ("early", _i64),
     ]
 
 
@@ -78,7 +80,7 @@ _STAT_NAMES = (
     *("uploads", "upload_bytes", "streamed_bytes", "direct_bytes", "failed_uploads", "joins", "device_fallbacks"),
     *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
     *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
-    *("slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers", "dropped_events"),
+    *("slots", "slot_bytes", "resident", "pending", "stage_bytes", "fused_layers", "plain_layers", "dropped_events"),
 )
 
 
@@ -114,6 +116,7 @@ _SIGNATURES = {
     ),
     "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
     "em_engine_free": (None, [ctypes.c_void_p]),
+    "em_shown_device": (ctypes.c_void_p, [ctypes.c_void_p]),
     "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
     "em_end_load": (_i32, [ctypes.c_void_p]),
     "em_engine_stop": (_i32, [ctypes.c_void_p]),
@@ -126,6 +129,7 @@ _SIGNATURES = {
     "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
     "em_pin": (_i32, [ctypes.c_void_p, _i32, _i32, _i32]),
     "em_end_step": (_i32, [ctypes.c_void_p]),
+    "em_watch": (_i32, [ctypes.c_void_p, _i32]),
     "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
@@ -226,6 +230,7 @@ class Core:
             sim.seed,
             sim.compute_rate,
             sim.fetch_all,
+            sim.early,
         )
         if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
             raise ConfigError(self.last_error())
@@ -277,9 +282,13 @@ class NativeEngine:
             raise EdgeMoEError("the engine is closed")
         return self._handle
 
-    def begin_load(self, sim_is_gpu: bool) -> None:
-        """From here to ``end_load``, llama.cpp sees our devices on this thread."""
-        self._check(self._lib.em_begin_load(self.handle, int(sim_is_gpu)))
+    def shown_device(self) -> int:
+        """Address of the device that llama.cpp is to use in the place of this engine's, 0 without one."""
+        return int(self._lib.em_shown_device(self.handle) or 0)
+
+    def begin_load(self, shown: bool) -> None:
+        """Take the experts of the model that this thread loads next; ``shown``: llama.cpp uses `shown_device`."""
+        self._check(self._lib.em_begin_load(self.handle, int(shown)))
 
     def end_load(self) -> None:
         """Hide our devices again and take stock of the expert layers."""
@@ -348,9 +357,16 @@ class NativeEngine:
         """A token of this id, -1 where unknown, is about to be decoded."""
         self._lib.em_begin_token(self.handle, token_id)
 
-    def end_step(self) -> None:
-        """The step is over, or was cut short: the predictor may be used again."""
-        self._lib.em_end_step(self.handle)
+    def end_step(self) -> bool:
+        """The step is over, or was cut short: the predictor may be used again.
+
+        False where nothing was noted of its routing, because every expert is resident.
+        """
+        return int(self._lib.em_end_step(self.handle)) != UNSEEN
+
+    def watch(self, every: int) -> None:
+        """Note the routing of every n-th token at least; of all of them, and of prompts, with 1."""
+        self._lib.em_watch(self.handle, every)
 
     def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
         """Prefetches of each layer in the latest step, ``(layers,)``."""

@@ -36,6 +36,8 @@ SYNCHRONOUS_S = 60.0
 # The share of the time that routing history and policy may take; they are asked less often otherwise. Where nothing is
 # fetched ahead that costs hits: a quarter of gpt-oss-20b resident, every token .722, every second .704, fourth .687.
 TURN_SHARE, TURN_SHARE_ON_DEMAND = 0.005, 0.01
+# Where every expert is resident their routing makes no difference: it is noted of every so many tokens.
+WATCH_EVERY = 64
 # Attempts with half the budget each when the device refuses an allocation.
 ALLOCATION_ATTEMPTS = 5
 
@@ -189,9 +191,11 @@ class Experts:
         with self._lock:
             self._take()
             self._routing.record()
+        self._native.watch(1)
         try:
             yield
         finally:
+            self._native.watch(WATCH_EVERY)
             with self._lock:
                 self._take()
                 batches = self._routing.recorded()
@@ -256,9 +260,10 @@ class Experts:
         if self.shape is None:
             return
         started = time.perf_counter_ns()
-        self._native.end_step()
+        seen = self._native.end_step()
         with self._lock:
-            self._routing.expect(tokens)
+            if seen:
+                self._routing.expect(tokens)
             self._computing = False
         if not self._noted:
             self._noted = True

@@ -100,13 +100,19 @@ def device_memory(name: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def loading(engine: NativeEngine, *, sim_is_gpu: bool) -> Iterator[list[str]]:
-    """While a model of ours loads on this thread; gives what llama.cpp calls an error."""
+def loading(engine: NativeEngine, *, on_device: bool) -> Iterator[list[str]]:
+    """While a model of ours loads on this thread; gives what llama.cpp calls an error.
+
+    Args:
+        engine: takes the experts.
+        on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
+    """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
     _scope.errors = errors
-    engine.begin_load(sim_is_gpu)
-    binding.llama_model_default_params = _params_with_our_buffers(plain_params)
+    engine.begin_load(on_device)
+    devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
+    binding.llama_model_default_params = _params_of_ours(plain_params, devices)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     try:
@@ -163,11 +169,13 @@ def _overrides() -> Any:
     return (_Override * 2)(_Override(EXPERT_TENSORS, core().buffer_type()), _Override(None, None))
 
 
-def _params_with_our_buffers(plain: Callable[[], Any]) -> Callable[[], Any]:
+def _params_of_ours(plain: Callable[[], Any], devices: Any) -> Callable[[], Any]:
     def model_default_params() -> Any:
         params = plain()
         if getattr(_scope, "errors", None) is not None:
             params.tensor_buft_overrides = ctypes.addressof(_overrides())
+            if devices is not None:
+                params.devices = ctypes.addressof(devices)
         return params
 
     return model_default_params

@@ -29,9 +29,10 @@ from .experts import Experts
 from .meter import Meter
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
-# Staging places for experts streamed through the device in a prefill: two halves, one filled while the other computes.
-STREAM_SLOTS = 16
 GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
+
+# With so many logical cores two are left to our own threads, below it one.
+MANY_CORES = 8
 
 # Of the memory that is available, what may be pinned for the device.
 PIN_SHARE = 0.7
@@ -60,7 +61,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
     Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
-    physical cores, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and
+    physical cores, less one or two that a device's copies need, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and
     nothing is ever written to the terminal (messages go to the logger ``edgemoe.llama``).
 
     Args:
@@ -87,19 +88,20 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         device = _resolve_device(config)
         if device == "sim":
             core.configure_sim(config.sim)
-        keywords.setdefault("n_threads", psutil.cpu_count(logical=False) or 1)
+        keywords.setdefault("n_threads", default_threads(bool(device)))
         keywords["verbose"] = False
         machine = _machine(device)
         placed, spare = _plan(file, config, machine, keywords)
         stream_tokens = config.stream_tokens if placed.stream_slots else 0
         pin = config.pin and _can_pin(moe_shape(file))
-        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, STREAM_SLOTS, GRAPH_US)
+        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
         self._native = native
         self._meter = Meter(native, device or "none")
         self._cancel_requested = False
         complaints: Sequence[str] = ()
+        on_device = bool(device) and keywords["n_gpu_layers"] != 0
         try:
-            with _load_lock, host.loading(native, sim_is_gpu=device == "sim") as complaints:
+            with _load_lock, host.loading(native, on_device=on_device) as complaints:
                 super().__init__(str(model_path), **keywords)
         except ValueError as error:
             self._free_native()
@@ -298,6 +300,17 @@ class _GuardedDecode:
             raise RuntimeError(f"llama_decode returned {status}")
 
 
+def default_threads(device: bool) -> int:
+    """CPU threads for a model: physical cores, of which a device's copies and what looks ahead need some for themselves.
+
+    Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
+    threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).
+    """
+    physical, logical = psutil.cpu_count(logical=False) or 1, psutil.cpu_count() or 1
+    spare = 0 if not device or logical <= 2 else 1 if logical < MANY_CORES else 2
+    return max(1, min(physical, logical - spare))
+
+
 def _can_pin(shape: ModelShape | None) -> bool:
     """Whether the machine can spare the memory: what is pinned cannot make room for anything else."""
     if shape is None:
@@ -317,13 +330,13 @@ def _plan(file: GgufFile, config: OffloadConfig, machine: Machine, keywords: dic
     """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
     context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
     model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
-    slots = STREAM_SLOTS if config.stream_tokens else 0
-    placed = plan(machine, model, context, config.budget, slots)
+    placed = plan(machine, model, context, config.budget, bool(config.stream_tokens))
     if "n_gpu_layers" not in keywords:
         keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
         keywords.setdefault("offload_kqv", placed.kv_on_device)
         keywords.setdefault("op_offload", placed.dense_on_device)
-    return placed, model.staging_bytes(placed.stream_slots)
+    whole = model.shape is not None and placed.dense_on_device and placed.stream_slots >= model.shape.experts
+    return placed, model.staging_bytes(placed.stream_slots, rows=not whole)
 
 
 def _resolve_device(config: OffloadConfig) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..config import OffloadConfig
 from ..engine import Llama, host
-from ..engine.llama import STREAM_SLOTS
 from ..errors import EdgeMoEError
 from ..gguf import GgufFile, check
 from ..types import ExpertStats
@@ -27,7 +26,15 @@ Progress = Callable[[float, str], None]
 OURS = "edgemoe"
 OPENING = 32  # tokens of a prompt that a generation begins with
 WARM_UP = 8
-GAUGES = {"slots", "slot_bytes", "resident", "pending", "fused_layers", "plain_layers"}  # states, not counts
+GAUGES = {
+    "slots",
+    "slot_bytes",
+    "resident",
+    "pending",
+    "stage_bytes",
+    "fused_layers",
+    "plain_layers",
+}  # states, not counts
 OBSERVED = 128  # tokens, at most, of the observation
 INTERRUPTED = "interrupted"
 
@@ -173,7 +180,7 @@ def profile(
         try:
             result.cold += run.warm_up(OURS, ours, tokens, longest)
             result.ram, result.device_used = ledger.take(file), _device_used(ours)
-            result.stage_bytes = _stage_bytes(ours, offload)
+            result.stage_bytes = ours.experts.stats().stage_bytes
             others = placements(file, result.device, result.slot_bytes)
             together = result.device in SIMULATED  # a GPU has no room for two models: one after the other
             models: dict[str, Any] = {OURS: ours}
@@ -331,15 +338,6 @@ def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[st
     sample.ns.append(last - first)
     sample.scheduler_ns += _scheduler_ns(llm) - scheduled
     return before
-
-
-def _stage_bytes(llm: Any, offload: OffloadConfig) -> int:
-    """The engine has one set of staging places for layers of the same size, from the first prefill on."""
-    shape = llm.experts.shape
-    if shape is None or not offload.stream_tokens or not llm.experts.stats().slots:
-        return 0
-    places = min(STREAM_SLOTS, shape.experts) // 2 * 2
-    return int(places * sum(set(shape.expert_bytes)))
 
 
 def _device_used(llm: Any) -> int | None:

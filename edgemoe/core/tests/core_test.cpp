@@ -23,12 +23,13 @@ void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_
 
 // Our kernels against ggml's on the same quantised data: equal to the last bit.
 void test_kernels() {
-    for (const int type : {12, 13, 14}) {
+    constexpr int MXFP4 = 39;
+    for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{{12, 1536}, {13, 1536}, {14, 1536}, {MXFP4, 1536}, {MXFP4, 1568}}) {
         if (!em_kernel_own(type)) {
             printf("no own kernel for type %d on this processor\n", type);
             continue;
         }
-        constexpr int64_t n = 1536, rows = 64;
+        constexpr int64_t rows = 64;
         const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n, 1.0f, 8);
         std::vector<char> packed(G.ggml_row_size(type, n) * rows);
         T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, nullptr);

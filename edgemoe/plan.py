@@ -17,10 +17,12 @@ GIB = 1 << 30
 RESERVE_BYTES = GIB
 # Tokens that llama.cpp computes at once (its default n_ubatch); buffers are sized for them.
 BATCH = 512
+# Of these, what is no prompt: fewer than llama.cpp, too, brings experts to the device for.
+FEW_TOKENS = 32
 # llama.cpp makes the KV cache a multiple of so many tokens long.
 CONTEXT_STEP = 256
-# Staging places for experts that a prefill brings to the device: all of a layer, where that is no more than this share of
-# the device's memory; else two halves, one filled while the other computes.
+# Staging places for experts that a prefill brings to the device: all of a layer, where that is no more than this share
+# of the device's memory; else two halves, one filled while the other computes.
 STAGE_SHARE = 1 / 8
 STREAM_SLOTS = 16
 # What alignment may add to the slots of a layer (8 tensors, 512 bytes each).
@@ -163,8 +165,12 @@ class ModelNeeds:
         if self.shape is None:
             return 0
         places = sum(set(self.shape.expert_bytes)) * min(stream_slots, self.shape.experts)
-        # Of a pair: its input and output, three times the neurons; regions grow by a quarter more than was asked for.
-        return places + rows * BATCH * self.shape.used * 5 * (2 * self.width + 3 * self.expert_width)
+        tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
+        # Regions grow by a quarter more than was asked for: places of a batch's pairs, inputs of a few tokens and all that
+        # belongs to one.
+        pair = 2 * self.width + 3 * self.expert_width  # its input and output, three times the neurons
+        aside = 5 * (BATCH * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
+        return places + tables + aside + rows * BATCH * self.shape.used * 5 * pair
 
 
 @dataclass(frozen=True)

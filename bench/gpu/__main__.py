@@ -69,7 +69,7 @@ class Bench:
         setting = Setting(
             self._scope, device, self._given.threads, self._given.repetitions, self._given.warm, self._given.folder,
             self._started + self._given.deadline if self._given.deadline else None, self._given.slow,
-            apart=self._given.apart,
+            apart=self._given.apart, events=self._given.events,
         )  # fmt: skip
         if self._given.soak_cycles or self._given.soak_minutes:
             return self._soak(setting)
@@ -280,6 +280,7 @@ def _arguments() -> argparse.Namespace:
     add("--sources", type=Path, help="llama-cpp-python's source archive, where pip cannot fetch it")
     add("--deadline", type=float, default=0, help="seconds from now at which to stop cleanly")
     add("--apart", action="store_true", help="one contender at a time, as where the card cannot hold all: slower")
+    add("--events", action="store_true", help="what the device tells through CUPTI as well: some seconds a contender")
     add("--slow", type=float, default=1.0, help="factor on the planned minutes")
     add("--cells", type=int, default=0, help="only the first so many of the plan")
     add("--plan", action="store_true", help="print what would run")

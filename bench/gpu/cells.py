@@ -94,13 +94,19 @@ class Scope:
 
 
 def contenders(scope: Scope, share: float) -> tuple[Contender, ...]:
-    """Ours, and what the device lets llama.cpp do."""
+    """Ours, and what the device lets llama.cpp do with as much memory."""
     ours = Contender(OURS, share)
     if scope.device in WITHOUT_GPU:
         return ours, Contender(CPU_ALONE)
-    if share == 100:
-        return ours, Contender(IN_VRAM)
-    return ours, Contender(LAST, share), Contender(IN_VRAM), Contender(ON_CPU)
+    return ours, Contender(IN_VRAM) if share == 100 else Contender(LAST, share)
+
+
+def _with_the_ends(scope: Scope, share: float) -> tuple[Contender, ...]:
+    """And, at the first budget, llama.cpp with none and with all of the experts on the device."""
+    found = contenders(scope, share)
+    if scope.device in WITHOUT_GPU or share != scope.shares[0]:
+        return found
+    return tuple(dict.fromkeys((*found, Contender(IN_VRAM), Contender(ON_CPU))))
 
 
 def missing_rows(device: str) -> list[str]:
@@ -144,7 +150,7 @@ def _rest(scope: Scope, model: str) -> Iterator[Cell]:
     tests += [Test(generate=scope.generate, depth=scope.depth)]
     for share in scope.shares:
         for test in tests:
-            yield Cell(model, share, test, contenders(scope, share))
+            yield Cell(model, share, test, _with_the_ends(scope, share))
     for share in scope.shares[:1]:
         fresh = tuple(Contender(c.placement, c.share, fresh=True) for c in contenders(scope, share)[:2])
         for test in (Test(generate=scope.generate), Test(prompt=scope.first)):

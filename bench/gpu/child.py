@@ -176,9 +176,13 @@ class Runner:
             saved = history.Profile(model_identity(check(path)), self._routing.heat, THOUGHT_OF_PROFILE)
             history.save(saved, self._folder)
             profile = str(self._folder)
+        # The routers of a twin know nothing of the routing that is forced: they cannot look ahead.
+        prefetch = "history" if contender.prefetch == "auto" else contender.prefetch
         config = OffloadConfig(
-            device, f"{contender.share:g}%", policy=contender.policy, prefetch=contender.prefetch, profile=profile
+            device, f"{contender.share:g}%", policy=contender.policy, prefetch=prefetch, profile=profile
         )
+        if device not in cells.WITHOUT_GPU:  # it leaves some cores to the copies by itself; llama.cpp has all
+            keywords = {"n_ctx": keywords["n_ctx"]}
         return Llama(path, offload=config, **keywords)
 
     def _warm(self, tokens: int) -> None:

@@ -28,10 +28,10 @@ DEVICE_NOTE = (
     "Recorded by CUPTI in one more repetition, which it slows down; ms a token. Busy: anything ran on the device."
 )
 LIMITS = {
-    "dense": "weights beside the experts / the device's bandwidth",
-    "cold": "misses x bytes of an expert / the CPU's bandwidth",
-    "join": "hits x bytes / the device's bandwidth, less what runs beside it",
-    "launch": "no bytes: round trips, copies of activations, sums",
+    "dense": "weights beside the experts / the bandwidth; on a GPU it is only handed over here, and waited for in join",
+    "cold": "misses that the CPU computes x bytes of an expert / its bandwidth",
+    "join": "weights beside the experts and hits / the device's bandwidth",
+    "launch": "no bytes: graphs started, copies begun",
     "scheduler": "no bytes",
     "sync": "no bytes: the last wait, logits, the choice of a token",
 }
@@ -172,15 +172,16 @@ def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: st
     if not rates or not size:
         return {}
     tokens, expert = sum(len(s["between_ns"]) for s in samples), size["expert"]
-    misses, hits = (sum(s["stats"][what] for s in samples) / tokens for what in ("misses", "hits"))
+    misses, hits, fetched = (sum(s["stats"][w] for s in samples) / tokens for w in ("misses", "hits", "fetched"))
     found = {}
     dense = rates.get("device_dense_rate" if device not in cells.WITHOUT_GPU else "cpu_dense_rate")
-    if dense:
+    if dense and device in cells.WITHOUT_GPU:
         found["dense"] = size["dense"] / dense * 1e3
     if cpu := rates.get("cpu_expert_rate"):
-        found["cold"] = misses * expert / cpu * 1e3
+        found["cold"] = (misses - fetched) * expert / cpu * 1e3
     if gpu := rates.get("device_rate"):
-        found["join"] = max(0.0, hits * expert / gpu * 1e3 - found.get("cold", 0.0))
+        beside = size["dense"] / dense if dense and device not in cells.WITHOUT_GPU else 0.0
+        found["join"] = (hits * expert / gpu + beside) * 1e3
     return found
 
 
@@ -191,7 +192,8 @@ def _beside(journal: Journal, model: str, samples: Sequence[Entry]) -> Iterator[
     each = {what: sum(s["stats"][what] for s in samples) / tokens for what in ("device_ns", "hits", "upload_bytes")}
     gpu, link = (rates.get(name, 0.0) for name in ("device_rate", "upload_pinned_rate"))
     hot = each["hits"] * size["expert"] / gpu * 1e3 if gpu and size else 0.0
-    yield "hot", each["device_ns"] / 1e6, hot, "hits x bytes / the device's bandwidth"
+    if each["device_ns"]:
+        yield "hot", each["device_ns"] / 1e6, hot, "hits x bytes / the device's bandwidth"
     if link and each["upload_bytes"]:
         copied = each["upload_bytes"] / link * 1e3
         yield "copy", float("nan"), copied, f"{each['upload_bytes'] / MIB:.1f} MiB uploaded / the link's bandwidth"

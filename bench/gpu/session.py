@@ -124,6 +124,7 @@ class Setting:
         slow: factor on planned times of what was never measured.
         room: bytes of device memory that contenders may take together; None where they need not ask.
         apart: contenders are open one at a time, whatever room there is.
+        events: decoding is repeated once more for what the device itself tells.
     """
 
     scope: cells.Scope
@@ -136,6 +137,7 @@ class Setting:
     slow: float = 1.0
     room: int | None = None
     apart: bool = False
+    events: bool = False
     clock: Callable[[], float] = time.monotonic
 
 
@@ -256,7 +258,12 @@ class Session:
         try:
             found = self._open[contender.name].ask("measure", at=repetition * cell.test.generate, **request)
             self._journal.add("sample", cell=cell.key, contender=contender.name, repetition=repetition, **found)
-            if cell.test.generate and repetition == self._set.repetitions - 1 and not contender.fresh:
+            if (
+                self._set.events
+                and cell.test.generate
+                and repetition == self._set.repetitions - 1
+                and not contender.fresh
+            ):
                 self._record(cell, contender)
         except Failed as error:
             self._fail(model.name, contender.name, str(error))
@@ -300,18 +307,21 @@ class Session:
             if not contender.ours or contender.fresh or (model.name, contender.name) in self._broken:
                 continue
             if not self._journal.of("parity", model=model.name, what=contender.name):
-                verdict = self._compare(contender, self._references(cell), model)
+                verdict = self._compare(contender, self._references(cell, model), model)
                 if verdict is None:
                     return False
                 self._journal.add("parity", model=model.name, what=contender.name, **asdict(verdict))
                 self._say(f"  {contender.name}: {verdict.words}")
         return not self._refused(model.name)
 
-    def _references(self, cell: Cell) -> list[Contender]:
+    def _references(self, cell: Cell, model: Model) -> list[Contender]:
         """Plain llama.cpp: those that are open, or of this cell, or what the device lets it do."""
         plain = [c for c in (*cell.contenders, *cells.contenders(self._set.scope, cell.share)) if not c.ours]
-        opened = [c for c in plain if c.name in self._open]
-        return opened or plain[-1:]
+        found = [c for c in plain if c.name in self._open] or plain[-1:]
+        holds_all = self._set.room is not None and model.size.file + SPARE < self._set.room and not self._apart
+        if len(found) == 1 and holds_all:  # how far two of them are apart says how far ours may be
+            found = list(dict.fromkeys((*found, Contender(cells.IN_VRAM))))
+        return found
 
     def _compare(
         self, ours: Contender, references: Sequence[Contender], model: Model
@@ -330,7 +340,10 @@ class Session:
             finally:
                 if self._apart:
                     self._drop(who.name)
-        return agreement.nearest([agreement.compare(*answers[ours], *answers[who]) for who in references])
+        verdict = agreement.nearest([agreement.compare(*answers[ours], *answers[who]) for who in references])
+        first = answers[references[0]]
+        apart = [agreement.compare(*answers[who], *first).apart for who in references[1:]]
+        return agreement.beside(verdict, max(apart, default=0.0))
 
     def _refused(self, model: str) -> bool:
         return any(not entry["agreed"] for entry in self._journal.of("parity", model=model))

@@ -179,6 +179,7 @@ struct em_engine {
     double miss_pair_ns = 0, fetch_ns = 0; // of decode: a pair on the CPU; what a fetch costs beside copying
     static constexpr int64_t FEW_MISSES = 17;
     double misses_ns[FEW_MISSES] = {};     // of decode: so many pairs of a layer on the CPU
+    double short_pair_ns = 0;              // of short prompts: a pair on the CPU while the device computes others
 
     // Uploads: requests in, residency out.
     std::thread             copy_thread;
@@ -348,8 +349,8 @@ struct em_context { // one per llama context that opened our backend
     std::vector<char> arena;
 };
 // Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The compute mutex is the caller's.
-// fetch: some may go to the device instead, where that is quicker.
-int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, bool fetch);
+enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // fetched: by the device, where that is quicker
+int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind);
 // Takes away those of a token's cold pairs that the device should fetch while the CPU computes the others.
 std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold);
 // All pairs of such a block, wherever its experts are. The compute mutex is the caller's.

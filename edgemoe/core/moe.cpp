@@ -616,11 +616,17 @@ std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, st
     return fetched;
 }
 
-int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & cold, bool fetch) {
+int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & cold, em_cold kind) {
     run   r{c, b.engine, b};
     split s;
     s.cold = cold;
-    if (fetch && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
+    if (kind == em_cold::OF_A_PROMPT) {
+        const int64_t began  = em_now_ns();
+        const int     status = r.compute(s);
+        note_rate(r.e->short_pair_ns, double(em_now_ns() - began) / double(cold.size()));
+        return status;
+    }
+    if (kind == em_cold::OF_A_TOKEN_OR_FETCHED && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
         fetch_now(r, s);
     }
     return run_split(r, s, true);

@@ -9,7 +9,8 @@
 //     its own, so that it need not wait for the CPU to do it: cold pairs are mapped to some slot, too, and replaced. The CPU
 //     waits once per layer, for the ids; the device only where there is a miss.
 //   - many tokens: the layer's experts are put together in the stage, hot ones from their slots and the others from host
-//     memory, and the layer is computed as llama.cpp would. One half of a layer is copied while the other computes.
+//     memory, and the layer is computed as llama.cpp would. One half of a layer is copied while the other computes. Of a
+//     short prompt the CPU computes the experts that have the fewest tokens while others are copied.
 //   - all experts resident, each in the slot of its number: nothing of ours is in the way.
 //
 // Ordering. Everything runs on one stream (`inner`) in the order of the graph, but for two kinds of copies:
@@ -345,7 +346,7 @@ size_t inputs_bytes(const pass * p) {
 }
 
 bool ensure_aside(pass * p, const em_block & b, bool nodes) {
-    size_t needed = ids_bytes(b) + ALIGN + (b.tokens < MANY_TOKENS ? inputs_bytes(p) : 0);
+    size_t needed = ids_bytes(b) + inputs_bytes(p) + ALIGN; // of the view, which comes first where it is needed
     for (int i = 0; nodes && i < b.count; ++i) {
         needed += em_align(G.ggml_nbytes(b.node[i]), ALIGN);
     }
@@ -842,7 +843,7 @@ int few_tokens(pass * p, em_block & b) {
     }
     int status = STATUS_SUCCESS;
     if (!p->cold.empty()) {
-        status = em_cold_pairs(&p->cpu, v, p->cold, !early);
+        status = em_cold_pairs(&p->cpu, v, p->cold, early ? em_cold::OF_A_TOKEN : em_cold::OF_A_TOKEN_OR_FETCHED);
         if (status == STATUS_SUCCESS) {
             send_rows(p, b);
         }
@@ -888,7 +889,9 @@ em_stage * stage_of(pass * p, const em_layer_t & layer) {
     return stage && stage->places.count >= layer.experts ? stage : nullptr;
 }
 
-void make_plan(stage_plan & plan, const em_layer_t & layer, const std::vector<uint8_t> * used) {
+// `sent`: of each expert whether it is to be sent, should it not be hot; the others have places all the same, and rows that are
+// replaced. Null: all are.
+void make_plan(stage_plan & plan, const em_layer_t & layer, const std::vector<uint8_t> * sent) {
     const int32_t slots = int32_t(layer.slots.size());
     plan.layer = layer.index;
     plan.hot   = layer.resident == slots ? slots : 0; // a slot that is being filled must not be copied
@@ -901,10 +904,11 @@ void make_plan(stage_plan & plan, const em_layer_t & layer, const std::vector<ui
             plan.place[size_t(x)] = slot;
             continue;
         }
-        if (used && !(*used)[size_t(x)]) {
+        plan.place[size_t(x)] = at;
+        if (sent && !(*sent)[size_t(x)]) {
+            at += 1;
             continue;
         }
-        plan.place[size_t(x)] = at;
         if (!plan.runs.empty() && plan.runs.back().from + plan.runs.back().n == x) {
             plan.runs.back().n += 1;
         } else {
@@ -912,6 +916,60 @@ void make_plan(stage_plan & plan, const em_layer_t & layer, const std::vector<ui
         }
         at += 1;
     }
+}
+
+// Which experts of a short prompt are to be sent to the stage: those that are used, but for the ones with the fewest tokens, as
+// long as the CPU computes those sooner than the others are copied. p->cold gets the CPU's pairs.
+std::vector<uint8_t> share_out(pass * p, const em_layer_t & layer, const ggml_tensor * ids, bool hot_too) {
+    constexpr double FIRST_CPU_RATE = 20, FIRST_LINK_RATE = 20; // bytes a ns, until they are measured
+    em_engine *          e = p->e;
+    std::vector<int64_t> tokens(size_t(layer.experts));
+    auto row_of = [&](int64_t t) { return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]); };
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        for (int64_t i = 0; i < ids->ne[0]; ++i) {
+            tokens[size_t(row_of(t)[i])] += 1;
+        }
+    }
+    std::vector<int32_t> cold;
+    for (int32_t x = 0; x < layer.experts; ++x) {
+        if (tokens[size_t(x)] && (hot_too || layer.slot_of[size_t(x)] < 0)) {
+            cold.push_back(x);
+        }
+    }
+    std::sort(cold.begin(), cold.end(), [&](int32_t a, int32_t b) {
+        return tokens[size_t(a)] != tokens[size_t(b)] ? tokens[size_t(a)] < tokens[size_t(b)] : a < b;
+    });
+    const double bytes = double(layer.expert_bytes);
+    const double pair  = e->short_pair_ns > 0 ? e->short_pair_ns : bytes / FIRST_CPU_RATE;
+    const double copy  = e->copy_ns_per_byte > 0 ? e->copy_ns_per_byte * bytes : bytes / FIRST_LINK_RATE;
+    size_t kept = 0;
+    double cpu  = 0;
+    while (kept < cold.size()) {
+        const double more = cpu + pair * double(tokens[size_t(cold[kept])]);
+        if (more > copy * double(cold.size() - kept - 1)) {
+            break;
+        }
+        cpu = more;
+        kept += 1;
+    }
+    std::vector<uint8_t> sent(size_t(layer.experts));
+    for (size_t i = kept; i < cold.size(); ++i) {
+        sent[size_t(cold[i])] = 1;
+    }
+    p->cold.clear();
+    std::vector<uint8_t> ours(size_t(layer.experts));
+    for (size_t i = 0; i < kept; ++i) {
+        ours[size_t(cold[i])] = 1;
+    }
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        for (int64_t i = 0; i < ids->ne[0]; ++i) {
+            if (ours[size_t(row_of(t)[i])]) {
+                p->cold.push_back({int32_t(t), int32_t(i), row_of(t)[i], -1});
+            }
+        }
+    }
+    std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
+    return sent;
 }
 
 bool send_part(pass * p, const stage_plan & plan, em_stage & stage, stage_part part) {
@@ -973,26 +1031,29 @@ int many_tokens(pass * p, em_block & b, const em_block * next, int turn) {
     em_stage *   stage = stage_of(p, layer);
     stage_plan & plan  = p->plan[turn % 2];
     const bool   all   = b.k * b.tokens >= PICKS_FOR_ALL * layer.experts;
+    const bool   seen  = !all && plan.layer != layer.index; // else it was sent ahead, or the ids are not needed
+    if (seen) {
+        if (!start_view(p, b)) {
+            return STATUS_ALLOC_FAILED;
+        }
+        wait_for_view(p);
+        if (!ids_ok(p->view.block.ids, layer.experts)) {
+            return STATUS_FAILED;
+        }
+    }
     if (!graph_for(p, *p->staged[l], b, {&stage->places, p->stage_table[l], true, false})) {
         plan.layer = -1;
         return by_host(p, b);
     }
+    p->cold.clear();
     if (plan.layer != layer.index) { // not sent ahead
-        std::vector<uint8_t> used(size_t(layer.experts));
-        if (!all) {
-            G.ggml_backend_synchronize(p->inner);
-            for (int64_t t = 0; t < b.tokens; ++t) {
-                const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids.data) + t * ids.nb[1]);
-                for (int64_t i = 0; i < b.k; ++i) {
-                    if (row[i] < 0 || row[i] >= layer.experts) {
-                        return STATUS_FAILED;
-                    }
-                    used[size_t(row[i])] = 1;
-                }
-            }
+        std::vector<uint8_t> chosen;
+        if (seen) {
+            const bool filling = layer.resident != int32_t(layer.slots.size()); // its slots are not copied then
+            chosen = share_out(p, layer, p->view.block.ids, filling);
         }
         em_host_register(e, layer);
-        make_plan(plan, layer, all ? nullptr : &used);
+        make_plan(plan, layer, seen ? &chosen : nullptr);
         const bool first = send_part(p, plan, *stage, FIRST), second = send_part(p, plan, *stage, SECOND);
         if (!first || !second) {
             plan.layer = -1;
@@ -1026,6 +1087,13 @@ int many_tokens(pass * p, em_block & b, const em_block * next, int turn) {
         }
         more = more && send_part(p, ahead, *other, part);
     }
+    if (!p->cold.empty()) {
+        const int status = em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT);
+        if (status != STATUS_SUCCESS) {
+            return status;
+        }
+        send_rows(p, b);
+    }
     plan.layer = -1;
     ahead.layer = more ? ahead.layer : -1;
     // So that a stop is soon: no more than two layers are under way.
@@ -1039,8 +1107,11 @@ int many_tokens(pass * p, em_block & b, const em_block * next, int turn) {
     for (const stage_run & run : plan.runs) {
         streamed += run.n;
     }
-    e->count.prefill_streamed += b.k * b.tokens * streamed / layer.experts;
-    e->count.prefill_hits += b.k * b.tokens * (layer.experts - streamed) / layer.experts;
+    const int64_t on_cpu = int64_t(p->cold.size()), pairs = b.k * b.tokens - on_cpu;
+    const int64_t there = streamed + plan.hot ? pairs * streamed / (streamed + plan.hot) : 0; // in proportion to experts
+    e->count.prefill_misses += on_cpu;
+    e->count.prefill_streamed += there;
+    e->count.prefill_hits += pairs - there;
     return STATUS_SUCCESS;
 }
 

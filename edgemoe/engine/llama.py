@@ -61,8 +61,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
     Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
-    physical cores, less one or two that a device's copies need, ``n_gpu_layers`` puts the dense part on the device when there is one, ``verbose`` is off, and
-    nothing is ever written to the terminal (messages go to the logger ``edgemoe.llama``).
+    physical cores, less one or two that a device's copies need, ``n_gpu_layers`` puts the dense part on the device when
+    there is one, ``verbose`` is off, and nothing is ever written to the terminal (messages go to the logger
+    ``edgemoe.llama``).
 
     Args:
         model_path: a GGUF file, the first one of a split model.
@@ -301,7 +302,7 @@ class _GuardedDecode:
 
 
 def default_threads(device: bool) -> int:
-    """CPU threads for a model: physical cores, of which a device's copies and what looks ahead need some for themselves.
+    """CPU threads for a model: physical cores, less what a device's copies and looking ahead need for themselves.
 
     Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
     threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).

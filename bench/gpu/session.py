@@ -307,21 +307,18 @@ class Session:
             if not contender.ours or contender.fresh or (model.name, contender.name) in self._broken:
                 continue
             if not self._journal.of("parity", model=model.name, what=contender.name):
-                verdict = self._compare(contender, self._references(cell, model), model)
+                verdict = self._compare(contender, self._references(cell), model)
                 if verdict is None:
                     return False
                 self._journal.add("parity", model=model.name, what=contender.name, **asdict(verdict))
                 self._say(f"  {contender.name}: {verdict.words}")
         return not self._refused(model.name)
 
-    def _references(self, cell: Cell, model: Model) -> list[Contender]:
+    def _references(self, cell: Cell) -> list[Contender]:
         """Plain llama.cpp: those that are open, or of this cell, or what the device lets it do."""
         plain = [c for c in (*cell.contenders, *cells.contenders(self._set.scope, cell.share)) if not c.ours]
-        found = [c for c in plain if c.name in self._open] or plain[-1:]
-        holds_all = self._set.room is not None and model.size.file + SPARE < self._set.room and not self._apart
-        if len(found) == 1 and holds_all:  # how far two of them are apart says how far ours may be
-            found = list(dict.fromkeys((*found, Contender(cells.IN_VRAM))))
-        return found
+        opened = [c for c in plain if c.name in self._open]
+        return opened or plain[-1:]
 
     def _compare(
         self, ours: Contender, references: Sequence[Contender], model: Model

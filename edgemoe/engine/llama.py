@@ -90,6 +90,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if device == "sim":
             core.configure_sim(config.sim)
         keywords.setdefault("n_threads", default_threads(bool(device)))
+        if device:
+            keywords.setdefault("n_threads_batch", keywords["n_threads"])
         keywords["verbose"] = False
         machine = _machine(device)
         placed, spare = _plan(file, config, machine, keywords)

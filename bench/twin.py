@@ -23,8 +23,8 @@ from tests.zoo.spec import ALWAYS_OPTIONAL
 from tests.zoo.weights import quantised, values
 
 TILE_ROWS = 64  # made once, then repeated
-# What a layer adds to the hidden state is kept small, as it is in a real model. Without that, llama.cpp's own placements
-# gave logits 6 % apart on gpt-oss-20b's twin, 40 to 90 % on DeepSeek-V2-Lite's: no check could tell a mistake from rounding.
+# What a layer adds to the hidden state is kept small, as in a real model. Without that, llama.cpp's own placements gave
+# logits 6 % apart on gpt-oss-20b's twin, 40 to 90 % on DeepSeek-V2-Lite's: no check could tell a mistake from that.
 ADDS, DAMPING = r"ffn_down|attn_output", 0.02
 SHORT_VOCABULARY = 8192  # tokens of a small twin: two matrices of a whole vocabulary would be most of it
 
@@ -183,11 +183,11 @@ def _type(twin: Twin, tensor: TensorShape) -> str:
 
 
 def _bytes(tensor: TensorShape, kind: str) -> np.ndarray:
+    factor = np.float32(DAMPING if re.search(ADDS, tensor.name) else 1.0)
     if kind == "F32":
-        return values(tensor, 0)
+        return values(tensor, 0) * factor
     rows = int(np.prod(tensor.shape[:-1]))
-    small = values(TensorShape(tensor.name, (min(rows, TILE_ROWS), tensor.shape[-1])), 0)
-    tile = quantised(small * (DAMPING if re.search(ADDS, tensor.name) else 1.0), kind)
+    tile = quantised(values(TensorShape(tensor.name, (min(rows, TILE_ROWS), tensor.shape[-1])), 0) * factor, kind)
     return np.resize(tile, (rows, tile.shape[1])).reshape(*tensor.shape[:-1], tile.shape[1])
 
 

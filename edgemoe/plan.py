@@ -166,8 +166,8 @@ class ModelNeeds:
             return 0
         places = sum(set(self.shape.expert_bytes)) * min(stream_slots, self.shape.experts)
         tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
-        # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens and all
-        # that belongs to one.
+        # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens,
+        # and all that belongs to one.
         pair = 2 * self.width + 3 * self.expert_width  # its input and output, three times the neurons
         aside = 5 * (BATCH * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
         return places + tables + aside + rows * BATCH * self.shape.used * 5 * pair

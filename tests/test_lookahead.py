@@ -45,7 +45,7 @@ def test_looking_ahead_changes_no_number_whenever_it_is_ready(tmp_path: Path) ->
     """In a thread of its own, against a slow and unsteady link."""
     with wide_model(tmp_path) as path:
         _, plain, _ = answer(path, "off")
-        hurried, logits, _ = answer(path, "lookahead", SimConfig(bandwidth=500_000_000, jitter_us=200, fail_copy=11))
+        hurried, logits, _ = answer(path, "lookahead", SimConfig(bandwidth=5_000_000_000, jitter_us=20, fail_copy=11))
     np.testing.assert_array_equal(logits, plain)
     assert hurried.prefetch_late + hurried.prefetch_useful + hurried.prefetch_wasted > 0
 

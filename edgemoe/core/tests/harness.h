@@ -132,15 +132,16 @@ struct test_model {
     }
 };
 
-// llama.cpp's expert block for one layer, with inputs and memory of its own.
+// llama.cpp's expert block for one layer, with inputs and memory of its own, which is the device's where a buffer of it is given.
 struct test_graph {
     ggml_context *                  ctx;
     ggml_cgraph *                   graph;
     ggml_tensor *                   out;
     std::vector<std::vector<float>> memory;
     std::vector<int32_t>            ids;
+    ggml_backend_buffer *           buffer;
 
-    test_graph(const test_model & m, int layer, int64_t tokens, uint64_t seed) {
+    test_graph(const test_model & m, int layer, int64_t tokens, uint64_t seed, ggml_backend_buffer * buffer = nullptr) : buffer(buffer) {
         const test_shape & s = m.shape;
         ctx = G.ggml_init({G.ggml_tensor_overhead() * 64 + G.ggml_graph_overhead_custom(64, false), nullptr, true});
         const int64_t xe[3] = {s.width, 1, tokens}, ie[2] = {s.k, tokens}, we[3] = {1, s.k, tokens};
@@ -154,7 +155,8 @@ struct test_graph {
                 ids.push_back((first + k * 3) % s.experts);
             }
         }
-        i->data = ids.data();
+        i->data   = ids.data();
+        i->buffer = buffer;
         ggml_tensor * gate = give(G.ggml_mul_mat_id(ctx, m.gate[size_t(layer)], x, i));
         ggml_tensor * up   = give(G.ggml_mul_mat_id(ctx, m.up[size_t(layer)], x, i));
         ggml_tensor * act  = give(T.ggml_swiglu_split(ctx, gate, up));
@@ -163,7 +165,8 @@ struct test_graph {
         std::vector<ggml_tensor *> terms;
         for (int k = 0; k < s.k; ++k) {
             terms.push_back(T.ggml_view_2d(ctx, rows, s.width, tokens, rows->nb[2], size_t(k) * rows->nb[1]));
-            terms.back()->data = static_cast<char *>(rows->data) + terms.back()->view_offs;
+            terms.back()->data   = static_cast<char *>(rows->data) + terms.back()->view_offs;
+            terms.back()->buffer = buffer;
         }
         out = terms[0];
         for (int k = 1; k < s.k; ++k) {
@@ -190,7 +193,8 @@ struct test_graph {
     ggml_tensor * give(ggml_tensor * t, float scale = 0, uint64_t seed = 0) {
         const size_t n = size_t(t->ne[0] * t->ne[1] * t->ne[2]);
         memory.push_back(scale > 0 ? random_floats(n, scale, seed) : std::vector<float>(n));
-        t->data = memory.back().data();
+        t->data   = memory.back().data();
+        t->buffer = buffer;
         return t;
     }
 };
@@ -208,8 +212,8 @@ inline double largest_difference(const std::vector<float> & a, const std::vector
     return difference / largest;
 }
 
-inline em_engine * new_engine(const char * device, int stream_tokens, int graph_us = 60000) {
-    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, 4, graph_us, device};
+inline em_engine * new_engine(const char * device, int stream_tokens, int graph_us = 60000, int stream_slots = 4) {
+    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, stream_slots, graph_us, device};
     em_engine *      e = em_engine_new(&options);
     CHECK(e);
     return e;

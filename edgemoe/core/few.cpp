@@ -1,0 +1,320 @@
+// A layer of a few tokens: hot pairs where the activations are, cold ones on the CPU, or fetched.
+
+#include "pass.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace {
+
+// Memory of a layer in a region that is written again for the next token only: the device may read it until then.
+char * area_of(em_pass * p, em_region & region, size_t each, const em_layer_t & layer) {
+    const size_t all = each * p->e->layers.size();
+    if (all > region.size) {
+        G.ggml_backend_synchronize(p->inner);
+        if (!region.ensure(all)) {
+            return nullptr;
+        }
+    }
+    return region.base + each * size_t(layer.index);
+}
+
+} // namespace
+
+void em_force_ids(em_pass * p, const em_block & b) {
+    em_engine * e = p->e;
+    if (e->forced_tokens == 0 || b.k != e->forced_used) {
+        return;
+    }
+    ggml_tensor ids    = *b.ids;
+    char *      memory = area_of(p, p->forced_ids, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN), *b.layer);
+    if (!memory) {
+        return;
+    }
+    ids.data = memory;
+    em_force_routing(e, b.layer->index, &ids);
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        const size_t at = size_t(t) * ids.nb[1];
+        G.ggml_backend_tensor_set_async(p->inner, b.ids, memory + at, at, size_t(b.k) * 4);
+    }
+}
+
+namespace {
+
+bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
+    if (G.ggml_backend_graph_compute_async(p->inner, g.part[EM_FIRST]) != STATUS_SUCCESS) {
+        p->e->count.device_fallbacks += 1;
+        return false;
+    }
+    if (layer.used && p->events) {
+        G.ggml_backend_event_record(layer.used, p->inner);
+    }
+    return true;
+}
+
+bool has_hot(const em_pass * p, const em_layer_t & layer) { return layer.resident > 0 && layer.device_can != 0 && !p->e->device_dead; }
+
+// Does the device compute a single token's pairs one by one? Then it does not matter that two of them have the same place.
+// Its kernels for more tokens, and those for floats, take it for granted that a token's experts differ.
+bool one_by_one(const em_pass * p, const em_block & b) {
+    constexpr int F32 = 0, F16 = 1, BF16 = 30; // file format numbers
+    bool quantised = true;
+    for (const ggml_tensor * w : b.layer->weight) {
+        quantised = quantised && (!w || (w->type != F32 && w->type != F16 && w->type != BF16));
+    }
+    return b.tokens == 1 && (quantised || p->e->device == em_sim_device());
+}
+
+} // namespace
+
+bool em_start_by_table(em_pass * p, const em_block & b) {
+    em_layer_t & layer = *b.layer;
+    const size_t l     = size_t(layer.index);
+    if (!has_hot(p, layer) || !em_graph_for(p, *p->hot[l], b, {&layer.places, p->slot_table[l], false, false})) {
+        return false;
+    }
+    if (p->table_version[l] != layer.version) {
+        int32_t *     to  = em_host_table(p, l, false);
+        const int32_t any = *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
+        for (size_t i = 0; i < layer.slot_of.size(); ++i) {
+            to[i] = layer.slot_of[i] >= 0 ? layer.slot_of[i] : any;
+        }
+        G.ggml_backend_tensor_set_async(p->inner, p->slot_table[l], to, 0, layer.slot_of.size() * 4);
+        p->table_version[l] = layer.version;
+    }
+    return start(p, layer, *p->hot[l]);
+}
+
+namespace {
+
+// Starts all pairs, with slots that the host sends. A token's cold pairs go to slots that it does not use otherwise; false
+// where there are too few of those. Needs the layer's mutex.
+bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
+    em_layer_t &   layer = *b.layer;
+    const size_t   l     = size_t(layer.index);
+    em_device_graph & g     = *p->hot[l];
+    if (!has_hot(p, layer) || !em_graph_for(p, g, b, {&layer.places, nullptr, false, false})) {
+        return false;
+    }
+    int32_t * places = reinterpret_cast<int32_t *>(area_of(p, p->places, em_ids_bytes(b), layer));
+    if (!places) {
+        return false;
+    }
+    const int32_t        any = *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
+    std::vector<uint8_t> taken;
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+        taken.assign(layer.slots.size(), 0);
+        for (int64_t i = 0; i < b.k; ++i) {
+            const int32_t slot = layer.slot_of[size_t(row[i])];
+            places[t * b.k + i] = slot;
+            if (slot >= 0) {
+                taken[size_t(slot)] = 1;
+            }
+        }
+        size_t next = 0;
+        for (int64_t i = 0; i < b.k; ++i) {
+            if (places[t * b.k + i] < 0) {
+                while (next < taken.size() && (taken[next] || layer.slots[next].state != em_slot_state::RESIDENT)) {
+                    ++next;
+                }
+                if (next < taken.size()) {
+                    places[t * b.k + i] = int32_t(next++);
+                } else if (one_by_one(p, b)) {
+                    places[t * b.k + i] = any;
+                } else {
+                    return false;
+                }
+            }
+        }
+    }
+    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4);
+    return start(p, layer, g);
+}
+
+} // namespace
+
+void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run) {
+    const char * source = static_cast<const char *>(from->data) + size_t(run.from) * each;
+    const char * end    = source + size_t(run.n) * each;
+    size_t       offset = size_t(run.place) * each;
+    auto piece = [&](const char * until) {
+        if (until > source) {
+            G.ggml_backend_tensor_set_async(p->e->stream, to, source, offset, size_t(until - source));
+            offset += size_t(until - source);
+            source = until;
+        }
+    };
+    if (w.from) {
+        piece(std::clamp(w.from, source, end));
+        piece(std::clamp(w.to, source, end));
+    }
+    piece(end);
+}
+
+bool em_sent(em_pass * p, em_stage_part part) {
+    ggml_backend * stream = p->e->stream;
+    const bool     tells  = p->e->device == em_sim_device();
+    if (p->events) {
+        G.ggml_backend_event_record(p->filled[part], stream);
+    }
+    if (!p->events || tells) {
+        G.ggml_backend_synchronize(stream);
+    }
+    return !tells || !em_device_failed(stream);
+}
+
+namespace {
+
+// Sends cold experts to the stage, whose first places they take.
+bool send_fetched(em_pass * p, const em_block & b) {
+    em_engine *        e     = p->e;
+    const em_layer_t & layer = *b.layer;
+    em_stage *         stage = em_stage_for(e, layer);
+    if (!stage || stage->places.count < int32_t(p->fetched_pairs.size()) ||
+        !em_graph_for(p, *p->fetched[size_t(layer.index)], b, {&stage->places, nullptr, false, true})) {
+        return false;
+    }
+    G.ggml_backend_event_wait(e->stream, p->vacant[EM_FIRST]);
+    for (size_t n = 0; n < p->fetched_pairs.size(); ++n) {
+        const em_stage_run run = {p->fetched_pairs[n].expert, 1, int32_t(n)};
+        for (int i = 0; i < PROJ_COUNT; ++i) {
+            if (const ggml_tensor * w = layer.weight[i]) {
+                em_send_run(p, layer.window[i], w, stage->places.weight[i], w->nb[2], run);
+            }
+            if (const ggml_tensor * bias = layer.bias[i]) {
+                em_send_run(p, {}, bias, stage->places.bias[i], bias->nb[1], run);
+            }
+        }
+    }
+    if (!em_sent(p, EM_FIRST)) {
+        return false;
+    }
+    e->count.fetched += int64_t(p->fetched_pairs.size());
+    e->count.streamed_bytes += int64_t(p->fetched_pairs.size() * layer.expert_bytes);
+    return true;
+}
+
+// When they are there, all pairs are computed over the stage, aside, and the rows of the fetched ones put in place.
+int compute_fetched(em_pass * p, const em_block & b) {
+    const em_device_graph & g      = *p->fetched[size_t(b.layer->index)];
+    int32_t *            places = reinterpret_cast<int32_t *>(area_of(p, p->places, em_ids_bytes(b), *b.layer));
+    if (!places) {
+        return STATUS_ALLOC_FAILED;
+    }
+    std::fill(places, places + b.k, 0);
+    for (size_t n = 0; n < p->fetched_pairs.size(); ++n) {
+        places[p->fetched_pairs[n].k] = int32_t(n);
+    }
+    G.ggml_backend_event_wait(p->inner, p->filled[EM_FIRST]);
+    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k) * 4);
+    const int status = G.ggml_backend_graph_compute_async(p->inner, g.part[EM_FIRST]);
+    G.ggml_backend_event_record(p->vacant[EM_FIRST], p->inner);
+    auto row = [](const ggml_tensor * t, int32_t k) {
+        ggml_tensor r = *t;
+        r.ne[1] = 1;
+        r.nb[2] = r.nb[3] = r.nb[1];
+        r.data   = static_cast<char *>(t->data) + size_t(k) * t->nb[1];
+        r.buffer = t->view_src ? t->view_src->buffer : t->buffer;
+        r.view_src = nullptr;
+        return r;
+    };
+    for (const em_pair & f : p->fetched_pairs) {
+        ggml_tensor from = row(g.down, f.k), to = row(b.down(), f.k);
+        G.ggml_backend_tensor_copy_async(p->inner, p->inner, &from, &to);
+    }
+    return status;
+}
+
+} // namespace
+
+void em_send_rows(em_pass * p, const em_block & b) {
+    ggml_tensor * out  = b.down();
+    const char *  rows = static_cast<const char *>(p->view.block.down()->data);
+    const size_t  row  = size_t(out->ne[0]) * 4;
+    auto offset = [&](const em_pair & c) { return size_t(c.k) * out->nb[1] + size_t(c.token) * out->nb[2]; };
+    std::sort(p->cold.begin(), p->cold.end(), [&](const em_pair & x, const em_pair & y) { return offset(x) < offset(y); });
+    for (size_t i = 0; i < p->cold.size();) {
+        const size_t from = offset(p->cold[i]);
+        size_t       to   = from + row;
+        for (++i; i < p->cold.size() && offset(p->cold[i]) == to; ++i) {
+            to += row;
+        }
+        G.ggml_backend_tensor_set_async(p->inner, out, rows + from, from, to - from);
+    }
+}
+
+int em_few_tokens(em_pass * p, em_block & b) {
+    if (!p->early && b.tokens > 1) {
+        return em_by_host(p, b);
+    }
+    em_engine *  e     = p->e;
+    em_layer_t & layer = *b.layer;
+    const bool   decode = b.tokens < e->options.prefill_tokens;
+    em_force_ids(p, b);
+    std::unique_lock<std::mutex> lock(layer.mutex);
+    if (!em_view_start(p, b)) {
+        return STATUS_ALLOC_FAILED;
+    }
+    em_block & v     = p->view.block;
+    const bool early = p->early && one_by_one(p, b);
+    bool       hot   = early && em_start_by_table(p, b);
+    em_view_wait(p);
+    if (!em_ids_ok(v.ids, layer.experts)) {
+        return STATUS_FAILED;
+    }
+    if (!early) {
+        hot = start_sent(p, b, v.ids);
+        if (!hot && has_hot(p, layer)) { // fewer slots than a token has experts
+            lock.unlock();
+            return em_by_host_seen(p, b);
+        }
+    }
+    p->cold.clear();
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(v.ids->data) + t * v.ids->nb[1]);
+        for (int64_t i = 0; i < b.k; ++i) {
+            if (!hot || layer.slot_of[size_t(row[i])] < 0) {
+                p->cold.push_back({int32_t(t), int32_t(i), row[i], -1});
+            }
+        }
+        if (decode) {
+            em_note_use(layer, row, b.k);
+        }
+    }
+    const int64_t missed = int64_t(p->cold.size()), met = b.tokens * b.k - missed;
+    (decode ? e->count.hits : e->count.prefill_hits) += met;
+    (decode ? e->count.misses : e->count.prefill_misses) += missed;
+    if (!p->events) {
+        G.ggml_backend_synchronize(p->inner); // else the slots could be overwritten while they are read
+    }
+    lock.unlock();
+    if (missed == 0) {
+        p->untold = true; // the device has work: first what comes next
+        return STATUS_SUCCESS;
+    }
+    em_view_tell(p);
+    if (b.tokens > EM_FUSED_TOKENS) {
+        std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
+    }
+    p->fetched_pairs.clear();
+    if (early && b.layer->device_can == 1) {
+        p->fetched_pairs = em_take_fetched(e, layer, p->cold);
+        if (!p->fetched_pairs.empty() && !send_fetched(p, b)) {
+            p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
+            p->fetched_pairs.clear();
+        }
+    }
+    int status = STATUS_SUCCESS;
+    if (!p->cold.empty()) {
+        status = em_cold_pairs(&p->cpu, v, p->cold, early ? em_cold::OF_A_TOKEN : em_cold::OF_A_TOKEN_OR_FETCHED);
+        if (status == STATUS_SUCCESS) {
+            em_send_rows(p, b);
+        }
+    }
+    if (!p->fetched_pairs.empty()) {
+        const int there = compute_fetched(p, b);
+        status = status == STATUS_SUCCESS ? there : status;
+    }
+    return status;
+}

@@ -1,0 +1,175 @@
+#pragma once
+
+// A pass: llama.cpp's whole graph on a device, with every layer's experts where they are.
+//
+// llama.cpp gets a device of ours in the place of the ggml device that it stands for. Memory, transfers and all operations
+// but those on experts go straight through to that one, in one stream. So one backend computes all of a token, activations
+// stay on the device, and nothing is copied between backends. Of a layer's experts
+//
+//   - few tokens: the hot pairs are computed where the activations are; what they read is copied home meanwhile, the CPU
+//     computes the cold pairs, and their rows are put in place. For one token the device maps experts to slots by a table of
+//     its own, so that it need not wait for the CPU to do it: cold pairs are mapped to some slot, too, and replaced. The CPU
+//     waits once per layer, for the ids; the device only where there is a miss.
+//   - many tokens: the layer's experts are put together in the stage, hot ones from their slots and the others from host
+//     memory, and the layer is computed as llama.cpp would. One half of a layer is copied while the other computes. Of a
+//     short prompt the CPU computes the experts that have the fewest tokens while others are copied.
+//   - all experts resident, each in the slot of its number: nothing of ours is in the way.
+//
+// Ordering. Everything runs on one stream (`inner`) in the order of the graph, but for two kinds of copies:
+//   - home (`home`): begins when `ready` was reached on inner, which is after the layer's inputs were computed, and copied
+//     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner anything else.
+//   - the stage (`engine->stream`): part h is written after `vacant[h]` was reached on inner, which is after the layer before
+//     has read it; inner waits for `filled[h]` before it reads it. Layers of different types have stages of their own, and wait
+//     for each other all the same.
+// A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `layer.used` is recorded
+// on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt keeps
+// the copy thread out altogether, by its mutex. Where a device has no events, whoever would wait for one waits for the stream.
+
+#include "engine.h"
+
+// From so many tokens on llama.cpp, too, brings experts to the device rather than compute them on the CPU.
+constexpr int64_t EM_MANY_TOKENS = 32;
+constexpr size_t  EM_PASS_ALIGN  = 256;
+// Numbers of our own graphs, above all of ggml's.
+constexpr uint64_t EM_FIRST_UID = uint64_t(1) << 48;
+
+enum em_stage_part { EM_FIRST, EM_SECOND, EM_PARTS }; // gate and up; down
+
+// What a block's nodes are to be computed over.
+struct em_graph_kind {
+    const em_places * places = nullptr;
+    ggml_tensor *     table  = nullptr; // of the device, from experts to places; null: the places are sent
+    bool              parted = false;   // down in a graph of its own
+    bool              aside  = false;   // the rows go to memory of their own
+
+    bool operator==(const em_graph_kind & o) const {
+        return places == o.places && table == o.table && parted == o.parted && aside == o.aside;
+    }
+};
+
+// A block's nodes once more, with weights that lie on the device; kept while nothing that it was made from changes.
+struct em_device_graph {
+    std::vector<char>        arena;
+    ggml_context *           ctx = nullptr;
+    ggml_cgraph *            part[EM_PARTS] = {}; // the second one is empty where the first holds everything
+    ggml_tensor *            ids = nullptr;    // the places, where they are sent
+    ggml_tensor *            down = nullptr;
+    std::vector<ggml_tensor> made_of;
+    em_graph_kind               kind;
+    int64_t                  serial = -1; // of the places
+    int64_t                  memory = -1; // of what lies aside
+
+    ~em_device_graph() { clear(); }
+    void clear() {
+        if (ctx) {
+            G.ggml_free(ctx);
+            ctx = nullptr;
+        }
+    }
+};
+
+// A block as the CPU sees it: what it reads is copied to host memory, and so are its rows made there.
+struct em_host_view {
+    em_block    block;
+    ggml_tensor tensor[EM_BLOCK_NODES * 3];
+    struct arrival {
+        const ggml_tensor * from;
+        ggml_tensor *       to;
+        size_t              aside; // where its copy lies on the device, 0: it stays where it is
+    } arrivals[EM_BLOCK_NODES * 2];
+    int count = 0, arrival_count = 0;
+};
+
+// Experts [from, from + n) of a layer to stage places from `place` on.
+struct em_stage_run {
+    int32_t from, n, place;
+};
+
+// How a layer's experts lie in the stage.
+struct em_stage_plan {
+    int32_t                layer = -1;
+    std::vector<int32_t>   place; // of each expert
+    int32_t                hot = 0; // so many slots are copied as they are, to the first places
+    std::vector<em_stage_run> runs;
+};
+
+struct em_patch {
+    ggml_tensor ** where;
+    ggml_tensor *  before;
+};
+
+struct em_pass {
+    em_context     cpu; // cold experts
+    em_engine *    e     = nullptr;
+    ggml_backend * inner = nullptr;
+    ggml_backend * home  = nullptr;
+
+    bool                 events = false;
+    bool                 early  = false; // hot pairs may be started before the CPU knows the ids
+    ggml_backend_event * ready = nullptr, * arrived = nullptr;
+    ggml_backend_event * filled[EM_PARTS] = {}, * vacant[EM_PARTS] = {}, * done[2] = {};
+
+    em_region mirror;     // host copies of a layer's inputs, and its rows
+    em_region tables;     // host side of the tables: per layer one of the slots, one of the stage
+    em_region prompt_ids; // of all layers of a prompt
+    em_region places;     // of the pairs of all layers, where the host knows them first
+    em_region forced_ids; // of all layers, where a trace replaces the routers
+    em_region aside;      // on the device, of one layer: places of the pairs, inputs that would be overwritten, fetched pairs
+    int64_t   aside_serial = 0;
+
+    ggml_context *                     ctx    = nullptr; // of what follows, on the device
+    ggml_backend_buffer *              buffer = nullptr;
+    std::vector<ggml_tensor *>         slot_table, stage_table; // [1, experts]
+    std::vector<const ggml_tensor *>   bias;                    // [layer * PROJ_COUNT + projection] all experts' biases
+    std::vector<int64_t>               table_version;
+    std::vector<std::unique_ptr<em_device_graph>> hot, staged, fetched;
+    ggml_tensor                        marker{}; // does nothing: the first node of graphs that leave nothing out
+
+    em_host_view              view;
+    bool                   untold = false; // the view's routing
+    em_stage_plan             plan[2];
+    std::vector<em_pair>   cold, fetched_pairs;
+    std::vector<em_patch>     patches;
+    std::vector<ggml_tensor *> nodes;
+    std::vector<ggml_tensor>   prompt; // ids of the layers of a prompt, in host memory
+    uint64_t next_uid = EM_FIRST_UID;
+    int64_t  unseen   = 0;
+};
+
+inline bool em_all_resident(const em_layer_t & layer) { return layer.resident == layer.experts; }
+
+// clones.cpp: a block's nodes once more, over memory of the device
+ggml_tensor * em_device_weight(const em_block & b, const em_places & places, const ggml_tensor * weight); // null: it is none
+size_t        em_ids_bytes(const em_block & b);
+bool          em_ensure_aside(em_pass * p, const em_block & b, bool nodes); // false: no memory
+// The graph of a block; asks the device once whether it can. False: it cannot, or there is no memory.
+bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em_graph_kind & kind);
+
+// view.cpp: what the CPU sees of a block
+bool em_view_start(em_pass * p, const em_block & b); // makes room, and begins the copies of what it reads. False: no memory
+void em_view_wait(em_pass * p);
+void em_view_tell(em_pass * p); // its routing, to the history and to what is fetched ahead
+bool em_ids_ok(const ggml_tensor * ids, int32_t experts);
+
+// few.cpp: a layer of a few tokens
+int  em_few_tokens(em_pass * p, em_block & b);
+void em_force_ids(em_pass * p, const em_block & b); // where a trace says so, the ids on the device are replaced
+// Starts all pairs by the table. Cold ones go to some slot, unless every expert is resident. Needs the layer's mutex.
+bool em_start_by_table(em_pass * p, const em_block & b);
+// One tensor's experts to the stage. What the device may read by itself is one copy; the ragged ends of it are others.
+void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run);
+bool em_sent(em_pass * p, em_stage_part part); // after the copies to a part of the stage. False: they failed, as sim can tell
+void em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of p->cold in place, neighbours together
+
+// prompt.cpp: a layer of many tokens
+// Rows are exchanged with the host: of a prompt for which the stage is too small, and of a batch where there is nothing to gain.
+int        em_by_host(em_pass * p, em_block & b);
+int        em_by_host_seen(em_pass * p, em_block & b); // the view is there
+em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer); // that holds all of it; null: there is none
+// `next` is the layer after it, null where that is not computed this way; `turn` counts the layers of a prompt.
+int  em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn);
+void em_end_prompt(em_pass * p, const std::vector<em_block> & blocks, size_t computed);
+
+// pass.cpp
+int32_t * em_host_table(em_pass * p, size_t layer, bool stage);
+int       em_pass_compute(em_pass * p, ggml_cgraph * graph);

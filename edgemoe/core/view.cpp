@@ -1,0 +1,156 @@
+// What the CPU sees of a block whose tensors lie on the device.
+
+#include "pass.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace {
+
+ggml_tensor aside_copy(em_pass * p, const em_host_view::arrival & a) {
+    ggml_tensor t = *a.from;
+    t.data     = p->aside.base + a.aside;
+    t.buffer   = p->aside.buffer;
+    t.view_src = nullptr;
+    return t;
+}
+
+// llama.cpp gives a block's nodes the memory of inputs that they no longer need: those are copied before they are overwritten,
+// for whoever reads them later than the nodes do.
+bool move_aside(em_pass * p, const em_block & b) {
+    if (!em_ensure_aside(p, b, false)) {
+        return false;
+    }
+    auto overwritten = [&](const ggml_tensor * t) {
+        const char * from = static_cast<const char *>(t->data), * to = from + G.ggml_nbytes(t);
+        for (int i = 0; i < b.count; ++i) {
+            const char * n = static_cast<const char *>(b.node[i]->data);
+            if (n < to && from < n + G.ggml_nbytes(b.node[i])) {
+                return true;
+            }
+        }
+        return false;
+    };
+    size_t at = em_ids_bytes(b);
+    for (int i = 0; i < p->view.arrival_count; ++i) {
+        em_host_view::arrival & a = p->view.arrivals[i];
+        if (overwritten(a.from)) {
+            a.aside = at;
+            ggml_tensor from = *a.from, to = aside_copy(p, a);
+            from.buffer = from.view_src ? from.view_src->buffer : from.buffer;
+            from.view_src = nullptr;
+            G.ggml_backend_tensor_copy_async(p->inner, p->inner, &from, &to);
+        }
+        at += em_align(G.ggml_nbytes(a.from), EM_PASS_ALIGN);
+    }
+    return true;
+}
+
+} // namespace
+
+void em_view_tell(em_pass * p) {
+    p->untold = false;
+    em_record(p->e, p->view.block.layer->block, p->view.block.ids);
+    em_look_ahead(p->e, p->view.block);
+}
+
+bool em_view_start(em_pass * p, const em_block & b) {
+    em_host_view & v = p->view;
+    const ggml_tensor * from[EM_BLOCK_NODES * 3];
+    v.block = b, v.count = v.arrival_count = 0;
+    auto add = [&](const ggml_tensor * t) {
+        from[v.count]     = t;
+        v.tensor[v.count] = *t;
+        v.tensor[v.count].buffer = nullptr;
+        return &v.tensor[v.count++];
+    };
+    auto find = [&](const ggml_tensor * t) -> ggml_tensor * {
+        for (int i = 0; i < v.count; ++i) {
+            if (from[i] == t) {
+                return &v.tensor[i];
+            }
+        }
+        return nullptr;
+    };
+    auto outside = [&](const ggml_tensor * t) {
+        ggml_tensor * c = add(t);
+        c->op       = OP.none;
+        c->view_src = nullptr;
+        std::fill(std::begin(c->src), std::end(c->src), nullptr);
+        v.arrivals[v.arrival_count++] = {t, c, 0};
+        return c;
+    };
+    v.block.ids = outside(b.ids);
+    for (int i = 0; i < b.count; ++i) {
+        ggml_tensor * c = add(b.node[i]);
+        v.block.node[i] = c;
+        c->data         = nullptr;
+        for (ggml_tensor *& s : c->src) {
+            if (s && !em_is_ours(s)) {
+                ggml_tensor * known = find(s);
+                s = known ? known : outside(s);
+            }
+        }
+        c->view_src = c->view_src ? find(c->view_src) : nullptr;
+    }
+    const size_t rows = em_align(G.ggml_nbytes(b.down()), EM_PASS_ALIGN);
+    size_t       total = rows + EM_PASS_ALIGN;
+    for (int i = 0; i < v.arrival_count; ++i) {
+        total += em_align(G.ggml_nbytes(v.arrivals[i].from), EM_PASS_ALIGN);
+    }
+    if (total > p->mirror.size) {
+        G.ggml_backend_synchronize(p->inner);
+        if (!p->mirror.ensure(total)) {
+            return false;
+        }
+    }
+    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(p->mirror.base), EM_PASS_ALIGN));
+    v.block.down()->data = at;
+    at += rows;
+    if (p->early && !move_aside(p, b)) {
+        return false;
+    }
+    ggml_backend * stream = p->inner;
+    if (p->events) {
+        G.ggml_backend_event_record(p->ready, p->inner);
+        G.ggml_backend_event_wait(p->home, p->ready);
+        stream = p->home;
+    }
+    for (int i = 0; i < v.arrival_count; ++i) {
+        const em_host_view::arrival & a     = v.arrivals[i];
+        const size_t               bytes = G.ggml_nbytes(a.from);
+        a.to->data = at;
+        if (a.aside) {
+            ggml_tensor copy = aside_copy(p, a);
+            G.ggml_backend_tensor_get_async(stream, &copy, at, 0, bytes);
+        } else {
+            G.ggml_backend_tensor_get_async(stream, a.from, at, 0, bytes);
+        }
+        at += em_align(bytes, EM_PASS_ALIGN);
+    }
+    if (p->events) {
+        G.ggml_backend_event_record(p->arrived, p->home);
+    }
+    return true;
+}
+
+void em_view_wait(em_pass * p) {
+    const int64_t began = em_now_ns();
+    if (p->events) {
+        G.ggml_backend_event_synchronize(p->arrived);
+    } else {
+        G.ggml_backend_synchronize(p->inner);
+    }
+    p->e->count.joins += 1;
+    p->e->count.join_ns += em_now_ns() - began;
+}
+
+bool em_ids_ok(const ggml_tensor * ids, int32_t experts) {
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
+            return false;
+        }
+    }
+    return true;
+}

@@ -73,6 +73,9 @@ bool prepare(em_pass * p) {
     return true;
 }
 
+// Numbers of parts and of whole graphs, far from those that ggml gives.
+constexpr uint64_t PARTS_UID = uint64_t(1) << 62, WHOLE_UID = uint64_t(1) << 61;
+
 // Nodes [from, to) on the device.
 int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     if (from >= to) {
@@ -83,10 +86,25 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     part.nodes += from;
     part.n_nodes = to - from;
     part.grads = part.grad_accs = part.leafs = nullptr;
+    part.uid = graph->uid ? PARTS_UID | graph->uid << 20 | uint64_t(from) : 0; // a device may know a graph by its number alone
     return G.ggml_backend_graph_compute_async(p->inner, &part);
 }
 
+// What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs on.
+void cut(em_pass * p, ggml_tensor * t) {
+    em_cut c{t, t->op, {}};
+    std::copy(std::begin(t->src), std::end(t->src), c.src);
+    p->cuts.push_back(c);
+    t->op = OP.none;
+    std::fill(std::begin(t->src), std::end(t->src), nullptr);
+}
+
 void unpatch(em_pass * p) {
+    for (const em_cut & c : p->cuts) {
+        c.node->op = c.op;
+        std::copy(std::begin(c.src), std::end(c.src), c.node->src);
+    }
+    p->cuts.clear();
     for (const em_patch & x : p->patches) {
         *x.where = x.before;
     }
@@ -144,7 +162,7 @@ int run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> & bl
     all.nodes   = p->nodes.data();
     all.n_nodes = graph->n_nodes + 1;
     all.grads = all.grad_accs = all.leafs = nullptr;
-    all.uid = graph->uid ? graph->uid + (serials << 40) : 0;
+    all.uid = graph->uid ? WHOLE_UID | (serials & 0xfffff) << 40 | graph->uid : 0;
     return G.ggml_backend_graph_compute_async(p->inner, &all);
 }
 
@@ -272,6 +290,7 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
         } else {
             status = em_by_host(p, *s.block);
         }
+        cut(p, graph->nodes[s.last]);
         e->count.moe_ns += em_now_ns() - began;
         if (e->cancelled) {
             status = STATUS_ABORTED;

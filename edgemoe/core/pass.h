@@ -98,6 +98,12 @@ struct em_patch {
     ggml_tensor *  before;
 };
 
+struct em_cut {
+    ggml_tensor * node;
+    int           op;
+    ggml_tensor * src[GGML_SOURCES];
+};
+
 struct em_pass {
     em_context     cpu; // cold experts
     em_engine *    e     = nullptr;
@@ -129,6 +135,7 @@ struct em_pass {
     bool                   untold = false; // the view's routing
     em_stage_plan             plan[2];
     std::vector<em_pair>   cold, fetched_pairs;
+    std::vector<em_cut>    cuts;
     std::vector<em_patch>     patches;
     std::vector<ggml_tensor *> nodes;
     std::vector<ggml_tensor>   prompt; // ids of the layers of a prompt, in host memory

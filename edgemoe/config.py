@@ -105,10 +105,10 @@ class OffloadConfig:
         profile: ``auto`` (read and keep a routing profile of this model), ``off``, or a path.
         uploads_per_step: most experts moved per layer and policy step.
         prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
-        stream_tokens: in a prefill, a cold expert with at least this many tokens is streamed to the device, until the
-            machine's own rates are measured: then with as many as make the copy quicker than the CPU. In a decode step
-            the device fetches some of the cold experts while the CPU computes the others, where measured rates say that
-            both are done sooner. 0 does neither.
+        stream_tokens: a prefill brings cold experts to the device, and in a decode step the device fetches some of them
+            while the CPU computes the others, where measured rates say that both are done sooner. Where it is not all
+            of a layer that a prefill brings: each expert with at least this many tokens, until there are rates. 0 does
+            neither.
         pin: let the device's driver pin the cold experts' memory, so that the device fetches them by itself: a third of
             the memory traffic. Never where too little RAM would be left.
         synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts

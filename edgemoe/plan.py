@@ -156,15 +156,15 @@ class ModelNeeds:
         return int(COMPUTE_MARGIN * 4 * BATCH * max(self.vocabulary + self.width, scores, pairs))
 
     def staging_bytes(self, stream_slots: int, rows: bool) -> int:
-        """Device memory of a prefill: places for streamed experts of each size.
+        """Device memory of a prefill: places for streamed experts of the largest size.
 
         Args:
-            stream_slots: of each size.
+            stream_slots: number of places.
             rows: inputs and results of all pairs are brought there as well.
         """
         if self.shape is None:
             return 0
-        places = sum(set(self.shape.expert_bytes)) * min(stream_slots, self.shape.experts)
+        places = max(self.shape.expert_bytes) * min(stream_slots, self.shape.experts)
         tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
         # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens,
         # and all that belongs to one.
@@ -279,7 +279,7 @@ def _stages(machine: Machine, needs: ModelNeeds, start: Plan, stream: bool) -> l
     """Numbers of staging places, the best first."""
     if not stream or needs.shape is None:
         return [0]
-    layer = sum(set(needs.shape.expert_bytes)) * needs.shape.experts
+    layer = max(needs.shape.expert_bytes) * needs.shape.experts
     whole = start.dense_on_device and layer <= machine.device_total_bytes * STAGE_SHARE
     return [*([max(needs.shape.experts, STREAM_SLOTS)] if whole else []), STREAM_SLOTS, 0]
 

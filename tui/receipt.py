@@ -33,6 +33,7 @@ class Receipt:
         cpu_ms: milliseconds computing cold pairs.
         join_ms: milliseconds the CPU waited for the device.
         device: name of the device, empty when unknown.
+        on_device: the device computes all but the cold experts, and the CPU waits for it as for any GPU.
     """
 
     prompt_tokens: int = 0
@@ -49,6 +50,7 @@ class Receipt:
     cpu_ms: float = 0.0
     join_ms: float = 0.0
     device: str = ""
+    on_device: bool = False
 
     @classmethod
     def of(cls, completion: Mapping[str, Any], first_token_s: float | None = None) -> Receipt:
@@ -74,6 +76,7 @@ class Receipt:
             cpu_ms=float(experts.get("cpu_ms", 0.0)),
             join_ms=float(experts.get("join_ms", 0.0)),
             device=str(experts.get("device", "")),
+            on_device=bool(experts.get("on_device", False)),
         )
 
     @property
@@ -86,7 +89,8 @@ class Receipt:
         parts = [rate(self.answer_rate), f"first token {seconds(self.first_token_s)}"]
         if self.pairs:
             parts += [f"hit rate {percent(self.hit_rate)}", f"{size(self.upload_bytes)} moved"]
-            spent = [("device", self.device_ms), ("CPU", self.cpu_ms), ("waiting", self.join_ms)]
+            spent = [("device", self.device_ms), ("CPU", self.cpu_ms)]
+            spent += [] if self.on_device else [("waiting", self.join_ms)]
             parts.append(", ".join(f"{name} {seconds(ms / 1000)}" for name, ms in spent))
         return parts
 
@@ -100,7 +104,7 @@ class Receipt:
             return f"The first token had to wait for {count(self.prompt_tokens)} prompt tokens."
         if self.device in ("", "none") or not self.pairs:
             return ""
-        if self.join_ms > SLOW_SHARE * self.moe_ms > 0:
+        if not self.on_device and self.join_ms > SLOW_SHARE * self.moe_ms > 0:
             return f"The CPU waited for {self.device} in {percent(self.join_ms / self.moe_ms)} of the expert time."
         if self.hit_rate < SLOW_SHARE:
             return f"{percent(1 - self.hit_rate)} of the experts ran on the CPU; a larger /vram would hold more."

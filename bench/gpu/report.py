@@ -162,7 +162,7 @@ def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> st
     rows.append(["unexplained", f"{whole - sum(parts.values()):.3f}", "", ""])
     rows.append(["by the clock", f"{whole:.3f}", "", ""])
     rows += [[f"beside it: {name}", f"{ms:.3f}", f"{least:.3f}" if least else "", why] for name, ms, least, why in
-             _beside(journal, model, samples)]  # fmt: skip
+             _beside(journal, model, samples, scope.device)]  # fmt: skip
     return table([f"one token at {share:g} %, ms", "measured", "limit", "of what"], rows)
 
 
@@ -185,14 +185,16 @@ def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: st
     return found
 
 
-def _beside(journal: Journal, model: str, samples: Sequence[Entry]) -> Iterator[tuple[str, float, float, str]]:
+def _beside(
+    journal: Journal, model: str, samples: Sequence[Entry], device: str
+) -> Iterator[tuple[str, float, float, str]]:
     """What runs at the same time as the rest: it is in no sum."""
     rates, size = _rates(journal, model)
     tokens = sum(len(s["between_ns"]) for s in samples)
     each = {what: sum(s["stats"][what] for s in samples) / tokens for what in ("device_ns", "hits", "upload_bytes")}
     gpu, link = (rates.get(name, 0.0) for name in ("device_rate", "upload_pinned_rate"))
     hot = each["hits"] * size["expert"] / gpu * 1e3 if gpu and size else 0.0
-    if each["device_ns"]:
+    if each["device_ns"] and device in cells.WITHOUT_GPU:
         yield "hot", each["device_ns"] / 1e6, hot, "hits x bytes / the device's bandwidth"
     if link and each["upload_bytes"]:
         copied = each["upload_bytes"] / link * 1e3

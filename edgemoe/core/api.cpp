@@ -124,6 +124,10 @@ int32_t em_engine_stop(em_engine * e) {
         em_places_free(s->places);
     }
     e->stages.clear();
+    if (e->stage_memory) {
+        G.ggml_backend_buffer_free(e->stage_memory);
+        e->stage_memory = nullptr;
+    }
     for (em_region * r : {&e->io_device, &e->io_host, &e->stage_host, &e->copy_host}) {
         r->release();
     }

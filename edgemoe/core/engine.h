@@ -104,7 +104,7 @@ struct em_counters {
     std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, schedule_ns{0}, dropped_events{0};
 };
 
-// Staging places for experts that are streamed through in a prefill; one set per weight shape.
+// Staging places for experts that are streamed through in a prefill; one set of tensors per weight shape, in the same memory.
 struct em_stage {
     const em_layer_t * like = nullptr;
     em_places          places;
@@ -174,7 +174,9 @@ struct em_engine {
     em_region  io_device, io_host, stage_host, cpu_scratch;
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
-    std::atomic<int64_t> stage_bytes{0};
+    ggml_backend_buffer * stage_memory = nullptr; // of all stages: a part of one lies where the same part of another does
+    size_t                stage_second = 0;       // where the second part begins
+    std::atomic<int64_t>  stage_bytes{0};
     double cold_pair_ns = 0, hot_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on each side, a byte streamed
     double miss_pair_ns = 0, fetch_ns = 0; // of decode: a pair on the CPU; what a fetch costs beside copying
     static constexpr int64_t FEW_MISSES = 17;
@@ -246,6 +248,9 @@ void em_copy_stop(em_engine * e);
 bool em_device_failed(ggml_backend * backend); // and clears the failure
 void em_upload_expert(em_engine * e, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
                       int32_t expert, int32_t place);
+void em_places_make(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]);
+void em_places_put(em_places & places, ggml_backend_buffer * buffer, size_t second);
+ggml_backend_buffer * em_device_alloc(ggml_backend_device * device, size_t bytes);
 bool em_places_alloc(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count);
 void em_places_free(em_places & places);
 

@@ -573,6 +573,11 @@ void account_plain(const em_block & b) {
 
 } // namespace
 
+// All of a layer, or two halves that take turns.
+static int32_t stage_places(const em_engine * e, const em_layer_t & layer) {
+    return e->options.stream_slots >= layer.experts ? layer.experts : e->options.stream_slots / 2 * 2;
+}
+
 em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
     auto same = [&](const em_layer_t & other) {
         for (int p = 0; p < PROJ_COUNT; ++p) {
@@ -581,22 +586,23 @@ em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
                 return false;
             }
         }
-        return true;
+        return layer.experts == other.experts;
     };
     for (auto & s : e->stages) {
         if (same(*s->like)) {
-            return s->places.count > 0 ? s.get() : nullptr; // none: it failed before
+            return s.get();
         }
+    }
+    const int32_t count = stage_places(e, layer);
+    if (!e->stage_memory || count < 2) {
+        return nullptr;
     }
     e->stages.push_back(std::make_unique<em_stage>());
     em_stage & s = *e->stages.back();
+    size_t     bytes[2];
     s.like = &layer;
-    // All of a layer, or two halves that take turns.
-    const int32_t count = e->options.stream_slots >= layer.experts ? layer.experts : e->options.stream_slots / 2 * 2;
-    if (count < 2 || !em_places_alloc(s.places, e->device, layer, count)) {
-        return nullptr;
-    }
-    e->stage_bytes += int64_t(s.places.bytes);
+    em_places_make(s.places, e->device, layer, count, bytes);
+    em_places_put(s.places, e->stage_memory, e->stage_second);
     return &s;
 }
 
@@ -634,11 +640,22 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
 
 void em_stages_make(em_engine * e) {
     std::lock_guard<std::mutex> compute(e->compute_mutex);
+    if (e->stage_memory || e->options.stream_tokens <= 0) {
+        return;
+    }
+    size_t first = 0, second = 0; // of the largest layer: one is staged at a time
     for (const auto & layer : e->layers) {
-        if (e->options.stream_tokens > 0 && device_usable(e, *layer)) {
-            em_stage_for(e, *layer);
+        if (device_usable(e, *layer) && stage_places(e, *layer) >= 2) {
+            em_places places;
+            size_t    bytes[2];
+            em_places_make(places, e->device, *layer, stage_places(e, *layer), bytes);
+            em_places_free(places);
+            first = std::max(first, bytes[0]), second = std::max(second, bytes[1]);
         }
     }
+    e->stage_memory = first + second ? em_device_alloc(e->device, first + second) : nullptr;
+    e->stage_second = first;
+    e->stage_bytes  = e->stage_memory ? int64_t(e->stage_memory->size) : 0;
 }
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {

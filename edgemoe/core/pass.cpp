@@ -87,7 +87,10 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     part.n_nodes = to - from;
     part.grads = part.grad_accs = part.leafs = nullptr;
     part.uid = graph->uid ? PARTS_UID | graph->uid << 20 | uint64_t(from) : 0; // a device may know a graph by its number alone
-    return G.ggml_backend_graph_compute_async(p->inner, &part);
+    const int64_t began  = em_now_ns();
+    const int     status = G.ggml_backend_graph_compute_async(p->inner, &part);
+    p->e->count.device_ns += em_now_ns() - began; // all of it where the device computes in the calling thread, as sim does
+    return status;
 }
 
 // What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs on.

@@ -19,8 +19,7 @@
 //   - home (`home`): begins when `ready` was reached on inner, which is after the layer's inputs were computed, and copied
 //     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner anything else.
 //   - the stage (`engine->stream`): part h is written after `vacant[h]` was reached on inner, which is after the layer before
-//     has read it; inner waits for `filled[h]` before it reads it. Layers of different types have stages of their own, and wait
-//     for each other all the same.
+//     has read it; inner waits for `filled[h]` before it reads it. A part has the same memory for layers of every type.
 // A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `layer.used` is recorded
 // on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt keeps
 // the copy thread out altogether, by its mutex. Where a device has no events, whoever would wait for one waits for the stream.

@@ -142,7 +142,9 @@ void em_view_wait(em_pass * p) {
         G.ggml_backend_synchronize(p->inner);
     }
     p->e->count.joins += 1;
-    p->e->count.join_ns += em_now_ns() - began;
+    const int64_t took = em_now_ns() - began;
+    p->e->count.join_ns += took;
+    p->e->count.device_ns += took; // it computes what came before
 }
 
 bool em_ids_ok(const ggml_tensor * ids, int32_t experts) {

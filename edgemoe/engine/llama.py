@@ -99,10 +99,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         pin = config.pin and _can_pin(moe_shape(file))
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
         self._native = native
-        self._meter = Meter(native, device or "none")
         self._cancel_requested = False
         complaints: Sequence[str] = ()
         on_device = bool(device) and keywords["n_gpu_layers"] != 0
+        self._meter = Meter(native, device or "none", on_device)
         try:
             with _load_lock, host.loading(native, on_device=on_device) as complaints:
                 super().__init__(str(model_path), **keywords)
@@ -124,6 +124,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
         if keywords.get("use_mmap", True):
             self.experts.residence = Residence.of_experts(file)
+        if on_device and shape is not None and all(layer.slots == layer.experts for layer in native.layers()):
+            self.experts.notes.append(f"Every expert has a place on {device}: it computes as llama.cpp does.")
         if device == "sim" and config.sim.compute_rate > 0:
             self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)

@@ -12,10 +12,10 @@ from .binding import NativeEngine
 class Meter:
     """Adds up the computations between ``start`` and ``receipt``. One thread at a time."""
 
-    def __init__(self, native: NativeEngine, device: str) -> None:
-        """Meter the engine ``native``, whose hot experts are on ``device``."""
+    def __init__(self, native: NativeEngine, device: str, on_device: bool) -> None:
+        """Meter the engine ``native``, whose hot experts are on ``device``; ``on_device``: all else of the model, too."""
         self._native = native
-        self._device = device
+        self._device, self._on_device = device, on_device
         self.running = False
         self._reset()
 
@@ -69,6 +69,7 @@ class Meter:
         hits, misses = now.hits - then.hits, now.misses - then.misses
         return {
             "device": self._device,
+            "on_device": self._on_device,
             "hits": hits,
             "misses": misses,
             "hit_rate": hits / (hits + misses) if hits + misses else 0.0,

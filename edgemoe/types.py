@@ -61,8 +61,8 @@ class ExpertStats:
         joins: times the CPU waited for the device.
         device_fallbacks: device computations that failed and were redone on the CPU.
         moe_ns: time inside expert layers.
-        device_ns: time from the launch of hot pairs to their results; where the device computes all but cold experts, time
-            that the CPU spent on having it compute.
+        device_ns: time from the launch of hot pairs to their results; where the device computes all but cold experts,
+            time that the CPU spent on having it compute.
         cpu_ns: time computing cold pairs.
         join_ns: time the CPU was idle, waiting for the device.
         schedule_ns: time choosing what to fetch ahead of need, while a token was under way.

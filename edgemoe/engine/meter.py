@@ -13,7 +13,7 @@ class Meter:
     """Adds up the computations between ``start`` and ``receipt``. One thread at a time."""
 
     def __init__(self, native: NativeEngine, device: str, on_device: bool) -> None:
-        """Meter the engine ``native``, whose hot experts are on ``device``; ``on_device``: all else of the model, too."""
+        """Meter ``native``, whose hot experts are on ``device``; ``on_device``: all else of the model, too."""
         self._native = native
         self._device, self._on_device = device, on_device
         self.running = False

@@ -164,7 +164,10 @@ class ModelNeeds:
         """
         if self.shape is None:
             return 0
-        places = max(self.shape.expert_bytes) * min(stream_slots, self.shape.experts)
+        # Sizes share the memory where rows are read in whole pieces, see core/moe.cpp.
+        sizes = set(self.shape.expert_bytes)
+        shared = self.width % 256 == 0 == self.expert_width % 256
+        places = (max(sizes) if shared else sum(sizes)) * min(stream_slots, self.shape.experts)
         tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
         # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens,
         # and all that belongs to one.

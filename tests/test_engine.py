@@ -432,6 +432,28 @@ def test_a_prompt_teaches_the_predictor_no_token_that_never_was(tmp_path: Path) 
         llm.close()
 
 
+@pytest.mark.parametrize("vram", ["0%", "50%", "100%"])
+def test_a_long_prompt_is_one_batch_of_the_history(vram: str, model: Path, tmp_path: Path) -> None:
+    """Also the last layer, of which llama.cpp computes the last token only."""
+    prompt = [5 + 7 * i % 90 for i in range(40)]
+    seen = {}
+    for layers in (0, -1):
+        config = OffloadConfig(device="sim", vram=vram, policy="static", profile="off")
+        llm = parity.open_ours(model, config, gpu_layers=layers)
+        llm.experts.wait()
+        with llm.experts.record(tmp_path / "t.npz"):
+            llm.eval(prompt)
+            llm.eval([7])
+        heat, last = llm.experts.heat(), llm.experts.last()
+        llm.close()
+        found = trace.read(tmp_path / "t.npz")
+        assert found.tokens is not None and found.tokens.tolist() == [*prompt, 7]
+        assert found.is_decode is not None and found.is_decode.tolist() == [False] * 40 + [True]
+        seen[layers] = found.ids, heat, last
+    for one, other in zip(seen[0], seen[-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_model_that_nobody_holds_is_freed(tmp_path: Path) -> None:
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", profile="off"))

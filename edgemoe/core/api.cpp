@@ -112,12 +112,22 @@ int32_t em_engine_stop(em_engine * e) {
     if (e->exec) {
         G.ggml_backend_synchronize(e->exec);
     }
+    { // what passes started last, the stage included; nothing captures, for the compute mutex is ours
+        std::lock_guard<std::mutex> passes(e->passes_mutex);
+        for (ggml_backend * stream : e->passes) {
+            G.ggml_backend_synchronize(stream);
+        }
+    }
     em_slots_release(e);
     for (auto & layer : e->layers) {
         if (layer->used) {
             G.ggml_backend_event_free(layer->used);
             layer->used = nullptr;
         }
+    }
+    if (e->used) {
+        G.ggml_backend_event_free(e->used);
+        e->used = nullptr;
     }
     em_host_unregister(e);
     for (auto & s : e->stages) {
@@ -171,6 +181,12 @@ int32_t em_end_load(em_engine * e) {
                 e->layer_of.erase(w);
             }
             e->layers.erase(e->layers.begin() + long(i));
+        }
+    }
+    if (e->device) { // null where the device has no events
+        e->used = G.ggml_backend_event_new(e->device);
+        for (auto & layer : e->layers) {
+            layer->used = G.ggml_backend_event_new(e->device);
         }
     }
     e->ahead.spent.assign(e->layers.size(), 0);

@@ -3,7 +3,7 @@
 // The expert device is an accelerator (ACCEL) with a host buffer type of its own. llama.cpp places the expert tensors there
 // straight from its mmap, and hands us the operations on them. To every thread that is not loading a model of ours the device
 // says that it is a CPU, which llama.cpp passes over: a plain Llama never opens it. Where a GPU computes the rest of the model
-// it holds the tensors only, and pass.cpp does the rest.
+// it holds the tensors only, and a pass does the rest (pass.h).
 
 #include "engine.h"
 

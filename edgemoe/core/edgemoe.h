@@ -8,8 +8,9 @@
 // thread at a time. em_cancel, em_residency, em_stats and em_drain may be called while the model computes.
 //
 // Ordering, and why no computation reads a slot that a copy writes:
-//   - a slot is in exactly one state of em_slot_state (slots.h), changed only under its layer's mutex;
-//   - the compute thread holds the layer's mutex from looking an expert up until the device has finished with it;
+//   - a slot is in exactly one state of em_slot_state (engine.h), changed only under its layer's mutex;
+//   - the compute thread holds the layer's mutex from looking an expert up until the device has finished with it, or has been
+//     started and an event recorded behind it, for which the copy stream waits (pass.h);
 //   - the copy thread writes a slot's bytes only in state LOADING, in which no lookup can return it;
 //   - LOADING becomes RESIDENT under the mutex, after the copy stream was synchronised.
 

@@ -104,7 +104,7 @@ struct em_counters {
     std::atomic<int64_t> moe_ns{0}, device_ns{0}, cpu_ns{0}, join_ns{0}, schedule_ns{0}, dropped_events{0};
 };
 
-// Staging places for experts that are streamed through in a prefill; one set of tensors per weight shape, in the same memory.
+// Staging places for experts that are streamed through in a prefill; one set of tensors per weight shape.
 struct em_stage {
     const em_layer_t * like = nullptr;
     em_places          places;
@@ -158,15 +158,15 @@ struct em_engine {
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
     bool loaded = false;
 
-    // Device side. Null when there is none, or after it died.
+    // Device side. Null when there is none.
     ggml_backend_device * device = nullptr;
     ggml_backend *        exec   = nullptr; // stream of the hot pairs
     ggml_backend *        stream = nullptr; // stream of prefill staging
     ggml_backend *        copy   = nullptr; // stream of the uploads, owned by copy_thread
-    ggml_backend_device   shown{};          // what llama.cpp gets in the place of device, see pass.cpp
+    ggml_backend_device   shown{};          // what llama.cpp gets in the place of device, see shown.cpp
+    ggml_backend_event *        used = nullptr; // as of a layer, of a graph that read the slots of all of them
     std::mutex                  passes_mutex;
     std::vector<ggml_backend *> passes;     // streams that may read slots
-    std::atomic<bool>     device_dead{false};
 
     bool own_kernels = true; // off: ggml's dot products only, bit for bit ggml-cpu's results
 
@@ -174,7 +174,8 @@ struct em_engine {
     em_region  io_device, io_host, stage_host, cpu_scratch;
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
-    ggml_backend_buffer * stage_memory = nullptr; // of all stages: a part of one lies where the same part of another does
+    bool                  stages_made = false;
+    ggml_backend_buffer * stage_memory = nullptr; // of stages that can share: a part of one lies where that of another does
     size_t                stage_second = 0;       // where the second part begins
     std::atomic<int64_t>  stage_bytes{0};
     double cold_pair_ns = 0, hot_pair_ns = 0, stream_byte_ns = 0; // of prefills, measured: a pair on each side, a byte streamed
@@ -190,7 +191,8 @@ struct em_engine {
     std::deque<em_request>  urgent, queue; // prefetches, and loads for later
     bool                    copying = false; // an upload is under way
     bool                    stopping = false;
-    std::mutex              copy_mutex; // held during one upload, and while slots are reallocated
+    std::mutex              copy_mutex; // held during one upload, during a prompt, and while slots are reallocated
+    std::atomic<bool>       copy_wanted{false}; // by a prompt: the copy thread lets it go first
     em_region               copy_host;
 
     em_ahead             ahead;
@@ -231,7 +233,7 @@ void em_look_settle(em_engine * e);                        // the predictor is t
 void em_look_stop(em_engine * e);
 void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n);      // needs the layer's mutex
 
-// pass.cpp
+// shown.cpp
 void * em_shown_device(em_engine * e);
 
 // hostmem.cpp

@@ -8,15 +8,15 @@
 namespace {
 
 // Memory of a layer in a region that is written again for the next token only: the device may read it until then.
-char * area_of(em_pass * p, em_region & region, size_t each, const em_layer_t & layer) {
-    const size_t all = each * p->e->layers.size();
-    if (all > region.size) {
+char * area_of(em_pass * p, em_region & region, size_t & stride, size_t each, const em_layer_t & layer) {
+    if (each > stride || stride * p->e->layers.size() > region.size) {
         G.ggml_backend_synchronize(p->inner);
-        if (!region.ensure(all)) {
+        stride = std::max(stride, each);
+        if (!region.ensure(stride * p->e->layers.size())) {
             return nullptr;
         }
     }
-    return region.base + each * size_t(layer.index);
+    return region.base + stride * size_t(layer.index);
 }
 
 } // namespace
@@ -27,7 +27,7 @@ void em_force_ids(em_pass * p, const em_block & b) {
         return;
     }
     ggml_tensor ids    = *b.ids;
-    char *      memory = area_of(p, p->forced_ids, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN), *b.layer);
+    char *      memory = area_of(p, p->forced_ids, p->forced_stride, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN), *b.layer);
     if (!memory) {
         return;
     }
@@ -52,7 +52,7 @@ bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
     return true;
 }
 
-bool has_hot(const em_pass * p, const em_layer_t & layer) { return layer.resident > 0 && layer.device_can != 0 && !p->e->device_dead; }
+bool has_hot(const em_pass * p, const em_layer_t & layer) { return layer.resident > 0 && layer.device_can != 0; }
 
 // Does the device compute a single token's pairs one by one? Then it does not matter that two of them have the same place.
 // Its kernels for more tokens, and those for floats, take it for granted that a token's experts differ.
@@ -96,7 +96,7 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
     if (!has_hot(p, layer) || !em_graph_for(p, g, b, {&layer.places, nullptr, false, false})) {
         return false;
     }
-    int32_t * places = reinterpret_cast<int32_t *>(area_of(p, p->places, em_ids_bytes(b), layer));
+    int32_t * places = reinterpret_cast<int32_t *>(area_of(p, p->places, p->places_stride, em_ids_bytes(b), layer));
     if (!places) {
         return false;
     }
@@ -198,7 +198,7 @@ bool send_fetched(em_pass * p, const em_block & b) {
 // When they are there, all pairs are computed over the stage, aside, and the rows of the fetched ones put in place.
 int compute_fetched(em_pass * p, const em_block & b) {
     const em_device_graph & g      = *p->fetched[size_t(b.layer->index)];
-    int32_t *            places = reinterpret_cast<int32_t *>(area_of(p, p->places, em_ids_bytes(b), *b.layer));
+    int32_t *            places = reinterpret_cast<int32_t *>(area_of(p, p->places, p->places_stride, em_ids_bytes(b), *b.layer));
     if (!places) {
         return STATUS_ALLOC_FAILED;
     }
@@ -250,7 +250,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
     }
     em_engine *  e     = p->e;
     em_layer_t & layer = *b.layer;
-    const bool   decode = b.tokens < e->options.prefill_tokens;
+    const bool   decode = b.tokens < e->options.prefill_tokens && !p->in_prompt;
     em_force_ids(p, b);
     std::unique_lock<std::mutex> lock(layer.mutex);
     if (!em_view_start(p, b)) {

@@ -49,7 +49,7 @@ double pair_multiplications(const em_layer_t & layer) {
 double pair_ns(const em_block & b, double measured) { return measured > 0 ? measured : pair_multiplications(*b.layer) / GUESS; }
 
 bool device_usable(const em_engine * e, const em_layer_t & layer) {
-    return e->exec && !e->device_dead && layer.device_can != 0;
+    return e->exec && layer.device_can != 0;
 }
 
 // Results go where the graph wants them, unless that memory is also an input that later pairs still read.
@@ -524,7 +524,7 @@ int run_split(run & r, split & s, bool decode) {
     em_engine *   e      = r.e;
     const int64_t cpu_ns = e->count.cpu_ns;
     int           status = decode ? r.compute(s) : compute_prefill(r, s);
-    if (decode && !s.cold.empty() && status == STATUS_SUCCESS) {
+    if (decode && r.b.tokens == 1 && !s.cold.empty() && status == STATUS_SUCCESS) {
         note_cold(e, int64_t(s.cold.size()), double(e->count.cpu_ns - cpu_ns));
     }
     if (!s.fetched.empty()) {
@@ -578,6 +578,17 @@ static int32_t stage_places(const em_engine * e, const em_layer_t & layer) {
     return e->options.stream_slots >= layer.experts ? layer.experts : e->options.stream_slots / 2 * 2;
 }
 
+// ggml-cuda reads rows in pieces of 256 numbers, 512 of the types with four bits of float, and past the end of a matrix where they
+// do not divide it: what lies there must be numbers, and bytes of another type may be none.
+static bool shares_stage(const em_layer_t & layer) {
+    constexpr int FOUR_BIT_FLOATS = 39; // file format number of the first of them
+    bool all = true;
+    for (const ggml_tensor * w : layer.weight) {
+        all = all && (!w || w->ne[0] % (w->type >= FOUR_BIT_FLOATS ? 512 : 256) == 0);
+    }
+    return all;
+}
+
 em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
     auto same = [&](const em_layer_t & other) {
         for (int p = 0; p < PROJ_COUNT; ++p) {
@@ -590,20 +601,24 @@ em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
     };
     for (auto & s : e->stages) {
         if (same(*s->like)) {
-            return s.get();
+            return s->places.count ? s.get() : nullptr;
         }
     }
     const int32_t count = stage_places(e, layer);
-    if (!e->stage_memory || count < 2) {
+    if (count < 2 || (shares_stage(layer) && !e->stage_memory)) {
         return nullptr;
     }
-    e->stages.push_back(std::make_unique<em_stage>());
-    em_stage & s = *e->stages.back();
-    size_t     bytes[2];
-    s.like = &layer;
-    em_places_make(s.places, e->device, layer, count, bytes);
-    em_places_put(s.places, e->stage_memory, e->stage_second);
-    return &s;
+    auto s  = std::make_unique<em_stage>();
+    s->like = &layer;
+    if (shares_stage(layer)) {
+        size_t bytes[2];
+        em_places_make(s->places, e->device, layer, count, bytes);
+        em_places_put(s->places, e->stage_memory, e->stage_second);
+    } else if (em_places_alloc(s->places, e->device, layer, count)) {
+        e->stage_bytes += int64_t(s->places.bytes);
+    } // else it stays without places, and is not tried again
+    e->stages.push_back(std::move(s));
+    return e->stages.back()->places.count ? e->stages.back().get() : nullptr;
 }
 
 int em_host_block(em_context * c, em_block & b) { return run_block(c, b, nullptr); }
@@ -640,12 +655,13 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
 
 void em_stages_make(em_engine * e) {
     std::lock_guard<std::mutex> compute(e->compute_mutex);
-    if (e->stage_memory || e->options.stream_tokens <= 0) {
+    if (e->stages_made || e->options.stream_tokens <= 0) {
         return;
     }
+    e->stages_made = true;
     size_t first = 0, second = 0; // of the largest layer: one is staged at a time
     for (const auto & layer : e->layers) {
-        if (device_usable(e, *layer) && stage_places(e, *layer) >= 2) {
+        if (device_usable(e, *layer) && stage_places(e, *layer) >= 2 && shares_stage(*layer)) {
             em_places places;
             size_t    bytes[2];
             em_places_make(places, e->device, *layer, stage_places(e, *layer), bytes);
@@ -656,6 +672,11 @@ void em_stages_make(em_engine * e) {
     e->stage_memory = first + second ? em_device_alloc(e->device, first + second) : nullptr;
     e->stage_second = first;
     e->stage_bytes  = e->stage_memory ? int64_t(e->stage_memory->size) : 0;
+    for (const auto & layer : e->layers) {
+        if (device_usable(e, *layer)) {
+            em_stage_for(e, *layer);
+        }
+    }
 }
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {

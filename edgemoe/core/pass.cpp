@@ -18,7 +18,7 @@ namespace {
 
 bool prepare(em_pass * p) {
     if (p->ctx) {
-        return p->buffer != nullptr;
+        return p->buffer && p->tables.base;
     }
     em_engine *  e = p->e;
     const size_t n = e->layers.size();
@@ -63,11 +63,6 @@ bool prepare(em_pass * p) {
         if (p->bias[i]) {
             const ggml_tensor * from = e->layers[i / PROJ_COUNT]->bias[i % PROJ_COUNT];
             G.ggml_backend_tensor_set(const_cast<ggml_tensor *>(p->bias[i]), from->data, 0, G.ggml_nbytes(from));
-        }
-    }
-    for (auto & layer : e->layers) { // may stay null: then the device has no events
-        if (!layer->used) {
-            layer->used = G.ggml_backend_event_new(e->device);
         }
     }
     return true;
@@ -166,7 +161,13 @@ int run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> & bl
     all.n_nodes = graph->n_nodes + 1;
     all.grads = all.grad_accs = all.leafs = nullptr;
     all.uid = graph->uid ? WHOLE_UID | (serials & 0xfffff) << 40 | graph->uid : 0;
-    return G.ggml_backend_graph_compute_async(p->inner, &all);
+    const int64_t began  = em_now_ns();
+    const int     status = G.ggml_backend_graph_compute_async(p->inner, &all);
+    e->count.device_ns += em_now_ns() - began;
+    if (p->events) {
+        G.ggml_backend_event_record(e->used, p->inner);
+    }
+    return status;
 }
 
 // An operation on experts that is not understood: on the CPU, its inputs brought there and its result back.
@@ -211,6 +212,7 @@ struct stop_at {
 int run_graph(em_pass * p, ggml_cgraph * graph) {
     em_engine *           e = p->e;
     std::vector<em_block> blocks;
+    p->view.arrival_count = 0; // of another graph
     std::vector<stop_at>  stops;
     blocks.reserve(e->layers.size() + 1);
     for (int i = 0; i < graph->n_nodes; ++i) {
@@ -242,35 +244,36 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
     if (stops.empty()) {
         return run_part(p, graph, 0, graph->n_nodes);
     }
-    const bool known  = stops.size() == blocks.size();
+    const bool    known  = stops.size() == blocks.size();
     const int64_t tokens = blocks.empty() ? 0 : blocks.front().tokens;
-    const bool look = e->watch_every == 1 || (tokens == 1 && ++p->unseen >= e->watch_every);
+    const bool    look   = e->watch_every == 1 || (tokens == 1 && ++p->unseen >= e->watch_every);
     std::unique_lock<std::mutex> frozen(e->copy_mutex, std::defer_lock);
-    if (known && e->forced_tokens == 0 && !look) {
-        frozen.lock();
+    if (known && e->forced_tokens == 0 && !look && frozen.try_lock()) { // an upload is under way otherwise
         if (nothing_to_do(p, blocks)) {
             return run_whole(p, graph, blocks);
         }
         frozen.unlock();
     }
-    p->unseen = 0;
-    bool prompt = known && tokens >= EM_MANY_TOKENS && !e->device_dead;
+    p->unseen    = 0;
+    p->in_prompt = tokens >= e->options.prefill_tokens;
+    bool prompt  = known && tokens >= EM_MANY_TOKENS;
     if (prompt) {
+        e->copy_wanted = true;
         frozen.lock();
-        size_t ids = 0;
+        e->copy_wanted = false;
+        p->ids_stride  = 0;
         for (const em_block & b : blocks) {
-            prompt = prompt && (em_all_resident(*b.layer) || em_stage_whole(p, *b.layer));
-            ids    = std::max(ids, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN));
+            prompt        = prompt && b.layer->device_can != 0 && (em_all_resident(*b.layer) || em_stage_whole(p, *b.layer));
+            p->ids_stride = std::max(p->ids_stride, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN));
         }
-        p->prompt.clear();
-        p->prompt.reserve(blocks.size());
-        prompt = prompt && p->prompt_ids.ensure(ids * blocks.size());
+        prompt = prompt && p->prompt_ids.ensure(p->ids_stride * blocks.size());
     }
     if (!prompt && frozen.owns_lock()) {
         frozen.unlock();
     }
+    p->prompt.clear();
+    p->prompt.reserve(blocks.size());
     int    status = STATUS_SUCCESS, at = 0, turn = 0;
-    size_t computed = 0;
     for (size_t i = 0; i < stops.size() && status == STATUS_SUCCESS; ++i) {
         const stop_at & s = stops[i];
         status = run_part(p, graph, at, s.first);
@@ -287,7 +290,6 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
         } else if (prompt && s.block->tokens >= EM_MANY_TOKENS) {
             const em_block * next = i + 1 < stops.size() && stops[i + 1].block->tokens >= EM_MANY_TOKENS ? stops[i + 1].block : nullptr;
             status = em_many_tokens(p, *s.block, next, turn++);
-            computed += status == STATUS_SUCCESS;
         } else if (s.block->tokens < EM_MANY_TOKENS || (s.block->layer->device_can == 0)) {
             status = em_few_tokens(p, *s.block);
         } else {
@@ -306,7 +308,7 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
         em_view_tell(p);
     }
     if (prompt) {
-        em_end_prompt(p, blocks, computed);
+        em_end_prompt(p);
     } else if (status != STATUS_SUCCESS) {
         G.ggml_backend_synchronize(p->inner); // nothing is under way when the caller frees its memory
     }

@@ -17,12 +17,13 @@
 //
 // Ordering. Everything runs on one stream (`inner`) in the order of the graph, but for two kinds of copies:
 //   - home (`home`): begins when `ready` was reached on inner, which is after the layer's inputs were computed, and copied
-//     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner anything else.
+//     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner more than the layer's hot pairs.
 //   - the stage (`engine->stream`): part h is written after `vacant[h]` was reached on inner, which is after the layer before
-//     has read it; inner waits for `filled[h]` before it reads it. A part has the same memory for layers of every type.
+//     has read it; inner waits for `filled[h]` before it reads it. Layers of different types may have a part's memory in common.
 // A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `layer.used` is recorded
-// on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt keeps
-// the copy thread out altogether, by its mutex. Where a device has no events, whoever would wait for one waits for the stream.
+// on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt, and a
+// graph over all slots, keep the copy thread out by its mutex; the latter records `engine->used`. Where a device has no events,
+// whoever would wait for one waits for the stream.
 
 #include "engine.h"
 
@@ -137,7 +138,13 @@ struct em_pass {
     std::vector<em_cut>    cuts;
     std::vector<em_patch>     patches;
     std::vector<ggml_tensor *> nodes;
-    std::vector<ggml_tensor>   prompt; // ids of the layers of a prompt, in host memory
+    struct of_prompt {
+        em_layer_t * layer;
+        ggml_tensor  ids; // in host memory
+    };
+    std::vector<of_prompt> prompt; // routing of a prompt that is not recorded yet
+    bool                   in_prompt = false;
+    size_t                 ids_stride = 0, places_stride = 0, forced_stride = 0; // of a layer, in the regions of these names
     uint64_t next_uid = EM_FIRST_UID;
     int64_t  unseen   = 0;
 };
@@ -170,11 +177,12 @@ void em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of p-
 // prompt.cpp: a layer of many tokens
 // Rows are exchanged with the host: of a prompt for which the stage is too small, and of a batch where there is nothing to gain.
 int        em_by_host(em_pass * p, em_block & b);
+void       em_record_prompt(em_pass * p); // what has arrived of its routing
 int        em_by_host_seen(em_pass * p, em_block & b); // the view is there
 em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer); // that holds all of it; null: there is none
 // `next` is the layer after it, null where that is not computed this way; `turn` counts the layers of a prompt.
 int  em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn);
-void em_end_prompt(em_pass * p, const std::vector<em_block> & blocks, size_t computed);
+void em_end_prompt(em_pass * p);
 
 // pass.cpp
 int32_t * em_host_table(em_pass * p, size_t layer, bool stage);

@@ -10,15 +10,28 @@ namespace {
 // With so many picks per expert practically every one is used, and the next layer's can be sent before they are known.
 constexpr int64_t PICKS_FOR_ALL = 16;
 
-} // namespace
-
-int em_by_host(em_pass * p, em_block & b) {
-    em_force_ids(p, b);
+int by_host_unforced(em_pass * p, em_block & b) {
     if (!em_view_start(p, b)) {
         return STATUS_ALLOC_FAILED;
     }
     em_view_wait(p);
     return em_by_host_seen(p, b);
+}
+
+} // namespace
+
+int em_by_host(em_pass * p, em_block & b) {
+    em_force_ids(p, b);
+    return by_host_unforced(p, b);
+}
+
+void em_record_prompt(em_pass * p) {
+    for (const auto & seen : p->prompt) {
+        if (em_ids_ok(&seen.ids, seen.layer->experts)) {
+            em_record(p->e, seen.layer->block, &seen.ids);
+        }
+    }
+    p->prompt.clear();
 }
 
 int em_by_host_seen(em_pass * p, em_block & b) {
@@ -171,16 +184,24 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
     em_layer_t & layer = *b.layer;
     const size_t l     = size_t(layer.index);
     em_force_ids(p, b);
-    // The ids are wanted for the routing history, after the pass.
-    p->prompt.push_back(*b.ids);
-    ggml_tensor & ids = p->prompt.back();
-    ids.data = p->prompt_ids.base + size_t(turn) * em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN);
-    G.ggml_backend_tensor_get_async(p->inner, b.ids, ids.data, 0, G.ggml_nbytes(b.ids));
-    em_look_ahead(e, b);
+    // The ids are wanted for the routing history, when there is time.
+    auto note_routing = [&] {
+        p->prompt.push_back({&layer, *b.ids});
+        ggml_tensor & ids = p->prompt.back().ids;
+        ids.data = p->prompt_ids.base + size_t(turn) * p->ids_stride;
+        G.ggml_backend_tensor_get_async(p->inner, b.ids, ids.data, 0, G.ggml_nbytes(b.ids));
+        em_look_ahead(e, b);
+    };
     if (em_all_resident(layer)) {
-        std::lock_guard<std::mutex> lock(layer.mutex);
+        std::unique_lock<std::mutex> lock(layer.mutex);
+        const bool                   started = em_start_by_table(p, b);
+        lock.unlock();
+        if (!started) {
+            return by_host_unforced(p, b);
+        }
         e->count.prefill_hits += b.k * b.tokens;
-        return em_start_by_table(p, b) ? STATUS_SUCCESS : STATUS_FAILED;
+        note_routing();
+        return STATUS_SUCCESS;
     }
     em_stage *   stage = em_stage_whole(p, layer);
     em_stage_plan & plan  = p->plan[turn % 2];
@@ -197,7 +218,7 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
     }
     if (!em_graph_for(p, *p->staged[l], b, {&stage->places, p->stage_table[l], true, false})) {
         plan.layer = -1;
-        return em_by_host(p, b);
+        return seen ? em_by_host_seen(p, b) : by_host_unforced(p, b);
     }
     p->cold.clear();
     if (plan.layer != layer.index) { // not sent ahead
@@ -212,9 +233,10 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
         if (!first || !second) {
             plan.layer = -1;
             e->count.device_fallbacks += 1;
-            return em_by_host(p, b);
+            return seen ? em_by_host_seen(p, b) : by_host_unforced(p, b);
         }
     }
+    note_routing();
     int32_t * table = em_host_table(p, l, true);
     std::copy(plan.place.begin(), plan.place.end(), table);
     G.ggml_backend_tensor_set_async(p->inner, p->stage_table[l], table, 0, plan.place.size() * 4);
@@ -269,14 +291,9 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
     return STATUS_SUCCESS;
 }
 
-void em_end_prompt(em_pass * p, const std::vector<em_block> & blocks, size_t computed) {
+void em_end_prompt(em_pass * p) {
     G.ggml_backend_synchronize(p->inner);
     G.ggml_backend_synchronize(p->e->stream);
     p->plan[0].layer = p->plan[1].layer = -1;
-    for (size_t i = 0; i < std::min(computed, p->prompt.size()); ++i) {
-        if (em_ids_ok(&p->prompt[i], blocks[i].layer->experts)) {
-            em_record(p->e, blocks[i].layer->block, &p->prompt[i]);
-        }
-    }
-    p->prompt.clear();
+    em_record_prompt(p);
 }

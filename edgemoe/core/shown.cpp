@@ -92,11 +92,22 @@ void shown_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
 ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     em_engine * e = engine_of(dev);
     auto        p = std::make_unique<em_pass>();
+    {
+        std::lock_guard<std::mutex> lock(e->passes_mutex);
+        if (!e->passes.empty()) {
+            return nullptr; // what tells who reads the slots and the stage is there once
+        }
+    }
     p->e       = e;
     p->inner   = G.ggml_backend_dev_init(e->device, nullptr);
     p->home    = p->inner ? G.ggml_backend_dev_init(e->device, nullptr) : nullptr;
     p->cpu.cpu = p->home ? G.ggml_backend_cpu_init() : nullptr;
     if (!p->cpu.cpu) {
+        for (ggml_backend * stream : {p->inner, p->home}) {
+            if (stream) {
+                G.ggml_backend_free(stream);
+            }
+        }
         return nullptr;
     }
     for (ggml_backend_event ** event : {&p->ready, &p->arrived, &p->filled[0], &p->filled[1], &p->vacant[0], &p->vacant[1], &p->done[0], &p->done[1]}) {

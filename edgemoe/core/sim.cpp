@@ -1,7 +1,7 @@
 // sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
 // faults on demand. Kernels are ggml-cpu's, so its results are exact.
 //
-// llama.cpp never sees it as a GPU: it gets the device that stands for it, see pass.cpp. Streams opened without the parameter
+// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened without the parameter
 // "async" compute in the calling thread, others have a worker.
 
 #include "engine.h"

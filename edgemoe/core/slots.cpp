@@ -144,13 +144,23 @@ void em_places_free(em_places & p) {
 
 namespace {
 
-// Needs the layer's mutex: what was started before may still read the slots, and nothing else is started meanwhile.
+// Waits until nothing reads a layer's slots any more. Needs its mutex, so that nothing else is started meanwhile. A stream that
+// another thread uses is not waited for where there are events: it might be capturing a graph.
+void wait_for_readers(em_engine * e, em_layer_t & layer) {
+    if (layer.used && e->used) {
+        G.ggml_backend_event_synchronize(layer.used);
+        G.ggml_backend_event_synchronize(e->used);
+        return;
+    }
+    std::lock_guard<std::mutex> lock(e->passes_mutex);
+    for (ggml_backend * stream : e->passes) {
+        G.ggml_backend_synchronize(stream);
+    }
+}
+
 void free_layer_slots(em_engine * e, em_layer_t & layer) {
     if (layer.places.buffer) {
-        std::lock_guard<std::mutex> lock(e->passes_mutex);
-        for (ggml_backend * stream : e->passes) {
-            G.ggml_backend_synchronize(stream);
-        }
+        wait_for_readers(e, layer);
     }
     em_places_free(layer.places);
     layer.resident = 0;
@@ -263,6 +273,9 @@ void copy_loop(em_engine * e) {
         from.pop_front();
         e->copying = true;
         lock.unlock();
+        while (e->copy_wanted && !e->cancelled) { // the mutex knows no order
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
+        }
         {
             std::lock_guard<std::mutex> copy(e->copy_mutex);
             upload(e, request);

@@ -18,7 +18,7 @@ ggml_tensor aside_copy(em_pass * p, const em_host_view::arrival & a) {
 // llama.cpp gives a block's nodes the memory of inputs that they no longer need: those are copied before they are overwritten,
 // for whoever reads them later than the nodes do.
 bool move_aside(em_pass * p, const em_block & b) {
-    if (!em_ensure_aside(p, b, false)) {
+    if (!em_ensure_aside(p, b, b.tokens == 1)) { // what a fetch needs later, or the copies would be lost
         return false;
     }
     auto overwritten = [&](const ggml_tensor * t) {
@@ -50,6 +50,7 @@ bool move_aside(em_pass * p, const em_block & b) {
 
 void em_view_tell(em_pass * p) {
     p->untold = false;
+    em_record_prompt(p); // of the layers before: it was on its way before the view was
     em_record(p->e, p->view.block.layer->block, p->view.block.ids);
     em_look_ahead(p->e, p->view.block);
 }

@@ -137,6 +137,8 @@ struct test_graph {
     ggml_context *                  ctx;
     ggml_cgraph *                   graph;
     ggml_tensor *                   out;
+    ggml_tensor *                   input;
+    std::vector<float>              values; // of the input
     std::vector<std::vector<float>> memory;
     std::vector<int32_t>            ids;
     ggml_backend_buffer *           buffer;
@@ -146,6 +148,8 @@ struct test_graph {
         ctx = G.ggml_init({G.ggml_tensor_overhead() * 64 + G.ggml_graph_overhead_custom(64, false), nullptr, true});
         const int64_t xe[3] = {s.width, 1, tokens}, ie[2] = {s.k, tokens}, we[3] = {1, s.k, tokens};
         ggml_tensor * x = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), 1.0f, seed);
+        input           = x;
+        values          = memory.back();
         ggml_tensor * w = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, we), 0.5f, seed + 1);
         ggml_tensor * i = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
         std::mt19937_64 random(seed);
@@ -161,6 +165,9 @@ struct test_graph {
         ggml_tensor * up   = give(G.ggml_mul_mat_id(ctx, m.up[size_t(layer)], x, i));
         ggml_tensor * act  = give(T.ggml_swiglu_split(ctx, gate, up));
         ggml_tensor * down = give(G.ggml_mul_mat_id(ctx, m.down[size_t(layer)], act, i));
+        if (buffer) { // llama.cpp gives a node the memory of what is not needed any more
+            x->data = down->data;
+        }
         ggml_tensor * rows = give(T.ggml_mul(ctx, down, w));
         std::vector<ggml_tensor *> terms;
         for (int k = 0; k < s.k; ++k) {
@@ -184,6 +191,7 @@ struct test_graph {
     std::vector<float> run(ggml_backend * backend) {
         const size_t n = size_t(out->ne[0] * out->ne[1]);
         memset(out->data, 0xff, n * 4);
+        memcpy(input->data, values.data(), values.size() * 4); // the run before may have overwritten it
         CHECK(G.ggml_backend_graph_compute(backend, graph) == STATUS_SUCCESS);
         const float * d = static_cast<const float *>(out->data);
         return std::vector<float>(d, d + n);

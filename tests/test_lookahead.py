@@ -42,11 +42,13 @@ def test_routers_foretell_more_than_a_short_history(tmp_path: Path, like: str) -
 
 
 def test_looking_ahead_changes_no_number_whenever_it_is_ready(tmp_path: Path) -> None:
-    """In a thread of its own, against a slow and unsteady link."""
+    """In a thread of its own, against a link that fails, and one that is slow and unsteady as well."""
     with wide_model(tmp_path) as path:
         _, plain, _ = answer(path, "off")
-        hurried, logits, _ = answer(path, "lookahead", SimConfig(bandwidth=5_000_000_000, jitter_us=20, fail_copy=11))
+        hurried, logits, _ = answer(path, "lookahead", SimConfig(fail_copy=11))
+        _, late, _ = answer(path, "lookahead", SimConfig(bandwidth=500_000_000, jitter_us=200, fail_copy=11))
     np.testing.assert_array_equal(logits, plain)
+    np.testing.assert_array_equal(late, plain)
     assert hurried.prefetch_late + hurried.prefetch_useful + hurried.prefetch_wasted > 0
 
 

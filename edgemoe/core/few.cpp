@@ -298,7 +298,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
         std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
     }
     p->fetched_pairs.clear();
-    if (early && b.layer->device_can == 1) {
+    if (decode && early && layer.device_can == 1) {
         p->fetched_pairs = em_take_fetched(e, layer, p->cold);
         if (!p->fetched_pairs.empty() && !send_fetched(p, b)) {
             p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
@@ -307,7 +307,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
     }
     int status = STATUS_SUCCESS;
     if (!p->cold.empty()) {
-        status = em_cold_pairs(&p->cpu, v, p->cold, early ? em_cold::OF_A_TOKEN : em_cold::OF_A_TOKEN_OR_FETCHED);
+        status = em_cold_pairs(&p->cpu, v, p->cold, decode && !early ? em_cold::OF_A_TOKEN_OR_FETCHED : em_cold::OF_A_TOKEN);
         if (status == STATUS_SUCCESS) {
             em_send_rows(p, b);
         }

@@ -204,6 +204,18 @@ int run_odd(em_pass * p, ggml_tensor * t) {
     return status;
 }
 
+// Where the device is only a processor, a layer that takes long is exchanged with the host, in graphs that end soon.
+bool takes_long(const em_pass * p, const em_block & b) {
+    constexpr double MULTIPLICATIONS = 50; // a ns: about what two cores do
+    constexpr double GRAPHS          = 2;  // of options.graph_us: longer than these is long
+    double all = 0;
+    for (const ggml_tensor * w : b.layer->weight) {
+        all += w ? double(w->ne[0]) * double(w->ne[1]) : 0;
+    }
+    const double us = all * double(b.k * b.tokens) / MULTIPLICATIONS / 1e3;
+    return p->e->device == em_sim_device() && us > GRAPHS * double(p->e->options.graph_us);
+}
+
 struct stop_at {
     int        first, last;
     em_block * block; // null: not understood
@@ -256,7 +268,7 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
     }
     p->unseen    = 0;
     p->in_prompt = tokens >= e->options.prefill_tokens;
-    bool prompt  = known && tokens >= EM_MANY_TOKENS;
+    bool prompt  = known && tokens >= EM_MANY_TOKENS && !takes_long(p, blocks.front());
     if (prompt) {
         e->copy_wanted = true;
         frozen.lock();

@@ -6,6 +6,7 @@
 
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -95,18 +96,20 @@ bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
     if (ids->type != TYPE_I32 || ids->nb[0] != 4 || ids->ne[2] != 1 || ids->ne[3] != 1 || !host_readable(b, ids)) {
         return false;
     }
-    for (int64_t t = 0; t < ids->ne[1] && !b.on_device; ++t) {
-        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
-        for (int64_t i = 0; i < ids->ne[0]; ++i) {
-            if (row[i] < 0 || row[i] >= experts) {
-                return false;
-            }
+    return b.on_device || em_ids_ok(ids, experts);
+}
+
+} // namespace
+
+bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = em_ids_row(ids, t);
+        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
+            return false;
         }
     }
     return true;
 }
-
-} // namespace
 
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     ggml_tensor * first = G.ggml_graph_node(graph, i);

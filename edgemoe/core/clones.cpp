@@ -100,42 +100,41 @@ struct cloner {
     size_t at = 0; // of the next node's memory
 };
 
-void remember(const em_block & b, std::vector<ggml_tensor> & out) {
-    out.clear();
+// Whether `of` holds for every tensor that a block's graph is made from, but for weights; ends at the first for which it does not.
+template <typename F> bool all_sources(const em_block & b, F of) {
     for (int i = 0; i < b.count; ++i) {
-        out.push_back(*b.node[i]);
+        if (!of(b.node[i])) {
+            return false;
+        }
         for (const ggml_tensor * s : b.node[i]->src) {
-            if (s && em_projection_of(*b.layer, s) < 0) {
-                out.push_back(*s);
+            if (s && em_projection_of(*b.layer, s) < 0 && !of(s)) {
+                return false;
             }
         }
     }
+    return true;
+}
+
+void remember(const em_block & b, std::vector<ggml_tensor> & out) {
+    out.clear();
+    all_sources(b, [&](const ggml_tensor * t) {
+        out.push_back(*t);
+        return true;
+    });
 }
 
 bool still(const em_device_graph & g, const em_block & b) {
     size_t at = 0;
     auto   same = [&](const ggml_tensor * t) { return at < g.made_of.size() && memcmp(&g.made_of[at++], t, sizeof(*t)) == 0; };
-    for (int i = 0; i < b.count; ++i) {
-        if (!same(b.node[i])) {
-            return false;
-        }
-        for (const ggml_tensor * s : b.node[i]->src) {
-            if (s && em_projection_of(*b.layer, s) < 0 && !same(s)) {
-                return false;
-            }
-        }
-    }
-    return at == g.made_of.size();
+    return all_sources(b, same) && at == g.made_of.size();
 }
 
 } // namespace
 
+// Memory aside: ids, inputs, nodes.
 size_t em_ids_bytes(const em_block & b) { return em_align(size_t(b.k * b.tokens) * 4, EM_PASS_ALIGN); }
 
-namespace {
-
-// Memory aside: ids, inputs, nodes.
-size_t inputs_bytes(const em_pass * p) {
+size_t em_inputs_bytes(const em_pass * p) {
     size_t total = 0;
     for (int i = 0; i < p->view.arrival_count; ++i) {
         total += em_align(G.ggml_nbytes(p->view.arrivals[i].from), EM_PASS_ALIGN);
@@ -143,10 +142,8 @@ size_t inputs_bytes(const em_pass * p) {
     return total;
 }
 
-} // namespace
-
 bool em_ensure_aside(em_pass * p, const em_block & b, bool nodes) {
-    size_t needed = em_ids_bytes(b) + inputs_bytes(p) + EM_PASS_ALIGN; // of the view, which comes first where it is needed
+    size_t needed = em_ids_bytes(b) + em_inputs_bytes(p) + EM_PASS_ALIGN; // of the view, which comes first where it is needed
     for (int i = 0; nodes && i < b.count; ++i) {
         needed += em_align(G.ggml_nbytes(b.node[i]), EM_PASS_ALIGN);
     }
@@ -170,7 +167,7 @@ bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em
     g.arena.resize(G.ggml_tensor_overhead() * EM_BLOCK_NODES * 4 + 2 * G.ggml_graph_overhead_custom(nodes, false) + 1024);
     g.ctx = G.ggml_init({g.arena.size(), g.arena.data(), true});
     cloner c{p, g, b, kind, {}, {}};
-    c.at = em_ids_bytes(b) + inputs_bytes(p);
+    c.at = em_ids_bytes(b) + em_inputs_bytes(p);
     c.nodes(kind.table ? c.places_by_table(b.ids, kind.table) : c.sent_places());
     g.down = c.find(b.down());
     g.part[EM_FIRST]  = G.ggml_new_graph_custom(g.ctx, nodes, false);

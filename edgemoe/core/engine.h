@@ -306,6 +306,12 @@ bool em_tail_find(ggml_cgraph * graph, const em_block & block, int n_nodes, em_t
 // The tail of rows that lie in block.down(), in the calling thread.
 void em_tail_compute(const em_block & block, const em_tail & tail);
 
+// A token's experts, in host memory.
+inline const int32_t * em_ids_row(const ggml_tensor * ids, int64_t t) {
+    return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+}
+bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // all are experts that there are
+
 enum class em_found { NOTHING, UNKNOWN, BLOCK };
 // Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not understood.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);

@@ -103,7 +103,7 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
     const int32_t        any = *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
     std::vector<uint8_t> taken;
     for (int64_t t = 0; t < b.tokens; ++t) {
-        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+        const int32_t * row = em_ids_row(ids, t);
         taken.assign(layer.slots.size(), 0);
         for (int64_t i = 0; i < b.k; ++i) {
             const int32_t slot = layer.slot_of[size_t(row[i])];
@@ -272,7 +272,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
     }
     p->cold.clear();
     for (int64_t t = 0; t < b.tokens; ++t) {
-        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(v.ids->data) + t * v.ids->nb[1]);
+        const int32_t * row = em_ids_row(v.ids, t);
         for (int64_t i = 0; i < b.k; ++i) {
             if (!hot || layer.slot_of[size_t(row[i])] < 0) {
                 p->cold.push_back({int32_t(t), int32_t(i), row[i], -1});

@@ -303,15 +303,11 @@ int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, doubl
     return best && link_is_idle(e) ? best : 0;
 }
 
-const int32_t * ids_row(const ggml_tensor * ids, int64_t t) {
-    return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
-}
-
 // Needs the layer's mutex, and it must be kept until the device is done.
 split split_pairs(const em_block & b, bool device) {
     split s;
     for (int64_t t = 0; t < b.tokens; ++t) {
-        const int32_t * row = ids_row(b.ids, t);
+        const int32_t * row = em_ids_row(b.ids, t);
         for (int64_t i = 0; i < b.k; ++i) {
             const int32_t slot = device ? b.layer->slot_of[size_t(row[i])] : -1;
             (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
@@ -543,7 +539,7 @@ int run_block(em_context * c, em_block & b, const em_tail * tail) {
     std::lock_guard<std::mutex> lock(b.layer->mutex);
     const bool decode = b.tokens < e->options.prefill_tokens;
     for (int64_t t = 0; decode && t < b.tokens; ++t) {
-        em_note_use(*b.layer, ids_row(b.ids, t), b.k);
+        em_note_use(*b.layer, em_ids_row(b.ids, t), b.k);
     }
     const bool device = device_usable(e, *b.layer);
     split      s      = split_pairs(b, device);

@@ -154,6 +154,7 @@ inline bool em_all_resident(const em_layer_t & layer) { return layer.resident ==
 // clones.cpp: a block's nodes once more, over memory of the device
 ggml_tensor * em_device_weight(const em_block & b, const em_places & places, const ggml_tensor * weight); // null: it is none
 size_t        em_ids_bytes(const em_block & b);
+size_t        em_inputs_bytes(const em_pass * p); // of copies of what the view reads
 bool          em_ensure_aside(em_pass * p, const em_block & b, bool nodes); // false: no memory
 // The graph of a block; asks the device once whether it can. False: it cannot, or there is no memory.
 bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em_graph_kind & kind);
@@ -162,7 +163,6 @@ bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em
 bool em_view_start(em_pass * p, const em_block & b); // makes room, and begins the copies of what it reads. False: no memory
 void em_view_wait(em_pass * p);
 void em_view_tell(em_pass * p); // its routing, to the history and to what is fetched ahead
-bool em_ids_ok(const ggml_tensor * ids, int32_t experts);
 
 // few.cpp: a layer of a few tokens
 int  em_few_tokens(em_pass * p, em_block & b);

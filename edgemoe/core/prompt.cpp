@@ -90,7 +90,7 @@ std::vector<uint8_t> share_out(em_pass * p, const em_layer_t & layer, const ggml
     constexpr double FIRST_CPU_RATE = 20, FIRST_LINK_RATE = 20; // bytes a ns, until they are measured
     em_engine *          e = p->e;
     std::vector<int64_t> tokens(size_t(layer.experts));
-    auto row_of = [&](int64_t t) { return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]); };
+    auto row_of = [&](int64_t t) { return em_ids_row(ids, t); };
     for (int64_t t = 0; t < ids->ne[1]; ++t) {
         for (int64_t i = 0; i < ids->ne[0]; ++i) {
             tokens[size_t(row_of(t)[i])] += 1;

@@ -73,7 +73,6 @@ void set_abort_callback(ggml_backend * b, ggml_abort_callback fn, void * data) {
     }
 }
 
-
 em_engine *           engine_of(ggml_backend_device * dev) { return static_cast<em_engine *>(dev->context); }
 ggml_backend_device * device_of(ggml_backend_device * dev) { return engine_of(dev)->device; }
 

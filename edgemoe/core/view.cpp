@@ -95,10 +95,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
         c->view_src = c->view_src ? find(c->view_src) : nullptr;
     }
     const size_t rows = em_align(G.ggml_nbytes(b.down()), EM_PASS_ALIGN);
-    size_t       total = rows + EM_PASS_ALIGN;
-    for (int i = 0; i < v.arrival_count; ++i) {
-        total += em_align(G.ggml_nbytes(v.arrivals[i].from), EM_PASS_ALIGN);
-    }
+    const size_t total = rows + em_inputs_bytes(p) + EM_PASS_ALIGN;
     if (total > p->mirror.size) {
         G.ggml_backend_synchronize(p->inner);
         if (!p->mirror.ensure(total)) {
@@ -146,14 +143,4 @@ void em_view_wait(em_pass * p) {
     const int64_t took = em_now_ns() - began;
     p->e->count.join_ns += took;
     p->e->count.device_ns += took; // it computes what came before
-}
-
-bool em_ids_ok(const ggml_tensor * ids, int32_t experts) {
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
-        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
-            return false;
-        }
-    }
-    return true;
 }

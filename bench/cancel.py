@@ -2,6 +2,7 @@
 
     python bench/twin.py gpt-oss-20b FOLDER --layers 3
     python bench/cancel.py FOLDER/gpt-oss-20b-3-layers-twin.gguf --device none
+    python bench/cancel.py FOLDER/gpt-oss-20b-twin.gguf --device CUDA0 --backend .../libggml-cuda.so --vram 25% --within 0.5
 
 The prompt of 2,000 tokens is cancelled at a random moment, from another thread, again and again.
 """
@@ -9,9 +10,14 @@ The prompt of 2,000 tokens is cancelled at a random moment, from another thread,
 import argparse
 import random
 import statistics
+import sys
 import threading
 import time
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.gpu import devices
 from edgemoe import Llama, OffloadConfig
 
 PROMPT = list(range(100, 2100))
@@ -41,11 +47,16 @@ def main() -> None:
     parser.add_argument("--device", default="sim")
     parser.add_argument("--vram", default="50%")
     parser.add_argument("--stops", type=int, default=15)
+    parser.add_argument("--within", type=float, default=1.5, help="seconds, shorter than the prompt takes")
+    parser.add_argument("--backend", type=Path, help="a ggml backend library to load")
     options = parser.parse_args()
+    if options.backend:
+        devices.load(options.backend)
     offload = OffloadConfig(device=options.device, vram=options.vram, profile="off")
     llm = Llama(options.model, n_ctx=4096, offload=offload, verbose=False)
     spread = random.Random(4)
-    waits = [cancelled_after(llm, spread.uniform(0.1, 1.5)) for _ in range(options.stops)]
+    llm.eval(PROMPT[:64])  # what is made once
+    waits = [cancelled_after(llm, spread.uniform(0.05, options.within)) for _ in range(options.stops)]
     print(f"{options.device}: median {statistics.median(waits):.0f} ms, worst {max(waits):.0f} ms of {len(waits)}")
 
 

@@ -99,14 +99,15 @@ def zoo(arch: str, device: str, folder: Path) -> Verdict:
     references = [_plain(path, **placement) for placement in _placements(device)]
     checked, apart = [], 0.0
     for layers, share in _ours(device):
-        answers, hits = _answers(path, device, layers, share)
+        answers, hits, able = _answers(path, device, layers, share)
         verdicts = [
             nearest([compare(*answer, *reference[i]) for reference in references]) for i, answer in enumerate(answers)
         ]
         agreed = [verdict for verdict in verdicts if verdict.agreed]
         words = f"{share} % hot, dense part on the {'device' if layers else 'CPU'}: "
+        words += "" if able else f"{device} lacks an operation of the experts, the CPU computes them: "
         checked.append(words + "; ".join(verdict.words for verdict in verdicts))
-        if device != "none" and not hits and share >= ENOUGH:
+        if device != "none" and able and not hits and share >= ENOUGH:
             return Verdict(False, 0.0, f"{share} % hot: nothing was computed on {device}", checked)
         if len(agreed) < len(PROMPTS) - 1:
             return Verdict(False, max(verdict.apart for verdict in verdicts), checked[-1], checked)
@@ -138,8 +139,8 @@ def _plain(path: Path, **placement: Any) -> list[tuple[list[int], Logits]]:
         llm.close()
 
 
-def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tuple[list[int], Logits]], int]:
-    """What ours answers, and how many pairs the device computed."""
+def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tuple[list[int], Logits]], int, bool]:
+    """What ours answers, how many pairs the device computed, and whether it has every operation for them."""
     from tests import parity
     from tests.zoo.reference import greedy
 
@@ -148,7 +149,9 @@ def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tup
     try:
         if share:
             parity.heat(llm, share)
-        return [greedy(llm, prompt, STEPS) for prompt in PROMPTS], llm.experts.stats().hits
+        answers = [greedy(llm, prompt, STEPS) for prompt in PROMPTS]
+        able = any(layer.device_can != 0 for layer in llm.experts._native.layers())
+        return answers, llm.experts.stats().hits, able
     finally:
         llm.close()
 

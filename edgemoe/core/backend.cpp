@@ -13,6 +13,10 @@
 #include <mutex>
 #include <stdexcept>
 
+#if defined(__linux__)
+#    include <sys/mman.h>
+#endif
+
 namespace {
 
 thread_local em_engine * loading    = nullptr;
@@ -29,11 +33,23 @@ struct buffer_context {
 constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
 
 #if defined(_WIN32)
-void * aligned_memory(size_t bytes) { return _aligned_malloc(bytes, ALIGNMENT); }
+void * aligned_memory(size_t bytes) { return _aligned_malloc(em_align(bytes, ALIGNMENT), ALIGNMENT); }
 void   aligned_release(void * p) { _aligned_free(p); }
 #else
-void * aligned_memory(size_t bytes) { return aligned_alloc(ALIGNMENT, bytes); }
-void   aligned_release(void * p) { free(p); }
+// Large pages where the system has them: streams of weights cross fewer of their ends.
+void * aligned_memory(size_t bytes) {
+    constexpr size_t LARGE_PAGE = size_t(2) << 20;
+    const size_t     alignment  = bytes < LARGE_PAGE ? ALIGNMENT : LARGE_PAGE;
+    const size_t     rounded    = em_align(bytes, alignment);
+    void *           memory     = aligned_alloc(alignment, rounded);
+#    if defined(__linux__)
+    if (memory && alignment == LARGE_PAGE) {
+        madvise(memory, rounded, MADV_HUGEPAGE);
+    }
+#    endif
+    return memory;
+}
+void aligned_release(void * p) { free(p); }
 #endif
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
@@ -149,8 +165,7 @@ ggml_backend_buffer_i buffer_table() {
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
 ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
-    const size_t rounded = em_align(size + 1, ALIGNMENT);
-    void *       base    = aligned_memory(rounded);
+    void * base = aligned_memory(size + 1);
     if (!base) {
         return nullptr;
     }

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -321,6 +322,22 @@ struct em_pair {
     int32_t token, k, expert, place; // place: slot or staging place on the device, unused on the CPU
 };
 
+// What else the calling thread has to do, once: while the other threads of a pair graph are at work already, where there are any.
+class em_errand {
+  public:
+    explicit em_errand(std::function<void()> f) : what(std::move(f)) {}
+    void run() {
+        if (!done) {
+            done = true;
+            what();
+        }
+    }
+
+  private:
+    std::function<void()> what;
+    bool                  done = false;
+};
+
 struct em_side { // where a pair graph runs
     ggml_backend *              backend;
     bool                        device;
@@ -328,6 +345,7 @@ struct em_side { // where a pair graph runs
     ggml_tensor * const *       bias;
     em_region *                 memory;  // inputs and intermediates
     em_region *                 staging; // device only: host side of inputs and results
+    em_errand *                 errand = nullptr; // CPU only
 };
 
 struct em_launch { // a pair graph under way
@@ -352,6 +370,7 @@ em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * 
 bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
 void          em_rows_outputs(em_rows_job * job, const ggml_tensor * input, ggml_tensor * first, ggml_tensor * second);
 void          em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail);
+void          em_rows_errand(em_rows_job * job, em_errand * errand); // of thread 0, before it takes rows
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
 void          em_rows_free(em_rows_job * job);
 bool          em_rows_supported(const ggml_tensor * weight);
@@ -361,9 +380,10 @@ struct em_context { // one per llama context that opened our backend
     ggml_backend * cpu = nullptr;
     std::vector<char> arena;
 };
-// Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The compute mutex is the caller's.
+// Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The errand has been run afterwards. The
+// compute mutex is the caller's.
 enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // fetched: by the device, where that is quicker
-int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind);
+int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind, em_errand * errand = nullptr);
 // Takes away those of a token's cold pairs that the device should fetch while the CPU computes the others.
 std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold);
 // All pairs of such a block, wherever its experts are. The compute mutex is the caller's.

@@ -244,6 +244,40 @@ void em_send_rows(em_pass * p, const em_block & b) {
     }
 }
 
+namespace {
+
+// The CPU's pairs, while what is to be fetched is sent and started, and the routing told.
+int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
+    em_engine * e = p->e;
+    bool        sent = true;
+    int         status = STATUS_SUCCESS, there = STATUS_SUCCESS;
+    int64_t     told_ns = 0;
+    em_errand   errand([&] {
+        sent = p->fetched_pairs.empty() || send_fetched(p, b);
+        const int64_t before = e->count.schedule_ns;
+        em_view_tell(p);
+        told_ns = e->count.schedule_ns - before;
+        if (sent && !p->fetched_pairs.empty()) {
+            there = compute_fetched(p, b);
+        }
+    });
+    if (!p->cold.empty()) {
+        status = em_cold_pairs(&p->cpu, p->view.block, p->cold, kind, &errand);
+        e->count.cpu_ns -= told_ns; // it is counted on its own
+    }
+    errand.run();
+    if (!sent) {
+        status = status == STATUS_SUCCESS ? em_cold_pairs(&p->cpu, p->view.block, p->fetched_pairs, em_cold::OF_A_TOKEN) : status;
+        p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
+    }
+    if (status == STATUS_SUCCESS) {
+        em_send_rows(p, b);
+    }
+    return status == STATUS_SUCCESS ? there : status;
+}
+
+} // namespace
+
 int em_few_tokens(em_pass * p, em_block & b) {
     if (!p->early && b.tokens > 1) {
         return em_by_host(p, b);
@@ -293,28 +327,12 @@ int em_few_tokens(em_pass * p, em_block & b) {
         p->untold = true; // the device has work: first what comes next
         return STATUS_SUCCESS;
     }
-    em_view_tell(p);
     if (b.tokens > EM_FUSED_TOKENS) {
         std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
     }
     p->fetched_pairs.clear();
     if (decode && early && layer.device_can == 1) {
         p->fetched_pairs = em_take_fetched(e, layer, p->cold);
-        if (!p->fetched_pairs.empty() && !send_fetched(p, b)) {
-            p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
-            p->fetched_pairs.clear();
-        }
     }
-    int status = STATUS_SUCCESS;
-    if (!p->cold.empty()) {
-        status = em_cold_pairs(&p->cpu, v, p->cold, decode && !early ? em_cold::OF_A_TOKEN_OR_FETCHED : em_cold::OF_A_TOKEN);
-        if (status == STATUS_SUCCESS) {
-            em_send_rows(p, b);
-        }
-    }
-    if (!p->fetched_pairs.empty()) {
-        const int there = compute_fetched(p, b);
-        status = status == STATUS_SUCCESS ? there : status;
-    }
-    return status;
+    return compute_missed(p, b, decode && !early ? em_cold::OF_A_TOKEN_OR_FETCHED : em_cold::OF_A_TOKEN);
 }

@@ -3,13 +3,14 @@
 // The K-quants are read 64 bytes at a time and multiplied with VNNI. Activations are quantised by ggml (Q8_K), then laid out
 // once per vector in the order in which the nibbles of a row come apart, so that the loop over rows does not shuffle. Integer
 // sums are exact, and floats are added in the order of ggml's AVX2 kernels: the results are the same to the last bit, which
-// matters, for a last bit can tip the quantisation of the next activation. MXFP4 is read two blocks at a time, with the values
-// raised by 12 for VNNI, which wants them unsigned, and what that adds taken off beforehand.
+// matters, for a last bit can tip the quantisation of the next activation. MXFP4, Q5_0 and Q8_0 are read two blocks at a time,
+// with the values raised for VNNI, which wants them unsigned, and what that adds taken off beforehand.
 
 #include "kernels.h"
 
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
 
 #if (defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)))
@@ -20,7 +21,7 @@
 
 namespace {
 
-constexpr int TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15, TYPE_MXFP4 = 39; // file format numbers
+constexpr int TYPE_Q5_0 = 6, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15, TYPE_MXFP4 = 39; // file format numbers
 
 void generic_prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
     if (k.traits->vec_dot_type == TYPE_F32) {
@@ -108,6 +109,11 @@ EM_TARGET inline __m512i pair(__m512i low, __m512i high) {
 constexpr int AHEAD = 8192;
 
 inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
+
+// Q8_0 is read fastest of all: less far, and to the second cache, is better on AMD and hardly worse on Intel (docs/log.md).
+constexpr int NEAR = 2048;
+
+inline void prefetch_near(const void * at) { __builtin_prefetch(at, 0, 2); }
 
 // Q4_K and Q5_K: the fifth bits lie apart.
 template <int BLOCK_BYTES, bool FIVE>
@@ -225,16 +231,17 @@ struct q8_0 { // ggml's block_q8_0
 
 struct alignas(64) prepared_pair { // two blocks of 32 activations
     int8_t  q[64];
-    int32_t start[16]; // -12 times the sum of the four activations of each lane
+    int32_t start[16]; // what raising the weights adds to each lane's four products, negative
     float   d[2];
     char    pad[56];
 };
 static_assert(sizeof(prepared_pair) == 192, "three cache lines");
 
-constexpr int     MXFP4_BYTES = 17;
 constexpr int64_t PAIR = 64; // values
 
-EM_TARGET void prepare_mxfp4(const em_kernel & k, const float * x, int64_t n, void * activation) {
+// For weights that are raised by so much.
+template <int RAISED>
+EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, void * activation) {
     prepared_pair * out = static_cast<prepared_pair *>(activation);
     for (int64_t b = 0; b < n / 32; ++b) {
         prepared_pair & p = out[b / 2];
@@ -243,10 +250,18 @@ EM_TARGET void prepare_mxfp4(const em_kernel & k, const float * x, int64_t n, vo
         k.dot_traits->from_float(x + b * 32, &block, 32);
         memcpy(p.q + h * 32, block.q, 32);
         for (int i = 0; i < 8; ++i) {
-            p.start[h * 8 + i] = -12 * (block.q[4 * i] + block.q[4 * i + 1] + block.q[4 * i + 2] + block.q[4 * i + 3]);
+            p.start[h * 8 + i] = -RAISED * (block.q[4 * i] + block.q[4 * i + 1] + block.q[4 * i + 2] + block.q[4 * i + 3]);
         }
         p.d[h] = half_to_float(block.d);
     }
+}
+
+// Two blocks' nibbles as bytes: of each block the low ones come before the high ones.
+EM_TARGET inline __m512i nibbles(const uint8_t * first, const uint8_t * second) {
+    const __m512i both  = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(first)))),
+                                             _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(second))), 1);
+    const __m512i shift = _mm512_set_epi64(0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0);
+    return _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(0x0f));
 }
 
 // A power of two, halved; as ggml has it.
@@ -257,32 +272,87 @@ inline float exponent_to_float(uint8_t e) {
     return f;
 }
 
-EM_TARGET inline __m512i products(const uint8_t * w, const uint8_t * next, const prepared_pair & y) {
-    // each block's low nibbles come before its high ones
-    const __m512i up     = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 1)))),
-                                              _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(next + 1))), 1);
-    const __m512i shift  = _mm512_set_epi64(0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0);
-    const __m512i nibble = _mm512_and_si512(_mm512_srlv_epi16(up, shift), _mm512_set1_epi8(0x0f));
-    const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-    return _mm512_dpbusd_epi32(_mm512_load_si512(y.start), _mm512_shuffle_epi8(values, nibble), _mm512_load_si512(y.q));
+inline float half_at(const uint8_t * at) {
+    uint16_t half;
+    memcpy(&half, at, 2);
+    return half_to_float(half);
 }
 
-EM_TARGET void dot_mxfp4(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+struct mxfp4 {
+    static constexpr int  BYTES = 17, RAISED = 12;
+    static constexpr bool TWO_SUMS = true, FAR = true; // even blocks in one sum, odd ones in another
+    static float scale(const uint8_t * w) { return exponent_to_float(w[0]); }
+    EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
+        const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+        return _mm512_shuffle_epi8(table, nibbles(w + 1, next + 1));
+    }
+};
+
+struct q5_0 {
+    static constexpr int  BYTES = 22, RAISED = 16;
+    static constexpr bool TWO_SUMS = false, FAR = true;
+    static float scale(const uint8_t * w) { return half_at(w); }
+    EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
+        uint32_t fifth[2];
+        memcpy(&fifth[0], w + 2, 4);
+        memcpy(&fifth[1], next + 2, 4);
+        const __m512i low = nibbles(w + 6, next + 6);
+        return _mm512_mask_add_epi8(low, uint64_t(fifth[0]) | uint64_t(fifth[1]) << 32, low, _mm512_set1_epi8(16));
+    }
+};
+
+struct q8_0_weights {
+    static constexpr int  BYTES = 34, RAISED = 128;
+    static constexpr bool TWO_SUMS = false, FAR = false;
+    static float scale(const uint8_t * w) { return half_at(w); }
+    EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 2))),
+                                                _mm256_loadu_si256(reinterpret_cast<const __m256i *>(next + 2)), 1);
+        return _mm512_xor_si512(both, _mm512_set1_epi8(char(0x80)));
+    }
+};
+
+template <class W>
+EM_TARGET inline __m512i products(const uint8_t * w, const uint8_t * next, const prepared_pair & y) {
+    return _mm512_dpbusd_epi32(_mm512_load_si512(y.start), W::values(w, next), _mm512_load_si512(y.q));
+}
+
+template <class W>
+EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
     const uint8_t *       w = static_cast<const uint8_t *>(row);
     const prepared_pair * y = static_cast<const prepared_pair *>(activation);
-    __m512                sum = _mm512_setzero_ps(); // even blocks in the lower half
-    for (int64_t p = 0; p < n / PAIR; ++p, w += 2 * MXFP4_BYTES, ++y) {
-        prefetch(w + AHEAD);
-        const __m512 scale = _mm512_mask_mov_ps(_mm512_set1_ps(y->d[0] * exponent_to_float(w[0])), 0xff00,
-                                                _mm512_set1_ps(y->d[1] * exponent_to_float(w[MXFP4_BYTES])));
-        sum = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(products(w, w + MXFP4_BYTES, *y)), sum);
+    __m512                two = _mm512_setzero_ps();
+    __m256                one = _mm256_setzero_ps();
+    for (int64_t p = 0; p < n / PAIR; ++p, w += 2 * W::BYTES, ++y) {
+        W::FAR ? prefetch(w + AHEAD) : prefetch_near(w + NEAR);
+        const float  first = y->d[0] * W::scale(w), second = y->d[1] * W::scale(w + W::BYTES);
+        const __m512 sums  = _mm512_cvtepi32_ps(products<W>(w, w + W::BYTES, *y));
+        if (W::TWO_SUMS) {
+            two = _mm512_fmadd_ps(_mm512_mask_mov_ps(_mm512_set1_ps(first), 0xff00, _mm512_set1_ps(second)), sums, two);
+        } else {
+            one = _mm256_fmadd_ps(_mm256_set1_ps(first), _mm512_castps512_ps256(sums), one);
+            one = _mm256_fmadd_ps(_mm256_set1_ps(second), _mm512_extractf32x8_ps(sums, 1), one);
+        }
     }
-    float total = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1)));
+    if (W::TWO_SUMS) {
+        float total = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(two), _mm512_extractf32x8_ps(two, 1)));
+        if (n % PAIR) { // ggml adds the last block's sum, not its lanes
+            total += y->d[0] * W::scale(w) * float(_mm512_mask_reduce_add_epi32(0x00ff, products<W>(w, w, *y)));
+        }
+        *out = total;
+        return;
+    }
     if (n % PAIR) {
-        const int32_t last = _mm512_mask_reduce_add_epi32(0x00ff, products(w, w, *y));
-        total += y->d[0] * exponent_to_float(w[0]) * float(last);
+        const __m256i last = _mm512_castsi512_si256(products<W>(w, w, *y));
+        one = _mm256_fmadd_ps(_mm256_set1_ps(y->d[0] * W::scale(w)), _mm256_cvtepi32_ps(last), one);
     }
-    *out = total;
+    *out = add_lanes(one);
+}
+
+template <class W>
+void use_pairs(em_kernel & k) {
+    k.prepare = prepare_pairs<W::RAISED>;
+    k.dot     = dot_pairs<W>;
 }
 
 bool processor_ok() {
@@ -302,7 +372,8 @@ size_t em_kernel::activation_bytes(int64_t n) const {
 
 bool em_kernel_own(int type) {
 #ifdef EM_AVX512
-    return processor_ok() && (type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K || type == TYPE_MXFP4);
+    constexpr int OWN[] = {TYPE_Q5_0, TYPE_Q8_0, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_MXFP4};
+    return processor_ok() && std::find(std::begin(OWN), std::end(OWN), type) != std::end(OWN);
 #else
     return false;
 #endif
@@ -315,11 +386,10 @@ em_kernel em_kernel_for(int type, bool own_kernels) {
     k.prepare    = generic_prepare;
     k.dot        = k.traits->vec_dot && (k.dot_traits->from_float || k.traits->vec_dot_type == TYPE_F32) ? generic_dot : nullptr;
 #ifdef EM_AVX512
-    if (own_kernels && em_kernel_own(type) && type == TYPE_MXFP4 && k.traits->vec_dot_type == TYPE_Q8_0) {
+    if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_0) {
         k.block_bytes  = sizeof(prepared_pair);
         k.block_values = PAIR;
-        k.prepare      = prepare_mxfp4;
-        k.dot          = dot_mxfp4;
+        type == TYPE_MXFP4 ? use_pairs<mxfp4>(k) : type == TYPE_Q5_0 ? use_pairs<q5_0>(k) : use_pairs<q8_0_weights>(k);
     } else if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_K) {
         k.block_bytes = sizeof(prepared);
         k.block_values = 256;

@@ -104,8 +104,9 @@ struct run {
     em_context * c;
     em_engine *  e;
     em_block &   b;
+    em_errand *  errand = nullptr;
 
-    em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr}; }
+    em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr, errand}; }
     em_side device_side(const em_places & p) const { return {e->exec, true, p.weight, p.bias, &e->io_device, &e->io_host}; }
 
     // Waits for the device and brings its rows home. False: the device failed, nothing was written.
@@ -277,9 +278,9 @@ void note_cold(em_engine * e, int64_t n, double ns) {
     }
 }
 
-// How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far; beside is
-// what a fetch costs beside copying. What both sides take is left in both_ns.
-int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double beside, double * both_ns) {
+// How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far. A fetch costs
+// the device `after` once it has arrived, and both sides `beside`. What both sides take is left in both_ns.
+int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
     if (always(e)) {
         return e->options.stream_tokens ? n : 0;
     }
@@ -290,7 +291,7 @@ int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, doubl
     int64_t best  = 0;
     double  least = WORTH_IT * cold_ns(e, n);
     for (int64_t m = 1; m <= n; ++m) {
-        const double both = std::max(cold_ns(e, n - m), fetch * double(m));
+        const double both = std::max(cold_ns(e, n - m), fetch * double(m) + after);
         if (both + beside < least) {
             best     = m;
             *both_ns = both;
@@ -326,7 +327,7 @@ void fetch_now(run & r, split & s) {
     if (r.e->fetch_ns <= 0) {
         r.e->fetch_ns = FIRST_GUESS;
     }
-    const int64_t wanted = worth_fetching(r.e, *r.b.layer, int64_t(s.cold.size()), r.e->fetch_ns, &s.both_ns);
+    const int64_t wanted = worth_fetching(r.e, *r.b.layer, int64_t(s.cold.size()), 0, r.e->fetch_ns, &s.both_ns);
     if (!wanted) {
         r.e->fetch_ns *= FORGET;
     }
@@ -620,10 +621,10 @@ em_stage * em_stage_for(em_engine * e, const em_layer_t & layer) {
 int em_host_block(em_context * c, em_block & b) { return run_block(c, b, nullptr); }
 
 std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold) {
-    constexpr double     BESIDE = 30e3; // ns: a graph on the device, and rows moved there
+    constexpr double     AFTER = 25e3, BESIDE = 5e3; // ns: a graph on the device, and rows moved there; starting all that
     std::vector<em_pair> fetched;
     double               both   = 0;
-    const int64_t        wanted = worth_fetching(e, layer, int64_t(cold.size()), BESIDE, &both);
+    const int64_t        wanted = worth_fetching(e, layer, int64_t(cold.size()), AFTER, BESIDE, &both);
     for (size_t i = cold.size(); i-- > 0 && int64_t(fetched.size()) < wanted;) {
         if (fetchable(e, layer, cold[i].expert)) {
             fetched.push_back(cold[i]);
@@ -633,8 +634,8 @@ std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, st
     return fetched;
 }
 
-int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & cold, em_cold kind) {
-    run   r{c, b.engine, b};
+int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & cold, em_cold kind, em_errand * errand) {
+    run   r{c, b.engine, b, errand};
     split s;
     s.cold = cold;
     if (kind == em_cold::OF_A_PROMPT) {
@@ -646,7 +647,11 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
     if (kind == em_cold::OF_A_TOKEN_OR_FETCHED && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
         fetch_now(r, s);
     }
-    return run_split(r, s, true);
+    const int status = run_split(r, s, true);
+    if (errand) {
+        errand->run(); // no graph came so far
+    }
+    return status;
 }
 
 void em_stages_make(em_engine * e) {

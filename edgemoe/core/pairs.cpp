@@ -109,6 +109,9 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
     em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &x, 1, em_rows_compute, -1, job);
+    if (job_count == 0 && side.errand) {
+        em_rows_errand(job, side.errand);
+    }
     jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x, ++job_count;
     em_rows_outputs(job, x, c, nullptr);
     if (tail && t == block.down()) {
@@ -240,6 +243,9 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
     }
     if (b.ids) {
         b.fill_ids(static_cast<int32_t *>(b.ids->data));
+    }
+    if (b.side.errand && b.job_count == 0) {
+        b.side.errand->run();
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
     return static_cast<const float *>(result->data);

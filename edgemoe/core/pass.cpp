@@ -50,6 +50,7 @@ bool prepare(em_pass * p) {
         p->fetched.push_back(std::make_unique<em_device_graph>());
     }
     p->table_version.assign(n, -1);
+    p->whole_version.assign(n, -1);
     p->buffer = G.ggml_backend_buft_alloc_buffer(buft, device);
     if (!p->buffer || !p->tables.ensure(host)) {
         return false;
@@ -104,7 +105,7 @@ void unpatch(em_pass * p) {
     }
     p->cuts.clear();
     for (const em_patch & x : p->patches) {
-        *x.where = x.before;
+        *x.where = x.what;
     }
     p->patches.clear();
 }
@@ -119,15 +120,16 @@ bool nothing_to_do(em_pass * p, const std::vector<em_block> & blocks) {
     for (const em_block & b : blocks) {
         em_layer_t &                layer = *b.layer;
         std::lock_guard<std::mutex> lock(layer.mutex);
+        const size_t                l = size_t(layer.index);
         if (!em_all_resident(layer) || layer.device_can == 0) {
             return false;
         }
-        for (int32_t x = 0; x < layer.experts; ++x) {
+        for (int32_t x = 0; x < layer.experts && p->whole_version[l] != layer.version; ++x) {
             if (layer.slot_of[size_t(x)] != x) {
                 return false;
             }
         }
-        const size_t l = size_t(layer.index);
+        p->whole_version[l] = layer.version;
         if (layer.device_can < 0 && !em_graph_for(p, *p->hot[l], b, {&layer.places, p->slot_table[l], false, false})) {
             return false;
         }
@@ -153,8 +155,8 @@ int run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> & bl
             }
         }
     }
-    p->nodes.assign(graph->nodes, graph->nodes + graph->n_nodes);
-    p->nodes.insert(p->nodes.begin(), &p->marker); // graphs are known by their first node: this one is not the parts'
+    p->nodes.assign(1, &p->marker); // graphs are known by their first node: this one is not the parts'
+    p->nodes.insert(p->nodes.end(), graph->nodes, graph->nodes + graph->n_nodes);
     ggml_cgraph all = *graph;
     all.size = all.n_leafs = 0;
     all.nodes   = p->nodes.data();
@@ -216,23 +218,21 @@ bool takes_long(const em_pass * p, const em_block & b) {
     return p->e->device == em_sim_device() && us > GRAPHS * double(p->e->options.graph_us);
 }
 
-struct stop_at {
-    int        first, last;
-    em_block * block; // null: not understood
-};
-
-int run_graph(em_pass * p, ggml_cgraph * graph) {
-    em_engine *           e = p->e;
-    std::vector<em_block> blocks;
-    p->view.arrival_count = 0; // of another graph
-    std::vector<stop_at>  stops;
-    blocks.reserve(e->layers.size() + 1);
+void read(em_pass * p, ggml_cgraph * graph) {
+    em_engine *  e = p->e;
+    em_reading & r = p->reading;
+    if (graph->uid != 0 && graph->uid == r.uid) {
+        return;
+    }
+    r.uid = graph->uid;
+    r.blocks.clear(), r.stops.clear(), r.biases.clear();
+    r.blocks.reserve(e->layers.size() + 1); // stops point there
     for (int i = 0; i < graph->n_nodes; ++i) {
         ggml_tensor * t = graph->nodes[i];
         if (t->op == OP.add_id && em_is_ours(t->src[1])) { // the last projection's: after the block
             for (size_t x = 0; x < p->bias.size(); ++x) {
                 if (p->bias[x] && e->layers[x / PROJ_COUNT]->bias[x % PROJ_COUNT] == t->src[1]) {
-                    put(p, &t->src[1], const_cast<ggml_tensor *>(p->bias[x]));
+                    r.biases.push_back({&t->src[1], const_cast<ggml_tensor *>(p->bias[x])});
                 }
             }
         }
@@ -245,13 +245,24 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
         if (b.layer) {
             b.layer->understood = b.layer->understood == 0 ? 0 : found == em_found::BLOCK;
         }
-        if (found == em_found::BLOCK && b.engine == e && blocks.size() < e->layers.size()) {
-            blocks.push_back(b);
-            stops.push_back({b.first, b.last, &blocks.back()});
+        if (found == em_found::BLOCK && b.engine == e && r.blocks.size() < e->layers.size()) {
+            r.blocks.push_back(b);
+            r.stops.push_back({b.first, b.last, &r.blocks.back()});
             i = b.last;
         } else {
-            stops.push_back({i, i, nullptr});
+            r.stops.push_back({i, i, nullptr});
         }
+    }
+}
+
+int run_graph(em_pass * p, ggml_cgraph * graph) {
+    em_engine * e = p->e;
+    read(p, graph);
+    std::vector<em_block> &      blocks = p->reading.blocks;
+    const std::vector<em_stop> & stops  = p->reading.stops;
+    p->view.arrival_count = 0; // of another graph
+    for (const em_patch & x : p->reading.biases) {
+        put(p, x.where, x.what);
     }
     if (stops.empty()) {
         return run_part(p, graph, 0, graph->n_nodes);
@@ -287,7 +298,7 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
     p->prompt.reserve(blocks.size());
     int    status = STATUS_SUCCESS, at = 0, turn = 0;
     for (size_t i = 0; i < stops.size() && status == STATUS_SUCCESS; ++i) {
-        const stop_at & s = stops[i];
+        const em_stop & s = stops[i];
         status = run_part(p, graph, at, s.first);
         at     = s.last + 1;
         if (p->untold) {

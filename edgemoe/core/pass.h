@@ -95,7 +95,20 @@ struct em_stage_plan {
 
 struct em_patch {
     ggml_tensor ** where;
-    ggml_tensor *  before;
+    ggml_tensor *  what; // is put there; or was there before
+};
+
+struct em_stop { // in a graph: what the device cannot do by itself
+    int        first, last; // nodes
+    em_block * block;       // null: not understood
+};
+
+// What a graph holds of ours. llama.cpp computes the same graph again and again, and its number tells that it is the same.
+struct em_reading {
+    uint64_t              uid = 0;
+    std::vector<em_block> blocks;
+    std::vector<em_stop>  stops;
+    std::vector<em_patch> biases; // of projections, to be read on the device
 };
 
 struct em_cut {
@@ -127,10 +140,11 @@ struct em_pass {
     ggml_backend_buffer *              buffer = nullptr;
     std::vector<ggml_tensor *>         slot_table, stage_table; // [1, experts]
     std::vector<const ggml_tensor *>   bias;                    // [layer * PROJ_COUNT + projection] all experts' biases
-    std::vector<int64_t>               table_version;
+    std::vector<int64_t>               table_version, whole_version; // of slot_of, when the table was sent; when all was in order
     std::vector<std::unique_ptr<em_device_graph>> hot, staged, fetched;
     ggml_tensor                        marker{}; // does nothing: the first node of graphs that leave nothing out
 
+    em_reading                reading;
     em_host_view              view;
     bool                   untold = false; // the view's routing
     em_stage_plan             plan[2];

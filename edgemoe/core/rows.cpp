@@ -1,14 +1,45 @@
 // Rows of expert weights times activations, inside ggml-cpu's own thread team.
 //
-// A job is one node of a ggml graph: gate and up of all pairs at once, or down with the weighted sum over k. Threads take
-// chunks of rows from a shared counter, so a slow core does less. A thread prepares (quantises) an activation the first time
-// it needs it: cheaper than a barrier.
+// A job is one node of a ggml graph: gate and up of all pairs at once, or down with the weighted sum over k. Each thread has a
+// share of the rows that lies in one piece, for long streams are what memory likes, and takes it in small pieces; when it is
+// done it takes pieces of the others' shares, so a core that is slow, or busy with something else, does less. A thread prepares
+// (quantises) an activation the first time it needs it: cheaper than a barrier.
 
 #include "engine.h"
 #include "kernels.h"
 
 #include <algorithm>
 #include <cstring>
+
+// Work that is numbered [0, total), dealt out to threads.
+class em_shares {
+  public:
+    // The next `most` or fewer of thread `ith` of `n`, of its own share or another's, within a group of `group`. False: no more.
+    bool take(int ith, int n, int64_t total, int64_t most, int64_t group, int64_t & from, int64_t & to) {
+        const int lanes = std::min(n, LANES);
+        for (int i = 0; i < lanes; ++i) {
+            const int     lane  = (ith + i) % lanes;
+            const int64_t begin = total * lane / lanes, end = total * (lane + 1) / lanes;
+            std::atomic<int64_t> & next = lane_next[lane].value;
+            int64_t at = next.load(std::memory_order_relaxed);
+            while (begin + at < end) {
+                from = begin + at;
+                to   = std::min({from + most, end, (from / group + 1) * group});
+                if (next.compare_exchange_weak(at, to - begin, std::memory_order_relaxed)) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
+  private:
+    static constexpr int LANES = 64;
+    struct alignas(64) counter {
+        std::atomic<int64_t> value{0};
+    };
+    counter lane_next[LANES];
+};
 
 struct em_rows_job {
     const em_pair *     pairs = nullptr;
@@ -19,7 +50,8 @@ struct em_rows_job {
     int                 outputs   = 1;
     bool                own       = true;
     const ggml_tensor * input     = nullptr;
-    std::atomic<int64_t> next{0};
+    em_shares           shares;
+    em_errand *         errand = nullptr;
 
     // With a sum: k consecutive pairs belong to a token.
     const em_tail *    tail = nullptr;
@@ -29,13 +61,11 @@ struct em_rows_job {
 
 namespace {
 
-// Rows of one expert in a chunk: long streams are what memory likes (measured: 32 rows 6.9 ms, 512 rows 3.8 ms a token), but
-// every thread should find some chunks.
-constexpr int64_t MIN_CHUNK = 32, MAX_CHUNK = 512, CHUNKS_PER_THREAD = 2;
-
-int64_t chunk_rows(int64_t rows, int threads) {
-    return std::clamp(rows / (CHUNKS_PER_THREAD * threads), MIN_CHUNK, MAX_CHUNK);
-}
+// Rows that a thread takes at once: of its own share they follow each other in any case.
+constexpr int64_t PIECE = 16;
+// With a sum, k experts take turns: the longer the better (measured: 32 rows 6.9 ms a token, 512 rows 3.8), but every thread
+// should find some.
+constexpr int64_t MIN_PIECE = 32, MAX_PIECE = 512, PIECES_PER_THREAD = 2;
 
 // A thread's prepared activations, kept between jobs so that nothing is allocated in a step.
 struct scratch {
@@ -97,34 +127,30 @@ class worker {
     bool          shared = false;
 };
 
-void compute_rows(em_rows_job & j, worker & w, int threads) {
+void compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t chunk  = chunk_rows(height * j.n, threads);
-    const int64_t chunks = (height + chunk - 1) / chunk;
-    for (int64_t c; (c = j.next.fetch_add(1, std::memory_order_relaxed)) < j.n * chunks;) {
-        const int64_t pair = c / chunks, from = c % chunks * chunk, to = std::min(from + chunk, height);
-        for (int o = 0; o < j.outputs; ++o) {
-            w.rows(pair, o, from, to, static_cast<float *>(j.out[o]->data) + pair * height + from);
-        }
+    for (int64_t from, to; j.shares.take(ith, threads, height * j.n * j.outputs, PIECE, height, from, to);) {
+        const int64_t matrix = from / height, row = from % height; // gate and up of a pair, then those of the next
+        const int64_t pair = matrix / j.outputs, output = matrix % j.outputs;
+        w.rows(pair, int(output), row, row + to - from, static_cast<float *>(j.out[output]->data) + pair * height + row);
     }
 }
 
-void compute_sums(em_rows_job & j, worker & w, int threads) {
+void compute_sums(em_rows_job & j, worker & w, int ith, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t chunk  = chunk_rows(height * j.tokens, threads);
-    const int64_t chunks = (height + chunk - 1) / chunk;
-    float         rows[MAX_CHUNK], sum[MAX_CHUNK];
-    for (int64_t c; (c = j.next.fetch_add(1, std::memory_order_relaxed)) < j.tokens * chunks;) {
-        const int64_t t = c / chunks, from = c % chunks * chunk, to = std::min(from + chunk, height);
+    const int64_t piece  = std::clamp(height * j.tokens / (PIECES_PER_THREAD * threads), MIN_PIECE, MAX_PIECE);
+    float         rows[MAX_PIECE], sum[MAX_PIECE];
+    for (int64_t from, to; j.shares.take(ith, threads, height * j.tokens, piece, height, from, to);) {
+        const int64_t t = from / height, row = from % height, n = to - from;
         for (int64_t k = 0; k < j.k; ++k) {
             const float weight = j.router[size_t(t * j.k + k)];
-            w.rows(t * j.k + k, 0, from, to, rows);
-            for (int64_t i = 0; i < to - from; ++i) {
+            w.rows(t * j.k + k, 0, row, row + n, rows);
+            for (int64_t i = 0; i < n; ++i) {
                 const float term = rows[i] * weight;
                 sum[i]           = k == 0 ? term : sum[i] + term;
             }
         }
-        memcpy(static_cast<char *>(j.tail->out->data) + t * j.tail->out->nb[1] + from * 4, sum, size_t(to - from) * 4);
+        memcpy(static_cast<char *>(j.tail->out->data) + t * j.tail->out->nb[1] + row * 4, sum, size_t(n) * 4);
     }
 }
 
@@ -169,13 +195,18 @@ void em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail
     }
 }
 
-void em_rows_compute(ggml_tensor *, int, int threads, void * data) {
+void em_rows_errand(em_rows_job * job, em_errand * errand) { job->errand = errand; }
+
+void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);
-    worker        w(job);
+    if (ith == 0 && job.errand) {
+        job.errand->run();
+    }
+    worker w(job);
     if (job.tail) {
-        compute_sums(job, w, threads);
+        compute_sums(job, w, ith, threads);
     } else {
-        compute_rows(job, w, threads);
+        compute_rows(job, w, ith, threads);
     }
 }
 

@@ -282,6 +282,19 @@ def test_faults_change_no_token_where_the_device_computes_the_rest(
     assert stats.failed_uploads > 0 or "fail_copy" not in faults
 
 
+def test_a_device_that_pretends_gets_no_dense_part(model: Path) -> None:
+    config = OffloadConfig(device="sim", vram="50%", profile="off", sim=SimConfig(compute_rate=10**12, early=True))
+    llm = parity.open_ours(model, config, gpu_layers=0)
+    tokens_of(llm)
+    assert llm.experts.stats().hits > 0
+    llm.close()
+    with pytest.raises(ConfigError, match="pretends"):
+        parity.open_ours(model, config, gpu_layers=-1)
+    llm = Llama(model, offload=config, n_ctx=64)
+    llm.eval([1])
+    llm.close()
+
+
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_a_short_prefill_is_summed_too(least: int, model: Path, want: list[int]) -> None:
     sim = SimConfig(fetch_all=True)

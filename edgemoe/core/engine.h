@@ -276,6 +276,7 @@ bool em_sim_register(void * from, size_t bytes);
 void em_sim_unregister(void * from);
 bool    em_sim_fetches_all();
 bool    em_sim_early();
+bool    em_sim_copies_fail(); // now and then
 int64_t em_sim_registered(); // pieces of host memory not given back
 bool em_sim_take_error(ggml_backend * stream);
 void em_sim_set_threads(ggml_backend * stream, int n);

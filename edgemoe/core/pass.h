@@ -27,6 +27,8 @@
 
 #include "engine.h"
 
+#include <array>
+
 // From so many tokens on llama.cpp, too, brings experts to the device rather than compute them on the CPU.
 constexpr int64_t EM_MANY_TOKENS = 32;
 constexpr size_t  EM_PASS_ALIGN  = 256;
@@ -127,6 +129,10 @@ struct em_pass {
     bool                 early  = false; // hot pairs may be started before the CPU knows the ids
     ggml_backend_event * ready = nullptr, * arrived = nullptr;
     ggml_backend_event * filled[EM_PARTS] = {}, * vacant[EM_PARTS] = {}, * done[2] = {};
+
+    std::array<ggml_backend_event **, 8> all_events() {
+        return {&ready, &arrived, &filled[EM_FIRST], &filled[EM_SECOND], &vacant[EM_FIRST], &vacant[EM_SECOND], &done[0], &done[1]};
+    }
 
     em_region mirror;     // host copies of a layer's inputs, and its rows
     em_region tables;     // host side of the tables: per layer one of the slots, one of the stage

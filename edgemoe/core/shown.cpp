@@ -23,9 +23,9 @@ void pass_free(ggml_backend * b) {
         auto & all = p->e->passes;
         all.erase(std::remove(all.begin(), all.end(), p->inner), all.end());
     }
-    for (ggml_backend_event * event : {p->ready, p->arrived, p->filled[0], p->filled[1], p->vacant[0], p->vacant[1], p->done[0], p->done[1]}) {
-        if (event) {
-            G.ggml_backend_event_free(event);
+    for (ggml_backend_event ** event : p->all_events()) {
+        if (*event) {
+            G.ggml_backend_event_free(*event);
         }
     }
     p->hot.clear();
@@ -109,7 +109,7 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
         }
         return nullptr;
     }
-    for (ggml_backend_event ** event : {&p->ready, &p->arrived, &p->filled[0], &p->filled[1], &p->vacant[0], &p->vacant[1], &p->done[0], &p->done[1]}) {
+    for (ggml_backend_event ** event : p->all_events()) {
         *event = G.ggml_backend_event_new(e->device);
     }
     p->events = p->ready && p->inner->iface.event_record && p->inner->iface.event_wait;

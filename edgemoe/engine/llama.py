@@ -18,7 +18,7 @@ import psutil
 
 from .. import needs
 from ..config import Budget, OffloadConfig
-from ..errors import BadGguf, EdgeMoEError, ModelNotFound
+from ..errors import BadGguf, ConfigError, EdgeMoEError, ModelNotFound
 from ..gguf import GgufFile, check, model_identity, moe_shape
 from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from ..residence import Residence
@@ -89,6 +89,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         device = _resolve_device(config)
         if device == "sim":
             core.configure_sim(config.sim)
+            if config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
+                raise ConfigError("a sim device that only pretends has no layers to compute", "leave n_gpu_layers out")
         keywords.setdefault("n_threads", default_threads(bool(device)))
         if device:
             keywords.setdefault("n_threads_batch", keywords["n_threads"])

@@ -2,7 +2,7 @@
 
     python bench/twin.py gpt-oss-20b FOLDER --layers 3
     python bench/cancel.py FOLDER/gpt-oss-20b-3-layers-twin.gguf --device none
-    python bench/cancel.py FOLDER/gpt-oss-20b-twin.gguf --device CUDA0 --backend .../libggml-cuda.so --vram 25% --within 0.5
+    python bench/cancel.py FOLDER/gpt-oss-20b-twin.gguf --device CUDA0 --backend libggml-cuda.so --vram 25% --within 0.5
 
 The prompt of 2,000 tokens is cancelled at a random moment, from another thread, again and again.
 """

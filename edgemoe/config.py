@@ -70,7 +70,7 @@ class SimConfig:
         jitter_us: a random delay of up to this many microseconds before each operation.
         seed: seed of that delay.
         compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
-            bytes per second, and its results are zeros. For timing with forced routing; the dense part stays on the CPU.
+            bytes per second, and its results are zeros. For timing with forced routing; only experts are on it.
         fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that is worth it.
         early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
             digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.

@@ -224,6 +224,14 @@ class Plan:
         kv = self.kv_bytes if self.kv_on_device else 0
         return self.hot_bytes + self.dense_bytes + kv + self.compute_bytes + self.staging_bytes
 
+    def stages_layers(self, shape: ModelShape | None) -> bool:
+        """Whether a prefill brings all experts of a layer to the device, rather than rows to experts."""
+        return shape is not None and self.dense_on_device and self.stream_slots >= shape.experts
+
+    def staging_of(self, needs: ModelNeeds) -> int:
+        """Device memory that a prefill takes with these staging places."""
+        return needs.staging_bytes(self.stream_slots, rows=not self.stages_layers(needs.shape))
+
 
 def round_up(value: int, step: int) -> int:
     """The least multiple of ``step`` that is not below ``value``."""
@@ -291,15 +299,13 @@ def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, st
     shape = needs.shape
     if shape is None:
         return start
-    for stream_slots in stages:  # with fewer there may still be room
-        whole = start.dense_on_device and stream_slots >= shape.experts
-        staging = needs.staging_bytes(stream_slots, rows=not whole)
-        if staging <= room:
-            break
-    else:
+    tried = (replace(start, stream_slots=stream_slots) for stream_slots in stages)  # with fewer there may still be room
+    found = next((placed for placed in tried if placed.staging_of(needs) <= room), None)
+    if found is None:
         return start
-    pinned = max(shape.expert_bytes) * (1 + (0 if whole else stream_slots // 2))
-    start = replace(start, stream_slots=stream_slots, staging_bytes=staging, pinned_bytes=pinned)
+    staging = found.staging_of(needs)
+    pinned = max(shape.expert_bytes) * (1 + (0 if found.stages_layers(shape) else found.stream_slots // 2))
+    start = replace(found, staging_bytes=staging, pinned_bytes=pinned)
     overhead = shape.layers * LAYER_OVERHEAD
     wanted = needs.expert_bytes
     if budget.share is not None:

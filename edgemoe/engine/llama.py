@@ -342,8 +342,7 @@ def _plan(file: GgufFile, config: OffloadConfig, machine: Machine, keywords: dic
         keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
         keywords.setdefault("offload_kqv", placed.kv_on_device)
         keywords.setdefault("op_offload", placed.dense_on_device)
-    whole = model.shape is not None and placed.dense_on_device and placed.stream_slots >= model.shape.experts
-    return placed, model.staging_bytes(placed.stream_slots, rows=not whole)
+    return placed, placed.staging_of(model)
 
 
 def _resolve_device(config: OffloadConfig) -> str:

@@ -1,0 +1,131 @@
+// How fast threads read expert weights from memory: ggml's dot products, the same with rows fetched ahead, and our own, in turns.
+//
+//     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
+//     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]
+//
+// Medians of 9 rounds over 512 MiB, in GB/s. Memory is in large pages where the system gives them, and in small ones, as a mapped
+// file's is.
+
+#include "../edgemoe/core/kernels.h"
+#include "../edgemoe/core/tests/harness.h"
+
+#include <algorithm>
+#include <thread>
+
+#if defined(__linux__)
+#    include <sys/mman.h>
+#endif
+
+namespace {
+
+constexpr size_t BYTES = size_t(512) << 20, LARGE_PAGE = size_t(2) << 20;
+constexpr int    ROUNDS = 9, TILE = 64;
+
+struct weights {
+    const char * name;
+    int          type;
+    int64_t      width; // of a row, as models have it
+};
+
+constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},    {"Q2_K", 10, 2048},  {"Q3_K", 11, 2048},
+                               {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},   {"Q6_K", 14, 2048},   {"IQ4_NL", 20, 2048}, {"IQ3_S", 21, 2048},
+                               {"IQ4_XS", 23, 2048}, {"MXFP4", 39, 2880}};
+
+enum way { GGML, AHEAD, OWN, WAYS };
+
+char * memory_of(bool large) {
+    char * memory = static_cast<char *>(aligned_alloc(LARGE_PAGE, BYTES + LARGE_PAGE));
+#if defined(__linux__)
+    madvise(memory, BYTES + LARGE_PAGE, large ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
+    return memory;
+}
+
+void fetch_row(const char * at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(at + i, 0, 3);
+    }
+}
+
+struct reader {
+    const weights &   w;
+    em_kernel         kernel;
+    bool              ahead;
+    size_t            row_bytes = G.ggml_row_size(w.type, w.width);
+    int64_t           rows      = int64_t(BYTES / row_bytes);
+    std::vector<char> activation;
+
+    reader(const weights & weight, bool own, bool fetch) : w(weight), kernel(em_kernel_for(w.type, own)), ahead(fetch) {
+        activation.resize(kernel.activation_bytes(w.width) + 64);
+        kernel.prepare(kernel, random_floats(size_t(w.width), 1, 8).data(), w.width, prepared());
+    }
+    char * prepared() { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(activation.data()), 64)); }
+
+    void read(const char * memory, int64_t from, int64_t to) {
+        constexpr size_t FAR = 8192;
+        float            out = 0;
+        for (int64_t r = from; r < to; ++r) {
+            const char * row = memory + size_t(r) * row_bytes;
+            if (ahead) {
+                fetch_row(row + FAR, row_bytes);
+            }
+            kernel.dot(kernel, w.width, row, prepared(), &out);
+        }
+    }
+    double gigabytes_per_second(const char * memory, int threads) {
+        std::vector<std::thread> team;
+        const int64_t            began = em_now_ns();
+        for (int t = 0; t < threads; ++t) {
+            team.emplace_back([=] { read(memory, rows * t / threads, rows * (t + 1) / threads); });
+        }
+        for (std::thread & t : team) {
+            t.join();
+        }
+        return double(rows) * double(row_bytes) / double(em_now_ns() - began);
+    }
+};
+
+double median(std::vector<double> & all) {
+    std::nth_element(all.begin(), all.begin() + int64_t(all.size()) / 2, all.end());
+    return all[all.size() / 2];
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]\n");
+        return 2;
+    }
+    meet_ggml(argv[1]);
+    const int threads   = argc > 2 ? atoi(argv[2]) : int(std::thread::hardware_concurrency());
+    char *    memory[2] = {memory_of(false), memory_of(true)};
+    printf("%d threads, GB/s: ggml, with rows fetched ahead, ours | the same in large pages\n", threads);
+    for (const weights & w : WEIGHTS) {
+        const auto        values = random_floats(size_t(w.width) * TILE, 0.05f, 7);
+        const size_t      tile   = G.ggml_row_size(w.type, w.width) * TILE;
+        std::vector<char> packed(tile);
+        T.ggml_quantize_chunk(w.type, values.data(), packed.data(), 0, TILE, w.width, nullptr);
+        for (char * m : memory) {
+            for (size_t at = 0; at < BYTES; at += tile) {
+                memcpy(m + at, packed.data(), std::min(tile, BYTES - at));
+            }
+        }
+        reader              readers[WAYS] = {{w, false, false}, {w, false, true}, {w, true, false}};
+        std::vector<double> speeds[2][WAYS];
+        for (int round = 0; round < ROUNDS; ++round) {
+            for (int large = 0; large < 2; ++large) {
+                for (int way = GGML; way < (em_kernel_own(w.type) ? WAYS : OWN); ++way) {
+                    speeds[large][way].push_back(readers[way].gigabytes_per_second(memory[large], threads));
+                }
+            }
+        }
+        printf("%-7s", w.name);
+        for (auto & pages : speeds) {
+            for (auto & all : pages) {
+                all.empty() ? printf("      -") : printf(" %6.1f", median(all));
+            }
+            printf(&pages == &speeds[0] ? "  |" : "\n");
+        }
+    }
+}

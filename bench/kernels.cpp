@@ -62,12 +62,12 @@ struct reader {
     char * prepared() { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(activation.data()), 64)); }
 
     void read(const char * memory, int64_t from, int64_t to) {
-        constexpr size_t FAR = 8192;
+        constexpr size_t DISTANCE = 8192;
         float            out = 0;
         for (int64_t r = from; r < to; ++r) {
             const char * row = memory + size_t(r) * row_bytes;
             if (ahead) {
-                fetch_row(row + FAR, row_bytes);
+                fetch_row(row + DISTANCE, row_bytes);
             }
             kernel.dot(kernel, w.width, row, prepared(), &out);
         }

@@ -71,7 +71,8 @@ class SimConfig:
         seed: seed of that delay.
         compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
             bytes per second, and its results are zeros. For timing with forced routing; only experts are on it.
-        fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that is worth it.
+        fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that pays; above
+            1, all but every so many of a layer.
         early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
             digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.
     """
@@ -86,7 +87,7 @@ class SimConfig:
     jitter_us: int = 0
     seed: int = 1
     compute_rate: int = 0
-    fetch_all: bool = False
+    fetch_all: int = 0
     early: bool = False
 
 

@@ -243,7 +243,9 @@ def reserve_of(total_bytes: int) -> int:
     return min(RESERVE_BYTES, total_bytes // 4)
 
 
-def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stream: bool = True) -> Plan:
+def plan(
+    machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stream: bool = True, dense: bool = True
+) -> Plan:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
     What does not fit beside the reserve is left to the CPU, KV cache first, then the dense weights. A budget that is
@@ -255,6 +257,7 @@ def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stre
         context: tokens.
         budget: device memory for experts.
         stream: a prefill may bring experts to the device.
+        dense: the device may have more than experts.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget == Budget() else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
@@ -263,7 +266,7 @@ def plan(machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stre
     )  # fmt: skip
     notes = []
     if machine.device:
-        best, note = _place_dense(best, needs, room)
+        best, note = _place_dense(best, needs, room) if dense else (best, "")
         best = _place_experts(best, needs, room - best.device_bytes, budget, _stages(machine, needs, best, stream))
         notes = [note, _shortage(best, needs, budget)]
     return _with_ram(replace(best, reason=" ".join(filter(None, notes))), machine, needs)

@@ -264,6 +264,8 @@ def test_misses_that_the_device_fetches_change_no_token(
         {"bandwidth": 20_000_000, "latency_us": 50},
         {"fetch_all": True},
         {"fetch_all": True, "fail_copy": 7},
+        {"fetch_all": 2},
+        {"fetch_all": 2, "fail_copy": 7},
     ],
     ids=str,
 )
@@ -279,20 +281,20 @@ def test_faults_change_no_token_where_the_device_computes_the_rest(
     llm.close()
     assert stats.misses > 0 and (stats.hits > 0) == (faults.get("fail_copy", 7) > 3)
     assert stats.fetched > 0 or "fetch_all" not in faults
+    assert stats.cpu_ns >= 0
+    assert (stats.fetched < stats.misses) == (faults.get("fetch_all") != 1 or "fail_copy" in faults)
     assert stats.failed_uploads > 0 or "fail_copy" not in faults
 
 
 def test_a_device_that_pretends_gets_no_dense_part(model: Path) -> None:
     config = OffloadConfig(device="sim", vram="50%", profile="off", sim=SimConfig(compute_rate=10**12, early=True))
-    llm = parity.open_ours(model, config, gpu_layers=0)
-    tokens_of(llm)
-    assert llm.experts.stats().hits > 0
-    llm.close()
     with pytest.raises(ConfigError, match="pretends"):
         parity.open_ours(model, config, gpu_layers=-1)
-    llm = Llama(model, offload=config, n_ctx=64)
-    llm.eval([1])
+    llm = Llama(model, offload=config, n_ctx=128)
+    tokens_of(llm)
+    hits = llm.experts.stats().hits
     llm.close()
+    assert hits > 0 and llm.model_params.n_gpu_layers == 0
 
 
 @pytest.mark.parametrize("least", [1, 2, 3])
@@ -350,7 +352,7 @@ def test_a_pinned_expert_comes_and_stays(tmp_path: Path, policy: str) -> None:
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_freed_with_uploads_in_flight(rounds: int, model: Path) -> None:
-    slow = OffloadConfig(device="sim", vram="100%", profile="off", sim=SimConfig(latency_us=2000))
+    slow = OffloadConfig(device="sim", vram="100%", profile="off", sim=SimConfig(latency_us=20_000))
     resident = [psutil.Process().memory_info().rss]
     for _ in range(rounds):
         llm = parity.open_ours(model, slow, gpu_layers=0)

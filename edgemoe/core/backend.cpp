@@ -35,21 +35,21 @@ constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
 #if defined(_WIN32)
 void * aligned_memory(size_t bytes) { return _aligned_malloc(em_align(bytes, ALIGNMENT), ALIGNMENT); }
 void   aligned_release(void * p) { _aligned_free(p); }
-#else
+#elif defined(__linux__)
 // Large pages where the system has them: streams of weights cross fewer of their ends.
 void * aligned_memory(size_t bytes) {
     constexpr size_t LARGE_PAGE = size_t(2) << 20;
     const size_t     alignment  = bytes < LARGE_PAGE ? ALIGNMENT : LARGE_PAGE;
-    const size_t     rounded    = em_align(bytes, alignment);
-    void *           memory     = aligned_alloc(alignment, rounded);
-#    if defined(__linux__)
+    void *           memory     = aligned_alloc(alignment, em_align(bytes, alignment));
     if (memory && alignment == LARGE_PAGE) {
-        madvise(memory, rounded, MADV_HUGEPAGE);
+        madvise(memory, em_align(bytes, alignment), MADV_HUGEPAGE);
     }
-#    endif
     return memory;
 }
 void aligned_release(void * p) { free(p); }
+#else
+void * aligned_memory(size_t bytes) { return aligned_alloc(ALIGNMENT, em_align(bytes, ALIGNMENT)); }
+void   aligned_release(void * p) { free(p); }
 #endif
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }

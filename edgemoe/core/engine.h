@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -274,7 +275,7 @@ bool                       em_is_ours(const ggml_tensor * t);
 ggml_backend_device * em_sim_device();
 bool em_sim_register(void * from, size_t bytes);
 void em_sim_unregister(void * from);
-bool    em_sim_fetches_all();
+int64_t em_sim_fetch_all(); // 1: every miss of a decode step is fetched, n: all but every n-th of a layer
 bool    em_sim_early();
 bool    em_sim_copies_fail(); // now and then
 int64_t em_sim_registered(); // pieces of host memory not given back
@@ -324,19 +325,23 @@ struct em_pair {
 };
 
 // What else the calling thread has to do, once: while the other threads of a pair graph are at work already, where there are any.
-class em_errand {
-  public:
-    explicit em_errand(std::function<void()> f) : what(std::move(f)) {}
+struct em_errand {
+    std::function<void()> what;
+    int64_t               apart_ns = 0;     // of its time, what is counted elsewhere; it says so itself
+    bool                  done     = false;
+    bool                  late     = false; // the others' work was over before
+    std::exception_ptr    thrown;           // a team must come to its end
+
     void run() {
         if (!done) {
             done = true;
-            what();
+            try {
+                what();
+            } catch (...) {
+                thrown = std::current_exception();
+            }
         }
     }
-
-  private:
-    std::function<void()> what;
-    bool                  done = false;
 };
 
 struct em_side { // where a pair graph runs

@@ -251,23 +251,25 @@ int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
     em_engine * e = p->e;
     bool        sent = true;
     int         status = STATUS_SUCCESS, there = STATUS_SUCCESS;
-    int64_t     told_ns = 0;
-    em_errand   errand([&] {
+    em_errand   errand;
+    errand.what = [&] {
         sent = p->fetched_pairs.empty() || send_fetched(p, b);
         const int64_t before = e->count.schedule_ns;
         em_view_tell(p);
-        told_ns = e->count.schedule_ns - before;
+        errand.apart_ns = e->count.schedule_ns - before;
         if (sent && !p->fetched_pairs.empty()) {
             there = compute_fetched(p, b);
         }
-    });
+    };
     if (!p->cold.empty()) {
         status = em_cold_pairs(&p->cpu, p->view.block, p->cold, kind, &errand);
-        e->count.cpu_ns -= told_ns; // it is counted on its own
     }
     errand.run();
-    if (!sent) {
-        status = status == STATUS_SUCCESS ? em_cold_pairs(&p->cpu, p->view.block, p->fetched_pairs, em_cold::OF_A_TOKEN) : status;
+    if (errand.thrown) {
+        std::rethrow_exception(errand.thrown);
+    }
+    if (!sent && status == STATUS_SUCCESS) {
+        status = em_cold_pairs(&p->cpu, p->view.block, p->fetched_pairs, em_cold::OF_A_TOKEN);
         p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
     }
     if (status == STATUS_SUCCESS) {

@@ -111,7 +111,7 @@ constexpr int AHEAD = 8192;
 inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
 
 // Q8_0 is read fastest of all: less far, and to the second cache, is better on AMD and hardly worse on Intel (docs/log.md).
-constexpr int NEAR = 2048;
+constexpr int NOT_SO_FAR = 2048;
 
 inline void prefetch_near(const void * at) { __builtin_prefetch(at, 0, 2); }
 
@@ -280,7 +280,7 @@ inline float half_at(const uint8_t * at) {
 
 struct mxfp4 {
     static constexpr int  BYTES = 17, RAISED = 12;
-    static constexpr bool TWO_SUMS = true, FAR = true; // even blocks in one sum, odd ones in another
+    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true; // even blocks in one sum, odd ones in another
     static float scale(const uint8_t * w) { return exponent_to_float(w[0]); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
@@ -290,7 +290,7 @@ struct mxfp4 {
 
 struct q5_0 {
     static constexpr int  BYTES = 22, RAISED = 16;
-    static constexpr bool TWO_SUMS = false, FAR = true;
+    static constexpr bool TWO_SUMS = false, FAR_AHEAD = true;
     static float scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         uint32_t fifth[2];
@@ -303,7 +303,7 @@ struct q5_0 {
 
 struct q8_0_weights {
     static constexpr int  BYTES = 34, RAISED = 128;
-    static constexpr bool TWO_SUMS = false, FAR = false;
+    static constexpr bool TWO_SUMS = false, FAR_AHEAD = false;
     static float scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 2))),
@@ -324,7 +324,7 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
     __m512                two = _mm512_setzero_ps();
     __m256                one = _mm256_setzero_ps();
     for (int64_t p = 0; p < n / PAIR; ++p, w += 2 * W::BYTES, ++y) {
-        W::FAR ? prefetch(w + AHEAD) : prefetch_near(w + NEAR);
+        W::FAR_AHEAD ? prefetch(w + AHEAD) : prefetch_near(w + NOT_SO_FAR);
         const float  first = y->d[0] * W::scale(w), second = y->d[1] * W::scale(w + W::BYTES);
         const __m512 sums  = _mm512_cvtepi32_ps(products<W>(w, w + W::BYTES, *y));
         if (W::TWO_SUMS) {

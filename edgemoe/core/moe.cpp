@@ -128,13 +128,14 @@ struct run {
         return ok;
     }
     int cold_graph(const em_pair * pairs, int64_t n) {
+        const bool    ran     = errand && errand->done;
         const int64_t started = em_now_ns();
         em_launch     launch  = em_pairs_launch(e, cpu_side(), b, pairs, n, nullptr);
         if (launch.status == STATUS_SUCCESS) {
             em_pairs_scatter(b, pairs, n, launch.result);
         }
         G.ggml_free(launch.ctx);
-        e->count.cpu_ns += em_now_ns() - started;
+        e->count.cpu_ns += em_now_ns() - started - (errand && !ran ? errand->apart_ns : 0);
         return launch.status;
     }
     int redo_on_cpu(const em_pair * pairs, int64_t n) {
@@ -247,7 +248,7 @@ bool link_is_idle(em_engine * e) {
     return !e->copying && e->urgent.empty() && e->queue.empty();
 }
 
-bool always(em_engine * e) { return e->device_name == "sim" && em_sim_fetches_all(); }
+int64_t always(em_engine * e) { return e->device_name == "sim" ? em_sim_fetch_all() : 0; }
 
 // A device that cannot read the expert where it lies would have it copied by the CPU, which has better things to do.
 bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
@@ -281,8 +282,8 @@ void note_cold(em_engine * e, int64_t n, double ns) {
 // How many of n cold pairs the device should fetch while the CPU computes the others, by the rates measured so far. A fetch costs
 // the device `after` once it has arrived, and both sides `beside`. What both sides take is left in both_ns.
 int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
-    if (always(e)) {
-        return e->options.stream_tokens ? n : 0;
+    if (const int64_t all_but = always(e)) {
+        return e->options.stream_tokens ? n - (all_but > 1 ? n / all_but : 0) : 0;
     }
     const double fetch = e->copy_ns_per_byte * double(layer.expert_bytes);
     if (!e->options.stream_tokens || e->miss_pair_ns <= 0 || fetch <= 0) {
@@ -521,7 +522,8 @@ int run_split(run & r, split & s, bool decode) {
     em_engine *   e      = r.e;
     const int64_t cpu_ns = e->count.cpu_ns;
     int           status = decode ? r.compute(s) : compute_prefill(r, s);
-    if (decode && r.b.tokens == 1 && !s.cold.empty() && status == STATUS_SUCCESS) {
+    const bool told = !r.errand || !r.errand->late; // else the time is the errand's
+    if (decode && r.b.tokens == 1 && !s.cold.empty() && told && status == STATUS_SUCCESS) {
         note_cold(e, int64_t(s.cold.size()), double(e->count.cpu_ns - cpu_ns));
     }
     if (!s.fetched.empty()) {
@@ -624,7 +626,9 @@ std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, st
     constexpr double     AFTER = 25e3, BESIDE = 5e3; // ns: a graph on the device, and rows moved there; starting all that
     std::vector<em_pair> fetched;
     double               both   = 0;
-    const int64_t        wanted = worth_fetching(e, layer, int64_t(cold.size()), AFTER, BESIDE, &both);
+    const em_stage *     stage  = em_stage_for(e, layer);
+    const int64_t        room   = stage ? stage->places.count : 0;
+    const int64_t        wanted = std::min(room, worth_fetching(e, layer, int64_t(cold.size()), AFTER, BESIDE, &both));
     for (size_t i = cold.size(); i-- > 0 && int64_t(fetched.size()) < wanted;) {
         if (fetchable(e, layer, cold[i].expert)) {
             fetched.push_back(cold[i]);

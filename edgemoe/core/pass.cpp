@@ -124,12 +124,14 @@ bool nothing_to_do(em_pass * p, const std::vector<em_block> & blocks) {
         if (!em_all_resident(layer) || layer.device_can == 0) {
             return false;
         }
-        for (int32_t x = 0; x < layer.experts && p->whole_version[l] != layer.version; ++x) {
-            if (layer.slot_of[size_t(x)] != x) {
-                return false;
+        if (p->whole_version[l] != layer.version) {
+            for (int32_t x = 0; x < layer.experts; ++x) {
+                if (layer.slot_of[size_t(x)] != x) {
+                    return false;
+                }
             }
+            p->whole_version[l] = layer.version;
         }
-        p->whole_version[l] = layer.version;
         if (layer.device_can < 0 && !em_graph_for(p, *p->hot[l], b, {&layer.places, p->slot_table[l], false, false})) {
             return false;
         }

@@ -127,18 +127,23 @@ class worker {
     bool          shared = false;
 };
 
-void compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
+// False: there was nothing left.
+bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
+    bool          any    = false;
     const int64_t height = j.weight[0]->ne[1];
     for (int64_t from, to; j.shares.take(ith, threads, height * j.n * j.outputs, PIECE, height, from, to);) {
         const int64_t matrix = from / height, row = from % height; // gate and up of a pair, then those of the next
         const int64_t pair = matrix / j.outputs, output = matrix % j.outputs;
         w.rows(pair, int(output), row, row + to - from, static_cast<float *>(j.out[output]->data) + pair * height + row);
+        any = true;
     }
+    return any;
 }
 
 void compute_sums(em_rows_job & j, worker & w, int ith, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t piece  = std::clamp(height * j.tokens / (PIECES_PER_THREAD * threads), MIN_PIECE, MAX_PIECE);
+    const int64_t share  = height * j.tokens / threads + 1;
+    const int64_t piece  = std::clamp(share / PIECES_PER_THREAD + 1, MIN_PIECE, MAX_PIECE);
     float         rows[MAX_PIECE], sum[MAX_PIECE];
     for (int64_t from, to; j.shares.take(ith, threads, height * j.tokens, piece, height, from, to);) {
         const int64_t t = from / height, row = from % height, n = to - from;
@@ -199,14 +204,15 @@ void em_rows_errand(em_rows_job * job, em_errand * errand) { job->errand = erran
 
 void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);
-    if (ith == 0 && job.errand) {
-        job.errand->run();
+    em_errand *   errand = ith == 0 ? job.errand : nullptr;
+    if (errand) {
+        errand->run();
     }
     worker w(job);
     if (job.tail) {
         compute_sums(job, w, ith, threads);
-    } else {
-        compute_rows(job, w, ith, threads);
+    } else if (!compute_rows(job, w, ith, threads) && errand) {
+        errand->late = true;
     }
 }
 

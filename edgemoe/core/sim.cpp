@@ -238,18 +238,6 @@ void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, siz
     stream_of(b)->submit([=] { transfer(data, from, size, true); });
 }
 
-// Within the device's memory, which is no matter of the link.
-bool backend_copy_async(ggml_backend * from, ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst) {
-    if (from != to) {
-        return false; // ggml waits for both
-    }
-    const void * source = src->data;
-    void *       target = dst->data;
-    const size_t size   = G.ggml_nbytes(src);
-    stream_of(to)->submit([=] { memcpy(target, source, size); });
-    return true;
-}
-
 void backend_synchronize(ggml_backend * b) { stream_of(b)->wait(); }
 
 int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
@@ -361,7 +349,6 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
     b->iface.get_name         = backend_name;
     b->iface.free             = backend_free;
     b->iface.set_tensor_async = backend_set_async;
-    b->iface.cpy_tensor_async = backend_copy_async;
     b->iface.get_tensor_async = backend_get_async;
     b->iface.synchronize      = backend_synchronize;
     b->iface.graph_compute    = backend_compute;
@@ -444,9 +431,9 @@ ggml_backend_device * em_sim_device() {
     return &device;
 }
 
-bool em_sim_fetches_all() {
+int64_t em_sim_fetch_all() {
     std::lock_guard<std::mutex> lock(state().mutex);
-    return state().options.fetch_all != 0;
+    return state().options.fetch_all;
 }
 
 bool em_sim_copies_fail() {

@@ -337,7 +337,8 @@ def _plan(file: GgufFile, config: OffloadConfig, machine: Machine, keywords: dic
     """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
     context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
     model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
-    placed = plan(machine, model, context, config.budget, bool(config.stream_tokens))
+    dense = keywords.get("n_gpu_layers") != 0
+    placed = plan(machine, model, context, config.budget, bool(config.stream_tokens), dense)
     if "n_gpu_layers" not in keywords:
         keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
         keywords.setdefault("offload_kqv", placed.kv_on_device)

@@ -179,7 +179,9 @@ struct test_graph {
         for (int k = 1; k < s.k; ++k) {
             out = give(T.ggml_add(ctx, out, terms[size_t(k)]));
         }
-        graph = G.ggml_new_graph_custom(ctx, 64, false);
+        static uint64_t uids = 0; // as llama.cpp's graphs have them
+        graph      = G.ggml_new_graph_custom(ctx, 64, false);
+        graph->uid = ++uids;
         G.ggml_build_forward_expand(graph, rows);
         for (ggml_tensor * t : terms) {
             G.ggml_build_forward_expand(graph, t);

@@ -5,6 +5,7 @@ Speed depends on shapes, types and routing. A twin has the first two; `edgemoe.L
 
     python bench/twin.py gpt-oss-20b FOLDER
     python bench/twin.py gpt-oss-20b FOLDER --layers 4    # a small one: same experts, fewer layers, a short vocabulary
+    python bench/twin.py qwen3-30b-a3b FOLDER --layers 4 --experts IQ4_XS    # its experts of another type
 """
 
 from __future__ import annotations
@@ -108,19 +109,22 @@ def small(twin: Twin, layers: int) -> Twin:
     return replace(twin, vocabulary=SHORT_VOCABULARY, keys={**twin.keys, **large, "block_count": blocks})
 
 
-def build(name: str, folder: Path, layers: int = 0) -> Path:
+def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
     """Write the twin unless it is there; returns its path.
 
     Args:
         name: of `TWINS`.
         folder: made where it is missing.
         layers: with experts, of a small twin; 0 for all of the model.
+        experts: type of the routed experts; empty for the model's own.
     """
-    path = folder / (f"{name}-{layers}-layers-twin.gguf" if layers else f"{name}-twin.gguf")
+    parts = [name, f"{layers}-layers" if layers else "", experts.lower(), "twin.gguf"]
+    path = folder / "-".join(filter(None, parts))
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     twin, part = small(TWINS[name], layers) if layers else TWINS[name], path.with_suffix(".part")
+    twin = replace(twin, experts=(experts, experts)) if experts else twin
     tensors = list(_tensors(twin, part))
     writer = _header(twin, f"{name}, {layers} layers" if layers else name)
     for tensor in tensors:
@@ -220,5 +224,6 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=TWINS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=0, help="with experts; 0 for all")
+    parser.add_argument("--experts", default="", help="their type, as IQ4_XS; the model's own by default")
     chosen = parser.parse_args()
-    print(build(chosen.name, chosen.folder, chosen.layers))
+    print(build(chosen.name, chosen.folder, chosen.layers, chosen.experts))

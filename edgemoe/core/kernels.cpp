@@ -3,25 +3,26 @@
 // The K-quants are read 64 bytes at a time and multiplied with VNNI. Activations are quantised by ggml (Q8_K), then laid out
 // once per vector in the order in which the nibbles of a row come apart, so that the loop over rows does not shuffle. Integer
 // sums are exact, and floats are added in the order of ggml's AVX2 kernels: the results are the same to the last bit, which
-// matters, for a last bit can tip the quantisation of the next activation. MXFP4, Q5_0 and Q8_0 are read two blocks at a time,
-// with the values raised for VNNI, which wants them unsigned, and what that adds taken off beforehand.
+// matters, for a last bit can tip the quantisation of the next activation. Types with blocks of 32 weights are read two blocks at a
+// time. VNNI wants weights unsigned: signed ones are raised, and what that adds is taken off beforehand.
 
 #include "kernels.h"
 
 #include "engine.h"
 
-#include <algorithm>
 #include <cstring>
 
 #if (defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)))
 #    define EM_AVX512 1
 #    include <immintrin.h>
-#    define EM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")))
+#    define EM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2,f16c,fma")))
 #endif
 
 namespace {
 
-constexpr int TYPE_Q5_0 = 6, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_Q8_K = 15, TYPE_MXFP4 = 39; // file format numbers
+// File format numbers.
+constexpr int TYPE_Q4_0 = 2, TYPE_Q5_0 = 6, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14,
+              TYPE_Q8_K = 15, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_MXFP4 = 39;
 
 void generic_prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
     if (k.traits->vec_dot_type == TYPE_F32) {
@@ -51,6 +52,14 @@ struct alignas(64) prepared { // one block of 256 activations
 };
 static_assert(sizeof(prepared) == 320, "a multiple of a cache line");
 
+struct alignas(64) prepared_raised { // the same for weights that are raised
+    int8_t  q[256];
+    int32_t start[64]; // what raising adds to each four products, negative; in the order of q
+    float   d;
+    char    pad[60];
+};
+static_assert(sizeof(prepared_raised) == 576, "a multiple of a cache line");
+
 void quantise(const em_kernel & k, const float * x, int64_t n, prepared * out, const int * order, bool pairs) {
     q8_k block;
     for (int64_t b = 0; b < n / 256; ++b) {
@@ -77,6 +86,31 @@ void prepare_nibbles(const em_kernel & k, const float * x, int64_t n, void * act
 void prepare_q6(const em_kernel & k, const float * x, int64_t n, void * activation) {
     static const int order[8] = {0, 1, 2, 3, 4, 5, 6, 7};
     quantise(k, x, n, static_cast<prepared *>(activation), order, false);
+}
+
+// Weights of two or three bits: 64 bytes hold four times 32 weights of the first half of a block, and of the second.
+constexpr int HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7}, NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+void prepare_q2(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise(k, x, n, static_cast<prepared *>(activation), HALVES, false);
+}
+
+inline int32_t sum_of_four(const int8_t * q) { return q[0] + q[1] + q[2] + q[3]; }
+
+template <int RAISED, const int (&ORDER)[8]>
+void prepare_raised(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    prepared_raised * out = static_cast<prepared_raised *>(activation);
+    q8_k              block;
+    for (int64_t b = 0; b < n / 256; ++b) {
+        k.dot_traits->from_float(x + b * 256, &block, 256);
+        for (int part = 0; part < 8; ++part) {
+            memcpy(out[b].q + part * 32, block.q + ORDER[part] * 32, 32);
+        }
+        for (int i = 0; i < 64; ++i) {
+            out[b].start[i] = -RAISED * sum_of_four(out[b].q + 4 * i);
+        }
+        out[b].d = block.d;
+    }
 }
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
@@ -224,6 +258,78 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
     *out = add_lanes(sum);
 }
 
+// Two-bit weights with a scale for 16 of them each: bits 2 * k of 64 bytes times 64 activations, for k = 0 to 3, scaled and added.
+// `more` gives what else belongs to the weights.
+template <class Activation, class More>
+EM_TARGET inline __m512i dot_two_bits(const uint8_t * q, const Activation & y, __m128i scales, const int32_t * start, More more) {
+    const __m512i bits = _mm512_loadu_si512(q), three = _mm512_set1_epi8(3);
+    // pairs of 16 bits for two values of k: 0 and 2 with 1 and 3, 4 and 6 with 5 and 7; then the same of the second half
+    const __m128i mixed = _mm_shuffle_epi8(scales, _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    const __m512i pairs = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
+    const __m512i lane  = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 4, 4, 4, 4, 5, 5, 5, 5);
+    auto          sums  = [&](int k) EM_TARGET {
+        const __m512i w = more(_mm512_and_si512(_mm512_srli_epi16(bits, unsigned(2 * k)), three), k);
+        return _mm512_dpbusd_epi32(start ? _mm512_load_si512(start + 16 * k) : _mm512_setzero_si512(), w, _mm512_load_si512(y.q + 64 * k));
+    };
+    const __m512i total = _mm512_dpwssd_epi32(_mm512_setzero_si512(), pair(sums(0), sums(1)), _mm512_permutexvar_epi32(lane, pairs));
+    return _mm512_dpwssd_epi32(total, pair(sums(2), sums(3)), _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(2)), pairs));
+}
+
+inline float half_at(const uint8_t * at) {
+    uint16_t half;
+    memcpy(&half, at, 2);
+    return half_to_float(half);
+}
+
+EM_TARGET void dot_q2(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *  w = static_cast<const uint8_t *>(row);
+    const prepared * y = static_cast<const prepared *>(activation);
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n / 256; ++b, w += 84, ++y) {
+        prefetch(w + AHEAD);
+        prefetch(w + AHEAD + 64);
+        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w)), low = _mm_set1_epi8(0x0f);
+        const __m256i minima = _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
+        const __m256i much   = _mm256_madd_epi16(minima, _mm256_load_si256(reinterpret_cast<const __m256i *>(y->sums)));
+        const __m512i t      = dot_two_bits(w + 16, *y, _mm_and_si128(packed, low), nullptr, [&](__m512i v, int) EM_TARGET { return v; });
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(-y->d * half_at(w + 82)), _mm256_cvtepi32_ps(much), sum);
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(y->d * half_at(w + 80)), _mm256_cvtepi32_ps(fold(t)), sum);
+    }
+    *out = add_lanes(sum);
+}
+
+// 16 six-bit scales, 32 too large.
+EM_TARGET inline __m128i unpack_scales_q3(const uint8_t * packed) {
+    constexpr uint64_t low4 = 0x0f0f0f0f0f0f0f0f, low2 = 0x03030303;
+    uint64_t a;
+    uint32_t c;
+    memcpy(&a, packed, 8);
+    memcpy(&c, packed + 8, 4);
+    const uint64_t first = (c & low2) | (c >> 2 & low2) << 32, second = (c >> 4 & low2) | (c >> 6 & low2) << 32;
+    const __m128i  all   = _mm_set_epi64x(int64_t((a >> 4 & low4) | second << 4), int64_t((a & low4) | first << 4));
+    return _mm_sub_epi8(all, _mm_set1_epi8(32));
+}
+
+EM_TARGET void dot_q3(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *         w = static_cast<const uint8_t *>(row);
+    const prepared_raised * y = static_cast<const prepared_raised *>(activation);
+    // the third bits of the first half are bits 0 to 3 of the bytes they share, of the second bits 4 to 7
+    const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1), third = _mm512_set1_epi8(4);
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n / 256; ++b, w += 110, ++y) {
+        prefetch(w + AHEAD);
+        prefetch(w + AHEAD + 64);
+        const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)));
+        auto          more = [&](__m512i v, int k) EM_TARGET {
+            const __m512i at = _mm512_srlv_epi16(high, _mm512_add_epi16(half, _mm512_set1_epi16(short(k))));
+            return _mm512_or_si512(v, _mm512_and_si512(_mm512_slli_epi16(at, 2), third));
+        };
+        const __m512i t = dot_two_bits(w + 32, *y, unpack_scales_q3(w + 96), y->start, more);
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(y->d * half_at(w + 108)), _mm256_cvtepi32_ps(fold(t)), sum);
+    }
+    *out = add_lanes(sum);
+}
+
 struct q8_0 { // ggml's block_q8_0
     uint16_t d;
     int8_t   q[32];
@@ -250,7 +356,7 @@ EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, vo
         k.dot_traits->from_float(x + b * 32, &block, 32);
         memcpy(p.q + h * 32, block.q, 32);
         for (int i = 0; i < 8; ++i) {
-            p.start[h * 8 + i] = -RAISED * (block.q[4 * i] + block.q[4 * i + 1] + block.q[4 * i + 2] + block.q[4 * i + 3]);
+            p.start[h * 8 + i] = -RAISED * sum_of_four(block.q + 4 * i);
         }
         p.d[h] = half_to_float(block.d);
     }
@@ -272,12 +378,6 @@ inline float exponent_to_float(uint8_t e) {
     return f;
 }
 
-inline float half_at(const uint8_t * at) {
-    uint16_t half;
-    memcpy(&half, at, 2);
-    return half_to_float(half);
-}
-
 struct mxfp4 {
     static constexpr int  BYTES = 17, RAISED = 12;
     static constexpr bool TWO_SUMS = true, FAR_AHEAD = true; // even blocks in one sum, odd ones in another
@@ -286,6 +386,26 @@ struct mxfp4 {
         const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
         return _mm512_shuffle_epi8(table, nibbles(w + 1, next + 1));
     }
+};
+
+// The values of IQ4_NL and IQ4_XS, raised by 128.
+EM_TARGET inline __m512i iq4_values(__m512i nibbles) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, char(129), char(141), char(153), char(166),
+                                                                    char(181), char(197), char(217), char(241))), nibbles);
+}
+
+struct iq4_nl {
+    static constexpr int  BYTES = 18, RAISED = 128;
+    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true;
+    static float scale(const uint8_t * w) { return half_at(w); }
+    EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) { return iq4_values(nibbles(w + 2, next + 2)); }
+};
+
+struct q4_0 {
+    static constexpr int  BYTES = 18, RAISED = 8;
+    static constexpr bool TWO_SUMS = false, FAR_AHEAD = true;
+    static float scale(const uint8_t * w) { return half_at(w); }
+    EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) { return nibbles(w + 2, next + 2); }
 };
 
 struct q5_0 {
@@ -336,8 +456,8 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
     }
     if (W::TWO_SUMS) {
         float total = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(two), _mm512_extractf32x8_ps(two, 1)));
-        if (n % PAIR) { // ggml adds the last block's sum, not its lanes
-            total += y->d[0] * W::scale(w) * float(_mm512_mask_reduce_add_epi32(0x00ff, products<W>(w, w, *y)));
+        if (n % PAIR) { // ggml adds the last block's sum, not its lanes; compilers make one operation of that
+            total = __builtin_fmaf(y->d[0] * W::scale(w), float(_mm512_mask_reduce_add_epi32(0x00ff, products<W>(w, w, *y))), total);
         }
         *out = total;
         return;
@@ -349,16 +469,45 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
     *out = add_lanes(one);
 }
 
+EM_TARGET void dot_iq4_xs(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *         w = static_cast<const uint8_t *>(row);
+    const prepared_raised * y = static_cast<const prepared_raised *>(activation);
+    const __m512i two = _mm512_set1_epi32(2);
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t b = 0; b < n / 256; ++b, w += 136, ++y) {
+        prefetch(w + AHEAD);
+        prefetch(w + AHEAD + 64);
+        uint16_t high;
+        uint32_t low;
+        memcpy(&high, w + 2, 2);
+        memcpy(&low, w + 4, 4);
+        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits a byte, 32 too large
+        const __m256i  of_32  = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_cvtsi64_si128(int64_t(packed)), _mm_set1_epi8(32)));
+        const __m512i  scales = _mm512_castsi256_si512(of_32);
+        __m512i        lane   = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), total = _mm512_setzero_si512();
+        for (int i = 0; i < 4; ++i, lane = _mm512_add_epi32(lane, two)) {
+            const __m512i values = iq4_values(nibbles(w + 8 + 32 * i, w + 24 + 32 * i));
+            const __m512i t = _mm512_dpbusd_epi32(_mm512_load_si512(y->start + 16 * i), values, _mm512_load_si512(y->q + 64 * i));
+            total = _mm512_add_epi32(total, _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(lane, scales)));
+        }
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w) * y->d), _mm256_cvtepi32_ps(fold(total)), sum);
+    }
+    *out = add_lanes(sum);
+}
+
 template <class W>
 void use_pairs(em_kernel & k) {
-    k.prepare = prepare_pairs<W::RAISED>;
-    k.dot     = dot_pairs<W>;
+    k.block_bytes  = sizeof(prepared_pair);
+    k.block_values = PAIR;
+    k.prepare      = prepare_pairs<W::RAISED>;
+    k.dot          = dot_pairs<W>;
 }
 
 bool processor_ok() {
     static const bool ok = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2") &&
+                           __builtin_cpu_supports("f16c");
     return ok;
 }
 
@@ -370,14 +519,7 @@ size_t em_kernel::activation_bytes(int64_t n) const {
     return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
 }
 
-bool em_kernel_own(int type) {
-#ifdef EM_AVX512
-    constexpr int OWN[] = {TYPE_Q5_0, TYPE_Q8_0, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_MXFP4};
-    return processor_ok() && std::find(std::begin(OWN), std::end(OWN), type) != std::end(OWN);
-#else
-    return false;
-#endif
-}
+bool em_kernel_own(int type) { return em_kernel_for(type, true).block_bytes > 0; }
 
 em_kernel em_kernel_for(int type, bool own_kernels) {
     em_kernel k{};
@@ -386,17 +528,28 @@ em_kernel em_kernel_for(int type, bool own_kernels) {
     k.prepare    = generic_prepare;
     k.dot        = k.traits->vec_dot && (k.dot_traits->from_float || k.traits->vec_dot_type == TYPE_F32) ? generic_dot : nullptr;
 #ifdef EM_AVX512
-    if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_0) {
-        k.block_bytes  = sizeof(prepared_pair);
-        k.block_values = PAIR;
-        type == TYPE_MXFP4 ? use_pairs<mxfp4>(k) : type == TYPE_Q5_0 ? use_pairs<q5_0>(k) : use_pairs<q8_0_weights>(k);
-    } else if (own_kernels && em_kernel_own(type) && k.traits->vec_dot_type == TYPE_Q8_K) {
-        k.block_bytes = sizeof(prepared);
+    auto use = [&](size_t bytes, auto prepare, auto dot) {
+        k.block_bytes  = bytes;
         k.block_values = 256;
-        k.prepare     = type == TYPE_Q6_K ? prepare_q6 : prepare_nibbles;
-        k.dot         = type == TYPE_Q6_K   ? dot_q6
-                        : type == TYPE_Q5_K ? dot_nibbles<176, true>
-                                            : dot_nibbles<144, false>;
+        k.prepare      = prepare;
+        k.dot          = dot;
+    };
+    if (!own_kernels || !processor_ok() || (k.traits->vec_dot_type != TYPE_Q8_0 && k.traits->vec_dot_type != TYPE_Q8_K)) {
+        return k;
+    }
+    switch (type) {
+    case TYPE_Q4_0: use_pairs<q4_0>(k); break;
+    case TYPE_Q5_0: use_pairs<q5_0>(k); break;
+    case TYPE_Q8_0: use_pairs<q8_0_weights>(k); break;
+    case TYPE_IQ4_NL: use_pairs<iq4_nl>(k); break;
+    case TYPE_MXFP4: use_pairs<mxfp4>(k); break;
+    case TYPE_Q2_K: use(sizeof(prepared), prepare_q2, dot_q2); break;
+    case TYPE_Q3_K: use(sizeof(prepared_raised), prepare_raised<4, HALVES>, dot_q3); break;
+    case TYPE_Q4_K: use(sizeof(prepared), prepare_nibbles, dot_nibbles<144, false>); break;
+    case TYPE_Q5_K: use(sizeof(prepared), prepare_nibbles, dot_nibbles<176, true>); break;
+    case TYPE_Q6_K: use(sizeof(prepared), prepare_q6, dot_q6); break;
+    case TYPE_IQ4_XS: use(sizeof(prepared_raised), prepare_raised<128, NATURAL>, dot_iq4_xs); break;
+    default: break;
     }
 #endif
     return k;

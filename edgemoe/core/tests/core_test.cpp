@@ -31,7 +31,9 @@ void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_
 // Our kernels against ggml's on the same quantised data: equal to the last bit.
 void test_kernels() {
     constexpr int MXFP4 = 39;
-    for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{{6, 1536}, {6, 1568}, {8, 1536}, {8, 1568}, {12, 1536}, {13, 1536}, {14, 1536}, {MXFP4, 1536}, {MXFP4, 1568}}) {
+    for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{
+             {2, 1536}, {2, 1568}, {6, 1536}, {6, 1568}, {8, 1536}, {8, 1568}, {10, 1536}, {11, 1536}, {12, 1536}, {13, 1536}, {14, 1536},
+             {20, 1536}, {20, 1568}, {23, 1536}, {MXFP4, 1536}, {MXFP4, 1568}}) {
         if (!em_kernel_own(type)) {
             printf("no own kernel for type %d on this processor\n", type);
             continue;

@@ -124,6 +124,10 @@ def test_the_most_telling_cell_comes_first_and_bars_before_the_rest() -> None:
     switches = [i for i, c in enumerate(found) if c.kind == "on and off"]
     fresh = [i for i, c in enumerate(found) if c.kind == cells.FRESH]
     assert max(bars) < min(switches) < max(switches) < min(fresh)
+    first = [c for c in found if c.share == 25.0 and c.kind == cells.STEADY][: 3 * len(cells.MODELS)]
+    assert found[: len(first)] == first and {c.model for c in first} == set(cells.MODELS), (
+        "a short lease sees every model"
+    )
     assert {c.test.depth for c in found} == {0, 4096} and {c.share for c in found} == set(cells.SHARES)
 
 

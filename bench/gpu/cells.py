@@ -120,29 +120,26 @@ def missing_rows(device: str) -> list[str]:
 def cells(scope: Scope) -> list[Cell]:
     """Everything, the most telling first.
 
-    The bars' own tests of the first model come first, then those of the other models, then whether fetching ahead and
-    adapting pay, then what completes the table.
+    The bars' own tests come first, one budget after the other so that a short lease sees every model; then whether
+    fetching ahead and adapting pay, then what completes the table.
     """
-    found = [cell for model in scope.models for cell in _bars(scope, model)]
-    found += [cell for model in scope.models for cell in _switches(scope, model)]
+    found = [cell for share in scope.shares for model in scope.models for cell in _bars(scope, model, share)]
+    found += [cell for share in scope.shares for model in scope.models for cell in _switches(scope, model, share)]
     found += [cell for model in scope.models for cell in _rest(scope, model)]
     return found
 
 
-def _bars(scope: Scope, model: str) -> Iterator[Cell]:
-    tests = Test(generate=scope.generate), Test(prompt=scope.first), Test(prompt=scope.prompts[-1])
-    for share in scope.shares:
-        for test in tests:
-            yield Cell(model, share, test, contenders(scope, share))
+def _bars(scope: Scope, model: str, share: float) -> Iterator[Cell]:
+    for test in (Test(generate=scope.generate), Test(prompt=scope.first), Test(prompt=scope.prompts[-1])):
+        yield Cell(model, share, test, contenders(scope, share))
 
 
-def _switches(scope: Scope, model: str) -> Iterator[Cell]:
-    if scope.device == "none":
+def _switches(scope: Scope, model: str, share: float) -> Iterator[Cell]:
+    if scope.device == "none" or share == 100:
         return
-    for share in (share for share in scope.shares if share < 100):
-        on = Contender(OURS, share)
-        found = on, Contender(OURS, share, prefetch="off"), Contender(OURS, share, policy="static", prefetch="off")
-        yield Cell(model, share, Test(generate=scope.generate), found, "on and off")
+    on = Contender(OURS, share)
+    found = on, Contender(OURS, share, prefetch="off"), Contender(OURS, share, policy="static", prefetch="off")
+    yield Cell(model, share, Test(generate=scope.generate), found, "on and off")
 
 
 def _rest(scope: Scope, model: str) -> Iterator[Cell]:

@@ -7,6 +7,7 @@
 // file's is.
 
 #include "../edgemoe/core/kernels.h"
+#include "../edgemoe/core/memory.h"
 #include "../edgemoe/core/tests/harness.h"
 
 #include <algorithm>
@@ -18,7 +19,7 @@
 
 namespace {
 
-constexpr size_t BYTES = size_t(512) << 20, LARGE_PAGE = size_t(2) << 20;
+constexpr size_t BYTES = size_t(512) << 20, TAIL = size_t(2) << 20; // the tail is fetched ahead of need, never read
 constexpr int    ROUNDS = 9, TILE = 64;
 
 struct weights {
@@ -34,11 +35,13 @@ constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_
 enum way { GGML, AHEAD, OWN, WAYS };
 
 char * memory_of(bool large) {
-    char * memory = static_cast<char *>(aligned_alloc(LARGE_PAGE, BYTES + LARGE_PAGE));
+    void * memory = em_memory_alloc(BYTES + TAIL);
 #if defined(__linux__)
-    madvise(memory, BYTES + LARGE_PAGE, large ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    if (!large) {
+        madvise(memory, BYTES + TAIL, MADV_NOHUGEPAGE);
+    }
 #endif
-    return memory;
+    return static_cast<char *>(memory);
 }
 
 void fetch_row(const char * at, size_t bytes) {

@@ -6,16 +6,13 @@
 // it holds the tensors only, and a pass does the rest (pass.h).
 
 #include "engine.h"
+#include "memory.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
-
-#if defined(__linux__)
-#    include <sys/mman.h>
-#endif
 
 namespace {
 
@@ -31,26 +28,6 @@ struct buffer_context {
 };
 
 constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
-
-#if defined(_WIN32)
-void * aligned_memory(size_t bytes) { return _aligned_malloc(em_align(bytes, ALIGNMENT), ALIGNMENT); }
-void   aligned_release(void * p) { _aligned_free(p); }
-#elif defined(__linux__)
-// Large pages where the system has them: streams of weights cross fewer of their ends.
-void * aligned_memory(size_t bytes) {
-    constexpr size_t LARGE_PAGE = size_t(2) << 20;
-    const size_t     alignment  = bytes < LARGE_PAGE ? ALIGNMENT : LARGE_PAGE;
-    void *           memory     = aligned_alloc(alignment, em_align(bytes, alignment));
-    if (memory && alignment == LARGE_PAGE) {
-        madvise(memory, em_align(bytes, alignment), MADV_HUGEPAGE);
-    }
-    return memory;
-}
-void aligned_release(void * p) { free(p); }
-#else
-void * aligned_memory(size_t bytes) { return aligned_alloc(ALIGNMENT, em_align(bytes, ALIGNMENT)); }
-void   aligned_release(void * p) { free(p); }
-#endif
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
 
@@ -118,7 +95,7 @@ int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
 void buffer_free(ggml_backend_buffer * buffer) {
     buffer_context * c = context_of(buffer);
     if (c->owned) {
-        aligned_release(c->base);
+        em_memory_free(c->base);
     }
     delete c;
 }
@@ -165,7 +142,7 @@ ggml_backend_buffer_i buffer_table() {
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
 ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
-    void * base = aligned_memory(size + 1);
+    void * base = em_memory_alloc(size + 1);
     if (!base) {
         return nullptr;
     }

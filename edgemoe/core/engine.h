@@ -372,11 +372,11 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 
 // rows.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
 struct em_rows_job;
-em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels);
+// errand: of thread 0, before it takes rows; null: none
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand);
 bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
 void          em_rows_outputs(em_rows_job * job, const ggml_tensor * input, ggml_tensor * first, ggml_tensor * second);
 void          em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail);
-void          em_rows_errand(em_rows_job * job, em_errand * errand); // of thread 0, before it takes rows
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
 void          em_rows_free(em_rows_job * job);
 bool          em_rows_supported(const ggml_tensor * weight);
@@ -386,8 +386,8 @@ struct em_context { // one per llama context that opened our backend
     ggml_backend * cpu = nullptr;
     std::vector<char> arena;
 };
-// Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The errand has been run afterwards. The
-// compute mutex is the caller's.
+// Cold pairs of a block whose inputs are in host memory; rows go to its down projection. The compute mutex is the caller's. Where no
+// graph came so far the errand was not run.
 enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // fetched: by the device, where that is quicker
 int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind, em_errand * errand = nullptr);
 // Takes away those of a token's cold pairs that the device should fetch while the CPU computes the others.

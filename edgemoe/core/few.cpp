@@ -52,7 +52,12 @@ bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
     return true;
 }
 
-bool has_hot(const em_pass * p, const em_layer_t & layer) { return layer.resident > 0 && layer.device_can != 0; }
+bool has_hot(const em_layer_t & layer) { return layer.resident > 0 && layer.device_can != 0; }
+
+// Some slot that holds an expert; there is one.
+int32_t any_slot(const em_layer_t & layer) {
+    return *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
+}
 
 // Does the device compute a single token's pairs one by one? Then it does not matter that two of them have the same place.
 // Its kernels for more tokens, and those for floats, take it for granted that a token's experts differ.
@@ -70,12 +75,12 @@ bool one_by_one(const em_pass * p, const em_block & b) {
 bool em_start_by_table(em_pass * p, const em_block & b) {
     em_layer_t & layer = *b.layer;
     const size_t l     = size_t(layer.index);
-    if (!has_hot(p, layer) || !em_graph_for(p, *p->hot[l], b, {&layer.places, p->slot_table[l], false, false})) {
+    if (!has_hot(layer) || !em_graph_for(p, *p->hot[l], b, {&layer.places, p->slot_table[l], false, false})) {
         return false;
     }
     if (p->table_version[l] != layer.version) {
         int32_t *     to  = em_host_table(p, l, false);
-        const int32_t any = *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
+        const int32_t any = any_slot(layer);
         for (size_t i = 0; i < layer.slot_of.size(); ++i) {
             to[i] = layer.slot_of[i] >= 0 ? layer.slot_of[i] : any;
         }
@@ -93,14 +98,14 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
     em_layer_t &   layer = *b.layer;
     const size_t   l     = size_t(layer.index);
     em_device_graph & g     = *p->hot[l];
-    if (!has_hot(p, layer) || !em_graph_for(p, g, b, {&layer.places, nullptr, false, false})) {
+    if (!has_hot(layer) || !em_graph_for(p, g, b, {&layer.places, nullptr, false, false})) {
         return false;
     }
     int32_t * places = reinterpret_cast<int32_t *>(area_of(p, p->places, p->places_stride, em_ids_bytes(b), layer));
     if (!places) {
         return false;
     }
-    const int32_t        any = *std::find_if(layer.slot_of.begin(), layer.slot_of.end(), [](int32_t slot) { return slot >= 0; });
+    const int32_t        any = any_slot(layer);
     std::vector<uint8_t> taken;
     for (int64_t t = 0; t < b.tokens; ++t) {
         const int32_t * row = em_ids_row(ids, t);
@@ -301,7 +306,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
     }
     if (!early) {
         hot = start_sent(p, b, v.ids);
-        if (!hot && has_hot(p, layer)) { // fewer slots than a token has experts
+        if (!hot && has_hot(layer)) { // fewer slots than a token has experts
             lock.unlock();
             return em_by_host_seen(p, b);
         }

@@ -60,57 +60,47 @@ struct alignas(64) prepared_raised { // the same for weights that are raised
 };
 static_assert(sizeof(prepared_raised) == 576, "a multiple of a cache line");
 
-void quantise(const em_kernel & k, const float * x, int64_t n, prepared * out, const int * order, bool pairs) {
-    q8_k block;
+// Blocks of 256 activations by ggml, their parts of 32 in an order; `rest` does what else belongs to a block.
+template <class Prepared, class Rest>
+void quantise(const em_kernel & k, const float * x, int64_t n, void * activation, const int (&order)[8], Rest rest) {
+    Prepared * out = static_cast<Prepared *>(activation);
+    q8_k       block;
     for (int64_t b = 0; b < n / 256; ++b) {
         k.dot_traits->from_float(x + b * 256, &block, 256);
         for (int part = 0; part < 8; ++part) {
             memcpy(out[b].q + part * 32, block.q + order[part] * 32, 32);
         }
-        for (int i = 0; i < 16; ++i) {
-            out[b].sums[i] = block.sums[i];
-        }
-        for (int i = 0; pairs && i < 8; ++i) {
-            out[b].sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);
-        }
         out[b].d = block.d;
+        rest(out[b], block);
     }
 }
 
-// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves.
+// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. 64 bytes of two or three bits hold
+// four times 32 weights of the first half of a block, and of the second.
+constexpr int NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7}, NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
 void prepare_nibbles(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    static const int order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
-    quantise(k, x, n, static_cast<prepared *>(activation), order, true);
+    quantise<prepared>(k, x, n, activation, NIBBLES, [](prepared & out, const q8_k & block) {
+        for (int i = 0; i < 8; ++i) {
+            out.sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);
+        }
+    });
 }
 
-void prepare_q6(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    static const int order[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    quantise(k, x, n, static_cast<prepared *>(activation), order, false);
-}
-
-// Weights of two or three bits: 64 bytes hold four times 32 weights of the first half of a block, and of the second.
-constexpr int HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7}, NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-
-void prepare_q2(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    quantise(k, x, n, static_cast<prepared *>(activation), HALVES, false);
+template <const int (&ORDER)[8]>
+void prepare_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise<prepared>(k, x, n, activation, ORDER, [](prepared & out, const q8_k & block) { memcpy(out.sums, block.sums, sizeof(out.sums)); });
 }
 
 inline int32_t sum_of_four(const int8_t * q) { return q[0] + q[1] + q[2] + q[3]; }
 
 template <int RAISED, const int (&ORDER)[8]>
 void prepare_raised(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    prepared_raised * out = static_cast<prepared_raised *>(activation);
-    q8_k              block;
-    for (int64_t b = 0; b < n / 256; ++b) {
-        k.dot_traits->from_float(x + b * 256, &block, 256);
-        for (int part = 0; part < 8; ++part) {
-            memcpy(out[b].q + part * 32, block.q + ORDER[part] * 32, 32);
-        }
+    quantise<prepared_raised>(k, x, n, activation, ORDER, [](prepared_raised & out, const q8_k &) {
         for (int i = 0; i < 64; ++i) {
-            out[b].start[i] = -RAISED * sum_of_four(out[b].q + 4 * i);
+            out.start[i] = -RAISED * sum_of_four(out.q + 4 * i);
         }
-        out[b].d = block.d;
-    }
+    });
 }
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
@@ -126,6 +116,12 @@ EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
 
 inline float half_to_float(uint16_t h) EM_TARGET;
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+
+EM_TARGET inline float half_at(const uint8_t * at) {
+    uint16_t half;
+    memcpy(&half, at, 2);
+    return half_to_float(half);
+}
 
 EM_TARGET inline __m256i fold(__m512i t) { return _mm256_add_epi32(_mm512_castsi512_si256(t), _mm512_extracti64x4_epi64(t, 1)); }
 
@@ -161,8 +157,6 @@ EM_TARGET void dot_nibbles(const em_kernel &, int64_t n, const void * row, const
     __m256 sum = _mm256_setzero_ps();
     __m128 min = _mm_setzero_ps(); // Q5_K uses its first lane only
     for (int64_t b = 0; b < n / 256; ++b, w += BLOCK_BYTES, ++y) {
-        uint16_t halves[2];
-        memcpy(halves, w, 4);
         const __m128i packed = unpack_scales(w + 4);
         const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
         prefetch(w + AHEAD);
@@ -194,14 +188,14 @@ EM_TARGET void dot_nibbles(const em_kernel &, int64_t n, const void * row, const
         // sums of four products, at most 31 * 128 * 4, fit 16 bits: two of them share a lane and are scaled at once
         __m512i t = _mm512_dpwssd_epi32(zero, pair(da, dc), _mm512_permutexvar_epi32(lane01, scales));
         t         = _mm512_dpwssd_epi32(t, pair(de, dg), _mm512_permutexvar_epi32(lane23, scales));
-        sum = _mm256_fmadd_ps(_mm256_set1_ps(half_to_float(halves[0]) * y->d), _mm256_cvtepi32_ps(fold(t)), sum);
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w) * y->d), _mm256_cvtepi32_ps(fold(t)), sum);
         const __m128i minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
         __m128i       m      = _mm_madd_epi16(minima, _mm_load_si128(reinterpret_cast<const __m128i *>(y->sums)));
         if (FIVE) {
             m = _mm_hadd_epi32(m, m);
             m = _mm_hadd_epi32(m, m);
         }
-        min = _mm_fmadd_ps(_mm_set1_ps(-y->d * half_to_float(halves[1])), _mm_cvtepi32_ps(m), min);
+        min = _mm_fmadd_ps(_mm_set1_ps(-y->d * half_at(w + 2)), _mm_cvtepi32_ps(m), min);
     }
     if (!FIVE) {
         min = _mm_add_ps(min, _mm_movehl_ps(min, min));
@@ -223,9 +217,7 @@ EM_TARGET void dot_q6(const em_kernel &, int64_t n, const void * row, const void
     const __m512i four   = _mm512_set1_epi32(4);
     __m256 sum = _mm256_setzero_ps();
     for (int64_t b = 0; b < n / 256; ++b, w += 210, ++y) {
-        uint16_t half;
-        memcpy(&half, w + 208, 2);
-        const float     d      = half_to_float(half) * y->d;
+        const float     d      = half_at(w + 208) * y->d;
         const __m128i   packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 192));
         // bytes 0-3 with 4-7, 8-11 with 12-15, as pairs of 16 bits
         const __m128i   mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
@@ -273,12 +265,6 @@ EM_TARGET inline __m512i dot_two_bits(const uint8_t * q, const Activation & y, _
     };
     const __m512i total = _mm512_dpwssd_epi32(_mm512_setzero_si512(), pair(sums(0), sums(1)), _mm512_permutexvar_epi32(lane, pairs));
     return _mm512_dpwssd_epi32(total, pair(sums(2), sums(3)), _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(2)), pairs));
-}
-
-inline float half_at(const uint8_t * at) {
-    uint16_t half;
-    memcpy(&half, at, 2);
-    return half_to_float(half);
 }
 
 EM_TARGET void dot_q2(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
@@ -543,11 +529,11 @@ em_kernel em_kernel_for(int type, bool own_kernels) {
     case TYPE_Q8_0: use_pairs<q8_0_weights>(k); break;
     case TYPE_IQ4_NL: use_pairs<iq4_nl>(k); break;
     case TYPE_MXFP4: use_pairs<mxfp4>(k); break;
-    case TYPE_Q2_K: use(sizeof(prepared), prepare_q2, dot_q2); break;
+    case TYPE_Q2_K: use(sizeof(prepared), prepare_sums<HALVES>, dot_q2); break;
     case TYPE_Q3_K: use(sizeof(prepared_raised), prepare_raised<4, HALVES>, dot_q3); break;
     case TYPE_Q4_K: use(sizeof(prepared), prepare_nibbles, dot_nibbles<144, false>); break;
     case TYPE_Q5_K: use(sizeof(prepared), prepare_nibbles, dot_nibbles<176, true>); break;
-    case TYPE_Q6_K: use(sizeof(prepared), prepare_q6, dot_q6); break;
+    case TYPE_Q6_K: use(sizeof(prepared), prepare_sums<NATURAL>, dot_q6); break;
     case TYPE_IQ4_XS: use(sizeof(prepared_raised), prepare_raised<128, NATURAL>, dot_iq4_xs); break;
     default: break;
     }

@@ -626,9 +626,11 @@ std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, st
     constexpr double     AFTER = 25e3, BESIDE = 5e3; // ns: a graph on the device, and rows moved there; starting all that
     std::vector<em_pair> fetched;
     double               both   = 0;
-    const em_stage *     stage  = em_stage_for(e, layer);
-    const int64_t        room   = stage ? stage->places.count : 0;
-    const int64_t        wanted = std::min(room, worth_fetching(e, layer, int64_t(cold.size()), AFTER, BESIDE, &both));
+    int64_t              wanted = worth_fetching(e, layer, int64_t(cold.size()), AFTER, BESIDE, &both);
+    if (wanted > 0) {
+        const em_stage * stage = em_stage_for(e, layer);
+        wanted = stage ? std::min<int64_t>(wanted, stage->places.count) : 0;
+    }
     for (size_t i = cold.size(); i-- > 0 && int64_t(fetched.size()) < wanted;) {
         if (fetchable(e, layer, cold[i].expert)) {
             fetched.push_back(cold[i]);
@@ -651,11 +653,7 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
     if (kind == em_cold::OF_A_TOKEN_OR_FETCHED && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
         fetch_now(r, s);
     }
-    const int status = run_split(r, s, true);
-    if (errand) {
-        errand->run(); // no graph came so far
-    }
-    return status;
+    return run_split(r, s, true);
 }
 
 void em_stages_make(em_engine * e) {

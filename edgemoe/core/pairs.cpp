@@ -106,12 +106,9 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels);
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels, job_count == 0 ? side.errand : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &x, 1, em_rows_compute, -1, job);
-    if (job_count == 0 && side.errand) {
-        em_rows_errand(job, side.errand);
-    }
     jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x, ++job_count;
     em_rows_outputs(job, x, c, nullptr);
     if (tail && t == block.down()) {

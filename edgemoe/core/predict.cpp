@@ -4,13 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-
-#if defined(__linux__)
-#    include <sys/mman.h>
-#endif
 
 // Several versions of the loops, the best one chosen at load time. (The thread sanitizer starts too late for that.)
 #if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__)
@@ -80,30 +74,6 @@ void fetch(const float * row, int32_t n) {
 }
 
 } // namespace
-
-void * em_huge_alloc(size_t bytes) {
-#if defined(__linux__)
-    constexpr size_t PAGE = size_t(1) << 21;
-    void *           p    = nullptr;
-    if (posix_memalign(&p, bytes >= PAGE ? PAGE : 64, bytes) != 0) {
-        throw std::bad_alloc();
-    }
-    if (bytes >= PAGE) {
-        madvise(p, bytes, MADV_HUGEPAGE); // a wish: small pages work too
-    }
-    return p;
-#else
-    return ::operator new(bytes);
-#endif
-}
-
-void em_huge_free(void * p) {
-#if defined(__linux__)
-    free(p);
-#else
-    ::operator delete(p);
-#endif
-}
 
 void em_predictor::begin(int32_t id) {
     token_id = id;

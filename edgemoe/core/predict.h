@@ -5,21 +5,26 @@
 // needed, so that a replay asks the very same code. The tables come from Python (predictor/) and go back there to be kept.
 
 #include "edgemoe.h"
+#include "memory.h"
 #include "tokens.h"
 
 #include <cstddef>
 #include <mutex>
+#include <new>
 #include <vector>
 
-// Rows of a table are read all over it: pages of 2 MiB spare most of the searches for where they are.
-void * em_huge_alloc(std::size_t bytes);
-void   em_huge_free(void * p);
+// Rows of a table are read all over it.
 template <typename T> struct em_huge_pages {
     typedef T value_type;
     em_huge_pages() = default;
     template <typename U> em_huge_pages(const em_huge_pages<U> &) {}
-    T *  allocate(std::size_t n) { return static_cast<T *>(em_huge_alloc(n * sizeof(T))); }
-    void deallocate(T * p, std::size_t) { em_huge_free(p); }
+    T *  allocate(std::size_t n) {
+        if (void * p = em_memory_alloc(n * sizeof(T))) {
+            return static_cast<T *>(p);
+        }
+        throw std::bad_alloc();
+    }
+    void deallocate(T * p, std::size_t) { em_memory_free(p); }
     bool operator==(const em_huge_pages &) const { return true; }
     bool operator!=(const em_huge_pages &) const { return false; }
 };

@@ -90,10 +90,9 @@ std::vector<uint8_t> share_out(em_pass * p, const em_layer_t & layer, const ggml
     constexpr double FIRST_CPU_RATE = 20, FIRST_LINK_RATE = 20; // bytes a ns, until they are measured
     em_engine *          e = p->e;
     std::vector<int64_t> tokens(size_t(layer.experts));
-    auto row_of = [&](int64_t t) { return em_ids_row(ids, t); };
     for (int64_t t = 0; t < ids->ne[1]; ++t) {
         for (int64_t i = 0; i < ids->ne[0]; ++i) {
-            tokens[size_t(row_of(t)[i])] += 1;
+            tokens[size_t(em_ids_row(ids, t)[i])] += 1;
         }
     }
     std::vector<int32_t> cold;
@@ -128,9 +127,10 @@ std::vector<uint8_t> share_out(em_pass * p, const em_layer_t & layer, const ggml
         ours[size_t(cold[i])] = 1;
     }
     for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = em_ids_row(ids, t);
         for (int64_t i = 0; i < ids->ne[0]; ++i) {
-            if (ours[size_t(row_of(t)[i])]) {
-                p->cold.push_back({int32_t(t), int32_t(i), row_of(t)[i], -1});
+            if (ours[size_t(row[i])]) {
+                p->cold.push_back({int32_t(t), int32_t(i), row[i], -1});
             }
         }
     }

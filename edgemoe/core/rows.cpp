@@ -163,12 +163,13 @@ void compute_sums(em_rows_job & j, worker & w, int ith, int threads) {
 
 bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, false).dot != nullptr; }
 
-em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels) {
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand) {
     auto job = std::make_unique<em_rows_job>();
     job->pairs     = pairs;
     job->n         = n;
     job->weight[0] = weight;
     job->own       = own_kernels;
+    job->errand    = errand;
     job->kernel[0] = em_kernel_for(weight->type, own_kernels);
     return job.release();
 }
@@ -199,8 +200,6 @@ void em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail
         memcpy(&job->router[size_t(i)], w, 4);
     }
 }
-
-void em_rows_errand(em_rows_job * job, em_errand * errand) { job->errand = errand; }
 
 void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);

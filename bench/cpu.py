@@ -1,6 +1,6 @@
 """Without a device: EdgeMoE against plain llama-cpp-python, A B A B on one machine, medians of ratios.
 
-    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--json]
+    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--json]
 
 Without ``--model`` a random Q4_K_M model of 16 Granite-like layers (521 MB) is written to the folder of temporary files
 once. Speed: both models in one process, in turn. Memory and load time: a process each, in turn.
@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 PROMPT_TOKENS, DECODE_TOKENS = 256, 32
+PROMPTS = "16,64,256"
 
 
 def open_model(which: str, path: Path, threads: int) -> object:
@@ -45,24 +46,31 @@ def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
     return {"load_s": loaded, "rss_mib": psutil.Process().memory_info().rss / 2**20}
 
 
-def measure_speed(path: Path, threads: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second of prefill and decode, one figure per round; the first round warms up and is dropped."""
+def measure_speed(path: Path, threads: int, rounds: int, prompts: list[int]) -> dict[str, dict[str, list[float]]]:
+    """Tokens per second of prompts and of decode, one figure per round; the first round warms up and is dropped."""
     models = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
-    speeds: dict[str, dict[str, list[float]]] = {which: {"prefill": [], "decode": []} for which in models}
+    parts = ["decode", *(f"prompt of {n}" for n in prompts)]
+    speeds: dict[str, dict[str, list[float]]] = {which: {part: [] for part in parts} for which in models}
     for current in range(rounds + 1):
         for which, llm in models.items():
-            llm.reset()
-            prompt = [(i * 131 + current * 17) % 8000 + 1 for i in range(PROMPT_TOKENS)]
-            started = time.perf_counter()
-            llm.eval(prompt)
-            middle = time.perf_counter()
-            for i in range(DECODE_TOKENS):
-                llm.eval([(i * 71 + current * 29) % 8000 + 1])
-            ended = time.perf_counter()
+            found = {}
+            for n in prompts:
+                llm.reset()
+                found[f"prompt of {n}"] = n / seconds(llm, [[(i * 131 + current * 17) % 8000 + 1 for i in range(n)]])
+            singles = [[(i * 71 + current * 29) % 8000 + 1] for i in range(DECODE_TOKENS)]
+            found["decode"] = DECODE_TOKENS / seconds(llm, singles)
             if current:
-                speeds[which]["prefill"].append(PROMPT_TOKENS / (middle - started))
-                speeds[which]["decode"].append(DECODE_TOKENS / (ended - middle))
+                for part, speed in found.items():
+                    speeds[which][part].append(speed)
     return speeds
+
+
+def seconds(llm: object, batches: list[list[int]]) -> float:
+    """What the batches take, one after the other."""
+    started = time.perf_counter()
+    for batch in batches:
+        llm.eval(batch)
+    return time.perf_counter() - started
 
 
 def ratio_row(what: str, plain: list[float], ours: list[float]) -> dict[str, object]:
@@ -84,6 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--prompts", default=PROMPTS, help="tokens of each, with commas between")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", choices=("plain", "edgemoe"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -109,10 +118,9 @@ def main() -> None:
                 str(options.threads),
             ]
             figures.append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
-    speeds = measure_speed(path, options.threads, options.rounds)
-    rows = [
-        ratio_row(f"{part} tok/s", speeds["plain"][part], speeds["edgemoe"][part]) for part in ("decode", "prefill")
-    ]
+    prompts = [int(n) for n in options.prompts.split(",")]
+    speeds = measure_speed(path, options.threads, options.rounds, prompts)
+    rows = [ratio_row(f"{part} tok/s", plain, speeds["edgemoe"][part]) for part, plain in speeds["plain"].items()]
     for key in ("load_s", "rss_mib"):
         rows.append(ratio_row(key, *([f[key] for f in starts[which]] for which in ("plain", "edgemoe"))))
     if options.json:

@@ -58,7 +58,7 @@ struct reader {
     int64_t           rows      = int64_t(BYTES / row_bytes);
     std::vector<char> activation;
 
-    reader(const weights & weight, bool own, bool fetch) : w(weight), kernel(em_kernel_for(w.type, own)), ahead(fetch) {
+    reader(const weights & weight, bool own, bool fetch) : w(weight), kernel(em_kernel_for(w.type, w.width, own)), ahead(fetch) {
         activation.resize(kernel.activation_bytes(w.width) + 64);
         kernel.prepare(kernel, random_floats(size_t(w.width), 1, 8).data(), w.width, prepared());
     }
@@ -118,7 +118,7 @@ int main(int argc, char ** argv) {
         std::vector<double> speeds[2][WAYS];
         for (int round = 0; round < ROUNDS; ++round) {
             for (int large = 0; large < 2; ++large) {
-                for (int way = GGML; way < (em_kernel_own(w.type) ? WAYS : OWN); ++way) {
+                for (int way = GGML; way < (em_kernel_own(w.type, w.width) ? WAYS : OWN); ++way) {
                     speeds[large][way].push_back(readers[way].gigabytes_per_second(memory[large], threads));
                 }
             }

@@ -185,6 +185,7 @@ struct em_engine {
     static constexpr int64_t FEW_MISSES = 17;
     double misses_ns[FEW_MISSES] = {};     // of decode: so many pairs of a layer on the CPU
     double short_pair_ns = 0;              // of short prompts: a pair on the CPU while the device computes others
+    double short_byte_ns = 0, short_idle_ns = 0; // a byte on the link meanwhile; how long it has nothing to do between two layers
 
     // Uploads: requests in, residency out.
     std::thread             copy_thread;
@@ -219,6 +220,12 @@ struct em_engine {
 };
 
 struct em_block;
+
+// Measured again: smoothed.
+inline void em_note_rate(double & rate, double value) {
+    constexpr double SMOOTH = 0.2;
+    rate = rate > 0 ? rate + SMOOTH * (value - rate) : value;
+}
 
 // ---- rooms ----
 
@@ -352,6 +359,7 @@ struct em_side { // where a pair graph runs
     em_region *                 memory;  // inputs and intermediates
     em_region *                 staging; // device only: host side of inputs and results
     em_errand *                 errand = nullptr; // CPU only
+    bool                        by_rows = false;  // CPU only: by rows.cpp, not by ggml
 };
 
 struct em_launch { // a pair graph under way

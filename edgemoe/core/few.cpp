@@ -231,22 +231,56 @@ int compute_fetched(em_pass * p, const em_block & b) {
     return status;
 }
 
+// Copies rows and their numbers to where the view's inputs lay; from there the device puts them in place.
+int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * there) {
+    const size_t row = size_t(out->ne[0]) * 4;
+    ggml_context * ctx = G.ggml_init({p->rows_arena.size(), p->rows_arena.data(), true});
+    const em_put_rows r(ctx, out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
+    r.rows->data = there, r.rows->buffer = p->aside.buffer;
+    r.numbers->data = there + n * row, r.numbers->buffer = p->aside.buffer;
+    r.put->data = r.all->data = out->data;
+    r.put->buffer = r.all->buffer = out->view_src ? out->view_src->buffer : out->buffer;
+    G.ggml_backend_tensor_set_async(p->inner, r.rows, rows, 0, n * row);
+    G.ggml_backend_tensor_set_async(p->inner, r.numbers, numbers, 0, n * 4);
+    const int status = G.ggml_backend_graph_compute_async(p->inner, r.graph);
+    G.ggml_free(ctx);
+    return status;
+}
+
 } // namespace
 
-void em_send_rows(em_pass * p, const em_block & b) {
+int em_send_rows(em_pass * p, const em_block & b) {
+    constexpr size_t MANY = 16; // as many small copies take longer than to put the rows together
     ggml_tensor * out  = b.down();
-    const char *  rows = static_cast<const char *>(p->view.block.down()->data);
-    const size_t  row  = size_t(out->ne[0]) * 4;
-    auto offset = [&](const em_pair & c) { return size_t(c.k) * out->nb[1] + size_t(c.token) * out->nb[2]; };
-    std::sort(p->cold.begin(), p->cold.end(), [&](const em_pair & x, const em_pair & y) { return offset(x) < offset(y); });
-    for (size_t i = 0; i < p->cold.size();) {
-        const size_t from = offset(p->cold[i]);
-        size_t       to   = from + row;
-        for (++i; i < p->cold.size() && offset(p->cold[i]) == to; ++i) {
-            to += row;
-        }
-        G.ggml_backend_tensor_set_async(p->inner, out, rows + from, from, to - from);
+    char *        rows = static_cast<char *>(p->view.block.down()->data);
+    const size_t  row  = size_t(out->ne[0]) * 4, n = p->cold.size(), ids = em_ids_bytes(b);
+    const size_t  most = p->puts_rows && p->aside.size > ids ? (p->aside.size - ids) / (row + 4) : 0;
+    std::vector<int32_t> number;
+    for (const em_pair & c : p->cold) {
+        number.push_back(int32_t(c.token * b.k + c.k));
     }
+    std::sort(number.begin(), number.end());
+    if (n < MANY || most == 0) {
+        for (size_t i = 0; i < n;) {
+            const size_t from = size_t(number[i]) * row;
+            size_t       to   = from + row;
+            for (++i; i < n && size_t(number[i]) * row == to; ++i) {
+                to += row;
+            }
+            G.ggml_backend_tensor_set_async(p->inner, out, rows + from, from, to - from);
+        }
+        return STATUS_SUCCESS;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        memmove(rows + i * row, rows + size_t(number[i]) * row, row);
+    }
+    char * numbers = rows + n * row; // at most where the view's inputs begin, which were read
+    memcpy(numbers, number.data(), n * 4);
+    int status = STATUS_SUCCESS;
+    for (size_t i = 0; i < n && status == STATUS_SUCCESS; i += most) {
+        status = put_rows(p, out, rows + i * row, numbers + i * 4, std::min(most, n - i), p->aside.base + ids);
+    }
+    return status;
 }
 
 namespace {
@@ -278,7 +312,7 @@ int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
         p->cold.insert(p->cold.end(), p->fetched_pairs.begin(), p->fetched_pairs.end());
     }
     if (status == STATUS_SUCCESS) {
-        em_send_rows(p, b);
+        status = em_send_rows(p, b);
     }
     return status == STATUS_SUCCESS ? there : status;
 }

@@ -226,6 +226,7 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
     X(ggml_context *, ggml_init, (ggml_init_params params))                                                           \
     X(void, ggml_free, (ggml_context * ctx))                                                                          \
     X(ggml_tensor *, ggml_new_tensor, (ggml_context * ctx, int type, int n_dims, const int64_t * ne))                 \
+    X(ggml_tensor *, ggml_set_rows, (ggml_context * ctx, ggml_tensor * to, ggml_tensor * rows, ggml_tensor * numbers))\
     X(ggml_tensor *, ggml_mul_mat_id, (ggml_context * ctx, ggml_tensor * as, ggml_tensor * b, ggml_tensor * ids))     \
     X(ggml_tensor *, ggml_custom_4d,                                                                                  \
       (ggml_context * ctx, int type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3, ggml_tensor ** args, int n_args, \

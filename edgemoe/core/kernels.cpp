@@ -10,7 +10,9 @@
 
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #if (defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)))
 #    define EM_AVX512 1
@@ -22,7 +24,8 @@ namespace {
 
 // File format numbers.
 constexpr int TYPE_Q4_0 = 2, TYPE_Q5_0 = 6, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14,
-              TYPE_Q8_K = 15, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_MXFP4 = 39;
+              TYPE_Q8_K = 15, TYPE_IQ2_XXS = 16, TYPE_IQ2_XS = 17, TYPE_IQ3_XXS = 18, TYPE_IQ1_S = 19, TYPE_IQ4_NL = 20, TYPE_IQ3_S = 21,
+              TYPE_IQ2_S = 22, TYPE_IQ4_XS = 23, TYPE_IQ1_M = 29, TYPE_MXFP4 = 39;
 
 void generic_prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
     if (k.traits->vec_dot_type == TYPE_F32) {
@@ -441,11 +444,7 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
         }
     }
     if (W::TWO_SUMS) {
-        float total = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(two), _mm512_extractf32x8_ps(two, 1)));
-        if (n % PAIR) { // ggml adds the last block's sum, not its lanes; compilers make one operation of that
-            total = __builtin_fmaf(y->d[0] * W::scale(w), float(_mm512_mask_reduce_add_epi32(0x00ff, products<W>(w, w, *y))), total);
-        }
-        *out = total;
+        *out = add_lanes(_mm256_add_ps(_mm512_castps512_ps256(two), _mm512_extractf32x8_ps(two, 1)));
         return;
     }
     if (n % PAIR) {
@@ -482,7 +481,10 @@ EM_TARGET void dot_iq4_xs(const em_kernel &, int64_t n, const void * row, const 
 }
 
 template <class W>
-void use_pairs(em_kernel & k) {
+void use_pairs(em_kernel & k, int64_t n) {
+    if (W::TWO_SUMS && n % PAIR) {
+        return; // a product and a sum in ggml's last block, which its compiler rounds once or twice as it is built
+    }
     k.block_bytes  = sizeof(prepared_pair);
     k.block_values = PAIR;
     k.prepare      = prepare_pairs<W::RAISED>;
@@ -505,9 +507,15 @@ size_t em_kernel::activation_bytes(int64_t n) const {
     return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
 }
 
-bool em_kernel_own(int type) { return em_kernel_for(type, true).block_bytes > 0; }
+bool em_kernel_own(int type, int64_t n) { return em_kernel_for(type, n, true).block_bytes > 0; }
 
-em_kernel em_kernel_for(int type, bool own_kernels) {
+bool em_kernel_many(int type) {
+    constexpr int TYPES[] = {TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ4_XS, TYPE_IQ2_XXS, TYPE_IQ2_XS, TYPE_IQ2_S,
+                             TYPE_IQ3_XXS, TYPE_IQ3_S, TYPE_IQ1_S, TYPE_IQ1_M};
+    return std::find(std::begin(TYPES), std::end(TYPES), type) != std::end(TYPES);
+}
+
+em_kernel em_kernel_for(int type, int64_t n, bool own_kernels) {
     em_kernel k{};
     k.traits     = G.ggml_get_type_traits_cpu(type);
     k.dot_traits = G.ggml_get_type_traits_cpu(k.traits->vec_dot_type);
@@ -524,11 +532,11 @@ em_kernel em_kernel_for(int type, bool own_kernels) {
         return k;
     }
     switch (type) {
-    case TYPE_Q4_0: use_pairs<q4_0>(k); break;
-    case TYPE_Q5_0: use_pairs<q5_0>(k); break;
-    case TYPE_Q8_0: use_pairs<q8_0_weights>(k); break;
-    case TYPE_IQ4_NL: use_pairs<iq4_nl>(k); break;
-    case TYPE_MXFP4: use_pairs<mxfp4>(k); break;
+    case TYPE_Q4_0: use_pairs<q4_0>(k, n); break;
+    case TYPE_Q5_0: use_pairs<q5_0>(k, n); break;
+    case TYPE_Q8_0: use_pairs<q8_0_weights>(k, n); break;
+    case TYPE_IQ4_NL: use_pairs<iq4_nl>(k, n); break;
+    case TYPE_MXFP4: use_pairs<mxfp4>(k, n); break;
     case TYPE_Q2_K: use(sizeof(prepared), prepare_sums<HALVES>, dot_q2); break;
     case TYPE_Q3_K: use(sizeof(prepared_raised), prepare_raised<4, HALVES>, dot_q3); break;
     case TYPE_Q4_K: use(sizeof(prepared), prepare_nibbles, dot_nibbles<144, false>); break;

@@ -18,7 +18,9 @@ struct em_kernel {
     size_t activation_bytes(int64_t n) const;
 };
 
-// The best kernel for a weight type, null members when ggml has none.
-em_kernel em_kernel_for(int type, bool own_kernels);
-// Does this build and processor have kernels of our own for the type?
-bool em_kernel_own(int type);
+// The best kernel for rows of n weights of a type, null members when ggml has none.
+em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
+// Does this build and processor have a kernel of our own for them?
+bool em_kernel_own(int type, int64_t n);
+// Has ggml kernels of its own for many rows of the type, which round otherwise than its dot products? (tiled/tiled.cpp)
+bool em_kernel_many(int type);

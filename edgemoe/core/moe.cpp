@@ -1,9 +1,11 @@
 // One layer's experts: hot pairs on the device, cold pairs on the CPU at the same time, joined once.
 
 #include "engine.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace {
 
@@ -15,14 +17,15 @@ constexpr int64_t MAX_PAIRS = 2048;
 constexpr double  GUESS = 50;
 constexpr int64_t LEAST_PAIRS = 16;
 
-// ggml takes other kernels for an expert with few rows (fewer than 8, in llama.cpp's tiled ones), which round otherwise: so
-// many rows stay together that a cut changes no kernel.
-constexpr int64_t TOGETHER = 64;
+// From so many rows of an expert on ggml takes other kernels for some types, which round otherwise (tiled/tiled.cpp), and so many stay
+// together that a cut changes none.
+constexpr int64_t MANY_ROWS = 8, TOGETHER = 64;
+// Most pairs of a graph that rows.cpp computes: every thread has room for their activations.
+constexpr int64_t MAX_ROWS = 256;
 
-// The end of a graph that begins at `at`, about `most` later.
-int64_t graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t most) {
-    const int64_t all = int64_t(pairs.size());
-    int64_t       end = at;
+// The end of a graph of pairs [at, all) that begins at `at`, about `most` later.
+int64_t graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most) {
+    int64_t end = at;
     while (end < all) {
         const int32_t expert = pairs[size_t(end)].expert;
         int64_t       rows   = 1;
@@ -36,6 +39,52 @@ int64_t graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t most) 
         end += rows;
     }
     return end;
+}
+
+// An expert with fewer rows is for rows.cpp, which is quicker than ggml then and gives the same.
+int64_t rows_for_us(const em_block & b) {
+    int64_t fewer = std::numeric_limits<int64_t>::max();
+    for (const ggml_tensor * w : b.layer->weight) {
+        if (w && !em_rows_supported(w)) {
+            return 0;
+        }
+        if (w && (em_kernel_many(w->type) || !b.engine->own_kernels || !em_kernel_own(w->type, w->ne[0]))) {
+            fewer = MANY_ROWS;
+        }
+    }
+    return fewer;
+}
+
+// Pairs that are sorted by experts: those of experts with fewer rows first. Says how many.
+int64_t few_first(std::vector<em_pair> & pairs, int64_t fewer) {
+    std::vector<em_pair> many;
+    auto few = pairs.begin();
+    for (auto at = pairs.begin(), end = at; at != pairs.end(); at = end) {
+        end = std::find_if(at, pairs.end(), [&](const em_pair & p) { return p.expert != at->expert; });
+        if (end - at < fewer) {
+            few = std::copy(at, end, few);
+        } else {
+            many.insert(many.end(), at, end);
+        }
+    }
+    std::copy(many.begin(), many.end(), few);
+    return few - pairs.begin();
+}
+
+// Are most of the experts that are used for rows.cpp?
+bool mostly_for_us(const em_block & b) {
+    const int64_t        fewer = rows_for_us(b);
+    std::vector<int64_t> rows(size_t(b.layer->experts));
+    for (int64_t t = 0; t < b.tokens; ++t) {
+        for (int64_t i = 0; i < b.k; ++i) {
+            rows[size_t(em_ids_row(b.ids, t)[i])] += 1;
+        }
+    }
+    int64_t ours = 0, others = 0;
+    for (int64_t n : rows) {
+        (n < fewer ? ours : others) += n > 0;
+    }
+    return ours >= others;
 }
 
 double pair_multiplications(const em_layer_t & layer) {
@@ -94,11 +143,8 @@ struct split {
     double  both_ns = 0; // what the longer of both sides should take, the fetch and the cold pairs
 };
 
-constexpr double  RATE_SMOOTH = 0.2;
 constexpr int64_t FEW_PAIRS   = 16;     // fewer tell no rate
 constexpr int64_t WAITED_NS   = 100000; // waits that are shorter say nothing of what was waited for
-
-void note_rate(double & rate, double value) { rate = rate > 0 ? rate + RATE_SMOOTH * (value - rate) : value; }
 
 struct run {
     em_context * c;
@@ -106,7 +152,9 @@ struct run {
     em_block &   b;
     em_errand *  errand = nullptr;
 
-    em_side cpu_side() const { return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr, errand}; }
+    em_side cpu_side(bool by_rows) const {
+        return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu_scratch, nullptr, errand, by_rows};
+    }
     em_side device_side(const em_places & p) const { return {e->exec, true, p.weight, p.bias, &e->io_device, &e->io_host}; }
 
     // Waits for the device and brings its rows home. False: the device failed, nothing was written.
@@ -119,7 +167,7 @@ struct run {
         e->count.device_ns += done - started;
         const double took = double(done - started) / double(n);
         if (n >= FEW_PAIRS && (done - waiting > WAITED_NS || took < hot_ns())) { // else done before, nobody knows when
-            note_rate(e->hot_pair_ns, took);
+            em_note_rate(e->hot_pair_ns, took);
         }
         const bool ok = !em_device_failed(e->exec);
         if (ok) {
@@ -127,10 +175,10 @@ struct run {
         }
         return ok;
     }
-    int cold_graph(const em_pair * pairs, int64_t n) {
+    int cold_graph(const em_pair * pairs, int64_t n, bool by_rows) {
         const bool    ran     = errand && errand->done;
         const int64_t started = em_now_ns();
-        em_launch     launch  = em_pairs_launch(e, cpu_side(), b, pairs, n, nullptr);
+        em_launch     launch  = em_pairs_launch(e, cpu_side(by_rows), b, pairs, n, nullptr);
         if (launch.status == STATUS_SUCCESS) {
             em_pairs_scatter(b, pairs, n, launch.result);
         }
@@ -158,18 +206,22 @@ struct run {
 int run::compute(const split & s) {
     const int64_t hot_all = int64_t(s.hot.size()), cold_all = int64_t(s.cold.size());
     const int64_t cold_most = pairs_at_once(pair_ns(b, e->cold_pair_ns));
+    auto          colds     = s.cold;
+    const int64_t fewer     = rows_for_us(b), few = b.tokens > EM_FUSED_TOKENS ? few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
     int64_t   hot = 0, hot_n = 0, cold = 0, started = 0, cold_took = 0;
     em_launch launch;
     int       status = STATUS_SUCCESS;
     while ((hot < hot_all || cold < cold_all) && status == STATUS_SUCCESS) {
         if (hot < hot_all && hot_n == 0) {
-            hot_n   = graph_end(s.hot, hot, pairs_at_once(hot_ns())) - hot;
+            hot_n   = graph_end(s.hot, hot, hot_all, pairs_at_once(hot_ns())) - hot;
             started = em_now_ns();
             launch  = em_pairs_launch(e, device_side(b.layer->places), b, &s.hot[size_t(hot)], hot_n, nullptr);
         }
         if (cold < cold_all) {
-            const int64_t end = graph_end(s.cold, cold, cold_most), before = e->count.cpu_ns;
-            status = cold_graph(&s.cold[size_t(cold)], end - cold);
+            const bool    by_rows = cold < few;
+            const int64_t end     = graph_end(colds, cold, by_rows ? few : cold_all, by_rows ? std::min(cold_most, MAX_ROWS) : cold_most);
+            const int64_t before  = e->count.cpu_ns;
+            status = cold_graph(&colds[size_t(cold)], end - cold, by_rows);
             if (status == STATUS_SUCCESS) {
                 cold = end;
                 cold_took += e->count.cpu_ns - before;
@@ -196,7 +248,7 @@ int run::compute(const split & s) {
         G.ggml_free(launch.ctx);
     }
     if (b.tokens >= e->options.prefill_tokens && cold >= FEW_PAIRS) {
-        note_rate(e->cold_pair_ns, double(cold_took) / double(cold));
+        em_note_rate(e->cold_pair_ns, double(cold_took) / double(cold));
     }
     return status;
 }
@@ -239,7 +291,7 @@ int run::finish_fetch(const split & s) {
     }
     e->count.fetched += n;
     e->count.streamed_bytes += n * int64_t(b.layer->expert_bytes);
-    note_rate(e->fetch_ns, std::clamp(double(em_now_ns() - s.fetch_started) - s.both_ns, 1.0, MOST_AT_ONCE * e->fetch_ns));
+    em_note_rate(e->fetch_ns, std::clamp(double(em_now_ns() - s.fetch_started) - s.both_ns, 1.0, MOST_AT_ONCE * e->fetch_ns));
     return STATUS_SUCCESS;
 }
 
@@ -273,9 +325,9 @@ double cold_ns(const em_engine * e, int64_t n) {
 }
 
 void note_cold(em_engine * e, int64_t n, double ns) {
-    note_rate(e->miss_pair_ns, ns / double(n));
+    em_note_rate(e->miss_pair_ns, ns / double(n));
     if (n < em_engine::FEW_MISSES) {
-        note_rate(e->misses_ns[n], ns);
+        em_note_rate(e->misses_ns[n], ns);
     }
 }
 
@@ -354,7 +406,7 @@ int stream_waves(run & r, const std::vector<std::vector<em_pair>> & by_expert, e
     std::vector<em_pair> running, next;
     int64_t from = 0, to = 0, started = 0; // of running, what the device computes
     auto begin = [&] {
-        to      = graph_end(running, from, r.pairs_at_once(r.hot_ns()));
+        to      = graph_end(running, from, int64_t(running.size()), r.pairs_at_once(r.hot_ns()));
         started = em_now_ns();
         launch  = em_pairs_launch(e, r.device_side(stage.places), r.b, &running[size_t(from)], to - from, nullptr);
     };
@@ -452,7 +504,7 @@ int compute_prefill(run & r, split s) {
         const int64_t        started = em_now_ns();
         status = stream_waves(r, streamed, *stage, failed);
         if (status == STATUS_SUCCESS) {
-            note_rate(e->stream_byte_ns, double(em_now_ns() - started) / double(streamed.size() * r.b.layer->expert_bytes));
+            em_note_rate(e->stream_byte_ns, double(em_now_ns() - started) / double(streamed.size() * r.b.layer->expert_bytes));
         }
         if (status == STATUS_SUCCESS && !failed.empty()) {
             s.hot.clear();
@@ -495,7 +547,7 @@ bool all_cold(em_engine * e, em_layer_t & layer) {
 // Every pair cold, few tokens, and the usual tail: straight to the sums.
 int run_cold(run & r, const split & s, const em_tail & tail) {
     const int64_t started = em_now_ns();
-    em_launch     launch  = em_pairs_launch(r.e, r.cpu_side(), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
+    em_launch     launch  = em_pairs_launch(r.e, r.cpu_side(true), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
     G.ggml_free(launch.ctx);
     const int64_t took = em_now_ns() - started;
     r.e->count.cpu_ns += took;
@@ -503,13 +555,7 @@ int run_cold(run & r, const split & s, const em_tail & tail) {
     return launch.status;
 }
 
-bool fusable(const em_block & b) {
-    bool all = b.tokens <= EM_FUSED_TOKENS;
-    for (const ggml_tensor * w : b.layer->weight) {
-        all = all && (!w || em_rows_supported(w));
-    }
-    return all;
-}
+bool fusable(const em_block & b) { return b.tokens <= EM_FUSED_TOKENS && rows_for_us(b) > 0; }
 
 // As one graph on the CPU, which can be stopped between its matrices, it would go on for too long.
 bool is_long(const em_block & b) {
@@ -647,7 +693,9 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
     if (kind == em_cold::OF_A_PROMPT) {
         const int64_t began  = em_now_ns();
         const int     status = r.compute(s);
-        note_rate(r.e->short_pair_ns, double(em_now_ns() - began) / double(cold.size()));
+        if (!errand || !errand->late) { // else the time is the errand's
+            em_note_rate(r.e->short_pair_ns, double(em_now_ns() - began) / double(cold.size()));
+        }
         return status;
     }
     if (kind == em_cold::OF_A_TOKEN_OR_FETCHED && b.tokens == 1 && r.e->options.prefill_tokens > 1) {
@@ -706,7 +754,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         em_look_ahead(b.engine, b);
         const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
                                      device_usable(b.engine, *b.layer);
-        if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b) && !is_long(b)) {
+        if (all_cold(b.engine, *b.layer) && !prefill_streams && !fusable(b) && !is_long(b) && !mostly_for_us(b)) {
             account_plain(b);
             i = b.last;
             continue;

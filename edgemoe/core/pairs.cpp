@@ -272,10 +272,7 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     em_launch launch;
     b.tail  = tail;
     b.own_kernels = e->own_kernels;
-    b.fused = !side.device && block.tokens <= EM_FUSED_TOKENS;
-    for (const ggml_tensor * w : block.layer->weight) {
-        b.fused = b.fused && (!w || em_rows_supported(w));
-    }
+    b.fused = !side.device && side.by_rows;
     launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);

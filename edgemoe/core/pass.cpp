@@ -26,6 +26,10 @@ bool prepare(em_pass * p) {
     const size_t               align = std::max(G.ggml_backend_buft_get_alignment(buft), size_t(64));
     p->ctx = G.ggml_init({G.ggml_tensor_overhead() * n * (2 + PROJ_COUNT) + 256, nullptr, true});
     p->bias.assign(n * PROJ_COUNT, nullptr);
+    p->rows_arena.resize(em_put_rows::bytes());
+    ggml_context * asking = G.ggml_init({p->rows_arena.size(), p->rows_arena.data(), true});
+    p->puts_rows = G.ggml_backend_dev_supports_op(e->device, em_put_rows(asking, 32, 2, 1).put);
+    G.ggml_free(asking);
     std::vector<ggml_tensor *> all;
     size_t host = 0, device = align;
     auto make = [&](int type, int64_t ne0, int64_t ne1) {

@@ -92,7 +92,18 @@ struct em_stage_plan {
     int32_t                layer = -1;
     std::vector<int32_t>   place; // of each expert
     int32_t                hot = 0; // so many slots are copied as they are, to the first places
-    std::vector<em_stage_run> runs;
+    std::vector<em_stage_run> runs; // to be sent now
+    bool                   whole = false; // all that are not hot are sent
+    int32_t                sent  = 0;     // experts: the runs, and before them
+    std::vector<uint8_t>   ahead;         // which those were
+};
+
+// A layer of a short prompt that was shared out between link and CPU.
+struct em_sharing {
+    int    turn       = -1;    // of the layer after it
+    double link_ns    = 0;     // what the link was thought to take
+    bool   cpu_last   = false; // all else had been handed over before the CPU was done
+    int    link_first = 0;     // layers in a row of which the link was done before the CPU
 };
 
 struct em_patch {
@@ -148,6 +159,8 @@ struct em_pass {
     std::vector<const ggml_tensor *>   bias;                    // [layer * PROJ_COUNT + projection] all experts' biases
     std::vector<int64_t>               table_version, whole_version; // of slot_of, when the table was sent; when all was in order
     std::vector<std::unique_ptr<em_device_graph>> hot, staged, fetched;
+    std::vector<char>                  rows_arena;
+    bool                               puts_rows = false; // can the device put rows in place that it was given together?
     ggml_tensor                        marker{}; // does nothing: the first node of graphs that leave nothing out
 
     em_reading                reading;
@@ -164,6 +177,7 @@ struct em_pass {
     };
     std::vector<of_prompt> prompt; // routing of a prompt that is not recorded yet
     bool                   in_prompt = false;
+    em_sharing             sharing;
     size_t                 ids_stride = 0, places_stride = 0, forced_stride = 0; // of a layer, in the regions of these names
     uint64_t next_uid = EM_FIRST_UID;
     int64_t  unseen   = 0;
@@ -184,6 +198,23 @@ bool em_view_start(em_pass * p, const em_block & b); // makes room, and begins t
 void em_view_wait(em_pass * p);
 void em_view_tell(em_pass * p); // its routing, to the history and to what is fetched ahead
 
+// Rows that are put in place by their numbers: n into `all`, which has so many.
+struct em_put_rows {
+    ggml_tensor * all, * rows, * numbers, * put;
+    ggml_cgraph * graph;
+
+    em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int64_t n) {
+        const int64_t ne[3][2] = {{width, height}, {width, n}, {n, 1}};
+        all     = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[0]);
+        rows    = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[1]);
+        numbers = G.ggml_new_tensor(ctx, TYPE_I32, 2, ne[2]);
+        put     = G.ggml_set_rows(ctx, all, rows, numbers);
+        graph   = G.ggml_new_graph_custom(ctx, 8, false);
+        G.ggml_build_forward_expand(graph, put);
+    }
+    static size_t bytes() { return G.ggml_tensor_overhead() * 4 + G.ggml_graph_overhead_custom(8, false) + 256; }
+};
+
 // few.cpp: a layer of a few tokens
 int  em_few_tokens(em_pass * p, em_block & b);
 void em_force_ids(em_pass * p, const em_block & b); // where a trace says so, the ids on the device are replaced
@@ -192,7 +223,7 @@ bool em_start_by_table(em_pass * p, const em_block & b);
 // One tensor's experts to the stage. What the device may read by itself is one copy; the ragged ends of it are others.
 void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run);
 bool em_sent(em_pass * p, em_stage_part part); // after the copies to a part of the stage. False: they failed, as sim can tell
-void em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of p->cold in place, neighbours together
+int  em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of p->cold in place
 
 // prompt.cpp: a layer of many tokens
 // Rows are exchanged with the host: of a prompt for which the stage is too small, and of a batch where there is nothing to gain.
@@ -203,6 +234,18 @@ em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer); // that holds 
 // `next` is the layer after it, null where that is not computed this way; `turn` counts the layers of a prompt.
 int  em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn);
 void em_end_prompt(em_pass * p);
+// `sent`: of each expert whether it is to be sent, should it not be hot; the others have places all the same, and rows that are
+// replaced, or they are there already. Null: all are.
+void em_plan_stage(em_stage_plan & plan, const em_layer_t & layer, const std::vector<uint8_t> * sent);
+void em_send_runs(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_stage_part part);
+
+// sharing.cpp: short prompts
+// Waits for the view of a layer, and learns how the one before was shared out. Gives how long the link has been idle, ns.
+double em_wait_and_learn(em_pass * p, int turn);
+// Which experts are to be sent to the stage; the CPU's pairs go to p->cold. What `plan` says was sent ahead is on its way.
+std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_plan & plan, double idle);
+// Sends as many experts as the link has time for until the layer's ids are known.
+void em_send_ahead(em_pass * p, em_stage_plan & plan, em_layer_t & layer, em_stage & stage);
 
 // pass.cpp
 int32_t * em_host_table(em_pass * p, size_t layer, bool stage);

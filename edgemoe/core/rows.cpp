@@ -44,6 +44,7 @@ class em_shares {
 struct em_rows_job {
     const em_pair *     pairs = nullptr;
     int64_t             n     = 0;
+    std::vector<int64_t> group; // where in the pairs another expert begins; last, n
     const ggml_tensor * weight[2] = {};
     em_kernel           kernel[2] = {};
     ggml_tensor *       out[2]    = {};
@@ -130,11 +131,13 @@ class worker {
 // False: there was nothing left.
 bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     bool          any    = false;
-    const int64_t height = j.weight[0]->ne[1];
-    for (int64_t from, to; j.shares.take(ith, threads, height * j.n * j.outputs, PIECE, height, from, to);) {
-        const int64_t matrix = from / height, row = from % height; // gate and up of a pair, then those of the next
-        const int64_t pair = matrix / j.outputs, output = matrix % j.outputs;
-        w.rows(pair, int(output), row, row + to - from, static_cast<float *>(j.out[output]->data) + pair * height + row);
+    const int64_t height = j.weight[0]->ne[1], experts = int64_t(j.group.size()) - 1;
+    for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, PIECE, height, from, to);) {
+        const int64_t matrix = from / height, row = from % height; // gate and up of an expert, then those of the next
+        const int64_t expert = matrix / j.outputs, output = matrix % j.outputs;
+        for (int64_t pair = j.group[size_t(expert)]; pair < j.group[size_t(expert) + 1]; ++pair) { // rows stay in the cache meanwhile
+            w.rows(pair, int(output), row, row + to - from, static_cast<float *>(j.out[output]->data) + pair * height + row);
+        }
         any = true;
     }
     return any;
@@ -161,16 +164,22 @@ void compute_sums(em_rows_job & j, worker & w, int ith, int threads) {
 
 } // namespace
 
-bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, false).dot != nullptr; }
+bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, weight->ne[0], false).dot != nullptr; }
 
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand) {
     auto job = std::make_unique<em_rows_job>();
     job->pairs     = pairs;
     job->n         = n;
+    for (int64_t i = 0; i < n; ++i) {
+        if (i == 0 || pairs[i].expert != pairs[i - 1].expert) {
+            job->group.push_back(i);
+        }
+    }
+    job->group.push_back(n);
     job->weight[0] = weight;
     job->own       = own_kernels;
     job->errand    = errand;
-    job->kernel[0] = em_kernel_for(weight->type, own_kernels);
+    job->kernel[0] = em_kernel_for(weight->type, weight->ne[0], own_kernels);
     return job.release();
 }
 
@@ -180,7 +189,7 @@ bool em_rows_second(em_rows_job * job, const ggml_tensor * weight) {
     }
     job->outputs   = 2;
     job->weight[1] = weight;
-    job->kernel[1] = em_kernel_for(weight->type, job->own);
+    job->kernel[1] = em_kernel_for(weight->type, weight->ne[0], job->own);
     return true;
 }
 

@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include "../kernels.h"
+#include "../pass.h"
 
 #include <algorithm>
 #include <cmath>
@@ -34,15 +35,15 @@ void test_kernels() {
     for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{
              {2, 1536}, {2, 1568}, {6, 1536}, {6, 1568}, {8, 1536}, {8, 1568}, {10, 1536}, {11, 1536}, {12, 1536}, {13, 1536}, {14, 1536},
              {20, 1536}, {20, 1568}, {23, 1536}, {MXFP4, 1536}, {MXFP4, 1568}}) {
-        if (!em_kernel_own(type)) {
-            printf("no own kernel for type %d on this processor\n", type);
+        if (!em_kernel_own(type, n)) {
+            printf("no own kernel for %d weights of type %d on this processor\n", int(n), type);
             continue;
         }
         constexpr int64_t rows = 64;
         const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n, 1.0f, 8);
         std::vector<char> packed(G.ggml_row_size(type, n) * rows);
         T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, nullptr);
-        const em_kernel ours = em_kernel_for(type, true), ggml = em_kernel_for(type, false);
+        const em_kernel ours = em_kernel_for(type, n, true), ggml = em_kernel_for(type, n, false);
         CHECK(ours.dot != ggml.dot);
         void * a = aligned_alloc(64, em_align(ours.activation_bytes(n), 64));
         void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
@@ -72,6 +73,14 @@ std::vector<em_load> loads_of(const test_shape & s, int share_of_8) {
     return loads;
 }
 
+void make_hot(em_engine * e, const test_shape & s, int share_of_8) {
+    const std::vector<int32_t> slots(size_t(s.layers), s.experts * share_of_8 / 8);
+    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
+    const auto loads = loads_of(s, share_of_8);
+    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
+    CHECK(em_wait_uploads(e, 20000) == EM_OK);
+}
+
 // Any share of the experts hot, any batch, streamed or not, in one graph or in many: what ggml-cpu computes.
 void test_parity() {
     ggml_backend * cpu = cpu_backend();
@@ -86,11 +95,7 @@ void test_parity() {
                     test_model     model(s, e);
                     ggml_backend * ours = our_backend();
                     set_one_thread(ours);
-                    std::vector<int32_t> slots(size_t(s.layers), s.experts * share / 8);
-                    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
-                    const auto loads = loads_of(s, share);
-                    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
-                    CHECK(em_wait_uploads(e, 20000) == EM_OK);
+                    make_hot(e, s, share);
                     for (const int64_t tokens : {1, 2, 5, 16, 40, 300}) {
                         test_graph   g(model, int(tokens) % s.layers, tokens, uint64_t(tokens));
                         const auto   want       = g.run(cpu);
@@ -140,12 +145,8 @@ void test_pass_parity() {
                 {
                     test_shape s;
                     s.type = type;
-                    test_model                 model(s, e);
-                    const std::vector<int32_t> slots(size_t(s.layers), s.experts * share / 8);
-                    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
-                    const auto loads = loads_of(s, share);
-                    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
-                    CHECK(em_wait_uploads(e, 20000) == EM_OK);
+                    test_model model(s, e);
+                    make_hot(e, s, share);
                     test_pass pass(e);
                     for (const int64_t tokens : {1, 2, 5, 16, 40, 300, 1}) {
                         test_graph g(model, int(tokens) % s.layers, tokens, uint64_t(tokens), pass.buffer);
@@ -165,6 +166,124 @@ void test_pass_parity() {
     puts("parity holds where the device computes the graph");
 }
 
+// Several layers in one graph, as in a model: of short prompts experts are sent before their layer's ids are known. Every layer's rows
+// are right; a batch between that uses all experts gets all of them.
+void test_prompts_of_layers() {
+    ggml_backend * cpu = cpu_backend();
+    for (const int type : {TYPE_F32, 12}) {
+        for (const int share : {0, 4}) {
+            for (const int way : {0, 1, 2, 3}) {
+                em_sim_options o{};
+                o.early = way % 2, o.jitter_us = way / 2 * 50;
+                configure_sim(o);
+                em_engine * e = new_engine("sim", 2, 60000, 8);
+                {
+                    test_shape s;
+                    s.layers = 5, s.type = type;
+                    test_model model(s, e);
+                    make_hot(e, s, share);
+                    test_pass pass(e);
+                    int64_t   ahead = 0;
+                    for (const bool mixed : {false, true}) {
+                        for (uint64_t seed = 1; seed < 4; ++seed) {
+                            std::vector<std::unique_ptr<test_graph>> layers;
+                            for (int l = 0; l < s.layers; ++l) {
+                                layers.push_back(std::make_unique<test_graph>(model, l, mixed && l == 2 ? 300 : 40, seed * 10 + uint64_t(l), pass.buffer));
+                            }
+                            std::vector<std::vector<float>> want;
+                            for (auto & g : layers) {
+                                want.push_back(g->run(cpu));
+                            }
+                            test_chain chain(layers);
+                            e->short_idle_ns = 1e9; // sim brings ids at once: there would be no time
+                            chain.run(pass.stream);
+                            for (size_t l = 0; l < layers.size(); ++l) {
+                                CHECK(largest_difference(layers[l]->result(), want[l]) == 0);
+                            }
+                            const auto & plan = static_cast<em_pass *>(pass.stream->context)->plan;
+                            for (const auto & p : plan) {
+                                ahead += std::count(p.ahead.begin(), p.ahead.end(), 1);
+                            }
+                        }
+                    }
+                    CHECK(ahead > 0);
+                    em_engine_stop(e);
+                }
+                em_engine_free(e);
+            }
+        }
+    }
+    configure_sim({});
+    G.ggml_backend_free(cpu);
+    puts("prompts through several layers agree, with experts sent ahead");
+}
+
+// A short prompt's experts are shared out so that link and CPU are done at once, by what the layers before have taught.
+void test_sharing() {
+    em_sim_options o{};
+    o.latency_us = 5000;
+    configure_sim(o);
+    em_engine * e = new_engine("sim", 2, 60000, 8);
+    {
+        test_shape s;
+        test_model  model(s, e);
+        test_pass   pass(e);
+        em_pass *   p     = static_cast<em_pass *>(pass.stream->context);
+        em_layer_t & layer = *e->layers[0];
+        test_graph  g(model, 0, 1, 1);
+        CHECK(G.ggml_backend_graph_compute(pass.stream, g.graph) == STATUS_SUCCESS); // the pass knows its layers
+        std::vector<int32_t> picks; // expert x for x + 1 tokens
+        for (int32_t x = 0; x < s.experts; ++x) {
+            picks.insert(picks.end(), size_t(x) + 1, x);
+        }
+        ggml_tensor ids{};
+        ids.ne[0] = 1, ids.ne[1] = int64_t(picks.size()), ids.ne[2] = ids.ne[3] = 1;
+        ids.nb[0] = ids.nb[1] = 4, ids.nb[2] = ids.nb[3] = 4 * picks.size();
+        ids.type = TYPE_I32, ids.data = picks.data();
+        em_stage_plan plan;
+        plan.ahead.assign(size_t(s.experts), 0);
+        const double pair = e->short_pair_ns = 1000;
+        auto share = [&](double copy_ns) {
+            p->cold.clear();
+            e->short_byte_ns = copy_ns / double(layer.expert_bytes);
+            return em_share_out(p, layer, &ids, plan, 0);
+        };
+        for (const double copy : {1.0, 2000.0, 5000.0, 8000.0, 1e9}) {
+            const auto sent = share(copy);
+            const auto n    = std::count(sent.begin(), sent.end(), 1);
+            CHECK(std::is_sorted(sent.begin(), sent.end())); // the CPU has those with the fewest tokens
+            CHECK(int64_t(p->cold.size()) == (s.experts - n) * (s.experts - n + 1) / 2);
+            const auto both = [&](int64_t sends) { return std::max(copy * double(sends), pair * double((s.experts - sends) * (s.experts - sends + 1) / 2)); };
+            for (int64_t other = 0; other <= s.experts; ++other) {
+                CHECK(both(n) <= both(other));
+            }
+            CHECK(copy != 1.0 || n == s.experts);
+            CHECK(copy != 1e9 || n == 0);
+        }
+        plan.ahead[7] = 1, plan.sent = 1; // on its way
+        CHECK(!share(2000)[7] && std::none_of(p->cold.begin(), p->cold.end(), [](const em_pair & c) { return c.expert == 7; }));
+
+        p->sharing = {1, 1e6, true, 0};
+        e->short_byte_ns = 1;
+        em_wait_and_learn(p, 1);
+        const double once = e->short_byte_ns;
+        em_wait_and_learn(p, 1);
+        CHECK(once < 1 && e->short_byte_ns / once < once); // the link waited for the CPU: it gets more, and more quickly
+        em_wait_and_learn(p, 2);
+        CHECK(e->short_byte_ns / once < once); // of another layer nothing is learnt
+        ggml_tensor * to = p->slot_table[0];
+        G.ggml_backend_tensor_set_async(e->stream, to, picks.data(), 0, 4);
+        G.ggml_backend_event_record(p->filled[EM_SECOND], e->stream);
+        const double before = e->short_byte_ns;
+        em_wait_and_learn(p, 1);
+        CHECK(e->short_byte_ns > before); // the CPU waited for the link
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+    configure_sim({});
+    puts("link and CPU share out short prompts");
+}
+
 // A stop does not wait for the layer: hot, cold or streamed, what is under way ends and nothing else begins.
 void test_stop() {
     for (const int share : {0, 4, 8}) {
@@ -175,11 +294,7 @@ void test_stop() {
             test_model     model(s, e);
             ggml_backend * ours = our_backend();
             set_one_thread(ours);
-            const std::vector<int32_t> slots(size_t(s.layers), s.experts * share / 8);
-            CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
-            const auto loads = loads_of(s, share);
-            CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
-            CHECK(em_wait_uploads(e, 20000) == EM_OK);
+            make_hot(e, s, share);
             test_graph g(model, 0, 300, 1);
             auto       parts = [&](bool cancelled) {
                 em_stats_t before, after;
@@ -358,6 +473,8 @@ int main(int argc, char ** argv) {
     test_kernels();
     test_parity();
     test_pass_parity();
+    test_prompts_of_layers();
+    test_sharing();
     test_stop();
     test_churn(false);
     test_churn(true);

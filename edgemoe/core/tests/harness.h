@@ -191,12 +191,17 @@ struct test_graph {
     ~test_graph() { G.ggml_free(ctx); }
 
     std::vector<float> run(ggml_backend * backend) {
-        const size_t n = size_t(out->ne[0] * out->ne[1]);
-        memset(out->data, 0xff, n * 4);
-        memcpy(input->data, values.data(), values.size() * 4); // the run before may have overwritten it
+        begin();
         CHECK(G.ggml_backend_graph_compute(backend, graph) == STATUS_SUCCESS);
+        return result();
+    }
+    void begin() {
+        memset(out->data, 0xff, size_t(out->ne[0] * out->ne[1]) * 4);
+        memcpy(input->data, values.data(), values.size() * 4); // the run before may have overwritten it
+    }
+    std::vector<float> result() const {
         const float * d = static_cast<const float *>(out->data);
-        return std::vector<float>(d, d + n);
+        return std::vector<float>(d, d + out->ne[0] * out->ne[1]);
     }
 
   private:
@@ -206,6 +211,30 @@ struct test_graph {
         t->data   = memory.back().data();
         t->buffer = buffer;
         return t;
+    }
+};
+
+// Layers one after the other in one graph, as llama.cpp computes them.
+struct test_chain {
+    const std::vector<std::unique_ptr<test_graph>> & layers;
+    ggml_context * ctx   = G.ggml_init({G.ggml_graph_overhead_custom(1024, false) + 256, nullptr, true});
+    ggml_cgraph *  graph = G.ggml_new_graph_custom(ctx, 1024, false);
+
+    explicit test_chain(const std::vector<std::unique_ptr<test_graph>> & all) : layers(all) {
+        for (const auto & g : layers) {
+            for (int i = 0; i < g->graph->n_nodes; ++i) {
+                G.ggml_graph_add_node(graph, g->graph->nodes[i]);
+            }
+        }
+        graph->uid = layers.front()->graph->uid << 16; // no other's
+    }
+    ~test_chain() { G.ggml_free(ctx); }
+
+    void run(ggml_backend * backend) {
+        for (const auto & g : layers) {
+            g->begin();
+        }
+        CHECK(G.ggml_backend_graph_compute(backend, graph) == STATUS_SUCCESS);
     }
 };
 

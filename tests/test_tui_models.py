@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_tui import Driver
 from test_tui_commands import kept
+from textual.app import App
 from textual.widgets import OptionList, Static
 
 from edgemoe.cli import main
@@ -140,3 +142,21 @@ def test_what_was_downloaded_from_outside_the_catalogue_is_offered_and_listed(
     assert json.loads(capsys.readouterr().out)["others"] == [
         {"name": NAME, "bytes": len(CONTENT), "path": str(find(NAME))}
     ]
+
+
+async def test_a_list_that_is_closed_while_models_are_looked_for_is_no_error() -> None:
+    found = threading.Event()
+
+    def slow() -> list[ModelChoice]:
+        found.wait(10)
+        return choices()
+
+    app: App[None] = App()
+    async with app.run_test() as pilot:
+        screen = ModelsScreen(slow, "")
+        await app.push_screen(screen)
+        await screen.query_one(OptionList).remove()  # as a screen that goes does, before its worker hears of it
+        found.set()
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+    assert not any(worker.error for worker in app.workers)

@@ -257,7 +257,7 @@ int em_send_rows(em_pass * p, const em_block & b) {
     const size_t  most = p->puts_rows && p->aside.size > ids ? (p->aside.size - ids) / (row + 4) : 0;
     std::vector<int32_t> number;
     for (const em_pair & c : p->cold) {
-        number.push_back(int32_t(c.token * b.k + c.k));
+        number.push_back(int32_t(c.token * b.k + c.k)); // a multiplication's rows lie one behind the other
     }
     std::sort(number.begin(), number.end());
     if (n < MANY || most == 0) {
@@ -274,7 +274,7 @@ int em_send_rows(em_pass * p, const em_block & b) {
     for (size_t i = 0; i < n; ++i) {
         memmove(rows + i * row, rows + size_t(number[i]) * row, row);
     }
-    char * numbers = rows + n * row; // at most where the view's inputs begin, which were read
+    char * numbers = rows + n * row; // at most where the view's inputs begin, which nobody reads any more
     memcpy(numbers, number.data(), n * 4);
     int status = STATUS_SUCCESS;
     for (size_t i = 0; i < n && status == STATUS_SUCCESS; i += most) {

@@ -177,6 +177,9 @@ struct run {
     }
     int cold_graph(const em_pair * pairs, int64_t n, bool by_rows) {
         const bool    ran     = errand && errand->done;
+        if (ran) {
+            errand->late = false; // there is more
+        }
         const int64_t started = em_now_ns();
         em_launch     launch  = em_pairs_launch(e, cpu_side(by_rows), b, pairs, n, nullptr);
         if (launch.status == STATUS_SUCCESS) {

@@ -100,10 +100,14 @@ struct em_stage_plan {
 
 // A layer of a short prompt that was shared out between link and CPU.
 struct em_sharing {
-    int    turn       = -1;    // of the layer after it
-    double link_ns    = 0;     // what the link was thought to take
-    bool   cpu_last   = false; // all else had been handed over before the CPU was done
-    int    link_first = 0;     // layers in a row of which the link was done before the CPU
+    int     turn       = -1;    // of the layer after it
+    double  link_ns    = 0;     // what the link was thought to take, with what had been sent ahead
+    double  sent_ns    = 0;     // without that
+    double  cpu_ns     = 0;     // what the CPU was thought to take
+    double  expert_ns  = 0;     // what the link was thought to take for one more
+    int64_t cpu_end    = 0;     // when it was done
+    bool    cpu_last   = false; // all else had been handed over by then
+    int     link_first = 0;     // layers in a row of which the link was done first, though it was to be last
 };
 
 struct em_patch {
@@ -245,7 +249,7 @@ double em_wait_and_learn(em_pass * p, int turn);
 // Which experts are to be sent to the stage; the CPU's pairs go to p->cold. What `plan` says was sent ahead is on its way.
 std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_plan & plan, double idle);
 // Sends as many experts as the link has time for until the layer's ids are known.
-void em_send_ahead(em_pass * p, em_stage_plan & plan, em_layer_t & layer, em_stage & stage);
+void em_send_ahead(em_pass * p, em_stage_plan & plan, const em_block & b, em_stage & stage);
 
 // pass.cpp
 int32_t * em_host_table(em_pass * p, size_t layer, bool stage);

@@ -82,6 +82,26 @@ void em_plan_stage(em_stage_plan & plan, const em_layer_t & layer, const std::ve
     }
 }
 
+namespace {
+
+// All biases are on the device. (From the model's file, which no driver pins for them, a copy would wait for those before it, and the
+// caller with it.)
+void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & places, const em_stage_run & run) {
+    auto rows = [&](const ggml_tensor & t, int32_t from) {
+        ggml_tensor r = t;
+        r.ne[1] = run.n;
+        r.nb[2] = r.nb[3] = r.nb[1] * size_t(run.n);
+        r.data = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
+        r.buffer   = t.view_src ? t.view_src->buffer : t.buffer;
+        r.view_src = nullptr;
+        return r;
+    };
+    ggml_tensor from = rows(all, run.from), to = rows(places, run.place);
+    G.ggml_backend_tensor_copy_async(p->e->stream, p->e->stream, &from, &to);
+}
+
+} // namespace
+
 void em_send_runs(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_stage_part part) {
     em_engine *        e     = p->e;
     const em_layer_t & layer = *e->layers[size_t(plan.layer)];
@@ -97,7 +117,7 @@ void em_send_runs(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_
         for (const em_stage_run & run : plan.runs) {
             em_send_run(p, layer.window[i], layer.weight[i], stage.places.weight[i], layer.weight[i]->nb[2], run);
             if (layer.bias[i]) {
-                em_send_run(p, {}, layer.bias[i], stage.places.bias[i], layer.bias[i]->nb[1], run);
+                copy_bias(p, *p->bias[size_t(plan.layer) * PROJ_COUNT + size_t(i)], *stage.places.bias[i], run);
             }
             e->count.streamed_bytes += int64_t(layer.weight[i]->nb[2]) * run.n;
         }
@@ -214,6 +234,7 @@ struct staged {
             std::rethrow_exception(device.thrown);
         }
         p->sharing.cpu_last = !p->cold.empty() && !device.late;
+        p->sharing.cpu_end  = em_now_ns();
         if (on_cpu == STATUS_SUCCESS && status == STATUS_SUCCESS && arrives && !p->cold.empty()) {
             status = em_send_rows(p, b);
         }
@@ -281,7 +302,7 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
         return status;
     }
     if (seen && s.next_stage && p->events) {
-        em_send_ahead(p, s.next_plan, *after, *s.next_stage);
+        em_send_ahead(p, s.next_plan, *next, *s.next_stage);
         s.ahead = true;
     }
     s.next_plan.layer = s.ahead ? s.next_plan.layer : -1;

@@ -212,7 +212,7 @@ void em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail
 
 void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);
-    em_errand *   errand = ith == 0 ? job.errand : nullptr;
+    em_errand *   errand = ith == 0 && job.errand && !job.errand->done ? job.errand : nullptr;
     if (errand) {
         errand->run();
     }

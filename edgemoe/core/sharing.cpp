@@ -23,20 +23,25 @@ bool stays_out(const em_layer_t & layer, int32_t expert) {
     return filling || layer.slot_of[size_t(expert)] < 0;
 }
 
-// The layer before was shared out by what the link was thought to take. Whether it or the CPU was done first tells if that was
-// right; a clock would not, for the link is slower beside a CPU that reads as well.
-void learn(em_pass * p, int64_t waited_ns) {
-    constexpr double  GAIN = 0.5;      // of an error
-    constexpr double  STEP = 0.04;     // how much less the link may take, where it was done first; the more often in a row,
-    constexpr int     MOST_STEPS = 5;  // the more
-    constexpr int64_t AT_ONCE = 20000; // ns: no wait
-    em_sharing & s = p->sharing;
-    if (waited_ns > AT_ONCE) {
-        p->e->short_byte_ns *= 1 + GAIN * std::min(1.0, double(waited_ns) / std::max(s.link_ns, 1.0));
+// The layer before was shared out by what the link was thought to take. By how much it or the CPU was done sooner than planned tells
+// if that was right; a clock would not, for the link is slower beside a CPU that reads as well. `waited`: from the CPU's end to the
+// link's, 0 if that was not later.
+void learn(em_pass * p, double waited) {
+    constexpr double GAIN = 0.5, MOST = 4; // of an error, as a share of what was planned
+    constexpr double STEP = 0.04;          // how much less the link may take, where it was to be about last and was not; the more often
+    constexpr int    MOST_STEPS = 5;       // in a row, the more
+    constexpr double PATIENCE = 0.01;      // the same where the CPU got everything
+    em_sharing & s    = p->sharing;
+    double &     rate = p->e->short_byte_ns;
+    if (s.sent_ns <= 0) {
+        rate *= s.cpu_ns > 0 ? 1 - PATIENCE : 1;
+    } else if (waited > 0) {
+        const double error = waited - std::max(0.0, s.link_ns - s.cpu_ns);
+        rate *= 1 + GAIN * std::clamp(error / s.link_ns, -1.0, MOST);
         s.link_first = 0;
-    } else if (s.cpu_last) {
+    } else if (s.cpu_last && s.link_ns + s.expert_ns >= s.cpu_ns) {
         s.link_first = std::min(s.link_first + 1, MOST_STEPS);
-        p->e->short_byte_ns *= 1 - STEP * s.link_first;
+        rate *= 1 - STEP * s.link_first;
     }
 }
 
@@ -47,10 +52,11 @@ double em_wait_and_learn(em_pass * p, int turn) {
         em_view_wait(p);
         return 0;
     }
-    const int64_t began = em_now_ns();
+    constexpr int64_t AT_ONCE = 20000; // ns: no wait
+    const int64_t     began   = em_now_ns();
     G.ggml_backend_event_synchronize(p->filled[EM_SECOND]);
     const int64_t done = em_now_ns();
-    learn(p, done - began);
+    learn(p, done - began > AT_ONCE ? double(done - p->sharing.cpu_end) : 0);
     em_view_wait(p);
     const double idle = double(em_now_ns() - done);
     em_note_rate(p->e->short_idle_ns, idle);
@@ -80,16 +86,20 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
     const double pair = e->short_pair_ns > 0 ? e->short_pair_ns : double(layer.expert_bytes) / FIRST_CPU_RATE;
     const double copy = link_ns(e, layer), busy = std::max(0.0, copy * plan.sent - idle);
     size_t kept = 0;
-    double cpu = 0, least = busy + copy * double(cold.size()); // until both are done
+    double cpu = 0, cpu_kept = 0, least = busy + copy * double(cold.size()); // until both are done
     for (size_t n = 1; n <= cold.size(); ++n) {
         cpu += pair * double(tokens[size_t(cold[n - 1])]);
         const double both = std::max(cpu, busy + copy * double(cold.size() - n));
         if (both < least) {
-            kept  = n;
-            least = both;
+            kept     = n;
+            cpu_kept = cpu;
+            least    = both;
         }
     }
-    p->sharing.link_ns = busy + copy * double(cold.size() - kept);
+    p->sharing.cpu_ns    = cpu_kept;
+    p->sharing.expert_ns = copy;
+    p->sharing.sent_ns   = copy * double(cold.size() - kept);
+    p->sharing.link_ns   = busy + p->sharing.sent_ns;
     std::vector<uint8_t> sent(size_t(layer.experts)), ours(size_t(layer.experts));
     for (size_t i = 0; i < cold.size(); ++i) {
         (i < kept ? ours : sent)[size_t(cold[i])] = 1;
@@ -106,12 +116,15 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
     return sent;
 }
 
-void em_send_ahead(em_pass * p, em_stage_plan & plan, em_layer_t & layer, em_stage & stage) {
+void em_send_ahead(em_pass * p, em_stage_plan & plan, const em_block & b, em_stage & stage) {
+    constexpr int64_t LEAST_PICKS = 3; // of an expert: with fewer too many are not used at all
+    em_layer_t & layer = *b.layer;
     em_host_register(p->e, layer);
-    int64_t left = int64_t(p->e->short_idle_ns / link_ns(p->e, layer));
+    int64_t left = std::min(int64_t(p->e->short_idle_ns / link_ns(p->e, layer)), int64_t(layer.experts / 2));
     for (int i = 0; i < PROJ_COUNT; ++i) {
         left = layer.weight[i] && !layer.window[i].from ? 0 : left; // who sends would have to wait
     }
+    left = b.k * b.tokens < LEAST_PICKS * layer.experts ? 0 : left;
     plan.sent = 0;
     plan.ahead.assign(size_t(layer.experts), 0);
     for (int32_t x = 0; x < layer.experts && left > 0; ++x) {

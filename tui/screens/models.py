@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -87,7 +88,8 @@ class ModelsScreen(ModalScreen[str | None]):
         self._models = await asyncio.to_thread(self._choices)
         if self._forecasts is not None:
             self._forecasts.look([model.name for model in self._models if model.here and model.title != self._current])
-        self._show(self.query_one(Input).value)
+        with contextlib.suppress(NoMatches):  # closed meanwhile
+            self._show(self.query_one(Input).value)
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:

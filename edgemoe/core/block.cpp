@@ -111,6 +111,15 @@ bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
     return true;
 }
 
+std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts) {
+    std::vector<int64_t> tokens(static_cast<size_t>(experts));
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = em_ids_row(ids, t);
+        std::for_each(row, row + ids->ne[0], [&](int32_t id) { tokens[size_t(id)] += 1; });
+    }
+    return tokens;
+}
+
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     ggml_tensor * first = G.ggml_graph_node(graph, i);
     if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {

@@ -321,6 +321,7 @@ inline const int32_t * em_ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
 bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // all are experts that there are
+std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // how many chose each
 
 enum class em_found { NOTHING, UNKNOWN, BLOCK };
 // Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not understood.

@@ -73,15 +73,9 @@ int64_t few_first(std::vector<em_pair> & pairs, int64_t fewer) {
 
 // Are most of the experts that are used for rows.cpp?
 bool mostly_for_us(const em_block & b) {
-    const int64_t        fewer = rows_for_us(b);
-    std::vector<int64_t> rows(size_t(b.layer->experts));
-    for (int64_t t = 0; t < b.tokens; ++t) {
-        for (int64_t i = 0; i < b.k; ++i) {
-            rows[size_t(em_ids_row(b.ids, t)[i])] += 1;
-        }
-    }
-    int64_t ours = 0, others = 0;
-    for (int64_t n : rows) {
+    const int64_t fewer = rows_for_us(b);
+    int64_t       ours = 0, others = 0;
+    for (int64_t n : em_tokens_of_experts(b.ids, b.layer->experts)) {
         (n < fewer ? ours : others) += n > 0;
     }
     return ours >= others;

@@ -14,7 +14,7 @@ namespace {
 constexpr double FIRST_CPU_RATE = 20, FIRST_LINK_RATE = 20; // bytes a ns, until they are measured
 
 double link_ns(const em_engine * e, const em_layer_t & layer) { // an expert's way to the stage
-    return (e->short_byte_ns > 0 ? e->short_byte_ns : 1 / FIRST_LINK_RATE) * double(layer.expert_bytes);
+    return e->short_byte_ns * double(layer.expert_bytes);
 }
 
 // Not copied from their slots: those have to be brought in.
@@ -64,13 +64,8 @@ double em_wait_and_learn(em_pass * p, int turn) {
 }
 
 std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_plan & plan, double idle) {
-    em_engine *          e = p->e;
-    std::vector<int64_t> tokens(size_t(layer.experts));
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        for (int64_t i = 0; i < ids->ne[0]; ++i) {
-            tokens[size_t(em_ids_row(ids, t)[i])] += 1;
-        }
-    }
+    em_engine *                e      = p->e;
+    const std::vector<int64_t> tokens = em_tokens_of_experts(ids, layer.experts);
     std::vector<int32_t> cold;
     for (int32_t x = 0; x < layer.experts; ++x) {
         if (tokens[size_t(x)] && !plan.ahead[size_t(x)] && stays_out(layer, x)) {

@@ -360,11 +360,17 @@ def test_a_toolchain_that_is_not_there_is_said_and_an_error_of_the_compiler_is_o
 ) -> None:
     monkeypatch.setattr(build, "compiler", lambda kind: "/bin/sh" if kind == "Vulkan" else None)
     monkeypatch.setattr(build, "unpacked", lambda folder, sources: tmp_path)
+    header = tmp_path / "vulkan" / "vulkan_core.h"
+    header.parent.mkdir()
+    header.write_text("#define VK_HEADER_VERSION 239")
     failing = ["configure"]
 
     def run(command: list[str], what: str) -> None:
         if ("--build" in command) == (failing == ["compile"]):
             raise EdgeMoEError(f"{what} failed")
+        out = tmp_path / "build-vulkan"
+        out.mkdir(exist_ok=True)
+        (out / "CMakeCache.txt").write_text(f"Vulkan_INCLUDE_DIR:PATH={tmp_path}\n")
 
     monkeypatch.setattr(build, "_run", run)
     monkeypatch.setattr(sys, "argv", ["build", "Vulkan", "ROCm", "--folder", str(tmp_path)])
@@ -373,6 +379,9 @@ def test_a_toolchain_that_is_not_there_is_said_and_an_error_of_the_compiler_is_o
     assert said[0].startswith("Vulkan: not compiled here: Vulkan failed; install glslc")
     assert said[1].startswith("ROCm: not compiled here: ROCm cannot be built: there is no hipcc")
     failing[:] = ["compile"]
+    build.main()
+    assert "headers do not know VK_EXT_layer_settings; install glslc" in capsys.readouterr().out
+    header.write_text("#define VK_EXT_layer_settings 1")
     with pytest.raises(EdgeMoEError, match="Vulkan failed"):
         build.main()
 

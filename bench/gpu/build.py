@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,8 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
     configure = ["cmake", *generator, "-S", str(source), "-B", str(out), "-DCMAKE_BUILD_TYPE=Release", *flags]
     try:
         _run(configure, kind)
+        if kind == "Vulkan" and not _vulkan_is_recent(out):
+            raise EdgeMoEError("Vulkan cannot be built: its headers do not know VK_EXT_layer_settings")
     except EdgeMoEError as error:
         shutil.rmtree(out, ignore_errors=True)  # what was not found is not remembered as missing
         raise NoToolchain(str(error), f"install {wanted.needs}") from error
@@ -134,6 +137,13 @@ def _driver_stub(tool: Path) -> bool:
     return any(
         True for pattern in ("lib*/stubs/libcuda.so", "targets/*/lib/stubs/libcuda.so") for _ in root.glob(pattern)
     )
+
+
+def _vulkan_is_recent(out: Path) -> bool:
+    """Whether the headers that CMake found have what ggml uses but does not ask for."""
+    found = re.search(r"^Vulkan_INCLUDE_DIR:PATH=(.+)$", (out / "CMakeCache.txt").read_text(), re.MULTILINE)
+    core = Path(found[1], "vulkan", "vulkan_core.h") if found else None
+    return core is not None and core.exists() and "VK_EXT_layer_settings" in core.read_text(errors="replace")
 
 
 def _run(command: list[str], what: str) -> None:

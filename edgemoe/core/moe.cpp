@@ -690,9 +690,7 @@ int em_cold_pairs(em_context * c, em_block & b, const std::vector<em_pair> & col
     if (kind == em_cold::OF_A_PROMPT) {
         const int64_t began  = em_now_ns();
         const int     status = r.compute(s);
-        if (!errand || !errand->late) { // else the time is the errand's
-            em_note_rate(r.e->short_pair_ns, double(em_now_ns() - began) / double(cold.size()));
-        }
+        em_note_rate(r.e->short_pair_ns, double(em_now_ns() - began) / double(cold.size()));
         return status;
     }
     if (kind == em_cold::OF_A_TOKEN_OR_FETCHED && b.tokens == 1 && r.e->options.prefill_tokens > 1) {

@@ -106,7 +106,6 @@ struct em_sharing {
     double  cpu_ns     = 0;     // what the CPU was thought to take
     double  expert_ns  = 0;     // what the link was thought to take for one more
     int64_t cpu_end    = 0;     // when it was done
-    bool    cpu_last   = false; // all else had been handed over by then
     int     link_first = 0;     // layers in a row of which the link was done first, though it was to be last
 };
 

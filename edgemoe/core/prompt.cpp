@@ -221,20 +221,9 @@ struct staged {
     }
 
     // The CPU's part, with the device's meanwhile.
-    int compute(em_errand & device) {
-        if (!p->early) { // the device computes in this very thread, or waits
-            device.run();
-        }
-        int on_cpu = STATUS_SUCCESS;
-        if (!p->cold.empty()) {
-            on_cpu = em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT, &device);
-        }
-        device.run();
-        if (device.thrown) {
-            std::rethrow_exception(device.thrown);
-        }
-        p->sharing.cpu_last = !p->cold.empty() && !device.late;
-        p->sharing.cpu_end  = em_now_ns();
+    int compute() {
+        const int on_cpu   = p->cold.empty() ? STATUS_SUCCESS : em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT);
+        p->sharing.cpu_end = em_now_ns();
         if (on_cpu == STATUS_SUCCESS && status == STATUS_SUCCESS && arrives && !p->cold.empty()) {
             status = em_send_rows(p, b);
         }
@@ -290,9 +279,8 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
         chosen = em_share_out(p, layer, p->view.block.ids, s.plan, idle);
         p->sharing.turn = turn + 1;
     }
-    em_errand device;
-    device.what      = [&] { s.start(!sent, seen ? &chosen : nullptr, all); };
-    const int status = s.compute(device);
+    s.start(!sent, seen ? &chosen : nullptr, all);
+    const int status = s.compute();
     s.plan.layer     = -1;
     if (!s.arrives && status == STATUS_SUCCESS) {
         e->count.device_fallbacks += 1;

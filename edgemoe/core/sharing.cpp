@@ -39,7 +39,7 @@ void learn(em_pass * p, double waited) {
         const double error = waited - std::max(0.0, s.link_ns - s.cpu_ns);
         rate *= 1 + GAIN * std::clamp(error / s.link_ns, -1.0, MOST);
         s.link_first = 0;
-    } else if (s.cpu_last && s.link_ns + s.expert_ns >= s.cpu_ns) {
+    } else if (s.cpu_ns > 0 && s.link_ns + s.expert_ns >= s.cpu_ns) {
         s.link_first = std::min(s.link_first + 1, MOST_STEPS);
         rate *= 1 - STEP * s.link_first;
     }

@@ -266,7 +266,7 @@ void test_sharing() {
         // A machine that is busy elsewhere may wait where there is nothing to wait for, and not where there is.
         const auto once_of_three = [](auto holds) { return holds() || holds() || holds(); };
         CHECK(once_of_three([&] {
-            p->sharing = {1, 1e6, 1e6, 0.9e6, 1e5, 0, true, 0}; // the link was to be last, and is first
+            p->sharing = {1, 1e6, 1e6, 0.9e6, 1e5, 0, 0}; // the link was to be last, and is first
             e->short_byte_ns = 1;
             em_wait_and_learn(p, 1);
             const double once = e->short_byte_ns;
@@ -277,7 +277,7 @@ void test_sharing() {
             return once < 1 && twice / once < once; // it gets more, and more quickly
         }));
         const auto after_a_wait = [&](double planned_ns) {
-            p->sharing = {1, 1e7, 1e7, 1e7 - planned_ns, 1e6, em_now_ns(), true, 0};
+            p->sharing = {1, 1e7, 1e7, 1e7 - planned_ns, 1e6, em_now_ns(), 0};
             G.ggml_backend_tensor_set_async(e->stream, p->slot_table[0], picks.data(), 0, 4); // takes 5 ms
             G.ggml_backend_event_record(p->filled[EM_SECOND], e->stream);
             e->short_byte_ns = 1;
@@ -286,7 +286,7 @@ void test_sharing() {
         };
         CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: less for that
         CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // not as long as was planned
-        p->sharing = {1, 1e6, 0, 0, 1e6, 0, true, 0};
+        p->sharing = {1, 1e6, 0, 0, 1e6, 0, 0};
         e->short_byte_ns = 1;
         em_wait_and_learn(p, 1);
         CHECK(e->short_byte_ns == 1); // all was sent ahead: nothing to learn

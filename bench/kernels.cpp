@@ -1,4 +1,5 @@
-// How fast threads read expert weights from memory: ggml's dot products, the same with rows fetched ahead, and our own, in turns.
+// How fast threads read expert weights from memory: ggml's dot products, the same with rows fetched ahead, and our own, in turns;
+// then our own times 2, 4 and 8 activations at once.
 //
 //     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
 //     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]
@@ -32,7 +33,8 @@ constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_
                                {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},   {"Q6_K", 14, 2048},   {"IQ4_NL", 20, 2048}, {"IQ3_S", 21, 2048},
                                {"IQ4_XS", 23, 2048}, {"MXFP4", 39, 2880}};
 
-enum way { GGML, AHEAD, OWN, WAYS };
+enum way { GGML, AHEAD, OWN, OWN_2, OWN_4, OWN_8, WAYS };
+constexpr int MOST_TOKENS = 8, PIECE = 16; // rows at once, as rows.cpp takes them
 
 char * memory_of(bool large) {
     void * memory = em_memory_alloc(BYTES + TAIL);
@@ -54,11 +56,13 @@ struct reader {
     const weights &   w;
     em_kernel         kernel;
     bool              ahead;
+    int               tokens;
     size_t            row_bytes = G.ggml_row_size(w.type, w.width);
     int64_t           rows      = int64_t(BYTES / row_bytes);
     std::vector<char> activation;
 
-    reader(const weights & weight, bool own, bool fetch) : w(weight), kernel(em_kernel_for(w.type, w.width, own)), ahead(fetch) {
+    reader(const weights & weight, bool own, bool fetch, int many = 1)
+        : w(weight), kernel(em_kernel_for(w.type, w.width, own)), ahead(fetch), tokens(many) {
         activation.resize(kernel.activation_bytes(w.width) + 64);
         kernel.prepare(kernel, random_floats(size_t(w.width), 1, 8).data(), w.width, prepared());
     }
@@ -75,11 +79,26 @@ struct reader {
             kernel.dot(kernel, w.width, row, prepared(), &out);
         }
     }
+    void read_many(const char * memory, int64_t from, int64_t to) {
+        float        rows[MOST_TOKENS][PIECE];
+        const void * activations[MOST_TOKENS];
+        float *      out[MOST_TOKENS];
+        for (int t = 0; t < tokens; ++t) {
+            activations[t] = prepared();
+            out[t]         = rows[t];
+        }
+        for (int64_t r = from; r < to; r += PIECE) {
+            kernel.dots(kernel, {memory + size_t(r) * row_bytes, row_bytes, std::min<int64_t>(PIECE, to - r), w.width}, {activations, out, tokens});
+        }
+    }
     double gigabytes_per_second(const char * memory, int threads) {
         std::vector<std::thread> team;
         const int64_t            began = em_now_ns();
         for (int t = 0; t < threads; ++t) {
-            team.emplace_back([=] { read(memory, rows * t / threads, rows * (t + 1) / threads); });
+            team.emplace_back([=] {
+                const int64_t from = rows * t / threads, to = rows * (t + 1) / threads;
+                tokens > 1 ? read_many(memory, from, to) : read(memory, from, to);
+            });
         }
         for (std::thread & t : team) {
             t.join();
@@ -103,7 +122,7 @@ int main(int argc, char ** argv) {
     meet_ggml(argv[1]);
     const int threads   = argc > 2 ? atoi(argv[2]) : int(std::thread::hardware_concurrency());
     char *    memory[2] = {memory_of(false), memory_of(true)};
-    printf("%d threads, GB/s: ggml, with rows fetched ahead, ours | the same in large pages\n", threads);
+    printf("%d threads, GB/s: ggml, with rows fetched ahead, ours, ours for 2, 4 and 8 tokens | the same in large pages\n", threads);
     for (const weights & w : WEIGHTS) {
         const auto        values = random_floats(size_t(w.width) * TILE, 0.05f, 7);
         const size_t      tile   = G.ggml_row_size(w.type, w.width) * TILE;
@@ -114,7 +133,7 @@ int main(int argc, char ** argv) {
                 memcpy(m + at, packed.data(), std::min(tile, BYTES - at));
             }
         }
-        reader              readers[WAYS] = {{w, false, false}, {w, false, true}, {w, true, false}};
+        reader              readers[WAYS] = {{w, false, false}, {w, false, true}, {w, true, false}, {w, true, false, 2}, {w, true, false, 4}, {w, true, false, 8}};
         std::vector<double> speeds[2][WAYS];
         for (int round = 0; round < ROUNDS; ++round) {
             for (int large = 0; large < 2; ++large) {

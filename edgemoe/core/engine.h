@@ -173,7 +173,7 @@ struct em_engine {
     bool own_kernels = true; // off: ggml's dot products only, bit for bit ggml-cpu's results
 
     std::mutex compute_mutex; // one computation at a time; guards the regions and the stages
-    em_region  io_device, io_host, stage_host, cpu_scratch;
+    em_region  io_device, io_host, stage_host, cpu_scratch, cpu_prepared;
     std::vector<char> arena;
     std::vector<std::unique_ptr<em_stage>> stages;
     bool                  stages_made = false;
@@ -365,15 +365,12 @@ struct em_side { // where a pair graph runs
 
 struct em_launch { // a pair graph under way
     ggml_context * ctx    = nullptr;
-    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised
+    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: rows are where they belong
     int            status = STATUS_SUCCESS;
 };
 
-// Batches of at most so many tokens take the fused kernels of rows.cpp on the CPU.
-constexpr int64_t EM_FUSED_TOKENS = 4;
-
-// Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of the block in order) the
-// sums are written to its place and there is no result.
+// Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of a single token in order) the
+// sum is written to its place and there is no result.
 em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
                           const em_tail * tail);
 // Copies rows to where the block's result belongs.
@@ -381,11 +378,16 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 
 // rows.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
 struct em_rows_job;
+struct em_rows_place {
+    ggml_tensor * tensor   = nullptr;
+    bool          of_block = false; // a row of the block's own for each token and k, if there are several; else one for each pair
+};
 // errand: of thread 0, before it takes rows; null: none
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand);
 bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
-void          em_rows_outputs(em_rows_job * job, const ggml_tensor * input, ggml_tensor * first, ggml_tensor * second);
-void          em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail);
+// False: no memory for the prepared input, which jobs that run one after the other share.
+bool          em_rows_outputs(em_rows_job * job, const em_block & block, em_rows_place input, em_rows_place first, em_rows_place second);
+void          em_rows_sum(em_rows_job * job, const em_tail & tail);
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
 void          em_rows_free(em_rows_job * job);
 bool          em_rows_supported(const ggml_tensor * weight);

@@ -368,7 +368,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
         p->untold = true; // the device has work: first what comes next
         return STATUS_SUCCESS;
     }
-    if (b.tokens > EM_FUSED_TOKENS) {
+    if (b.tokens > 1) {
         std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
     }
     p->fetched_pairs.clear();

@@ -1,13 +1,30 @@
 #pragma once
 
-// Dot products of one weight row with one prepared activation vector.
+// Dot products of weight rows with prepared activation vectors.
 //
 // Where this processor and the weight type allow it, kernels of our own for the file layout, faster than ggml's and equal to
 // its AVX2 kernels to the last bit; else ggml's vec_dot.
 
 #include "ggml_abi.h"
 
+// Rows of weights.
+struct em_weight_rows {
+    const char * data;
+    size_t       stride;
+    int64_t      count, width; // rows, weights of a row
+
+    const uint8_t * at(int64_t row) const { return reinterpret_cast<const uint8_t *>(data) + size_t(row) * stride; }
+};
+
+// Prepared activations of some tokens, and where their products with rows go: out[token][row].
+struct em_activations {
+    const void * const * prepared;
+    float * const *      out;
+    int64_t              count;
+};
+
 struct em_kernel {
+    void (*dots)(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens);
     void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
@@ -18,6 +35,8 @@ struct em_kernel {
     size_t activation_bytes(int64_t n) const;
 };
 
+// Rows [from, to) times the tokens from `first` on, each by `dot`.
+void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
 // The best kernel for rows of n weights of a type, null members when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
 // Does this build and processor have a kernel of our own for them?

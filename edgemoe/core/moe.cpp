@@ -176,7 +176,7 @@ struct run {
         }
         const int64_t started = em_now_ns();
         em_launch     launch  = em_pairs_launch(e, cpu_side(by_rows), b, pairs, n, nullptr);
-        if (launch.status == STATUS_SUCCESS) {
+        if (launch.status == STATUS_SUCCESS && launch.result) {
             em_pairs_scatter(b, pairs, n, launch.result);
         }
         G.ggml_free(launch.ctx);
@@ -204,7 +204,7 @@ int run::compute(const split & s) {
     const int64_t hot_all = int64_t(s.hot.size()), cold_all = int64_t(s.cold.size());
     const int64_t cold_most = pairs_at_once(pair_ns(b, e->cold_pair_ns));
     auto          colds     = s.cold;
-    const int64_t fewer     = rows_for_us(b), few = b.tokens > EM_FUSED_TOKENS ? few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
+    const int64_t fewer     = rows_for_us(b), few = b.tokens > 1 ? few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
     int64_t   hot = 0, hot_n = 0, cold = 0, started = 0, cold_took = 0;
     em_launch launch;
     int       status = STATUS_SUCCESS;
@@ -364,7 +364,7 @@ split split_pairs(const em_block & b, bool device) {
             (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
         }
     }
-    if (b.tokens > EM_FUSED_TOKENS) { // fewer are perhaps summed in this order
+    if (b.tokens > 1) { // a single token's are perhaps summed in this order
         for (auto * pairs : {&s.hot, &s.cold}) {
             std::stable_sort(pairs->begin(), pairs->end(), [](const em_pair & a, const em_pair & c) { return a.expert < c.expert; });
         }
@@ -541,7 +541,7 @@ bool all_cold(em_engine * e, em_layer_t & layer) {
     return layer.resident == 0;
 }
 
-// Every pair cold, few tokens, and the usual tail: straight to the sums.
+// Every pair cold, a single token, and the usual tail: straight to the sum.
 int run_cold(run & r, const split & s, const em_tail & tail) {
     const int64_t started = em_now_ns();
     em_launch     launch  = em_pairs_launch(r.e, r.cpu_side(true), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
@@ -552,7 +552,7 @@ int run_cold(run & r, const split & s, const em_tail & tail) {
     return launch.status;
 }
 
-bool fusable(const em_block & b) { return b.tokens <= EM_FUSED_TOKENS && rows_for_us(b) > 0; }
+bool fusable(const em_block & b) { return b.tokens == 1 && rows_for_us(b) > 0; }
 
 // As one graph on the CPU, which can be stopped between its matrices, it would go on for too long.
 bool is_long(const em_block & b) {
@@ -755,7 +755,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
             continue;
         }
         em_tail    tail;
-        const bool summed = b.tokens <= EM_FUSED_TOKENS && em_tail_find(graph, b, n, &tail);
+        const bool summed = b.tokens == 1 && em_tail_find(graph, b, n, &tail);
         status = run_plain(c, graph, plain, b.first);
         if (status == STATUS_SUCCESS) {
             std::lock_guard<std::mutex> compute(b.engine->compute_mutex);

@@ -38,7 +38,7 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             fused = false, own_kernels = true;
+    bool             fused = false, own_kernels = true, memory = true, placed = false; // the rows: where they belong
     em_rows_job *    jobs[EM_BLOCK_NODES];
     ggml_tensor *    job_output[EM_BLOCK_NODES];
     const ggml_tensor * job_input[EM_BLOCK_NODES];
@@ -97,22 +97,24 @@ int projection_of(const ggml_tensor * const * table, const ggml_tensor * t) {
 // A projection as a custom operation. Two projections of the same input become one; the second's output is a leaf that
 // waits for the first.
 ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
-    ggml_tensor * x = source(t->src[1]);
+    ggml_tensor *       cloned = map.find(t->src[1]);
+    const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // what comes from outside is read where it lies
     for (int i = 0; i < job_count; ++i) {
-        if (job_input[i] == x && em_rows_second(jobs[i], t->src[0])) {
+        if (job_input[i] == x.tensor && em_rows_second(jobs[i], t->src[0])) {
             ggml_tensor * c = make_rows(t->ne[0]);
             c->src[0]       = job_output[i];
-            em_rows_outputs(jobs[i], x, job_output[i], c);
+            memory = em_rows_outputs(jobs[i], block, x, {job_output[i]}, {c}) && memory;
             return map.add(t, c);
         }
     }
     em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels, job_count == 0 ? side.errand : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
-    ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &x, 1, em_rows_compute, -1, job);
-    jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x, ++job_count;
-    em_rows_outputs(job, x, c, nullptr);
-    if (tail && t == block.down()) {
-        em_rows_sum(job, block, *tail);
+    ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
+    jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
+    placed = t == block.down();
+    memory = em_rows_outputs(job, block, x, placed ? em_rows_place{block.down(), true} : em_rows_place{c}, {}) && memory;
+    if (placed && tail) {
+        em_rows_sum(job, *tail);
     }
     return map.add(t, c);
 }
@@ -245,7 +247,7 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
         b.side.errand->run();
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
-    return static_cast<const float *>(result->data);
+    return b.placed ? nullptr : static_cast<const float *>(result->data);
 }
 
 // Asked once per layer: a device may lack an operation or a weight type, and would end the process rather than say so.
@@ -289,7 +291,7 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
         all[count++] = b.map.to[i];
     }
-    if (!place_all(b, all, count)) {
+    if (!b.memory || !place_all(b, all, count)) {
         launch.status = STATUS_ALLOC_FAILED;
         return launch;
     }

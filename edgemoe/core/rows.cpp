@@ -1,15 +1,17 @@
 // Rows of expert weights times activations, inside ggml-cpu's own thread team.
 //
-// A job is one node of a ggml graph: gate and up of all pairs at once, or down with the weighted sum over k. Each thread has a
-// share of the rows that lies in one piece, for long streams are what memory likes, and takes it in small pieces; when it is
-// done it takes pieces of the others' shares, so a core that is slow, or busy with something else, does less. A thread prepares
-// (quantises) an activation the first time it needs it: cheaper than a barrier.
+// A job is one node of a ggml graph: gate and up of all pairs at once, down, or a single token's down with the weighted sum over
+// k. Each thread has a share of the rows that lies in one piece, for long streams are what memory likes, and takes it in small
+// pieces, each times all tokens of its expert; when it is done it takes pieces of the others' shares, so a core that is slow, or
+// busy with something else, does less. An
+// activation is prepared (quantised) by the thread that needs it first, the others wait for that: cheaper than a barrier.
 
 #include "engine.h"
 #include "kernels.h"
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 // Work that is numbered [0, total), dealt out to threads.
 class em_shares {
@@ -47,16 +49,22 @@ struct em_rows_job {
     std::vector<int64_t> group; // where in the pairs another expert begins; last, n
     const ggml_tensor * weight[2] = {};
     em_kernel           kernel[2] = {};
-    ggml_tensor *       out[2]    = {};
+    em_rows_place       out[2]    = {};
     int                 outputs   = 1;
     bool                own       = true;
-    const ggml_tensor * input     = nullptr;
+    em_rows_place       input;
     em_shares           shares;
     em_errand *         errand = nullptr;
 
-    // With a sum: k consecutive pairs belong to a token.
+    // Activations as the kernels want them, each prepared by the thread that needs it first.
+    em_region * prepared       = nullptr;
+    size_t      prepared_bytes = 0; // of a vector
+    int         sets           = 1; // gate and up of different types: each with preparations of its own
+    int64_t     tokens         = 0; // a token's pairs have the same input; 0: each has its own
+    std::unique_ptr<std::atomic<uint8_t>[]> state;
+
+    // With a sum: all pairs are a single token's.
     const em_tail *    tail = nullptr;
-    int64_t            k = 0, tokens = 0;
     std::vector<float> router; // copied: the sum may lie where the weights did
 };
 
@@ -68,64 +76,81 @@ constexpr int64_t PIECE = 16;
 // should find some.
 constexpr int64_t MIN_PIECE = 32, MAX_PIECE = 512, PIECES_PER_THREAD = 2;
 
-// A thread's prepared activations, kept between jobs so that nothing is allocated in a step.
-struct scratch {
-    std::vector<char>    memory;
-    std::vector<uint8_t> ready;
-    char *               base = nullptr;
+constexpr size_t ALIGN = 64; // of prepared activations
 
-    void begin(size_t vectors, size_t bytes) {
-        if (memory.size() < vectors * bytes + 64) {
-            memory.resize(vectors * bytes + 64);
-        }
-        base = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(memory.data()), 64));
-        ready.assign(vectors, 0);
-    }
-};
-
-thread_local scratch thread_scratch;
+// A pair's row.
+float * row_of(const em_rows_job & job, const em_rows_place & at, int64_t pair) {
+    const ggml_tensor * t = at.tensor;
+    const em_pair &     p = job.pairs[pair];
+    const size_t offset = at.of_block ? size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2]
+                                      : size_t(pair * t->ne[0]) * 4;
+    return reinterpret_cast<float *>(static_cast<char *>(t->data) + offset);
+}
 
 class worker {
   public:
-    explicit worker(em_rows_job & j) : job(j), width(j.input->ne[0]) {
-        shared = j.input->ne[1] * j.input->ne[2] == 1;
-        bytes  = em_align(j.kernel[0].activation_bytes(width), 64);
-        // gate and up of different types: each with preparations of its own
-        sets = j.outputs == 2 && (j.weight[0]->type != j.weight[1]->type) ? 2 : 1;
-        if (sets == 2) {
-            bytes = std::max(bytes, em_align(j.kernel[1].activation_bytes(width), size_t(64)));
-        }
-        vectors = shared ? 1 : j.n;
-        thread_scratch.begin(size_t(vectors * sets), bytes);
-    }
+    explicit worker(em_rows_job & j) : job(j), width(j.input.tensor->ne[0]) {}
 
-    void rows(int64_t pair, int output, int64_t from, int64_t to, float * out) {
+    // n rows of the expert that `count` pairs from `pair` on have in common; where each pair's go
+    template <class Where> void rows(int64_t pair, int64_t count, int output, int64_t from, int64_t n, Where where) {
+        constexpr int64_t   MOST = 8;
         const ggml_tensor * w = job.weight[output];
         const em_kernel &   k = job.kernel[output];
-        const void *        y = activation(pair, output);
-        const char *        row = static_cast<const char *>(w->data) + size_t(job.pairs[pair].expert) * w->nb[2] + size_t(from) * w->nb[1];
-        for (int64_t r = from; r < to; ++r, row += w->nb[1]) {
-            k.dot(k, width, row, y, out++);
+        const char *        first = static_cast<const char *>(w->data) + size_t(job.pairs[pair].expert) * w->nb[2] + size_t(from) * w->nb[1];
+        for (int64_t done = 0; done < count; done += MOST) {
+            const void * prepared[MOST];
+            float *      to[MOST];
+            const int64_t tokens = std::min(MOST, count - done);
+            for (int64_t t = 0; t < tokens; ++t) {
+                prepared[t] = activation(pair + done + t, output);
+                to[t]       = where(pair + done + t);
+            }
+            k.dots(k, {first, w->nb[1], n, width}, {prepared, to, tokens});
+        }
+    }
+
+    // All threads need all pairs' at once: each begins with another.
+    void prepare_all(int ith) {
+        for (int64_t i = 0; i < job.n; ++i) {
+            prepare((ith + i) % job.n, 0);
         }
     }
 
   private:
-    const void * activation(int64_t pair, int output) {
-        const int64_t v    = (shared ? 0 : pair) + (sets == 2 && output == 1 ? vectors : 0);
-        char *        at   = thread_scratch.base + size_t(v) * bytes;
-        if (!thread_scratch.ready[size_t(v)]) {
-            const float * x = static_cast<const float *>(job.input->data) + (shared ? 0 : pair * width);
-            job.kernel[output].prepare(job.kernel[output], x, width, at);
-            thread_scratch.ready[size_t(v)] = 1;
+    enum : uint8_t { NONE, BEGUN, READY };
+
+    int64_t vector_of(int64_t pair, int output) const {
+        const int64_t set = output % job.sets;
+        return job.tokens > 0 ? job.pairs[pair].token + set * job.tokens : pair + set * job.n;
+    }
+    char * place_of(int64_t vector) const {
+        return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(job.prepared->base), ALIGN)) + size_t(vector) * job.prepared_bytes;
+    }
+
+    void prepare(int64_t pair, int output) {
+        const int64_t          v     = vector_of(pair, output);
+        std::atomic<uint8_t> & state = job.state[size_t(v)];
+        uint8_t                none  = NONE;
+        if (state.load(std::memory_order_relaxed) == NONE && state.compare_exchange_strong(none, BEGUN, std::memory_order_relaxed)) {
+            job.kernel[output].prepare(job.kernel[output], row_of(job, job.input, pair), width, place_of(v));
+            state.store(READY, std::memory_order_release);
         }
-        return at;
+    }
+    const void * activation(int64_t pair, int output) {
+        constexpr int          SOON = 4000; // looks, until somebody else should have the core
+        const int64_t          v     = vector_of(pair, output);
+        std::atomic<uint8_t> & state = job.state[size_t(v)];
+        prepare(pair, output);
+        for (int looks = 0; state.load(std::memory_order_acquire) != READY; ++looks) {
+            if (looks > SOON) {
+                std::this_thread::yield();
+            }
+        }
+        return place_of(v);
     }
 
     em_rows_job & job;
-    int64_t       width, vectors = 0;
-    size_t        bytes  = 0;
-    int           sets   = 1;
-    bool          shared = false;
+    int64_t       width;
 };
 
 // False: there was nothing left.
@@ -135,30 +160,28 @@ bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, PIECE, height, from, to);) {
         const int64_t matrix = from / height, row = from % height; // gate and up of an expert, then those of the next
         const int64_t expert = matrix / j.outputs, output = matrix % j.outputs;
-        for (int64_t pair = j.group[size_t(expert)]; pair < j.group[size_t(expert) + 1]; ++pair) { // rows stay in the cache meanwhile
-            w.rows(pair, int(output), row, row + to - from, static_cast<float *>(j.out[output]->data) + pair * height + row);
-        }
+        const int64_t pair = j.group[size_t(expert)], pairs = j.group[size_t(expert) + 1] - pair; // rows stay in the cache meanwhile
+        w.rows(pair, pairs, int(output), row, to - from, [&](int64_t p) { return row_of(j, j.out[output], p) + row; });
         any = true;
     }
     return any;
 }
 
-void compute_sums(em_rows_job & j, worker & w, int ith, int threads) {
+void compute_sum(em_rows_job & j, worker & w, int ith, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t share  = height * j.tokens / threads + 1;
-    const int64_t piece  = std::clamp(share / PIECES_PER_THREAD + 1, MIN_PIECE, MAX_PIECE);
+    const int64_t piece  = std::clamp((height / threads + 1) / PIECES_PER_THREAD + 1, MIN_PIECE, MAX_PIECE);
     float         rows[MAX_PIECE], sum[MAX_PIECE];
-    for (int64_t from, to; j.shares.take(ith, threads, height * j.tokens, piece, height, from, to);) {
-        const int64_t t = from / height, row = from % height, n = to - from;
-        for (int64_t k = 0; k < j.k; ++k) {
-            const float weight = j.router[size_t(t * j.k + k)];
-            w.rows(t * j.k + k, 0, row, row + n, rows);
+    w.prepare_all(ith);
+    for (int64_t from, to; j.shares.take(ith, threads, height, piece, height, from, to);) {
+        const int64_t n = to - from;
+        for (int64_t k = 0; k < j.n; ++k) {
+            w.rows(k, 1, 0, from, n, [&](int64_t) { return rows; });
             for (int64_t i = 0; i < n; ++i) {
-                const float term = rows[i] * weight;
+                const float term = rows[i] * j.router[size_t(k)];
                 sum[i]           = k == 0 ? term : sum[i] + term;
             }
         }
-        memcpy(static_cast<char *>(j.tail->out->data) + t * j.tail->out->nb[1] + row * 4, sum, size_t(n) * 4);
+        memcpy(static_cast<char *>(j.tail->out->data) + from * 4, sum, size_t(n) * 4);
     }
 }
 
@@ -193,20 +216,26 @@ bool em_rows_second(em_rows_job * job, const ggml_tensor * weight) {
     return true;
 }
 
-void em_rows_outputs(em_rows_job * job, const ggml_tensor * input, ggml_tensor * first, ggml_tensor * second) {
-    job->input  = input;
-    job->out[0] = first;
-    job->out[1] = second;
+bool em_rows_outputs(em_rows_job * job, const em_block & block, em_rows_place input, em_rows_place first, em_rows_place second) {
+    job->input    = input;
+    job->out[0]   = first;
+    job->out[1]   = second;
+    job->tokens   = input.of_block && input.tensor->ne[1] == 1 ? block.tokens : 0;
+    job->prepared = &block.engine->cpu_prepared;
+    job->sets     = second.tensor && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
+    for (int i = 0; i < job->sets; ++i) {
+        job->prepared_bytes = std::max(job->prepared_bytes, em_align(job->kernel[i].activation_bytes(input.tensor->ne[0]), ALIGN));
+    }
+    const size_t vectors = size_t(job->tokens > 0 ? job->tokens : job->n) * size_t(job->sets);
+    job->state.reset(new std::atomic<uint8_t>[vectors]());
+    return job->prepared->ensure(vectors * job->prepared_bytes + ALIGN);
 }
 
-void em_rows_sum(em_rows_job * job, const em_block & block, const em_tail & tail) {
-    job->tail   = &tail;
-    job->k      = block.k;
-    job->tokens = block.tokens;
-    job->router.resize(size_t(block.k * block.tokens));
-    for (int64_t i = 0; i < block.k * block.tokens; ++i) {
-        const char * w = static_cast<const char *>(tail.weights->data) + i % block.k * tail.weights->nb[1] + i / block.k * tail.weights->nb[2];
-        memcpy(&job->router[size_t(i)], w, 4);
+void em_rows_sum(em_rows_job * job, const em_tail & tail) {
+    job->tail = &tail;
+    job->router.resize(size_t(job->n));
+    for (int64_t i = 0; i < job->n; ++i) {
+        memcpy(&job->router[size_t(i)], static_cast<const char *>(tail.weights->data) + i * tail.weights->nb[1], 4);
     }
 }
 
@@ -218,7 +247,7 @@ void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     }
     worker w(job);
     if (job.tail) {
-        compute_sums(job, w, ith, threads);
+        compute_sum(job, w, ith, threads);
     } else if (!compute_rows(job, w, ith, threads) && errand) {
         errand->late = true;
     }

@@ -29,7 +29,7 @@ ggml_backend * cpu_backend() {
 
 void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_cast<em_context *>(b->context)->cpu, 1); }
 
-// Our kernels against ggml's on the same quantised data: equal to the last bit.
+// Our kernels against ggml's on the same quantised data: equal to the last bit, for any number of rows and tokens at once.
 void test_kernels() {
     constexpr int MXFP4 = 39;
     for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{
@@ -39,22 +39,31 @@ void test_kernels() {
             printf("no own kernel for %d weights of type %d on this processor\n", int(n), type);
             continue;
         }
-        constexpr int64_t rows = 64;
-        const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n, 1.0f, 8);
-        std::vector<char> packed(G.ggml_row_size(type, n) * rows);
+        constexpr int64_t rows = 62, tokens = 15; // 8 + 4 + 2 + 1 tokens; two rows are left over
+        const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
+        const size_t row_bytes = G.ggml_row_size(type, n);
+        std::vector<char> packed(row_bytes * rows);
         T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, nullptr);
         const em_kernel ours = em_kernel_for(type, n, true), ggml = em_kernel_for(type, n, false);
         CHECK(ours.dot != ggml.dot);
-        void * a = aligned_alloc(64, em_align(ours.activation_bytes(n), 64));
+        const size_t own_bytes = em_align(ours.activation_bytes(n), 64);
+        char * a = static_cast<char *>(aligned_alloc(64, own_bytes * tokens));
         void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
-        ours.prepare(ours, x.data(), n, a);
-        ggml.prepare(ggml, x.data(), n, b);
-        std::vector<float> got(rows), want(rows);
-        for (int64_t r = 0; r < rows; ++r) {
-            const char * row = packed.data() + size_t(r) * G.ggml_row_size(type, n);
-            ours.dot(ours, n, row, a, &got[size_t(r)]);
-            ggml.dot(ggml, n, row, b, &want[size_t(r)]);
+        std::vector<float> got(rows * tokens), want(rows * tokens), single(rows * tokens);
+        std::vector<const void *> prepared;
+        std::vector<float *>      out;
+        for (int64_t t = 0; t < tokens; ++t) {
+            prepared.push_back(a + size_t(t) * own_bytes);
+            out.push_back(&got[size_t(t * rows)]);
+            ours.prepare(ours, &x[size_t(t * n)], n, a + size_t(t) * own_bytes);
+            ggml.prepare(ggml, &x[size_t(t * n)], n, b);
+            for (int64_t r = 0; r < rows; ++r) {
+                ours.dot(ours, n, packed.data() + size_t(r) * row_bytes, prepared.back(), &single[size_t(t * rows + r)]);
+                ggml.dot(ggml, n, packed.data() + size_t(r) * row_bytes, b, &want[size_t(t * rows + r)]);
+            }
         }
+        ours.dots(ours, {packed.data(), row_bytes, rows, n}, {prepared.data(), out.data(), tokens});
+        CHECK(largest_difference(single, want) == 0);
         const double difference = largest_difference(got, want);
         printf("kernel of type %d: largest difference %.2g\n", type, difference);
         CHECK(difference == 0);

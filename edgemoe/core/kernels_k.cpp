@@ -1,0 +1,374 @@
+// K-quants and IQ4_XS: blocks of 256 weights with scales within.
+//
+// Rows are read 64 bytes at a time. Activations are quantised by ggml (Q8_K), then laid out once per vector in the order in which
+// the nibbles of a row come apart, so that the loop over rows does not shuffle. What belongs to the weights of a block is done
+// once for up to four tokens.
+
+#include "avx512.h"
+
+#ifdef EM_AVX512
+
+namespace {
+
+using namespace em_avx512;
+
+struct q8_k { // ggml's block_q8_K
+    float   d;
+    int8_t  q[256];
+    int16_t sums[16];
+};
+
+struct alignas(64) prepared { // one block of 256 activations
+    int8_t  q[256];
+    int16_t sums[16]; // of 16 values each for Q6_K; of 32 each in the first 8 places for Q4_K and Q5_K
+    float   d;
+    char    pad[28];
+};
+static_assert(sizeof(prepared) == 320, "a multiple of a cache line");
+
+struct alignas(64) prepared_raised { // the same for weights that are raised
+    int8_t  q[256];
+    int32_t start[64]; // what raising adds to each four products, negative; in the order of q
+    float   d;
+    char    pad[60];
+};
+static_assert(sizeof(prepared_raised) == 576, "a multiple of a cache line");
+
+// Blocks of 256 activations by ggml, their parts of 32 in an order; `rest` does what else belongs to a block.
+template <class Prepared, class Rest>
+void quantise(const em_kernel & k, const float * x, int64_t n, void * activation, const int (&order)[8], Rest rest) {
+    Prepared * out = static_cast<Prepared *>(activation);
+    q8_k       block;
+    for (int64_t b = 0; b < n / 256; ++b) {
+        k.dot_traits->from_float(x + b * 256, &block, 256);
+        for (int part = 0; part < 8; ++part) {
+            memcpy(out[b].q + part * 32, block.q + order[part] * 32, 32);
+        }
+        out[b].d = block.d;
+        rest(out[b], block);
+    }
+}
+
+// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. 64 bytes of two or three bits hold
+// four times 32 weights of the first half of a block, and of the second.
+constexpr int NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7}, NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+void prepare_nibbles(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise<prepared>(k, x, n, activation, NIBBLES, [](prepared & out, const q8_k & block) {
+        for (int i = 0; i < 8; ++i) {
+            out.sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);
+        }
+    });
+}
+
+template <const int (&ORDER)[8]>
+void prepare_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise<prepared>(k, x, n, activation, ORDER, [](prepared & out, const q8_k & block) { memcpy(out.sums, block.sums, sizeof(out.sums)); });
+}
+
+template <int RAISED, const int (&ORDER)[8]>
+void prepare_raised(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise<prepared_raised>(k, x, n, activation, ORDER, [](prepared_raised & out, const q8_k &) {
+        for (int i = 0; i < 64; ++i) {
+            out.start[i] = -RAISED * sum_of_four(out.q + 4 * i);
+        }
+    });
+}
+
+// 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
+EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
+    constexpr uint64_t low6 = 0x3f3f3f3f3f3f3f3f, low2 = 0x0303030303030303;
+    uint64_t a;
+    uint32_t c;
+    memcpy(&a, packed, 8);
+    memcpy(&c, packed + 8, 4);
+    const uint64_t high = uint64_t(c & 0x0f0f0f0f) | uint64_t((c >> 4) & 0x0f0f0f0f) << 32;
+    return _mm_unpacklo_epi32(_mm_cvtsi64_si128(int64_t(a & low6)), _mm_cvtsi64_si128(int64_t(high | ((a >> 6) & low2) << 4)));
+}
+
+EM_TARGET inline __m512i pair(__m512i low, __m512i high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+
+// Sums of a row of K-quants times TOKENS activations.
+template <int TOKENS> struct row_sums {
+    __m256 sum[TOKENS];
+    __m128 min[TOKENS];
+};
+
+// Q4_K and Q5_K: the fifth bits lie apart.
+template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
+    static constexpr int BYTES = BLOCK_BYTES;
+    using activation           = prepared;
+
+    template <int TOKENS>
+    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+        const __m512i low4 = _mm512_set1_epi8(0x0f), zero = _mm512_setzero_si512();
+        const __m128i packed = unpack_scales(w + 4), minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
+        const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
+        // which pair of scales an int32 lane takes: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
+        const __m512i scales01 = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), scales);
+        const __m512i scales23 = _mm512_permutexvar_epi32(_mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3), scales);
+        const uint8_t * q  = w + 16 + (FIVE ? 32 : 0);
+        const __m512i   q0 = _mm512_loadu_si512(q), q1 = _mm512_loadu_si512(q + 64);
+        __m512i a = _mm512_and_si512(q0, low4), c = _mm512_and_si512(_mm512_srli_epi16(q0, 4), low4);
+        __m512i e = _mm512_and_si512(q1, low4), g = _mm512_and_si512(_mm512_srli_epi16(q1, 4), low4);
+        if (FIVE) {
+            const __m512i qh  = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 16)));
+            const __m512i bit = _mm512_set1_epi8(0x10);
+            // bit of sub-block j is bit j of each byte; the upper half of a register is two sub-blocks on
+            const __m512i up = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+            auto fifth = [&](int j) EM_TARGET {
+                const __m512i at = _mm512_srlv_epi16(qh, _mm512_add_epi16(up, _mm512_set1_epi16(short(j))));
+                return _mm512_and_si512(_mm512_slli_epi16(at, 4), bit);
+            };
+            a = _mm512_or_si512(a, fifth(0));
+            c = _mm512_or_si512(c, fifth(1));
+            e = _mm512_or_si512(e, fifth(4));
+            g = _mm512_or_si512(g, fifth(5));
+        }
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            const activation & y  = *ys[t];
+            const __m512i      da = _mm512_dpbusd_epi32(zero, a, _mm512_load_si512(y.q));
+            const __m512i      dc = _mm512_dpbusd_epi32(zero, c, _mm512_load_si512(y.q + 64));
+            const __m512i      de = _mm512_dpbusd_epi32(zero, e, _mm512_load_si512(y.q + 128));
+            const __m512i      dg = _mm512_dpbusd_epi32(zero, g, _mm512_load_si512(y.q + 192));
+            // sums of four products, at most 31 * 128 * 4, fit 16 bits: two of them share a lane and are scaled at once
+            const __m512i all = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(zero, pair(da, dc), scales01), pair(de, dg), scales23);
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w) * y.d), _mm256_cvtepi32_ps(fold(all)), to.sum[t]);
+            __m128i m = _mm_madd_epi16(minima, _mm_load_si128(reinterpret_cast<const __m128i *>(y.sums)));
+            if (FIVE) {
+                m = _mm_hadd_epi32(m, m);
+                m = _mm_hadd_epi32(m, m);
+            }
+            to.min[t] = _mm_fmadd_ps(_mm_set1_ps(-y.d * half_at(w + 2)), _mm_cvtepi32_ps(m), to.min[t]);
+        }
+    }
+    EM_TARGET static inline float rest(__m128 min) { // Q5_K uses its first lane only
+        if (!FIVE) {
+            min = _mm_add_ps(min, _mm_movehl_ps(min, min));
+            min = _mm_add_ss(min, _mm_movehdup_ps(min));
+        }
+        return _mm_cvtss_f32(min);
+    }
+};
+
+struct q6_k {
+    static constexpr int BYTES = 210;
+    using activation           = prepared;
+
+    template <int TOKENS>
+    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+        const __m512i low4 = _mm512_set1_epi8(0x0f), high2 = _mm512_set1_epi8(0x30), zero = _mm512_setzero_si512();
+        // the two high bits of q lie at bit 0, 2, 4, 6 of the byte they share: shift left by 4, 2 or right by 0, 2 to bit 4
+        const __m512i up_lo = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+        const __m512i dn_hi = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w + 192));
+        // bytes 0-3 with 4-7, 8-11 with 12-15, as pairs of 16 bits
+        const __m128i mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+        const __m512i pairs  = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
+        const __m256i scales = _mm256_cvtepi8_epi16(packed);
+        // four lanes take one scale of the first 64 weights and, in their high half, the one of the next 64
+        const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        __m512i lo[2], hi[2], of[2];
+        EM_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const __m512i ql = _mm512_loadu_si512(w + h * 64);
+            const __m512i qh = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 128 + h * 32)));
+            lo[h] = _mm512_or_si512(_mm512_and_si512(ql, low4), _mm512_and_si512(_mm512_sllv_epi16(qh, up_lo), high2));
+            hi[h] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(ql, 4), low4), _mm512_and_si512(_mm512_srlv_epi16(qh, dn_hi), high2));
+            of[h] = _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(4 * h)), pairs);
+        }
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            const activation & y     = *ys[t];
+            __m512i            total = zero;
+            EM_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const __m512i dl = _mm512_dpbusd_epi32(zero, lo[h], _mm512_load_si512(y.q + h * 128));
+                const __m512i dh = _mm512_dpbusd_epi32(zero, hi[h], _mm512_load_si512(y.q + h * 128 + 64));
+                total = _mm512_dpwssd_epi32(total, pair(dl, dh), of[h]); // at most 63 * 128 * 4: 16 bits
+            }
+            // every weight is stored 32 too large
+            const __m256i much = _mm256_slli_epi32(_mm256_madd_epi16(_mm256_load_si256(reinterpret_cast<const __m256i *>(y.sums)), scales), 5);
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w + 208) * y.d), _mm256_cvtepi32_ps(_mm256_sub_epi32(fold(total), much)), to.sum[t]);
+        }
+    }
+    static float rest(__m128) { return 0; }
+};
+
+// Two-bit weights, and what else belongs to them, with a scale for 16 of them each: bits 2 * k of 64 bytes times 64 activations, for
+// k = 0 to 3.
+struct two_bits {
+    __m512i weights[4], scales[2];
+
+    // `more` gives what else belongs to the weights
+    template <class More> EM_TARGET inline two_bits(const uint8_t * q, __m128i each, More more) {
+        const __m512i bits = _mm512_loadu_si512(q), three = _mm512_set1_epi8(3);
+        // pairs of 16 bits for two values of k: 0 and 2 with 1 and 3, 4 and 6 with 5 and 7; then the same of the second half
+        const __m128i mixed = _mm_shuffle_epi8(each, _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+        const __m512i pairs = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
+        const __m512i lane  = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 4, 4, 4, 4, 5, 5, 5, 5);
+        EM_UNROLL
+        for (int k = 0; k < 4; ++k) {
+            weights[k] = more(_mm512_and_si512(_mm512_srli_epi16(bits, unsigned(2 * k)), three), k);
+        }
+        scales[0] = _mm512_permutexvar_epi32(lane, pairs);
+        scales[1] = _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(2)), pairs);
+    }
+    EM_TARGET inline __m512i times(const int8_t * q, const int32_t * start) const {
+        auto sums = [&](int k) EM_TARGET {
+            return _mm512_dpbusd_epi32(start ? _mm512_load_si512(start + 16 * k) : _mm512_setzero_si512(), weights[k], _mm512_load_si512(q + 64 * k));
+        };
+        return _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(_mm512_setzero_si512(), pair(sums(0), sums(1)), scales[0]), pair(sums(2), sums(3)), scales[1]);
+    }
+};
+
+struct q2_k {
+    static constexpr int BYTES = 84;
+    using activation           = prepared;
+
+    template <int TOKENS>
+    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+        const __m128i  packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w)), low = _mm_set1_epi8(0x0f);
+        const __m256i  minima = _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
+        const two_bits weights(w + 16, _mm_and_si128(packed, low), [&](__m512i v, int) EM_TARGET { return v; });
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            const activation & y    = *ys[t];
+            const __m256i      much = _mm256_madd_epi16(minima, _mm256_load_si256(reinterpret_cast<const __m256i *>(y.sums)));
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(-y.d * half_at(w + 82)), _mm256_cvtepi32_ps(much), to.sum[t]);
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(y.d * half_at(w + 80)), _mm256_cvtepi32_ps(fold(weights.times(y.q, nullptr))), to.sum[t]);
+        }
+    }
+    static float rest(__m128) { return 0; }
+};
+
+// 16 six-bit scales, 32 too large.
+EM_TARGET inline __m128i unpack_scales_q3(const uint8_t * packed) {
+    constexpr uint64_t low4 = 0x0f0f0f0f0f0f0f0f, low2 = 0x03030303;
+    uint64_t a;
+    uint32_t c;
+    memcpy(&a, packed, 8);
+    memcpy(&c, packed + 8, 4);
+    const uint64_t first = (c & low2) | (c >> 2 & low2) << 32, second = (c >> 4 & low2) | (c >> 6 & low2) << 32;
+    const __m128i  all   = _mm_set_epi64x(int64_t((a >> 4 & low4) | second << 4), int64_t((a & low4) | first << 4));
+    return _mm_sub_epi8(all, _mm_set1_epi8(32));
+}
+
+struct q3_k {
+    static constexpr int BYTES = 110;
+    using activation           = prepared_raised;
+
+    template <int TOKENS>
+    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+        // the third bits of the first half are bits 0 to 3 of the bytes they share, of the second bits 4 to 7
+        const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1), third = _mm512_set1_epi8(4);
+        const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)));
+        const two_bits weights(w + 32, unpack_scales_q3(w + 96), [&](__m512i v, int k) EM_TARGET {
+            const __m512i at = _mm512_srlv_epi16(high, _mm512_add_epi16(half, _mm512_set1_epi16(short(k))));
+            return _mm512_or_si512(v, _mm512_and_si512(_mm512_slli_epi16(at, 2), third));
+        });
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            const activation & y = *ys[t];
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(y.d * half_at(w + 108)), _mm256_cvtepi32_ps(fold(weights.times(y.q, y.start))), to.sum[t]);
+        }
+    }
+    static float rest(__m128) { return 0; }
+};
+
+struct iq4_xs {
+    static constexpr int BYTES = 136;
+    using activation           = prepared_raised;
+
+    template <int TOKENS>
+    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+        uint16_t high;
+        uint32_t low;
+        memcpy(&high, w + 2, 2);
+        memcpy(&low, w + 4, 4);
+        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits a byte, 32 too large
+        const __m256i  of_32  = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_cvtsi64_si128(int64_t(packed)), _mm_set1_epi8(32)));
+        __m512i        lane   = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), weights[4], scales[4];
+        EM_UNROLL
+        for (int i = 0; i < 4; ++i, lane = _mm512_add_epi32(lane, _mm512_set1_epi32(2))) {
+            weights[i] = iq4_values(nibbles(w + 8 + 32 * i, w + 24 + 32 * i));
+            scales[i]  = _mm512_permutexvar_epi32(lane, _mm512_castsi256_si512(of_32));
+        }
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            const activation & y     = *ys[t];
+            __m512i            total = _mm512_setzero_si512();
+            EM_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const __m512i products = _mm512_dpbusd_epi32(_mm512_load_si512(y.start + 16 * i), weights[i], _mm512_load_si512(y.q + 64 * i));
+                total = _mm512_add_epi32(total, _mm512_mullo_epi32(products, scales[i]));
+            }
+            to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w) * y.d), _mm256_cvtepi32_ps(fold(total)), to.sum[t]);
+        }
+    }
+    static float rest(__m128) { return 0; }
+};
+
+template <class W, int TOKENS>
+EM_TARGET void row_times(int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t row) {
+    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // of the cache, about
+    row_sums<TOKENS>               sums  = {};
+    const typename W::activation * y[TOKENS];
+    for (int t = 0; t < TOKENS; ++t) {
+        y[t] = static_cast<const typename W::activation *>(activations[t]);
+    }
+    for (int64_t b = 0; b < n / 256; ++b, w += W::BYTES) {
+        EM_UNROLL
+        for (int i = 0; i < LINES; ++i) {
+            prefetch(w + AHEAD + 64 * i);
+        }
+        W::add(w, y, sums);
+        EM_UNROLL
+        for (int t = 0; t < TOKENS; ++t) {
+            ++y[t];
+        }
+    }
+    EM_UNROLL
+    for (int t = 0; t < TOKENS; ++t) {
+        out[t][row] = add_lanes(sums.sum[t]) + W::rest(sums.min[t]);
+    }
+}
+
+template <class W> void dot_k(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    row_times<W, 1>(n, static_cast<const uint8_t *>(row), &activation, &out, 0);
+}
+
+template <class W> void dots_k(const em_kernel &, const em_weight_rows & rows, const em_activations & tokens) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+        by_tokens<4>(tokens.count, [&](auto n, int64_t t) {
+            row_times<W, decltype(n)::value>(rows.width, rows.at(r), tokens.prepared + t, tokens.out + t, r);
+        });
+    }
+}
+
+template <class W> void use_k(em_kernel & k, void (*prepare)(const em_kernel &, const float *, int64_t, void *)) {
+    k.block_bytes  = sizeof(typename W::activation);
+    k.block_values = 256;
+    k.prepare      = prepare;
+    k.dot          = dot_k<W>;
+    k.dots         = dots_k<W>;
+}
+
+} // namespace
+
+void em_kernel_k(em_kernel & k, int type) {
+    switch (type) {
+    case TYPE_Q2_K: use_k<q2_k>(k, prepare_sums<HALVES>); break;
+    case TYPE_Q3_K: use_k<q3_k>(k, prepare_raised<4, HALVES>); break;
+    case TYPE_Q4_K: use_k<nibbles_k<144, false>>(k, prepare_nibbles); break;
+    case TYPE_Q5_K: use_k<nibbles_k<176, true>>(k, prepare_nibbles); break;
+    case TYPE_Q6_K: use_k<q6_k>(k, prepare_sums<NATURAL>); break;
+    case TYPE_IQ4_XS: use_k<iq4_xs>(k, prepare_raised<128, NATURAL>); break;
+    default: break;
+    }
+}
+
+#endif

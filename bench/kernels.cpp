@@ -63,10 +63,13 @@ struct reader {
 
     reader(const weights & weight, bool own, bool fetch, int many = 1)
         : w(weight), kernel(em_kernel_for(w.type, w.width, own)), ahead(fetch), tokens(many) {
-        activation.resize(kernel.activation_bytes(w.width) + 64);
-        kernel.prepare(kernel, random_floats(size_t(w.width), 1, 8).data(), w.width, prepared());
+        activation.resize(size_t(tokens) * vector() + 64);
+        for (int t = 0; t < tokens; ++t) {
+            kernel.prepare(kernel, random_floats(size_t(w.width), 1, unsigned(8 + t)).data(), w.width, prepared(t));
+        }
     }
-    char * prepared() { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(activation.data()), 64)); }
+    size_t vector() const { return em_align(kernel.activation_bytes(w.width), 64); }
+    char * prepared(int token) { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(activation.data()), 64)) + size_t(token) * vector(); }
 
     void read(const char * memory, int64_t from, int64_t to) {
         constexpr size_t DISTANCE = 8192;
@@ -76,7 +79,7 @@ struct reader {
             if (ahead) {
                 fetch_row(row + DISTANCE, row_bytes);
             }
-            kernel.dot(kernel, w.width, row, prepared(), &out);
+            kernel.dot(kernel, w.width, row, prepared(0), &out);
         }
     }
     void read_many(const char * memory, int64_t from, int64_t to) {
@@ -84,7 +87,7 @@ struct reader {
         const void * activations[MOST_TOKENS];
         float *      out[MOST_TOKENS];
         for (int t = 0; t < tokens; ++t) {
-            activations[t] = prepared();
+            activations[t] = prepared(t);
             out[t]         = rows[t];
         }
         for (int64_t r = from; r < to; r += PIECE) {
@@ -97,7 +100,7 @@ struct reader {
         for (int t = 0; t < threads; ++t) {
             team.emplace_back([=] {
                 const int64_t from = rows * t / threads, to = rows * (t + 1) / threads;
-                tokens > 1 ? read_many(memory, from, to) : read(memory, from, to);
+                kernel.block_bytes ? read_many(memory, from, to) : read(memory, from, to);
             });
         }
         for (std::thread & t : team) {

@@ -339,6 +339,32 @@ def test_records_are_edgemoe_profiles_own(world: World) -> None:
     assert "unexplained" in page and "- MISS" in page
 
 
+def test_a_report_tells_threads_and_routing_of_the_run_and_no_run_mixes_routings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path / "none.jsonl")
+    about = {"description": "", "machine": {}, "build": "llama-cpp-python==0", "python": "3", "date": "", "command": ""}
+    journal.add("machine", **about, threads=123)
+    journal.add("size", model=MODEL, file=4, experts=3, expert=1.0, dense=1, routing="routing of yesterday")
+    cell = cells.cells(replace(SCOPE, device="none"))[0]
+    sample = {"ns": [1, 2], "first_ns": [1], "between_ns": [1], "computing_ns": 1, "sampling_ns": 0, "scheduler_ns": 0}
+    for contender in cell.contenders:
+        told = {"contender": contender.name, "repetition": 0, "stats": STATS if contender.ours else None}
+        journal.add("sample", cell=cell.key, model=MODEL, **told, **sample)
+    asked = ["--device", "none", "--folder", str(tmp_path), "--models", MODEL, "--shares", "25", "--layers", "1"]
+    asked += ["--generate", "2", "--prompts", "4,8", "--first", "3", "--depth", "8"]
+    with wide_model(tmp_path) as path:
+        monkeypatch.setattr(command.twin, "build", lambda *_: path)
+        monkeypatch.setattr(sys, "argv", ["gpu", *asked, "--report"])
+        assert command.main() == 0
+        page = (tmp_path / "table.md").read_text()
+        assert "Threads: 123" in page and "Decode: routing of yesterday." in page
+        monkeypatch.setattr(command, "Session", lambda *_: SimpleNamespace(run=lambda todo, model: model(MODEL)))
+        monkeypatch.setattr(sys, "argv", ["gpu", *asked])
+        assert command.main() == 1
+        assert "measured with another routing: routing of yesterday; now it is SYNTHETIC" in capsys.readouterr().err
+
+
 def test_only_a_whole_model_on_a_gpu_is_published(tmp_path: Path) -> None:
     assert not any(map(devices.is_a_gpu, ["sim", "RPC0", "Vulkan0", "CUDA0"], ["x", "x", "llvmpipe (LLVM)", ""]))
     assert devices.is_a_gpu("CUDA0", "NVIDIA H200")

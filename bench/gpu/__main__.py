@@ -99,7 +99,8 @@ class Bench:
         child = Child(setting.device, self._given.folder / "children.log", min(PATIENCE_S, left))
         if not self._journal.of("machine"):
             found = child.found | {"machine": machine(), "python": platform.python_version()}
-            self._journal.add("machine", **found, command=" ".join(sys.argv[1:]), date=report.now())
+            told = {"command": " ".join(sys.argv[1:]), "date": report.now(), "threads": setting.threads}
+            self._journal.add("machine", **found, **told)
         return child
 
     # ---- models ----
@@ -120,8 +121,15 @@ class Bench:
             if not self._journal.of("size", model=name):
                 expert = sum(shape.expert_bytes) / shape.layers
                 dense = whole - experts
-                self._journal.add("size", model=name, file=whole, experts=experts, expert=expert, dense=dense)
-            marks = _marks(name, layers, forced.source)
+                figures = {"file": whole, "experts": experts, "expert": expert, "dense": dense}
+                self._journal.add("size", model=name, **figures, routing=forced.source)
+            measured = self._journal.of("size", model=name)[0].get("routing", forced.source)
+            if measured != forced.source and not self._given.report:
+                raise EdgeMoEError(
+                    f"{name} was measured with another routing: {measured}; now it is {forced.source}",
+                    "give the same --traces, or another --folder",
+                )
+            marks = _marks(name, layers, measured)
             self._models[name] = Model(name, path, kept, Size(whole, experts, used), marks)
         return self._models[name]
 
@@ -190,9 +198,8 @@ class Bench:
         seen = {e["model"] for e in self._journal.of("size")}
         models = [self._model(name) for name in self._scope.models if name in seen]
         head, real = _head(known[-1], self._scope, self._given)
-        path = report.write(
-            self._given.folder, self._journal, self._scope, models, head, self._given.threads, known[-1]["build"]
-        )
+        threads = known[-1].get("threads", self._given.threads)
+        path = report.write(self._given.folder, self._journal, self._scope, models, head, threads, known[-1]["build"])
         if not real:
             print(head[0])
         for line in verdicts.lines(self._journal, self._scope):
@@ -222,7 +229,7 @@ def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespac
         *mark,
         f"Device: {scope.device}, {text}. Machine: {json.dumps(known['machine'])}.",
         f"Versions: {known['build']}, Python {known['python']}. Date: {known['date']}.",
-        f"Command: `python -m bench.gpu {known['command']}`. Threads: {given.threads}.",
+        f"Command: `python -m bench.gpu {known['command']}`. Threads: {known.get('threads', given.threads)}.",
     ], real
 
 

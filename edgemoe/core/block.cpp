@@ -196,19 +196,15 @@ void em_tail_compute(const em_block & b, const em_tail & tail) {
     const ggml_tensor * rows  = b.down();
     const int64_t       width = rows->ne[0];
     std::vector<float>  weights(size_t(b.k)), sum(static_cast<size_t>(width));
-    for (int64_t t = 0; t < b.tokens; ++t) {
-        for (int64_t k = 0; k < b.k; ++k) {
-            const char * w = static_cast<const char *>(tail.weights->data) + k * tail.weights->nb[1] + t * tail.weights->nb[2];
-            memcpy(&weights[size_t(k)], w, 4);
-        }
-        for (int64_t k = 0; k < b.k; ++k) {
-            const float * row = reinterpret_cast<const float *>(static_cast<const char *>(rows->data) + k * rows->nb[1] + t * rows->nb[2]);
-            const float   w   = weights[size_t(k)];
-            for (int64_t i = 0; i < width; ++i) {
-                const float term = row[i] * w;
-                sum[size_t(i)]   = k == 0 ? term : sum[size_t(i)] + term;
-            }
-        }
-        memcpy(static_cast<char *>(tail.out->data) + t * tail.out->nb[1], sum.data(), size_t(width) * 4);
+    for (int64_t k = 0; k < b.k; ++k) {
+        memcpy(&weights[size_t(k)], static_cast<const char *>(tail.weights->data) + k * tail.weights->nb[1], 4);
     }
+    for (int64_t k = 0; k < b.k; ++k) {
+        const float * row = reinterpret_cast<const float *>(static_cast<const char *>(rows->data) + k * rows->nb[1]);
+        for (int64_t i = 0; i < width; ++i) {
+            const float term = row[i] * weights[size_t(k)];
+            sum[size_t(i)]   = k == 0 ? term : sum[size_t(i)] + term;
+        }
+    }
+    memcpy(tail.out->data, sum.data(), size_t(width) * 4);
 }

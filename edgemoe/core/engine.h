@@ -306,10 +306,10 @@ struct em_block {
     ggml_tensor * down() const { return node[count - 1]; }
 };
 
-// What llama.cpp does with the rows of a block: times the router's weights, then summed over k in order.
+// What llama.cpp does with the rows of a single token's block: times the router's weights, then summed over k in order.
 struct em_tail {
-    const ggml_tensor * weights = nullptr; // [1, k, tokens]
-    ggml_tensor *       out     = nullptr; // [n_embd, tokens]
+    const ggml_tensor * weights = nullptr; // [1, k]
+    ggml_tensor *       out     = nullptr; // [n_embd]
     int                 last    = 0;       // its node
 };
 bool em_tail_find(ggml_cgraph * graph, const em_block & block, int n_nodes, em_tail * out);
@@ -331,6 +331,11 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
 struct em_pair {
     int32_t token, k, expert, place; // place: slot or staging place on the device, unused on the CPU
 };
+
+// Where a pair's row begins in a tensor of the block: [width, k or 1, tokens or 1].
+inline size_t em_row_offset(const ggml_tensor * t, const em_pair & p) {
+    return size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2];
+}
 
 // What else the calling thread has to do, once: while the other threads of a pair graph are at work already, where there are any.
 struct em_errand {
@@ -385,8 +390,9 @@ struct em_rows_place {
 // errand: of thread 0, before it takes rows; null: none
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand);
 bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
-// False: no memory for the prepared input, which jobs that run one after the other share.
-bool          em_rows_outputs(em_rows_job * job, const em_block & block, em_rows_place input, em_rows_place first, em_rows_place second);
+void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
+// Before it is computed. False: no memory for the prepared input; jobs that run one after the other share it.
+bool          em_rows_ready(em_rows_job * job, const em_block & block);
 void          em_rows_sum(em_rows_job * job, const em_tail & tail);
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
 void          em_rows_free(em_rows_job * job);

@@ -37,7 +37,7 @@ struct em_kernel {
 
 // Rows [from, to) times the tokens from `first` on, each by `dot`.
 void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
-// The best kernel for rows of n weights of a type, null members when ggml has none.
+// The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
 // Does this build and processor have a kernel of our own for them?
 bool em_kernel_own(int type, int64_t n);

@@ -20,7 +20,7 @@ struct q8_k { // ggml's block_q8_K
 
 struct alignas(64) prepared { // one block of 256 activations
     int8_t  q[256];
-    int16_t sums[16]; // of 16 values each for Q6_K; of 32 each in the first 8 places for Q4_K and Q5_K
+    int16_t sums[16]; // of 16 values each for Q2_K and Q6_K; of 32 each in the first 8 places for Q4_K and Q5_K
     float   d;
     char    pad[28];
 };

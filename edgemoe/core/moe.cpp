@@ -20,7 +20,7 @@ constexpr int64_t LEAST_PAIRS = 16;
 // From so many rows of an expert on ggml takes other kernels for some types, which round otherwise (tiled/tiled.cpp), and so many stay
 // together that a cut changes none.
 constexpr int64_t MANY_ROWS = 8, TOGETHER = 64;
-// Most pairs of a graph that rows.cpp computes: every thread has room for their activations.
+// Most pairs of a graph that rows.cpp computes: what lies between gate and down stays in the cache.
 constexpr int64_t MAX_ROWS = 256;
 
 // The end of a graph of pairs [at, all) that begins at `at`, about `most` later.

@@ -38,7 +38,7 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             fused = false, own_kernels = true, memory = true, placed = false; // the rows: where they belong
+    bool             fused = false, own_kernels = true, placed = false; // the rows: where they belong
     em_rows_job *    jobs[EM_BLOCK_NODES];
     ggml_tensor *    job_output[EM_BLOCK_NODES];
     const ggml_tensor * job_input[EM_BLOCK_NODES];
@@ -103,7 +103,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
         if (job_input[i] == x.tensor && em_rows_second(jobs[i], t->src[0])) {
             ggml_tensor * c = make_rows(t->ne[0]);
             c->src[0]       = job_output[i];
-            memory = em_rows_outputs(jobs[i], block, x, {job_output[i]}, {c}) && memory;
+            em_rows_connect(jobs[i], x, {job_output[i]}, {c});
             return map.add(t, c);
         }
     }
@@ -112,7 +112,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
     jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
     placed = t == block.down();
-    memory = em_rows_outputs(job, block, x, placed ? em_rows_place{block.down(), true} : em_rows_place{c}, {}) && memory;
+    em_rows_connect(job, x, placed ? em_rows_place{block.down(), true} : em_rows_place{c}, {});
     if (placed && tail) {
         em_rows_sum(job, *tail);
     }
@@ -152,13 +152,11 @@ void builder::fill_input(int i, char * to) const {
     const char *        from = static_cast<const char *>(t->data);
     const size_t        row  = size_t(t->ne[0]) * 4;
     if (inputs[i]->ne[1] == 1 && inputs[i]->ne[2] == 1) {
-        const em_pair & p = pairs[0];
-        memcpy(to, from + (t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + (t->ne[2] == 1 ? 0 : p.token) * t->nb[2], row);
+        memcpy(to, from + em_row_offset(t, pairs[0]), row);
         return;
     }
     for (int64_t j = 0; j < n; ++j) {
-        const em_pair & p = pairs[j];
-        memcpy(to + j * row, from + (t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + (t->ne[2] == 1 ? 0 : p.token) * t->nb[2], row);
+        memcpy(to + j * row, from + em_row_offset(t, pairs[j]), row);
     }
 }
 
@@ -291,7 +289,11 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
         all[count++] = b.map.to[i];
     }
-    if (!b.memory || !place_all(b, all, count)) {
+    bool memory = place_all(b, all, count);
+    for (int i = 0; i < b.job_count; ++i) {
+        memory = memory && em_rows_ready(b.jobs[i], block);
+    }
+    if (!memory) {
         launch.status = STATUS_ALLOC_FAILED;
         return launch;
     }
@@ -308,6 +310,6 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
     const int64_t width = out->ne[0];
     char *        base  = static_cast<char *>(out->data);
     for (int64_t j = 0; j < n; ++j) {
-        memcpy(base + pairs[j].k * out->nb[1] + pairs[j].token * out->nb[2], rows + j * width, size_t(width) * 4);
+        memcpy(base + em_row_offset(out, pairs[j]), rows + j * width, size_t(width) * 4);
     }
 }

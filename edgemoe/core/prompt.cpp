@@ -221,13 +221,15 @@ struct staged {
     }
 
     // The CPU's part, with the device's meanwhile.
-    int compute() {
-        const int on_cpu   = p->cold.empty() ? STATUS_SUCCESS : em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT);
+    void compute() {
+        const bool any = arrives && status == STATUS_SUCCESS && !p->cold.empty();
+        if (any) {
+            status = em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT);
+        }
         p->sharing.cpu_end = em_now_ns();
-        if (on_cpu == STATUS_SUCCESS && status == STATUS_SUCCESS && arrives && !p->cold.empty()) {
+        if (any && status == STATUS_SUCCESS) {
             status = em_send_rows(p, b);
         }
-        return on_cpu != STATUS_SUCCESS ? on_cpu : status;
     }
 
     void count() const {
@@ -280,14 +282,14 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
         p->sharing.turn = turn + 1;
     }
     s.start(!sent, seen ? &chosen : nullptr, all);
-    const int status = s.compute();
-    s.plan.layer     = -1;
-    if (!s.arrives && status == STATUS_SUCCESS) {
+    s.compute();
+    s.plan.layer = -1;
+    if (!s.arrives) {
         e->count.device_fallbacks += 1;
         return seen ? em_by_host_seen(p, b) : by_host_unforced(p, b);
     }
-    if (status != STATUS_SUCCESS) {
-        return status;
+    if (s.status != STATUS_SUCCESS) {
+        return s.status;
     }
     if (seen && s.next_stage && p->events) {
         em_send_ahead(p, s.next_plan, *next, *s.next_stage);

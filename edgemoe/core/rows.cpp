@@ -60,7 +60,7 @@ struct em_rows_job {
     em_region * prepared       = nullptr;
     size_t      prepared_bytes = 0; // of a vector
     int         sets           = 1; // gate and up of different types: each with preparations of its own
-    int64_t     tokens         = 0; // a token's pairs have the same input; 0: each has its own
+    int64_t     tokens         = 0; // of the block, whose pairs share their token's; 0: each pair has its own
     std::unique_ptr<std::atomic<uint8_t>[]> state;
 
     // With a sum: all pairs are a single token's.
@@ -80,11 +80,9 @@ constexpr size_t ALIGN = 64; // of prepared activations
 
 // A pair's row.
 float * row_of(const em_rows_job & job, const em_rows_place & at, int64_t pair) {
-    const ggml_tensor * t = at.tensor;
-    const em_pair &     p = job.pairs[pair];
-    const size_t offset = at.of_block ? size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2]
-                                      : size_t(pair * t->ne[0]) * 4;
-    return reinterpret_cast<float *>(static_cast<char *>(t->data) + offset);
+    const ggml_tensor * t   = at.tensor;
+    const bool          one = t->ne[1] * t->ne[2] == 1;
+    return reinterpret_cast<float *>(static_cast<char *>(t->data) + (at.of_block ? em_row_offset(t, job.pairs[pair]) : one ? 0 : size_t(pair * t->ne[0]) * 4));
 }
 
 class worker {
@@ -216,15 +214,19 @@ bool em_rows_second(em_rows_job * job, const ggml_tensor * weight) {
     return true;
 }
 
-bool em_rows_outputs(em_rows_job * job, const em_block & block, em_rows_place input, em_rows_place first, em_rows_place second) {
-    job->input    = input;
-    job->out[0]   = first;
-    job->out[1]   = second;
-    job->tokens   = input.of_block && input.tensor->ne[1] == 1 ? block.tokens : 0;
+void em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second) {
+    job->input  = input;
+    job->out[0] = first;
+    job->out[1] = second;
+}
+
+bool em_rows_ready(em_rows_job * job, const em_block & block) {
+    const ggml_tensor * x = job->input.tensor;
+    job->tokens   = job->input.of_block && x->ne[1] == 1 && block.tokens <= job->n ? block.tokens : 0;
     job->prepared = &block.engine->cpu_prepared;
-    job->sets     = second.tensor && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
+    job->sets     = job->outputs == 2 && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
     for (int i = 0; i < job->sets; ++i) {
-        job->prepared_bytes = std::max(job->prepared_bytes, em_align(job->kernel[i].activation_bytes(input.tensor->ne[0]), ALIGN));
+        job->prepared_bytes = std::max(job->prepared_bytes, em_align(job->kernel[i].activation_bytes(x->ne[0]), ALIGN));
     }
     const size_t vectors = size_t(job->tokens > 0 ? job->tokens : job->n) * size_t(job->sets);
     job->state.reset(new std::atomic<uint8_t>[vectors]());

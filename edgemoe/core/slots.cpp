@@ -17,7 +17,11 @@ bool em_region::ensure(size_t bytes) {
         }
         base = static_cast<char *>(G.ggml_backend_buffer_get_base(buffer));
     } else {
-        plain.resize(wanted);
+        try {
+            plain.resize(wanted);
+        } catch (const std::bad_alloc &) {
+            return false;
+        }
         base = plain.data();
     }
     size = wanted;

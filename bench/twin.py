@@ -109,6 +109,12 @@ def small(twin: Twin, layers: int) -> Twin:
     return replace(twin, vocabulary=SHORT_VOCABULARY, keys={**twin.keys, **large, "block_count": blocks})
 
 
+def place(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
+    """Where `build` writes a twin."""
+    parts = [name, f"{layers}-layers" if layers else "", experts.lower(), "twin.gguf"]
+    return folder / "-".join(filter(None, parts))
+
+
 def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
     """Write the twin unless it is there; returns its path.
 
@@ -118,8 +124,7 @@ def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
         layers: with experts, of a small twin; 0 for all of the model.
         experts: type of the routed experts; empty for the model's own.
     """
-    parts = [name, f"{layers}-layers" if layers else "", experts.lower(), "twin.gguf"]
-    path = folder / "-".join(filter(None, parts))
+    path = place(name, folder, layers, experts)
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)

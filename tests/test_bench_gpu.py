@@ -353,12 +353,13 @@ def test_a_report_tells_threads_and_routing_of_the_run_and_no_run_mixes_routings
         journal.add("sample", cell=cell.key, model=MODEL, **told, **sample)
     asked = ["--device", "none", "--folder", str(tmp_path), "--models", MODEL, "--shares", "25", "--layers", "1"]
     asked += ["--generate", "2", "--prompts", "4,8", "--first", "3", "--depth", "8"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *asked, "--report"])
+    assert command.main() == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "Threads: 123" in page and "Decode: routing of yesterday." in page
+    assert not list(tmp_path.glob("*.gguf")), "a report needs no twin"
     with wide_model(tmp_path) as path:
         monkeypatch.setattr(command.twin, "build", lambda *_: path)
-        monkeypatch.setattr(sys, "argv", ["gpu", *asked, "--report"])
-        assert command.main() == 0
-        page = (tmp_path / "table.md").read_text()
-        assert "Threads: 123" in page and "Decode: routing of yesterday." in page
         monkeypatch.setattr(command, "Session", lambda *_: SimpleNamespace(run=lambda todo, model: model(MODEL)))
         monkeypatch.setattr(sys, "argv", ["gpu", *asked])
         assert command.main() == 1

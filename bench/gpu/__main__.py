@@ -23,7 +23,7 @@ from edgemoe.profiling.figures import machine, physical_cores
 
 from . import build, cells, devices, report, routing, verdicts
 from .cells import Cell, Size
-from .journal import Journal
+from .journal import Entry, Journal
 from .session import Child, Failed, Model, Session, Setting
 
 PAGE = Path("docs/benchmarks.md")
@@ -123,8 +123,8 @@ class Bench:
                 dense = whole - experts
                 figures = {"file": whole, "experts": experts, "expert": expert, "dense": dense}
                 self._journal.add("size", model=name, **figures, routing=forced.source)
-            measured = self._journal.of("size", model=name)[0].get("routing", forced.source)
-            if measured != forced.source and not self._given.report:
+            measured = self._journal.of("size", model=name)[0]["routing"]
+            if measured != forced.source:
                 raise EdgeMoEError(
                     f"{name} was measured with another routing: {measured}; now it is {forced.source}",
                     "give the same --traces, or another --folder",
@@ -132,6 +132,15 @@ class Bench:
             marks = _marks(name, layers, measured)
             self._models[name] = Model(name, path, kept, Size(whole, experts, used), marks)
         return self._models[name]
+
+    def _measured(self, size: Entry) -> Model:
+        """What was measured, whose twin may be gone."""
+        name, layers = size["model"], self._given.layers
+        path = twin.place(name, self._given.twins or self._given.folder, layers)
+        if not path.exists():
+            _say(f"{path} is not there: no profiles of {name}")
+        marks = _marks(name, layers, size["routing"])
+        return Model(name, path, Path(), Size(size["file"], size["experts"], 0), marks)
 
     # ---- what else can be asked ----
 
@@ -195,10 +204,9 @@ class Bench:
         known = self._journal.of("machine")
         if not known:
             raise EdgeMoEError("nothing was measured yet, so there is nothing to report")
-        seen = {e["model"] for e in self._journal.of("size")}
-        models = [self._model(name) for name in self._scope.models if name in seen]
+        models = [self._measured(e) for name in self._scope.models for e in self._journal.of("size", model=name)]
         head, real = _head(known[-1], self._scope, self._given)
-        threads = known[-1].get("threads", self._given.threads)
+        threads = known[-1]["threads"]
         path = report.write(self._given.folder, self._journal, self._scope, models, head, threads, known[-1]["build"])
         if not real:
             print(head[0])
@@ -229,7 +237,7 @@ def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespac
         *mark,
         f"Device: {scope.device}, {text}. Machine: {json.dumps(known['machine'])}.",
         f"Versions: {known['build']}, Python {known['python']}. Date: {known['date']}.",
-        f"Command: `python -m bench.gpu {known['command']}`. Threads: {known.get('threads', given.threads)}.",
+        f"Command: `python -m bench.gpu {known['command']}`. Threads: {known['threads']}.",
     ], real
 
 

@@ -236,8 +236,8 @@ def _held(journal: Journal, model: str) -> list[list[str]]:
 
 def write(folder: Path, journal: Journal, scope: cells.Scope, models: Sequence[Model], head: Sequence[str],
           threads: int, build: str) -> Path:  # fmt: skip
-    """Write every profile and the page into ``folder``; returns the page's path."""
-    for model in models:
+    """Write the profiles of models whose files are there, and the page, into ``folder``; returns the page's path."""
+    for model in (m for m in models if m.path.exists()):
         for name, record in records(journal, scope, model, threads, build):
             (folder / name).write_text(json.dumps(record, indent=1))
     path = folder / "table.md"

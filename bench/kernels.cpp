@@ -69,7 +69,7 @@ struct reader {
         }
     }
     size_t vector() const { return em_align(kernel.activation_bytes(w.width), 64); }
-    char * prepared(int token) { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(activation.data()), 64)) + size_t(token) * vector(); }
+    char * prepared(int token) { return em_align(activation.data(), 64) + size_t(token) * vector(); }
 
     void read(const char * memory, int64_t from, int64_t to) {
         constexpr size_t DISTANCE = 8192;

@@ -108,8 +108,7 @@ class Bench:
     def _model(self, name: str) -> Model:
         """The twin, made unless it is there, and its routing."""
         if name not in self._models:
-            layers = self._given.layers
-            path = twin.build(name, self._given.twins or self._given.folder, layers)
+            path = twin.build(name, self._given.twins or self._given.folder, self._given.layers)
             file = check(path)
             shape = moe_shape(file)
             assert shape is not None
@@ -129,8 +128,7 @@ class Bench:
                     f"{name} was measured with another routing: {measured}; now it is {forced.source}",
                     "give the same --traces, or another --folder",
                 )
-            marks = _marks(name, layers, measured)
-            self._models[name] = Model(name, path, kept, Size(whole, experts, used), marks)
+            self._models[name] = Model(name, path, kept, Size(whole, experts, used))
         return self._models[name]
 
     def _measured(self, size: Entry) -> Model:

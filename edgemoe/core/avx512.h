@@ -19,8 +19,7 @@
 
 namespace em_avx512 {
 
-inline float half_to_float(uint16_t h) EM_TARGET;
-inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+EM_TARGET inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 
 EM_TARGET inline float half_at(const uint8_t * at) {
     uint16_t half;

@@ -112,7 +112,7 @@ void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_
     memcpy(data, static_cast<const char *>(t->data) + offset, size);
 }
 bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * dst) {
-    const ggml_backend_buffer * from = src->view_src ? src->view_src->buffer : src->buffer;
+    const ggml_backend_buffer * from = em_buffer_of(src);
     if (!from || !G.ggml_backend_buft_is_host(from->buft)) {
         return false;
     }

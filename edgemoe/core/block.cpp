@@ -24,7 +24,7 @@ bool host_readable(const em_block & b, const ggml_tensor * t) {
     if (b.on_device) {
         return t->data != nullptr; // not by the host, but nothing is to be read now
     }
-    const ggml_backend_buffer * buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    const ggml_backend_buffer * buffer = em_buffer_of(t);
     return t->data && (!buffer || G.ggml_backend_buft_is_host(buffer->buft));
 }
 

@@ -38,7 +38,7 @@ struct cloner {
     ggml_tensor * leaf(const ggml_tensor * t) {
         ggml_tensor * c = add(t);
         c->op       = OP.none;
-        c->buffer   = t->view_src ? t->view_src->buffer : t->buffer;
+        c->buffer   = em_buffer_of(t);
         for (int i = 0; kind.aside && i < p->view.arrival_count; ++i) {
             if (p->view.arrivals[i].from == t && p->view.arrivals[i].aside) {
                 c->data   = p->aside.base + p->view.arrivals[i].aside;

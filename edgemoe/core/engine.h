@@ -33,6 +33,9 @@ inline int64_t em_now_ns() {
 }
 
 inline size_t em_align(size_t n, size_t a) { return (n + a - 1) / a * a; }
+inline char * em_align(void * p, size_t a) { return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(p), a)); }
+
+inline ggml_backend_buffer * em_buffer_of(const ggml_tensor * t) { return t->view_src ? t->view_src->buffer : t->buffer; }
 
 // ---- slots ----
 
@@ -332,6 +335,8 @@ struct em_pair {
     int32_t token, k, expert, place; // place: slot or staging place on the device, unused on the CPU
 };
 
+void em_sort_by_expert(std::vector<em_pair> & pairs); // in the order they have otherwise
+
 // Where a pair's row begins in a tensor of the block: [width, k or 1, tokens or 1].
 inline size_t em_row_offset(const ggml_tensor * t, const em_pair & p) {
     return size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2];
@@ -385,7 +390,7 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 struct em_rows_job;
 struct em_rows_place {
     ggml_tensor * tensor   = nullptr;
-    bool          of_block = false; // a row of the block's own for each token and k, if there are several; else one for each pair
+    bool          of_block = false; // the block's own: a row for each token and k, if there are several; else one for each pair, or for all
 };
 // errand: of thread 0, before it takes rows; null: none
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand);

@@ -62,10 +62,9 @@ int32_t any_slot(const em_layer_t & layer) {
 // Does the device compute a single token's pairs one by one? Then it does not matter that two of them have the same place.
 // Its kernels for more tokens, and those for floats, take it for granted that a token's experts differ.
 bool one_by_one(const em_pass * p, const em_block & b) {
-    constexpr int F32 = 0, F16 = 1, BF16 = 30; // file format numbers
     bool quantised = true;
     for (const ggml_tensor * w : b.layer->weight) {
-        quantised = quantised && (!w || (w->type != F32 && w->type != F16 && w->type != BF16));
+        quantised = quantised && (!w || (w->type != TYPE_F32 && w->type != TYPE_F16 && w->type != TYPE_BF16));
     }
     return b.tokens == 1 && (quantised || p->e->device == em_sim_device());
 }
@@ -215,17 +214,8 @@ int compute_fetched(em_pass * p, const em_block & b) {
     G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k) * 4);
     const int status = G.ggml_backend_graph_compute_async(p->inner, g.part[EM_FIRST]);
     G.ggml_backend_event_record(p->vacant[EM_FIRST], p->inner);
-    auto row = [](const ggml_tensor * t, int32_t k) {
-        ggml_tensor r = *t;
-        r.ne[1] = 1;
-        r.nb[2] = r.nb[3] = r.nb[1];
-        r.data   = static_cast<char *>(t->data) + size_t(k) * t->nb[1];
-        r.buffer = t->view_src ? t->view_src->buffer : t->buffer;
-        r.view_src = nullptr;
-        return r;
-    };
     for (const em_pair & f : p->fetched_pairs) {
-        ggml_tensor from = row(g.down, f.k), to = row(b.down(), f.k);
+        ggml_tensor from = em_some_rows(*g.down, f.k, 1), to = em_some_rows(*b.down(), f.k, 1);
         G.ggml_backend_tensor_copy_async(p->inner, p->inner, &from, &to);
     }
     return status;
@@ -239,7 +229,7 @@ int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * num
     r.rows->data = there, r.rows->buffer = p->aside.buffer;
     r.numbers->data = there + n * row, r.numbers->buffer = p->aside.buffer;
     r.put->data = r.all->data = out->data;
-    r.put->buffer = r.all->buffer = out->view_src ? out->view_src->buffer : out->buffer;
+    r.put->buffer = r.all->buffer = em_buffer_of(out);
     G.ggml_backend_tensor_set_async(p->inner, r.rows, rows, 0, n * row);
     G.ggml_backend_tensor_set_async(p->inner, r.numbers, numbers, 0, n * 4);
     const int status = G.ggml_backend_graph_compute_async(p->inner, r.graph);
@@ -369,7 +359,7 @@ int em_few_tokens(em_pass * p, em_block & b) {
         return STATUS_SUCCESS;
     }
     if (b.tokens > 1) {
-        std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
+        em_sort_by_expert(p->cold);
     }
     p->fetched_pairs.clear();
     if (decode && early && layer.device_can == 1) {

@@ -16,7 +16,7 @@ enum ggml_status_t : int { STATUS_ALLOC_FAILED = -2, STATUS_FAILED = -1, STATUS_
 enum ggml_dev_type_t : int { DEV_CPU = 0, DEV_GPU = 1, DEV_IGPU = 2, DEV_ACCEL = 3 };
 enum ggml_usage_t : int { USAGE_ANY = 0, USAGE_WEIGHTS = 1, USAGE_COMPUTE = 2 };
 
-constexpr int TYPE_F32 = 0;
+constexpr int TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 30;
 constexpr int TYPE_Q4_0 = 2, TYPE_Q5_0 = 6, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14,
               TYPE_Q8_K = 15, TYPE_IQ2_XXS = 16, TYPE_IQ2_XS = 17, TYPE_IQ3_XXS = 18, TYPE_IQ1_S = 19, TYPE_IQ4_NL = 20, TYPE_IQ3_S = 21,
               TYPE_IQ2_S = 22, TYPE_IQ4_XS = 23, TYPE_IQ1_M = 29, TYPE_MXFP4 = 39;

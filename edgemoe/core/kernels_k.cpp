@@ -96,6 +96,10 @@ template <int TOKENS> struct row_sums {
     __m128 min[TOKENS];
 };
 
+struct without_minima {
+    static float rest(__m128) { return 0; }
+};
+
 // Q4_K and Q5_K: the fifth bits lie apart.
 template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
     static constexpr int BYTES = BLOCK_BYTES;
@@ -154,7 +158,7 @@ template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
     }
 };
 
-struct q6_k {
+struct q6_k : without_minima {
     static constexpr int BYTES = 210;
     using activation           = prepared;
 
@@ -195,7 +199,6 @@ struct q6_k {
             to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w + 208) * y.d), _mm256_cvtepi32_ps(_mm256_sub_epi32(fold(total), much)), to.sum[t]);
         }
     }
-    static float rest(__m128) { return 0; }
 };
 
 // Two-bit weights, and what else belongs to them, with a scale for 16 of them each: bits 2 * k of 64 bytes times 64 activations, for
@@ -225,7 +228,7 @@ struct two_bits {
     }
 };
 
-struct q2_k {
+struct q2_k : without_minima {
     static constexpr int BYTES = 84;
     using activation           = prepared;
 
@@ -242,7 +245,6 @@ struct q2_k {
             to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(y.d * half_at(w + 80)), _mm256_cvtepi32_ps(fold(weights.times(y.q, nullptr))), to.sum[t]);
         }
     }
-    static float rest(__m128) { return 0; }
 };
 
 // 16 six-bit scales, 32 too large.
@@ -257,7 +259,7 @@ EM_TARGET inline __m128i unpack_scales_q3(const uint8_t * packed) {
     return _mm_sub_epi8(all, _mm_set1_epi8(32));
 }
 
-struct q3_k {
+struct q3_k : without_minima {
     static constexpr int BYTES = 110;
     using activation           = prepared_raised;
 
@@ -276,10 +278,9 @@ struct q3_k {
             to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(y.d * half_at(w + 108)), _mm256_cvtepi32_ps(fold(weights.times(y.q, y.start))), to.sum[t]);
         }
     }
-    static float rest(__m128) { return 0; }
 };
 
-struct iq4_xs {
+struct iq4_xs : without_minima {
     static constexpr int BYTES = 136;
     using activation           = prepared_raised;
 
@@ -309,7 +310,6 @@ struct iq4_xs {
             to.sum[t] = _mm256_fmadd_ps(_mm256_set1_ps(half_at(w) * y.d), _mm256_cvtepi32_ps(fold(total)), to.sum[t]);
         }
     }
-    static float rest(__m128) { return 0; }
 };
 
 template <class W, int TOKENS>

@@ -171,9 +171,6 @@ struct run {
     }
     int cold_graph(const em_pair * pairs, int64_t n, bool by_rows) {
         const bool    ran     = errand && errand->done;
-        if (ran) {
-            errand->late = false; // there is more
-        }
         const int64_t started = em_now_ns();
         em_launch     launch  = em_pairs_launch(e, cpu_side(by_rows), b, pairs, n, nullptr);
         if (launch.status == STATUS_SUCCESS && launch.result) {
@@ -366,7 +363,7 @@ split split_pairs(const em_block & b, bool device) {
     }
     if (b.tokens > 1) { // a single token's are perhaps summed in this order
         for (auto * pairs : {&s.hot, &s.cold}) {
-            std::stable_sort(pairs->begin(), pairs->end(), [](const em_pair & a, const em_pair & c) { return a.expert < c.expert; });
+            em_sort_by_expert(*pairs);
         }
     }
     return s;

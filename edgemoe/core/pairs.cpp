@@ -5,6 +5,7 @@
 
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -38,7 +39,7 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             fused = false, own_kernels = true, placed = false; // the rows: where they belong
+    bool             own_kernels = true, placed = false; // the rows: where they belong
     em_rows_job *    jobs[EM_BLOCK_NODES];
     ggml_tensor *    job_output[EM_BLOCK_NODES];
     const ggml_tensor * job_input[EM_BLOCK_NODES];
@@ -120,7 +121,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
 }
 
 ggml_tensor * builder::clone(const ggml_tensor * t) {
-    if (fused && t->op == OP.mul_mat_id) {
+    if (side.by_rows && t->op == OP.mul_mat_id) {
         return clone_rows(t);
     }
     ggml_tensor * c = make_rows(t->ne[0]);
@@ -185,7 +186,7 @@ bool place_all(builder & b, ggml_tensor ** all, int count) {
     if (!m.ensure(total)) {
         return false;
     }
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(m.base), align));
+    char * at = em_align(m.base, align);
     for (int i = 0; i < count; ++i) {
         ggml_tensor * t = all[i];
         if (t->view_src) {
@@ -216,7 +217,7 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
         status = STATUS_ALLOC_FAILED;
         return nullptr;
     }
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(b.side.staging->base), HOST_ALIGN));
+    char * at = em_align(b.side.staging->base, HOST_ALIGN);
     auto send = [&](ggml_tensor * t) {
         G.ggml_backend_tensor_set_async(b.side.backend, t, at, 0, G.ggml_nbytes(t));
         at += host_bytes(t);
@@ -262,6 +263,10 @@ bool device_can(em_engine * e, const em_block & block, ggml_cgraph * graph) {
 
 } // namespace
 
+void em_sort_by_expert(std::vector<em_pair> & pairs) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const em_pair & a, const em_pair & b) { return a.expert < b.expert; });
+}
+
 em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
                           const em_tail * tail) {
     constexpr size_t tensors = EM_BLOCK_NODES * 3;
@@ -272,7 +277,6 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     em_launch launch;
     b.tail  = tail;
     b.own_kernels = e->own_kernels;
-    b.fused = !side.device && side.by_rows;
     launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);

@@ -59,7 +59,7 @@ bool prepare(em_pass * p) {
     if (!p->buffer || !p->tables.ensure(host)) {
         return false;
     }
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(p->buffer)), align));
+    char * at = em_align(G.ggml_backend_buffer_get_base(p->buffer), align);
     for (ggml_tensor * t : all) {
         G.ggml_backend_tensor_alloc(p->buffer, t, at);
         at += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);

@@ -186,6 +186,17 @@ struct em_pass {
     int64_t  unseen   = 0;
 };
 
+// n rows of a matrix, as a tensor of their own.
+inline ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n) {
+    ggml_tensor r = t;
+    r.ne[1] = n;
+    r.nb[2] = r.nb[3] = r.nb[1] * size_t(n);
+    r.data     = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
+    r.buffer   = em_buffer_of(&t);
+    r.view_src = nullptr;
+    return r;
+}
+
 inline bool em_all_resident(const em_layer_t & layer) { return layer.resident == layer.experts; }
 
 // clones.cpp: a block's nodes once more, over memory of the device

@@ -87,16 +87,7 @@ namespace {
 // All biases are on the device. (From the model's file, which no driver pins for them, a copy would wait for those before it, and the
 // caller with it.)
 void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & places, const em_stage_run & run) {
-    auto rows = [&](const ggml_tensor & t, int32_t from) {
-        ggml_tensor r = t;
-        r.ne[1] = run.n;
-        r.nb[2] = r.nb[3] = r.nb[1] * size_t(run.n);
-        r.data = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
-        r.buffer   = t.view_src ? t.view_src->buffer : t.buffer;
-        r.view_src = nullptr;
-        return r;
-    };
-    ggml_tensor from = rows(all, run.from), to = rows(places, run.place);
+    ggml_tensor from = em_some_rows(all, run.from, run.n), to = em_some_rows(places, run.place, run.n);
     G.ggml_backend_tensor_copy_async(p->e->stream, p->e->stream, &from, &to);
 }
 

@@ -3,8 +3,8 @@
 // A job is one node of a ggml graph: gate and up of all pairs at once, down, or a single token's down with the weighted sum over
 // k. Each thread has a share of the rows that lies in one piece, for long streams are what memory likes, and takes it in small
 // pieces, each times all tokens of its expert; when it is done it takes pieces of the others' shares, so a core that is slow, or
-// busy with something else, does less. An
-// activation is prepared (quantised) by the thread that needs it first, the others wait for that: cheaper than a barrier.
+// busy with something else, does less. An activation is prepared (quantised) by the thread that needs it first, and the others
+// wait for that: cheaper than a barrier.
 
 #include "engine.h"
 #include "kernels.h"
@@ -122,7 +122,7 @@ class worker {
         return job.tokens > 0 ? job.pairs[pair].token + set * job.tokens : pair + set * job.n;
     }
     char * place_of(int64_t vector) const {
-        return reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(job.prepared->base), ALIGN)) + size_t(vector) * job.prepared_bytes;
+        return em_align(job.prepared->base, ALIGN) + size_t(vector) * job.prepared_bytes;
     }
 
     void prepare(int64_t pair, int output) {

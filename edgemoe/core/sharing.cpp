@@ -107,7 +107,7 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
             }
         }
     }
-    std::stable_sort(p->cold.begin(), p->cold.end(), [](const em_pair & x, const em_pair & y) { return x.expert < y.expert; });
+    em_sort_by_expert(p->cold);
     return sent;
 }
 

@@ -108,7 +108,7 @@ void buffer_free(ggml_backend_buffer * b) {
     free(b->context);
 }
 void * buffer_base(ggml_backend_buffer * b) {
-    return reinterpret_cast<void *>(em_align(reinterpret_cast<size_t>(b->context), 128));
+    return em_align(b->context, 128);
 }
 void buffer_memset(ggml_backend_buffer *, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
     memset(static_cast<char *>(t->data) + offset, value, size);

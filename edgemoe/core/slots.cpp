@@ -99,7 +99,7 @@ void em_places_make(em_places & p, ggml_backend_device * device, const em_layer_
 void em_places_put(em_places & p, ggml_backend_buffer * buffer, size_t second) {
     ggml_backend_buffer_type * buft  = buffer->buft;
     const size_t               align = G.ggml_backend_buft_get_alignment(buft);
-    char *       base  = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(G.ggml_backend_buffer_get_base(buffer)), align));
+    char *       base  = em_align(G.ggml_backend_buffer_get_base(buffer), align);
     char *       at[2] = {base, base + second};
     for (int i = 0; i < PROJ_COUNT; ++i) {
         for (ggml_tensor * t : {p.weight[i], p.bias[i]}) {

@@ -37,7 +37,7 @@ bool move_aside(em_pass * p, const em_block & b) {
         if (overwritten(a.from)) {
             a.aside = at;
             ggml_tensor from = *a.from, to = aside_copy(p, a);
-            from.buffer = from.view_src ? from.view_src->buffer : from.buffer;
+            from.buffer = em_buffer_of(&from);
             from.view_src = nullptr;
             G.ggml_backend_tensor_copy_async(p->inner, p->inner, &from, &to);
         }
@@ -102,7 +102,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
             return false;
         }
     }
-    char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(p->mirror.base), EM_PASS_ALIGN));
+    char * at = em_align(p->mirror.base, EM_PASS_ALIGN);
     v.block.down()->data = at;
     at += rows;
     if (p->early && !move_aside(p, b)) {

@@ -31,10 +31,10 @@ void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_
 
 // Our kernels against ggml's on the same quantised data: equal to the last bit, for any number of rows and tokens at once.
 void test_kernels() {
-    constexpr int MXFP4 = 39;
     for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{
-             {2, 1536}, {2, 1568}, {6, 1536}, {6, 1568}, {8, 1536}, {8, 1568}, {10, 1536}, {11, 1536}, {12, 1536}, {13, 1536}, {14, 1536},
-             {20, 1536}, {20, 1568}, {23, 1536}, {MXFP4, 1536}, {MXFP4, 1568}}) {
+             {TYPE_Q4_0, 1536}, {TYPE_Q4_0, 1568}, {TYPE_Q5_0, 1536}, {TYPE_Q5_0, 1568}, {TYPE_Q8_0, 1536}, {TYPE_Q8_0, 1568},
+             {TYPE_Q2_K, 1536}, {TYPE_Q3_K, 1536}, {TYPE_Q4_K, 1536}, {TYPE_Q5_K, 1536}, {TYPE_Q6_K, 1536}, {TYPE_IQ4_NL, 1536},
+             {TYPE_IQ4_NL, 1568}, {TYPE_IQ4_XS, 1536}, {TYPE_MXFP4, 1536}, {TYPE_MXFP4, 1568}}) {
         if (!em_kernel_own(type, n)) {
             printf("no own kernel for %d weights of type %d on this processor\n", int(n), type);
             continue;
@@ -179,7 +179,7 @@ void test_pass_parity() {
 // are right; a batch between that uses all experts gets all of them.
 void test_prompts_of_layers() {
     ggml_backend * cpu = cpu_backend();
-    for (const int type : {TYPE_F32, 12}) {
+    for (const int type : {TYPE_F32, TYPE_Q4_K}) {
         for (const int share : {0, 4}) {
             for (const int way : {0, 1, 2, 3}) {
                 em_sim_options o{};

@@ -97,7 +97,7 @@ struct test_model {
         ctx = G.ggml_init({G.ggml_tensor_overhead() * size_t(3 * s.layers), nullptr, true});
         CHECK(em_begin_load(e, 0) == EM_OK);
         ggml_backend_device * device = em_buft()->device;
-        char * at = reinterpret_cast<char *>(em_align(reinterpret_cast<size_t>(memory.data()), 64));
+        char * at = em_align(memory.data(), 64);
         buffer = device->iface.buffer_from_host_ptr(device, at, memory.size() - 64, 0);
         buffer->usage = USAGE_WEIGHTS;
         for (int l = 0; l < s.layers; ++l) {

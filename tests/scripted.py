@@ -35,6 +35,8 @@ CONTEXT = 8192
 CPU = OffloadConfig(device="none", profile="off")
 _PAIRS = ("t h", "i n", "e r", "a n", "o u", "s t", "Ġ t", "Ġt h", "Ġth e", "in g", "e n", "o r", "e s")
 _VISIBLE_BYTES = (*range(33, 127), *range(161, 173), *range(174, 256))
+ORDINARY = 256 + len(_PAIRS)
+"""Tokens that are bytes and merges; the special ones follow."""
 _SHARED = Path(os.environ.get("EDGEMOE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
@@ -121,7 +123,9 @@ _KIMI = Family(
 
 
 def _like(base: Family, template: str, **changes: Any) -> Family:
-    return Family(**({name: getattr(base, name) for name in base.__dataclass_fields__} | {"template": template} | changes))
+    return Family(
+        **({name: getattr(base, name) for name in base.__dataclass_fields__} | {"template": template} | changes)
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -332,12 +336,12 @@ class Asked:
     """One prompt that a scripted engine was asked to continue.
 
     Attributes:
-        ids: its tokens.
-        text: these tokens spelled out, special ones included.
+        text: its tokens spelled out, special ones included.
+        special: the special tokens among them, in order.
     """
 
-    ids: tuple[int, ...]
     text: str
+    special: tuple[str, ...]
 
 
 class ScriptedLlama(edgemoe.Llama):
@@ -371,7 +375,8 @@ class ScriptedLlama(edgemoe.Llama):
     def create_completion(self, prompt: str | list[int], *args: Any, **keywords: Any) -> Any:
         """As in `edgemoe.Llama`, but the next script is the answer."""
         ids = self.tokenize(prompt.encode(), add_bos=False, special=True) if isinstance(prompt, str) else list(prompt)
-        self._remember(Asked(tuple(ids), spelled(self, ids)))
+        special = tuple(spelled(self, [token]) for token in ids if token >= ORDINARY)
+        self._remember(Asked(spelled(self, ids), special))
         assert len(self.asked) <= len(self._scripts), "asked more often than there are scripts"
         forced = Forced(self._scripts[len(self.asked) - 1])
         given = keywords.pop("logits_processor", None) or []
@@ -390,7 +395,7 @@ class ScriptedLlama(edgemoe.Llama):
         self.asked.append(asked)
         if self._record is not None:
             with self._record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"ids": asked.ids, "text": asked.text}) + "\n")
+                file.write(json.dumps([asked.text, asked.special]) + "\n")
 
 
 class Forced:
@@ -422,7 +427,7 @@ def recorded(path: Path) -> list[Asked]:
     if not path.exists():
         return []
     lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [Asked(tuple(line["ids"]), line["text"]) for line in lines]
+    return [Asked(text, tuple(special)) for text, special in lines]
 
 
 def spelled(llm: llama_cpp.Llama, ids: Sequence[int]) -> str:
@@ -469,9 +474,9 @@ def _raise_exception(message: str) -> None:
     raise ValueError(message)
 
 
-def occurrences(text: str, tokens: Sequence[str]) -> Iterator[str]:
-    """The special ``tokens`` in ``text``, in order, the longest one first where several begin at one place."""
-    by_length = sorted(tokens, key=len, reverse=True)
+def special_in(family: Family, text: str) -> Iterator[str]:
+    """The family's special tokens in ``text``, in order, the longest one where several begin at one place."""
+    by_length = sorted(family.types, key=len, reverse=True)
     place = 0
     while place < len(text):
         found = next((token for token in by_length if text.startswith(token, place)), "")

@@ -1,0 +1,317 @@
+"""Conversations with models that answer in the real formats of their families, in Python and in both chats.
+
+Template, special tokens and raw answers are the families' own (see scripted.py). What a later prompt has to be is
+rendered here by a plain Jinja environment from the answers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import FAMILIES, Asked, ScriptedLlama, build_family, open_scripted, recorded, rendered, special_in
+from test_tui import Driver, shown
+
+from edgemoe.worker import Worker
+from tui.app import ChatApp
+from tui.plain import PlainChat
+from tui.records import ChatSettings
+from tui.screens.chat import ChatScreen
+from tui.session import InThisProcess
+from tui.widgets.status_line import StatusLine
+
+SYSTEM = "Answer in one or two lines."
+CODE = '```python\nif a < b and "c" != \'d\':\n    print("<b>")\n```'
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question, what the model thinks about it, and its answer."""
+
+    question: str
+    thought: str
+    answer: str
+
+
+TALK = (
+    Exchange("Hi", "The user greets. I should answer.", "Hello! How can I help?"),
+    Exchange("And in other words?", "First: 2 < 3.\n\nSecond: nothing.", "Grüße, 世界 🙂.\nThat is all."),
+    Exchange("Show me <b>code</b>, please.", "Code it is. " * 30 + "Go.", f"Like this:\n\n{CODE}\n\nDone."),
+    Exchange("What is 7 * 6?", "7 * 6 = 42.", "**42**"),
+    Exchange("Bye", "The user leaves.", "Bye, see you soon."),
+)
+
+THINKS = {
+    "gpt-oss": "<|channel|>analysis<|message|>{t}<|end|><|start|>assistant<|channel|>final<|message|>{a}<|return|>",
+    "qwen3": "<think>\n{t}\n</think>\n\n{a}<|im_end|>",
+    "qwen3-thinking": "{t}\n</think>\n\n{a}<|im_end|>",
+    "qwen3.5": "{t}\n</think>\n\n{a}<|im_end|>",
+    "deepseek-r1": "{t}\n</think>\n\n{a}<｜end▁of▁sentence｜>",
+    "deepseek-v3.1": "{t}</think>{a}<｜end▁of▁sentence｜>",
+    "gemma4": "<|channel>thought\n{t}\n<channel|>{a}<turn|>",
+    "glm-4.6": "\n<think>{t}</think>\n{a}<|user|>",
+    "glm-4.7": "{t}</think>{a}<|user|>",
+    "kimi-k2-thinking": "<think>{t}</think>{a}<|im_end|>",
+    "minimax-m2": "{t}\n</think>\n\n{a}[e~[",
+    "nemotron3": "{t}\n</think>\n{a}<|im_end|>",
+}
+"""Raw answer of each family that thinks, with ``{t}`` for the thought and ``{a}`` for the answer."""
+
+ANSWERS = {
+    "gpt-oss": "<|channel|>final<|message|>{a}<|return|>",
+    "qwen3-coder": "{a}<|im_end|>",
+    "deepseek-v3": "{a}<｜end▁of▁sentence｜>",
+    "deepseek-v3.1": "{a}<｜end▁of▁sentence｜>",
+    "gemma4": "{a}<turn|>",
+    "kimi-k2": "{a}<|im_end|>",
+    "lfm2": "{a}<|im_end|>",
+    "granite4": "{a}<|end_of_text|>",
+    "llama4": "{a}<|eot|>",
+    "mixtral": " {a}</s>",
+}
+"""Raw answer of each family without thinking."""
+
+SWITCHED_ON: dict[str, dict[str, Any]] = {
+    family: {"enable_thinking": True} for family in ("deepseek-r1", "deepseek-v3.1", "gemma4")
+}
+"""Keywords of the template without which a family does not think."""
+
+IN_CHATS = ("gpt-oss", "qwen3.5", "deepseek-r1", "glm-4.7", "gemma4", "nemotron3", "kimi-k2-thinking")
+"""Families whose conversations are also held in the full-screen and the plain chat."""
+
+
+def raw(form: str) -> list[str]:
+    """The five raw answers in the form of a family."""
+    return [form.replace("{t}", turn.thought).replace("{a}", turn.answer) for turn in TALK]
+
+
+def ask(llm: Any, messages: list[Any], stream: bool, **keywords: Any) -> tuple[dict[str, Any], str]:
+    """The assistant's message, put together from the deltas where it is streamed, and why it ended."""
+    answer = llm.create_chat_completion([dict(message) for message in messages], stream=stream, **keywords)
+    if not stream:
+        choice = answer["choices"][0]
+        return dict(choice["message"]), choice["finish_reason"]
+    chunks = list(answer)
+    return joined(chunks), chunks[-1]["choices"][0]["finish_reason"]
+
+
+def joined(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The message that a stream's deltas make, as a client of OpenAI's puts it together."""
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    for chunk in chunks:
+        delta = chunk["choices"][0]["delta"]
+        if delta.get("reasoning_content"):
+            assert not message["content"], "thinking came after the answer had begun"
+            message["reasoning_content"] = message.get("reasoning_content", "") + delta["reasoning_content"]
+        message["content"] += delta.get("content") or ""
+    return message
+
+
+def check_prompt(asked: Asked, family: str, messages: list[Any], **switch: Any) -> None:
+    """The prompt is what the template makes of the messages, and each of its special tokens is one token."""
+    expected = rendered(FAMILIES[family], messages, **switch)
+    assert asked.text == expected
+    assert list(asked.special) == list(special_in(FAMILIES[family], expected))
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("family", THINKS)
+def test_thinking_and_answers_are_told_apart_and_later_prompts_hold_the_answers(
+    family: str, stream: bool, tmp_path: Path
+) -> None:
+    switch = SWITCHED_ON.get(family, {})
+    keywords: dict[str, Any] = {"chat_template_kwargs": switch} if switch else {}
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=raw(THINKS[family]))
+    messages: list[dict[str, Any]] = [] if stream else [{"role": "system", "content": SYSTEM}]
+    for number, turn in enumerate(TALK):
+        messages.append({"role": "user", "content": turn.question})
+        message, reason = ask(llm, messages, stream, **keywords)
+        assert message == {"role": "assistant", "content": turn.answer, "reasoning_content": turn.thought}
+        assert reason == "stop"
+        check_prompt(llm.asked[number], family, messages, **switch)
+        messages.append(message)
+    llm.close()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("family", ANSWERS)
+def test_answers_without_thinking(family: str, stream: bool, tmp_path: Path) -> None:
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=raw(ANSWERS[family]))
+    # Mixtral's own template refuses a system prompt; see test_templates.py.
+    messages = [] if stream or family == "mixtral" else [{"role": "system", "content": SYSTEM}]
+    for number, turn in enumerate(TALK):
+        messages.append({"role": "user", "content": turn.question})
+        message, reason = ask(llm, messages, stream)
+        assert message == {"role": "assistant", "content": turn.answer} and reason == "stop"
+        check_prompt(llm.asked[number], family, messages)
+        messages.append(message)
+    llm.close()
+
+
+@pytest.mark.parametrize("family", ["gpt-oss", "qwen3.5", "kimi-k2-thinking"])
+def test_thinking_and_answer_arrive_while_they_are_written(family: str, tmp_path: Path) -> None:
+    form = THINKS[family].replace("{t}", "one two three four five").replace("{a}", "six seven eight nine ten")
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=[form])
+    deltas = [
+        chunk["choices"][0]["delta"]
+        for chunk in llm.create_chat_completion([{"role": "user", "content": "Count."}], stream=True)
+    ]
+    assert deltas[0].get("role") == "assistant"
+    assert sum(bool(delta.get("reasoning_content")) for delta in deltas) > 5
+    assert sum(bool(delta.get("content")) for delta in deltas) > 5
+    llm.close()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("family", ["gpt-oss", "qwen3", "qwen3.5", "kimi-k2-thinking"])
+def test_thinking_that_is_cut_is_still_thinking(family: str, stream: bool, tmp_path: Path) -> None:
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=[THINKS[family].replace("{t}", "all so long " * 40)])
+    message, reason = ask(llm, [{"role": "user", "content": "Hi"}], stream, max_tokens=90)
+    assert reason == "length" and not message["content"]
+    assert message["reasoning_content"].startswith("all so long all so long")
+    llm.close()
+
+
+ENDS = {
+    "gpt-oss": ("<|return|>", "<|endoftext|>"),
+    "qwen3-coder": ("<|im_end|>", "<|endoftext|>"),
+    "gemma4": ("<turn|>", "<eos>"),
+    "glm-4.6": ("<|user|>", "<|observation|>", "<|endoftext|>"),
+    "kimi-k2": ("<|im_end|>", "[EOS]"),
+    "llama4": ("<|eot|>", "<|eom|>", "<|end_of_text|>"),
+}
+
+
+@pytest.mark.parametrize(("family", "end"), [(family, end) for family, ends in ENDS.items() for end in ends])
+def test_every_end_token_of_a_family_ends_the_answer(family: str, end: str, tmp_path: Path) -> None:
+    before = "<|channel|>final<|message|>" if family == "gpt-oss" else ""
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=[f"{before}Hello.{end}and more"])
+    message, reason = ask(llm, [{"role": "user", "content": "Hi"}], stream=False, max_tokens=60)
+    assert message["content"] == "Hello." and reason == "stop"
+    llm.close()
+
+
+def test_the_switches_of_a_template_reach_it(tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "Hi"}]
+    harmony = ScriptedLlama(build_family(tmp_path, "gpt-oss"), answers=raw(THINKS["gpt-oss"]))
+    ask(harmony, question, True)
+    ask(harmony, question, False, reasoning_effort="low")
+    ask(harmony, question, True, chat_template_kwargs={"reasoning_effort": "high"})
+    for asked, effort in zip(harmony.asked, ("medium", "low", "high"), strict=True):
+        assert f"Reasoning: {effort}\n" in asked.text
+    harmony.close()
+    hybrid = ScriptedLlama(build_family(tmp_path, "qwen3"), answers=["Hello!<|im_end|>"] * 2)
+    for stream in (True, False):
+        message, _ = ask(hybrid, question, stream, chat_template_kwargs={"enable_thinking": False})
+        assert message == {"role": "assistant", "content": "Hello!"}
+        assert hybrid.asked[-1].text.endswith("<think>\n\n</think>\n\n")
+    hybrid.close()
+
+
+THINKING = {
+    "gpt-oss": (True, {"low", "medium", "high"}),
+    "qwen3": (True, {"on", "off"}),
+    "qwen3-thinking": (True, set()),
+    "qwen3-coder": (False, set()),
+    "qwen3.5": (True, {"on", "off"}),
+    "deepseek-r1": (True, {"on", "off"}),
+    "deepseek-v3.1": (True, {"on", "off"}),
+    "gemma4": (True, {"on", "off"}),
+    "glm-4.6": (True, {"on", "off"}),
+    "glm-4.7": (True, {"on", "off"}),
+    "kimi-k2-thinking": (True, set()),
+    "minimax-m2": (True, set()),
+    "nemotron3": (True, {"on", "off"}),
+    "granite4": (False, set()),
+    "mixtral": (False, set()),
+}
+
+
+@pytest.mark.parametrize("family", THINKING)
+def test_how_a_model_thinks_is_read_from_its_template(family: str, tmp_path: Path) -> None:
+    llm = ScriptedLlama(build_family(tmp_path, family))
+    thinks, levels = THINKING[family]
+    assert (llm.thinking.thinks, set(llm.thinking.levels)) == (thinks, levels)
+    llm.close()
+
+
+# The chats.
+
+
+SHOWN = ("Hello! How can I help?", "That is all.", 'if a < b and "c"', "42", "Bye, see you soon.")
+"""What a person sees of each answer."""
+
+
+def chat_settings(family: str) -> ChatSettings:
+    return ChatSettings(title="tiny", look="dark", think="on" if family in SWITCHED_ON else "")
+
+
+def check_prompts(asked: list[Asked], family: str) -> None:
+    """Each prompt is what the template makes of the questions and answers before it."""
+    messages: list[dict[str, Any]] = []
+    assert len(asked) == len(TALK)
+    for prompt, turn in zip(asked, TALK, strict=True):
+        messages.append({"role": "user", "content": turn.question})
+        check_prompt(prompt, family, messages, **SWITCHED_ON.get(family, {}))
+        messages.append({"role": "assistant", "content": turn.answer, "reasoning_content": turn.thought})
+
+
+def no_markers(family: str, text: str) -> None:
+    told = {token for token in FAMILIES[family].types if token in text}
+    assert not told, f"markers on the screen: {told}"
+
+
+@pytest.mark.parametrize("family", IN_CHATS)
+async def test_five_messages_in_the_full_screen_chat(family: str, tmp_path: Path) -> None:
+    path, record = build_family(tmp_path, family), tmp_path / "asked.jsonl"
+    opener = partial(open_scripted, path, raw(THINKS[family]), record=record)
+    # The engine's process costs seconds on two cores: it is the real one for two families.
+    source = Worker(opener) if family in ("gpt-oss", "qwen3.5") else InThisProcess(opener)
+    app = ChatApp(source, chat_settings(family))
+    async with app.run_test(size=(100, 60)) as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
+        await driver.ready()
+        for number, turn in enumerate(TALK):
+            await driver.send(turn.question)
+            await driver.until(lambda number=number: len(recorded(record)) > number, "the question")  # type: ignore[misc]
+            await driver.until(lambda number=number: SHOWN[number] in shown(driver), SHOWN[number])  # type: ignore[misc]
+            await driver.ready()
+            screen = shown(driver)
+            no_markers(family, screen)
+            assert "error" not in driver.notes().lower() and "thought" in screen
+            assert turn.thought.splitlines()[0] not in screen, "the thinking is not folded"
+        await pilot.press("ctrl+t")
+        await driver.until(lambda: TALK[-1].thought in shown(driver), "the thinking, unfolded")
+        no_markers(family, shown(driver))
+    check_prompts(recorded(record), family)
+
+
+@pytest.mark.parametrize("family", IN_CHATS)
+def test_five_messages_in_the_plain_chat(family: str, tmp_path: Path) -> None:
+    engines: list[ScriptedLlama] = []
+    path = build_family(tmp_path, family)
+
+    def opened() -> ScriptedLlama:
+        engines.append(open_scripted(path, raw(THINKS[family])))
+        return engines[-1]
+
+    waiting, written = [turn.question for turn in TALK], []
+
+    def read(prompt: str) -> str:
+        written.append(prompt)
+        if not waiting:
+            raise EOFError
+        return waiting.pop(0)
+
+    PlainChat(InThisProcess(opened), chat_settings(family), None, read, written.append).run()
+    said = "".join(written)
+    no_markers(family, said)
+    assert "error" not in said
+    for turn in TALK:
+        assert turn.answer in said
+    check_prompts(engines[0].asked, family)

@@ -25,7 +25,8 @@ import llama_cpp
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter, TokenType
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 from zoo import build
 
 import edgemoe
@@ -449,10 +450,25 @@ def _piece(vocabulary: Any, token: int) -> bytes:
 def rendered(
     family: Family, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, **keywords: Any
 ) -> str:
-    """The prompt that transformers' ``apply_chat_template`` makes, with a plain Jinja environment."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    """The prompt that transformers' ``apply_chat_template`` makes, with a plain Jinja environment.
+
+    Kimi's templates change lists of their own when tools are called, which transformers' sandbox forbids. They are
+    rendered in a sandbox that allows it.
+    """
+    try:
+        return _rendered(ImmutableSandboxedEnvironment, family, messages, tools, keywords)
+    except SecurityError:
+        return _rendered(SandboxedEnvironment, family, messages, tools, keywords)
+
+
+def _rendered(
+    sandbox: type[SandboxedEnvironment],
+    family: Family,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    keywords: Mapping[str, Any],
+) -> str:
+    environment = sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

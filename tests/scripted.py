@@ -368,7 +368,9 @@ class ScriptedLlama(edgemoe.Llama):
             record: a file where every prompt is added as a line of JSON, for a process that cannot see `asked`.
             **keywords: as in `edgemoe.Llama`.
         """
-        super().__init__(model_path, **({"n_ctx": CONTEXT, "offload": CPU} | keywords))
+        # One thread: two that wait for each other are far slower on cores that others use too.
+        usual = {"n_ctx": CONTEXT, "offload": CPU, "n_threads": 1, "n_threads_batch": 1}
+        super().__init__(model_path, **(usual | keywords))
         self.asked: list[Asked] = []
         self._scripts = [self._script(answer) for answer in answers]
         self._record = record

@@ -176,6 +176,18 @@ def test_thinking_that_is_cut_is_still_thinking(family: str, stream: bool, tmp_p
     llm.close()
 
 
+@pytest.mark.parametrize("family", ["gpt-oss", "qwen3", "qwen3.5", "glm-4.7", "kimi-k2-thinking", "nemotron3"])
+def test_tags_in_a_question_or_an_answer_are_text(family: str, tmp_path: Path) -> None:
+    question = "What do </think> and <tool_call> do?"
+    answer = "`<think>` opens thinking, </think> closes it, and <tool_call> begins a call."
+    form = THINKS[family].replace("{t}", "Tags.").replace("{a}", answer)
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=[form] * 2)
+    for stream in (True, False):
+        message, _ = ask(llm, [{"role": "user", "content": question}], stream)
+        assert message == {"role": "assistant", "content": answer, "reasoning_content": "Tags."}
+    llm.close()
+
+
 ENDS = {
     "gpt-oss": ("<|return|>", "<|endoftext|>"),
     "qwen3-coder": ("<|im_end|>", "<|endoftext|>"),

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,101 +65,125 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _hermes(arguments: dict[str, Any]) -> str:
+def _hermes(arguments: dict[str, Any], _: int) -> str:
     return f'<tool_call>\n{{"name": "get_weather", "arguments": {_json(arguments)}}}\n</tool_call>'
 
 
-def _xml(arguments: dict[str, Any]) -> str:
+def _xml(arguments: dict[str, Any], _: int) -> str:
     parameters = "".join(f"<parameter={key}>\n{_text(value)}\n</parameter>\n" for key, value in arguments.items())
     return f"<tool_call>\n<function=get_weather>\n{parameters}</function>\n</tool_call>"
 
 
-def _glm(arguments: dict[str, Any], between: str) -> str:
-    pairs = (
-        f"<arg_key>{key}</arg_key>{between}<arg_value>{_text(value)}</arg_value>{between}"
-        for key, value in arguments.items()
-    )
-    return f"<tool_call>get_weather{between}{''.join(pairs)}</tool_call>"
+def _glm_lines(arguments: dict[str, Any], _: int) -> str:
+    pairs = (f"<arg_key>{key}</arg_key>\n<arg_value>{_text(value)}</arg_value>\n" for key, value in arguments.items())
+    return f"<tool_call>get_weather\n{''.join(pairs)}</tool_call>"
 
 
-def _minimax(arguments: dict[str, Any]) -> str:
+def _glm(arguments: dict[str, Any], number: int) -> str:
+    return _glm_lines(arguments, number).replace("\n", "")
+
+
+def _minimax(arguments: dict[str, Any], _: int) -> str:
     parameters = "".join(f'<parameter name="{key}">{_text(value)}</parameter>\n' for key, value in arguments.items())
-    return f'<minimax:tool_call>\n<invoke name="get_weather">\n{parameters}</invoke>\n</minimax:tool_call>'
+    return f'<invoke name="get_weather">\n{parameters}</invoke>'
 
 
 def _kimi(arguments: dict[str, Any], number: int) -> str:
-    return (
-        f"<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:{number}<|tool_call_argument_begin|>"
-        f"{_json(arguments)}<|tool_call_end|><|tool_calls_section_end|><|im_end|>"
-    )
+    name = f"functions.get_weather:{number}"
+    return f"<|tool_call_begin|>{name}<|tool_call_argument_begin|>{_json(arguments)}<|tool_call_end|>"
 
 
-def _deepseek(call: str) -> str:
-    return (
-        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-    )
+def _deepseek(arguments: dict[str, Any], _: int) -> str:
+    return f"<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{_json(arguments)}<｜tool▁call▁end｜>"
 
 
-def _pythonic(arguments: dict[str, Any]) -> str:
-    return f"[get_weather({', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())})]<|eot|>"
+def _deepseek_v3(arguments: dict[str, Any], _: int) -> str:
+    fenced = f"```json\n{_json(arguments)}\n```"
+    return f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n{fenced}<｜tool▁call▁end｜>"
 
 
-def _gemma(arguments: dict[str, Any]) -> str:
+def _pythonic(arguments: dict[str, Any], _: int) -> str:
+    return f"get_weather({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
+
+
+def _gemma(arguments: dict[str, Any], _: int) -> str:
     pairs = (
         f'{key}:<|"|>{value}<|"|>' if isinstance(value, str) else f"{key}:{json.dumps(value)}"
         for key, value in arguments.items()
     )
-    return f"<|tool_call>call:get_weather{{{','.join(pairs)}}}<tool_call|><|tool_response>"
+    return f"<|tool_call>call:get_weather{{{','.join(pairs)}}}<tool_call|>"
 
 
-def _harmony(arguments: dict[str, Any]) -> str:
-    return (
-        "<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant<|channel|>commentary "
-        f"to=functions.get_weather <|constrain|>json<|message|>{_json(arguments)}<|call|>"
-    )
+def _harmony(arguments: dict[str, Any], _: int) -> str:
+    return f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{_json(arguments)}"
 
 
-Writer = Callable[[dict[str, Any], int], str]
+@dataclass(frozen=True)
+class Form:
+    """How a family writes calls.
 
-CALLS: dict[str, Writer] = {
-    "gpt-oss": lambda arguments, _: _harmony(arguments),
-    "qwen3": lambda arguments, _: f"<think>\nLook it up.\n</think>\n\n{_hermes(arguments)}<|im_end|>",
-    "qwen3-coder": lambda arguments, _: f"{_xml(arguments)}<|im_end|>",
-    "qwen3.5": lambda arguments, _: f"Look it up.\n</think>\n\n{_xml(arguments)}<|im_end|>",
-    "nemotron3": lambda arguments, _: f"Look it up.\n</think>\n{_xml(arguments)}\n<|im_end|>",
-    "glm-4.6": lambda arguments, _: f"\n<think>Look it up.</think>\n{_glm(arguments, chr(10))}<|observation|>",
-    "glm-4.7": lambda arguments, _: f"Look it up.</think>{_glm(arguments, '')}<|observation|>",
-    "minimax-m2": lambda arguments, _: f"Look it up.\n</think>\n\n{_minimax(arguments)}[e~[",
-    "deepseek-v3": lambda arguments, _: _deepseek(
-        f"function<｜tool▁sep｜>get_weather\n```json\n{_json(arguments)}\n```"
+    Attributes:
+        before: what comes before the first call.
+        call: one call, from its arguments and its number in the conversation.
+        after: what comes behind the last call.
+        between: what stands between two calls of one answer; None where an answer holds one call only.
+        answer: an answer without a call, with ``{a}`` for its text.
+    """
+
+    before: str
+    call: Callable[[dict[str, Any], int], str]
+    after: str
+    between: str | None = ""
+    answer: str = "{a}"
+
+    def written(self, calls: Sequence[dict[str, Any]], first: int = 0) -> str:
+        """The raw text of an answer that makes these calls."""
+        texts = [self.call(arguments, number) for number, arguments in enumerate(calls, first)]
+        return self.before + (self.between or "").join(texts) + self.after
+
+
+_THINKS = "<think>\nLook it up.\n</think>\n\n"
+_THOUGHT = "Look it up.\n</think>\n\n"  # the prompt has opened it
+_ENOUGH = "Enough.\n</think>\n\n{a}"
+_V3_END = "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+_KIMI_SECTION = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|><|im_end|>")
+
+FORMS: dict[str, Form] = {
+    "gpt-oss": Form(
+        "<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant",
+        _harmony,
+        "<|call|>",
+        None,
+        "<|channel|>final<|message|>{a}<|return|>",
     ),
-    "deepseek-v3.1": lambda arguments, _: _deepseek(f"get_weather<｜tool▁sep｜>{_json(arguments)}"),
-    "kimi-k2": _kimi,
-    "kimi-k2-thinking": lambda arguments, number: f"<think>Look it up.</think>{_kimi(arguments, number)}",
-    "llama4": lambda arguments, _: _pythonic(arguments),
-    "gemma4": lambda arguments, _: _gemma(arguments),
-    "granite4": lambda arguments, _: f"{_hermes(arguments)}<|end_of_text|>",
+    "qwen3": Form(_THINKS, _hermes, "<|im_end|>", "\n", "<think>\n\n</think>\n\n{a}"),
+    "qwen3-coder": Form("", _xml, "<|im_end|>", "\n"),
+    "qwen3.5": Form(_THOUGHT, _xml, "<|im_end|>", "\n", _ENOUGH),
+    "nemotron3": Form("Look it up.\n</think>\n", _xml, "\n<|im_end|>", "\n", "Enough.\n</think>\n{a}"),
+    "glm-4.6": Form(
+        "\n<think>Look it up.</think>\n", _glm_lines, "<|observation|>", "\n", "\n<think>Enough.</think>\n{a}"
+    ),
+    "glm-4.7": Form("Look it up.</think>", _glm, "<|observation|>", "", "Enough.</think>{a}"),
+    "minimax-m2": Form(f"{_THOUGHT}<minimax:tool_call>\n", _minimax, "\n</minimax:tool_call>[e~[", "\n", _ENOUGH),
+    "deepseek-v3": Form("<｜tool▁calls▁begin｜>", _deepseek_v3, _V3_END, "\n"),
+    "deepseek-v3.1": Form("<｜tool▁calls▁begin｜>", _deepseek, _V3_END),
+    "kimi-k2": Form(_KIMI_SECTION[0], _kimi, _KIMI_SECTION[1]),
+    "kimi-k2-thinking": Form(
+        f"<think>Look it up.</think>{_KIMI_SECTION[0]}", _kimi, _KIMI_SECTION[1], "", "<think>Enough.</think>{a}"
+    ),
+    "llama4": Form("[", _pythonic, "]<|eot|>", ", "),
+    "gemma4": Form("", _gemma, "<|tool_response>"),
+    "granite4": Form("", _hermes, "<|end_of_text|>", "\n"),
 }
-"""Raw text of a call in each family, from its arguments and its number."""
-
-ANSWERED = {
-    "gpt-oss": "<|channel|>final<|message|>{a}<|return|>",
-    "qwen3": "<think>\n\n</think>\n\n{a}<|im_end|>",
-    "qwen3.5": "Enough.\n</think>\n\n{a}<|im_end|>",
-    "nemotron3": "Enough.\n</think>\n{a}<|im_end|>",
-    "glm-4.6": "\n<think>Enough.</think>\n{a}<|user|>",
-    "glm-4.7": "Enough.</think>{a}<|user|>",
-    "minimax-m2": "Enough.\n</think>\n\n{a}[e~[",
-    "kimi-k2-thinking": "<think>Enough.</think>{a}<|im_end|>",
-}
-"""Raw text of the answer at last, where there is more than its text."""
+"""Every family of these tests."""
 
 STREAMED = ("gpt-oss", "qwen3", "qwen3.5", "glm-4.7", "deepseek-v3.1", "kimi-k2", "gemma4", "llama4")
 
 
 def scripts(family: str) -> list[str]:
-    calls = [CALLS[family](arguments, number) for number, arguments in enumerate(ARGUMENTS)]
-    return [*calls, ANSWERED.get(family, "{a}").replace("{a}", ANSWER)]
+    """Three calls, one after another, and the answer."""
+    form = FORMS[family]
+    return [*(form.written([ARGUMENTS[number]], number) for number in range(3)), form.answer.replace("{a}", ANSWER)]
 
 
 def as_the_template_wants(family: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +274,7 @@ def streamed(client: OpenAI, messages: list[Any]) -> tuple[str, list[dict[str, A
 
 
 Ask = Callable[[OpenAI, list[Any]], tuple[str, list[dict[str, Any]], str | None]]
-LOOPS = [(family, whole) for family in CALLS] + [(family, streamed) for family in STREAMED]
+LOOPS = [(family, whole) for family in FORMS] + [(family, streamed) for family in STREAMED]
 
 
 @pytest.mark.parametrize(("family", "ask"), LOOPS, ids=[f"{family}-{ask.__name__}" for family, ask in LOOPS])
@@ -273,7 +298,7 @@ def test_three_calls_in_a_loop(family: str, ask: Ask, tmp_path: Path, monkeypatc
         assert len(set(ids)) == len(ids), "calls of one conversation share an id"
 
 
-@pytest.mark.parametrize("family", CALLS)
+@pytest.mark.parametrize("family", FORMS)
 def test_a_loop_without_a_server_with_null_contents(family: str, tmp_path: Path) -> None:
     """What llama_cpp's server does not let through: ``content`` is None, and the whole message is sent back."""
     llm = ScriptedLlama(build_family(tmp_path, family), answers=scripts(family))
@@ -291,4 +316,29 @@ def test_a_loop_without_a_server_with_null_contents(family: str, tmp_path: Path)
     assert message["content"] == ANSWER and not message.get("tool_calls")
     check_prompt(family, llm.asked[-1].text, messages)
     assert json.dumps(messages) == before, "the caller's messages were changed"
+    llm.close()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("family", [family for family, form in FORMS.items() if form.between is not None])
+def test_two_calls_in_one_answer(family: str, stream: bool, tmp_path: Path) -> None:
+    form = FORMS[family]
+    answers = [form.written(ARGUMENTS[:2]), form.answer.replace("{a}", ANSWER)]
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=answers)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
+    answer = llm.create_chat_completion(messages, tools=TOOLS, stream=stream)
+    calls: list[dict[str, Any]] = [] if stream else answer["choices"][0]["message"]["tool_calls"]
+    for chunk in answer if stream else ():
+        for part in chunk["choices"][0]["delta"].get("tool_calls") or ():
+            if part["index"] == len(calls):
+                calls.append({"id": part["id"], "type": part["type"], "function": {"name": "", "arguments": ""}})
+            for field in ("name", "arguments"):
+                calls[part["index"]]["function"][field] += part["function"].get(field) or ""
+    assert [json.loads(call["function"]["arguments"]) for call in calls] == list(ARGUMENTS[:2])
+    assert len({call["id"] for call in calls}) == 2
+    messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+    for call, result in zip(calls, RESULTS, strict=False):
+        messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+    assert llm.create_chat_completion(messages, tools=TOOLS)["choices"][0]["message"]["content"] == ANSWER
+    check_prompt(family, llm.asked[-1].text, messages)
     llm.close()

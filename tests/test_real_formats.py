@@ -6,6 +6,7 @@ rendered here by a plain Jinja environment from the answers alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 from scripted import FAMILIES, Asked, ScriptedLlama, build_family, open_scripted, recorded, rendered, special_in
 from test_tui import Driver, shown
 
+from edgemoe.cli import main
 from edgemoe.worker import Worker
 from tui.app import ChatApp
 from tui.plain import PlainChat
@@ -251,7 +253,7 @@ def test_how_a_model_thinks_is_read_from_its_template(family: str, tmp_path: Pat
     llm.close()
 
 
-# The chats.
+# On the terminal.
 
 
 SHOWN = ("Hello! How can I help?", "That is all.", 'if a < b and "c"', "42", "Bye, see you soon.")
@@ -327,3 +329,15 @@ def test_five_messages_in_the_plain_chat(family: str, tmp_path: Path) -> None:
     for turn in TALK:
         assert turn.answer in said
     check_prompts(engines[0].asked, family)
+
+
+@pytest.mark.parametrize("family", IN_CHATS)
+def test_run_gives_the_answer_alone_on_stdout(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = build_family(tmp_path, family)
+    opened = partial(open_scripted, answers=raw(THINKS[family]))
+    think = ["--think", "on"] if family in SWITCHED_ON else []
+    assert main(["run", str(path), TALK[0].question, *think], opened) == 0
+    assert capsys.readouterr().out == f"{TALK[0].answer}\n"
+    assert main(["run", str(path), TALK[0].question, "--json", *think], opened) == 0
+    message = json.loads(capsys.readouterr().out)["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": TALK[0].answer, "reasoning_content": TALK[0].thought}

@@ -103,7 +103,8 @@ def _deepseek_v3(arguments: dict[str, Any], _: int) -> str:
 
 
 def _pythonic(arguments: dict[str, Any], _: int) -> str:
-    return f"get_weather({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
+    pairs = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+    return f"get_weather({', '.join(pairs)})"
 
 
 def _gemma(arguments: dict[str, Any], _: int) -> str:

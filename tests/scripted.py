@@ -50,6 +50,7 @@ class Family:
 
     Attributes:
         template: file name in the shared folder of templates.
+        architecture: the zoo's name of the architecture.
         control: tokens that llama.cpp's converter marks as CONTROL.
         visible: tokens that it marks as USER_DEFINED.
         bos: token that begins a text, empty for none.
@@ -60,6 +61,7 @@ class Family:
     """
 
     template: str
+    architecture: str
     control: tuple[str, ...]
     visible: tuple[str, ...] = ()
     bos: str = ""
@@ -79,6 +81,7 @@ _THINK = ("<think>", "</think>")
 _HERMES = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _QWEN = Family(
     "",
+    "qwen3moe",
     # Qwen's converter names <|endoftext|> as the beginning of text. Tags of tools and thinking are not ``special``.
     control=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
     visible=(*_HERMES, *_THINK),
@@ -94,6 +97,7 @@ _DEEPSEEK_TOOLS = tuple(
 )
 _DEEPSEEK = Family(
     "",
+    "deepseek2-v3",
     # Every marker looks special, so that tool calls vanish from plain text. <think> is not ``special``; V3 has none.
     control=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", *_DEEPSEEK_TOOLS),
     bos="<｜begin▁of▁sentence｜>",
@@ -102,6 +106,7 @@ _DEEPSEEK = Family(
 )
 _GLM = Family(
     "",
+    "glm4moe",
     # [gMASK] and <sop> are ``special``, the tags of tools and thinking are not. An answer ends with the next role.
     control=("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     visible=(*_THINK, *_HERMES, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink"),
@@ -112,6 +117,7 @@ _GLM = Family(
 )
 _KIMI = Family(
     "",
+    "deepseek2-v3",
     # Tiktoken files have no other kind: the converter marks every added token as CONTROL, tool markers included.
     control=(
         *("[BOS]", "[EOS]", "[EOT]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"),
@@ -132,6 +138,7 @@ def _like(base: Family, template: str, **changes: Any) -> Family:
 FAMILIES: dict[str, Family] = {
     "gpt-oss": Family(
         "openai-gpt-oss-120b.jinja",
+        "gpt-oss",
         # CONTROL in files. At load llama.cpp makes channel, message, start, constrain and end USER_DEFINED.
         control=(
             *("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>"),
@@ -143,12 +150,13 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _like(_QWEN, "Qwen3-30B-A3B.jinja"),
     "qwen3-thinking": _like(_QWEN, "Qwen3-30B-A3B-Thinking-2507.jinja"),
     "qwen3-coder": _like(_QWEN, "Qwen3-Coder.jinja"),
-    "qwen3.5": _like(_QWEN, "Qwen3.5-4B.jinja"),
+    "qwen3.5": _like(_QWEN, "Qwen3.5-4B.jinja", architecture="qwen35moe"),
     "deepseek-v3": _like(_DEEPSEEK, "DeepSeek-V3.jinja"),
     "deepseek-r1": _like(_DEEPSEEK, "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", visible=_THINK),
     "deepseek-v3.1": _like(_DEEPSEEK, "deepseek-ai-DeepSeek-V3.1.jinja", visible=_THINK),
     "gemma4": Family(
         "google-gemma-4-31B-it.jinja",
+        "gemma4",
         # The converter shows the markers of channels and tools (USER_DEFINED), though they are ``special``. At load
         # llama.cpp makes <|tool_response> CONTROL again: it ends an answer that calls a tool.
         control=("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|think|>", "<|tool>", "<tool|>", "<|image|>"),
@@ -168,6 +176,7 @@ FAMILIES: dict[str, Family] = {
     "kimi-k2-thinking": _like(_KIMI, "Kimi-K2-Thinking.jinja", control=(*_KIMI.control, *_THINK)),
     "minimax-m2": Family(
         "MiniMax-M2.jinja",
+        "minimax-m2",
         control=("]~!b[", "]~b]", "[e~["),
         visible=(*_THINK, "<minimax:tool_call>", "</minimax:tool_call>"),
         bos="]~!b[",
@@ -175,6 +184,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "lfm2": Family(
         "LFM2-8B-A1B.jinja",
+        "lfm2moe",
         control=(
             *("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
             *("<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>", "<|tool_call_end|>"),
@@ -186,6 +196,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "granite4": Family(
         "ibm-granite-granite-4.0.jinja",
+        "granitehybrid",
         control=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
         visible=(*_THINK, *_HERMES),
         bos="<|end_of_text|>",
@@ -193,6 +204,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "nemotron3": Family(
         "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.jinja",
+        "nemotron_h_moe",
         # From memory. As CONTROL the tags of thinking are the harder case.
         control=("<s>", "</s>", "<|im_start|>", "<|im_end|>", *_THINK),
         visible=_HERMES,
@@ -201,6 +213,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama4": Family(
         "Llama-4.jinja",
+        "llama4",
         control=(
             *("<|begin_of_text|>", "<|end_of_text|>", "<|eom|>", "<|eot|>", "<|header_start|>", "<|header_end|>"),
             *("<|python_start|>", "<|python_end|>", "<|image|>"),
@@ -210,7 +223,9 @@ FAMILIES: dict[str, Family] = {
         add_bos=True,
     ),
     # [INST] and [/INST] are ordinary text in Mixtral 8x7B.
-    "mixtral": Family("Mixtral-8x7B.jinja", control=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>", add_bos=True),
+    "mixtral": Family(
+        "Mixtral-8x7B.jinja", "llama", control=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>", add_bos=True
+    ),
 }
 """The families by the names that outputs.jsonl and these tests use."""
 
@@ -325,6 +340,7 @@ def build_family(folder: Path, name: str) -> Path:
         eot=family.eot,
         eom=family.eom,
         add_bos=family.add_bos,
+        architecture=family.architecture,
         name=name,
     )
 

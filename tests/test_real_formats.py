@@ -331,6 +331,38 @@ def test_five_messages_in_the_plain_chat(family: str, tmp_path: Path) -> None:
     check_prompts(engines[0].asked, family)
 
 
+CALLED = {
+    "gpt-oss": (
+        "<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.get_weather <|constrain|>json<|message|>{"city": "Oslo"}<|call|>'
+    ),
+    "qwen3.5": (
+        "Look it up.\n</think>\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n"
+        "</function>\n</tool_call><|im_end|>"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CALLED)
+async def test_a_call_in_the_chat_is_shown_in_words(family: str, tmp_path: Path) -> None:
+    path, record = build_family(tmp_path, family), tmp_path / "asked.jsonl"
+    answers = [CALLED[family], raw(THINKS[family])[0]]
+    app = ChatApp(InThisProcess(partial(open_scripted, path, answers, record=record)), chat_settings(family))
+    async with app.run_test(size=(100, 40)) as pilot:
+        driver = Driver(app, pilot, [])
+        await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
+        await driver.ready()
+        await driver.send("Is it raining?")
+        await driver.until(lambda: "get_weather" in shown(driver) and "Oslo" in shown(driver), "the call")
+        await driver.ready()
+        no_markers(family, shown(driver))
+        await driver.send("And now?")
+        await driver.until(lambda: SHOWN[0] in shown(driver), "the answer")
+        await driver.ready()
+        assert "error" not in driver.notes().lower()
+    assert "get_weather" in recorded(record)[1].text
+
+
 @pytest.mark.parametrize("family", IN_CHATS)
 def test_run_gives_the_answer_alone_on_stdout(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = build_family(tmp_path, family)

@@ -35,6 +35,14 @@ class ConfigError(EdgeMoEError):
     """A setting has a value that cannot be honoured."""
 
 
+class BadTemplate(EdgeMoEError, ValueError):
+    """The chat template of a model cannot be compiled, or fails."""
+
+
+class BadMessages(EdgeMoEError, ValueError):
+    """Messages that cannot be given to this model, such as an image to a model that reads text."""
+
+
 class DoesNotFit(EdgeMoEError):
     """The model does not fit the memory that was asked for.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import inspect
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from ..errors import BadGguf, ConfigError, EdgeMoEError, ModelNotFound
 from ..gguf import GgufFile, check, model_identity, moe_shape
 from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from ..residence import Residence
-from ..types import ModelShape
+from ..types import ModelShape, Thinking
 from . import host
 from .binding import Core, NativeEngine
+from .chat import DEFAULT, Chat, forgiving_templates
 from .experts import Experts
 from .meter import Meter
+from .tokenizer import Tokenizer
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
@@ -41,6 +44,9 @@ PIN_SHARE = 0.7
 DEFAULT_CONTEXT = 512
 # Top-k assumed where a model has another one in each layer, so that its file gives a list.
 DEFAULT_TOP_K = 8
+
+_COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
+_CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 
 _load_lock = threading.Lock()
 _open: weakref.WeakSet[Llama] = weakref.WeakSet()
@@ -106,7 +112,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         on_device = bool(device) and keywords["n_gpu_layers"] != 0
         self._meter = Meter(native, device or "none", on_device)
         try:
-            with _load_lock, host.loading(native, on_device=on_device) as complaints:
+            with _load_lock, forgiving_templates(), host.loading(native, on_device=on_device) as complaints:
                 super().__init__(str(model_path), **keywords)
         except ValueError as error:
             self._free_native()
@@ -116,6 +122,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self._free_native()
             raise
+        self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
         shape = moe_shape(file)
@@ -135,6 +142,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self.experts.look_ahead(file)
         if placed.reason:
             self.experts.notes.append(placed.reason)
+        if (problem := self._chat.problem()) is not None and self._chat_format:
+            self.experts.notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
@@ -173,8 +182,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, tokens: Sequence[int], *args: Any, **keywords: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``."""
-        with contextlib.suppress(Cancelled):
-            yield from super().generate(tokens, *args, **keywords)
+        with contextlib.suppress(Cancelled), contextlib.closing(super().generate(tokens, *args, **keywords)) as given:
+            sent: Sequence[int] | None = None
+            while True:
+                try:
+                    token = given.send(sent)
+                except StopIteration:
+                    return
+                if token in self._ends:  # llama_cpp looks for llama.cpp's own end tokens only
+                    yield self.token_eos()
+                    return
+                sent = yield token
 
     @property
     def _known(self) -> int:
@@ -198,12 +216,91 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     # ---- answers with accounts ----
 
     def create_completion(self, *args: Any, **keywords: Any) -> Any:
-        """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk."""
-        return self._accounted(super().create_completion, args, keywords)
+        """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk.
 
-    def create_chat_completion(self, *args: Any, **keywords: Any) -> Any:
-        """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk."""
-        return self._accounted(super().create_chat_completion, args, keywords)
+        A special token given as a ``stop`` string stops, too.
+        """
+        return self._accounted(self._complete, args, keywords)
+
+    def _complete(self, *args: Any, **keywords: Any) -> Any:
+        stop = _COMPLETION.bind_partial(self, *args, **keywords).arguments.get("stop") or ()
+        texts = [stop] if isinstance(stop, str) else stop
+        ends = frozenset(token for text in texts if len(hidden := self._chat.hidden(text)) == 1 for token in hidden)
+        with self.speaking(frozenset(), ends):
+            completion = super().create_completion(*args, **keywords)
+        return completion if isinstance(completion, dict) else self.spoken(completion, frozenset(), ends)
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Any],
+        *args: Any,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """As in ``llama_cpp.Llama``, read by the model's own format.
+
+        The answer has what the model thought in ``reasoning_content`` and its calls in ``tool_calls``, as have the
+        deltas of a stream, where each call comes whole; its last chunk has ``timings`` and ``edgemoe``. Messages may
+        be in any of OpenAI's forms. With ``chat_format`` or ``chat_handler`` chosen by you llama_cpp does it all.
+
+        Args:
+            messages: the conversation.
+            *args: as in ``llama_cpp.Llama``.
+            chat_template_kwargs: keywords of the model's template, such as ``{"enable_thinking": False}``.
+            reasoning_effort: how much to think: ``low``, ``medium``, ``high``, ``on``, or ``off`` (``none``); of these
+                ``thinking.levels`` change anything.
+            **keywords: as in ``llama_cpp.Llama``.
+
+        Raises:
+            BadMessages: the messages hold what the model cannot read, or its template refuses them.
+            BadTemplate: the model's template is broken; another ``chat_format`` works.
+        """
+        name = self.chat_format
+        if self.chat_handler is None and (name == self._chat_format or name in self._chat.known):
+            given = _CHAT.bind(self, messages, *args, **keywords).arguments
+            del given["self"]
+            template = name if name in self._chat.known else DEFAULT
+            asked = {"chat_template_kwargs": chat_template_kwargs, "reasoning_effort": reasoning_effort}
+            return self._accounted(self._chat.complete, (template,), given | asked)
+        if chat_template_kwargs or reasoning_effort:
+            raise ConfigError("only a model's own template takes keywords", "leave chat_format and chat_handler out")
+        return self._accounted(super().create_chat_completion, (messages, *args), keywords)
+
+    def _open_chat(self, chosen: bool) -> None:
+        """Know the model's templates; ``chosen``: the user wants another format."""
+        self._chat, self._ends = Chat(self), frozenset[int]()
+        self._chat_format = self.chat_format if not chosen and DEFAULT in self._chat.known else None
+        usual: Any = getattr(self, "tokenizer_")  # noqa: B009 (llama_cpp is not typed)
+        if type(usual) is llama_cpp.LlamaTokenizer:  # none was given
+            self.tokenizer_ = Tokenizer(self)
+
+    @property
+    def thinking(self) -> Thinking:
+        """What the model's chat template knows of thinking."""
+        return self._chat.thinking() if self._chat_format else Thinking()
+
+    @contextlib.contextmanager
+    def speaking(self, spelled: frozenset[int], ends: frozenset[int]) -> Iterator[None]:
+        """Meanwhile the control tokens ``spelled`` come out as text, and the tokens ``ends`` end an answer."""
+        tokenizer: Any = self.tokenizer_
+        before, spelled_before = self._ends, getattr(tokenizer, "spelled", frozenset[int]())
+        self._ends = before | ends
+        tokenizer.spelled = spelled_before | spelled
+        try:
+            yield
+        finally:
+            self._ends, tokenizer.spelled = before, spelled_before
+
+    def spoken(self, chunks: Iterator[Any], spelled: frozenset[int], ends: frozenset[int]) -> Iterator[Any]:
+        """The same ``chunks``, each made as in ``speaking``: other answers may come between them."""
+        with contextlib.closing(chunks):  # type: ignore[type-var]
+            while True:
+                with self.speaking(spelled, ends):
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
 
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
         if self._meter.running:  # a chat completion calls a completion: account for the outer one

@@ -1,0 +1,84 @@
+"""What models write, and what they want to read: thinking, answers and tool calls of every family, apart. Pure.
+
+``reader`` turns generated text into OpenAI's ``reasoning_content``, ``content`` and ``tool_calls`` while it streams.
+``prepared`` turns OpenAI's messages into what a family's template can express. No model is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from .history import prepared
+from .reading import Delta, HarmonyReader, Reader, TagReader
+from .shield import pieces, shielded
+from .styles import ANY, Style, style_of
+from .template import Template, keywords_of
+
+__all__ = [
+    "Delta",
+    "Reader",
+    "Style",
+    "Template",
+    "keywords_of",
+    "pieces",
+    "prepared",
+    "read",
+    "reader",
+    "shielded",
+    "style_of",
+]
+
+
+def reader(template: str, prompt: str = "", *, tools: Iterable[Any] = (), ends: bool = True) -> Reader:
+    """A reader for the family of ``template``.
+
+    Args:
+        template: the model's Jinja text; empty when it has none.
+        prompt: the rendered prompt or its end, which may have opened thinking. When it is empty, the end of a prompt
+            as the template makes it is assumed.
+        tools: tools that were offered, in OpenAI's shape; their schemas tell a number from a text that looks like one.
+        ends: the text may close with the special token that ends an answer.
+    """
+    style = style_of(template)
+    if not prompt and template:
+        prompt = Template(template).opening if _compiles(template) else ""
+    if style.harmony:
+        return HarmonyReader(prompt, tools, ends)
+    opened = next((opening for opening, _ in style.thinking if prompt.rstrip().endswith(opening)), "")
+    return TagReader(style, opened, prompt, tools, ends)
+
+
+def read(text: str, template: str = "", prompt: str = "") -> dict[str, Any]:
+    """OpenAI's assistant message of a whole raw ``text``.
+
+    Without a template the markers of every family count. Thinking that the prompt had opened ends at a closing marker
+    on a line of its own.
+    """
+    if template:
+        given = reader(template, prompt)
+    elif text.lstrip().startswith(("<|channel|>", "<|start|>")):
+        given = HarmonyReader()
+    else:
+        given = TagReader(ANY, _unopened(text))
+    given.feed(text)
+    given.end()
+    return given.message()
+
+
+def _unopened(text: str) -> str:
+    """The marker that would open the thinking which ``text`` closes without opening it."""
+    for opening, closing in ANY.thinking:
+        match = re.search(rf"^\s*{re.escape(closing)}", text, re.MULTILINE)
+        if match and opening not in text[: match.start()]:
+            return opening
+    return ""
+
+
+def _compiles(template: str) -> bool:
+    try:
+        Template(template)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,525 @@
+"""Readers: text in pieces as it is generated, out come thinking, answer and tool calls.
+
+A reader never gives back what it gave, so it holds text that may yet become a marker. What it makes of a text does not
+depend on how the text was cut into pieces.
+
+A marker counts where models write markers, and nowhere else. Inside quotes or backticks it is text. One that is made of
+letters, such as ``<think>``, is text inside code, and opens thinking at the start of a line only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from .calls import Call, Schemas, anything
+from .styles import ENDS, HARMONY, CallMarkers, Style
+
+Kind = Literal["reasoning", "content", "tool_call"]
+
+# A call that is not complete this many characters behind its first end marker is none.
+GIVE_UP = 4096
+_QUOTES = "`\"'"
+_BETWEEN = "\n\n"  # between two parts of one answer, or of its thinking
+_BARE_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\(")
+_BARE_OBJECT = re.compile(r'\{\s*"(?:name|type|function)"\s*:')
+
+
+class Delta(NamedTuple):
+    """A new piece of an answer. Of a ``tool_call`` the text is the whole call in OpenAI's shape, as JSON."""
+
+    kind: Kind
+    text: str
+
+
+class Reader:
+    """Reads one answer. Use :func:`edgemoe.formats.reader` to get one."""
+
+    def __init__(self, prompt: str = "", tools: Iterable[Any] = (), ends: bool = True) -> None:
+        """Nothing has been read yet.
+
+        Args:
+            prompt: the rendered prompt, or its end.
+            tools: those that were offered, in OpenAI's shape; their schemas give parameters their types.
+            ends: the text may close with the token that ends an answer.
+        """
+        self._prompt, self._ends = prompt, ends
+        self._schemas, self._buffer, self._ended = schemas_of(tools), "", False
+        self._out: list[Delta] = []
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+
+    def feed(self, piece: str) -> list[Delta]:
+        """Take the next piece of text and give what is certain by now."""
+        self._buffer += piece
+        self._advance(final=False)
+        return self._taken()
+
+    def end(self) -> list[Delta]:
+        """Give what was held back: no more text will come."""
+        if not self._ended:
+            self._ended = True
+            if self._ends:
+                self._buffer = _without_ends(self._buffer)
+            self._advance(final=True)
+        return self._taken()
+
+    def message(self) -> dict[str, Any]:
+        """OpenAI's assistant message so far; ``reasoning_content`` is absent when there is none."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content)}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        message["tool_calls"] = [{**call, "function": dict(call["function"])} for call in self._calls]
+        return message
+
+    def _advance(self, final: bool) -> None:
+        raise NotImplementedError
+
+    def _taken(self) -> list[Delta]:
+        out, self._out = self._out, []
+        return out
+
+    def _emit(self, kind: Kind, text: str) -> None:
+        if not text:
+            return
+        (self._reasoning if kind == "reasoning" else self._content).append(text)
+        if self._out and self._out[-1].kind == kind:
+            self._out[-1] = Delta(kind, self._out[-1].text + text)
+        else:
+            self._out.append(Delta(kind, text))
+
+    def _call(self, call: Call) -> None:
+        whole = {
+            "id": call.id or self._identity(call),
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        self._calls.append(whole)
+        self._out.append(Delta("tool_call", json.dumps(whole, ensure_ascii=False)))
+
+    def _identity(self, call: Call) -> str:
+        """Nine letters and digits, which Mistral's templates insist on; another for each call of a conversation."""
+        told = f"{len(self._prompt)}{self._prompt[-2000:]}{len(self._calls)}{call.name}{call.arguments}"
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+
+
+class TagReader(Reader):
+    """Reads answers whose parts stand between markers."""
+
+    def __init__(self, style: Style, opened: str = "", *rest: Any, **keywords: Any) -> None:
+        """Begin inside thinking where the prompt ``opened`` it with this marker."""
+        super().__init__(*rest, **keywords)
+        self._style = style
+        self._closing = dict(style.thinking).get(opened, "")
+        self._opened = opened  # a model may write the marker once more
+        self._in_call: CallMarkers | None = None
+        self._raw_from = 0  # of the buffer while in a call: where its first end marker was looked for
+        self._openings = dict(style.thinking)
+        self._starts = {call.start: call for call in style.calls}
+        closings = tuple(self._openings.values())
+        self._in_content = _search((*self._openings, *self._starts, *closings, *style.dropped))
+        self._held_content = _prefixes((*self._openings, *self._starts, *closings, *style.dropped), ENDS)
+        enders = tuple(self._starts) if style.call_ends_thinking else ()
+        self._in_reasoning = {c: _search((c, *enders)) for c in closings}
+        self._held_reasoning = {c: _prefixes((c, *enders), ENDS) for c in closings}
+        self._part = _Part(self, "reasoning" if self._closing else "content")
+
+    def _advance(self, final: bool) -> None:
+        while self._step(final):
+            pass
+        if final:
+            self._part.end(kept=not self._closing)
+
+    def _step(self, final: bool) -> bool:
+        """One part further; False when nothing more can be said yet."""
+        if self._in_call is not None:
+            return self._step_call(self._in_call, final)
+        if self._closing:
+            return self._step_reasoning(final)
+        return self._step_content(final)
+
+    def _step_reasoning(self, final: bool) -> bool:
+        if self._opened and not self._skip_opening(final):
+            return False
+        match = self._in_reasoning[self._closing].search(self._buffer)
+        if match is None:
+            return self._pass_on(self._held_reasoning[self._closing], final)
+        if (quoted := self._is_quoted(match, final)) is None:
+            return self._pass_to(match.start() - 1)
+        if quoted:
+            return self._pass_to(match.end())
+        self._pass_to(match.start())
+        self._part.end(kept=False)
+        self._closing = ""
+        self._part = _Part(self, "content", fresh=True)
+        if match[0] not in self._starts:
+            self._buffer = self._buffer[len(match[0]) :]
+        return True
+
+    def _skip_opening(self, final: bool) -> bool:
+        """Whether it is clear that the model did not write again what the prompt ended with."""
+        text = self._buffer.lstrip()
+        if text.startswith(self._opened):
+            self._buffer = text[len(self._opened) :]
+        elif not final and self._opened.startswith(text):
+            return False
+        self._opened = ""
+        return True
+
+    def _step_content(self, final: bool) -> bool:
+        if self._style.bare and not self._content and not self._part.started and self._may_be_bare():
+            return self._step_bare(final)
+        match = self._in_content.search(self._buffer)
+        if match is None:
+            return self._pass_on(self._held_content, final)
+        if (quoted := self._is_quoted(match, final)) is None:
+            return self._pass_to(match.start() - 1)
+        self._pass_to(match.start())
+        marker, self._buffer = match[0], self._buffer[len(match[0]) :]
+        if quoted or not self._counts(marker):
+            self._part.add(marker)
+        elif marker in self._openings:
+            self._part.end(kept=False)
+            self._closing = self._openings[marker]
+            self._part = _Part(self, "reasoning")
+        elif marker in self._starts:
+            self._in_call, self._raw_from = self._starts[marker], 0
+        return True  # else a marker without meaning, which is left out
+
+    def _counts(self, marker: str) -> bool:
+        """Whether a marker at this place is one: see the module's first lines."""
+        if not _is_wordy(marker):
+            return True
+        if self._part.in_code:
+            return False
+        if marker in self._openings:
+            return self._part.at_line_start
+        if marker in self._starts:
+            return _can_begin_call(self._starts[marker], self._buffer) is not False
+        return not self._part.started
+
+    def _step_call(self, call: CallMarkers, final: bool) -> bool:
+        text = self._buffer
+        if call.end:
+            first = text.find(call.end)
+            at = first
+            while first >= 0 and 0 <= at < first + GIVE_UP:
+                if read := call.parse(text[:at], self._schemas):
+                    self._finish_call(read, text[at + len(call.end) :])
+                    return True
+                at = text.find(call.end, at + 1)
+            given_up = first >= 0 and len(text) >= first + GIVE_UP + len(call.end)
+            if not (final or given_up) and _can_begin_call(call, text) is not False:
+                return False
+        elif not final:
+            return False
+        if final and _may_end_here(call, text) and (read := call.parse(text, self._schemas)):
+            self._finish_call(read, "")
+            return True
+        # No call: the marker was text after all.
+        self._in_call = None
+        self._part.add(call.start)
+        return True
+
+    def _finish_call(self, read: list[Call], rest: str) -> None:
+        self._in_call = None
+        self._part.end(kept=False)
+        for call in read:
+            self._call(call)
+        self._buffer = rest
+        self._part = _Part(self, "content", fresh=True)
+
+    def _may_be_bare(self) -> bool:
+        text = self._buffer.lstrip()
+        shortened = re.sub(r"\s+", "", text[:80])
+        return bool(_BARE_LIST.match(text) or _BARE_OBJECT.match(text) or _is_begun(shortened))
+
+    def _step_bare(self, final: bool) -> bool:
+        if not final:
+            return False
+        text, self._buffer = self._buffer, ""
+        if read := anything(text, self._schemas):
+            for call in read:
+                self._call(call)
+        else:
+            self._part.add(text)
+        return False
+
+    # Passing text on.
+
+    def _pass_on(self, held: frozenset[str], final: bool) -> bool:
+        """Everything but an end that may become a marker; never more to do."""
+        keep = 0 if final else _held(self._buffer, held)
+        self._pass_to(len(self._buffer) - keep)
+        return False
+
+    def _pass_to(self, end: int) -> bool:
+        end = max(end, 0)
+        text, self._buffer = self._buffer[:end], self._buffer[end:]
+        self._part.add(text)
+        return end > 0 and bool(self._buffer) and text != ""
+
+    def _is_quoted(self, match: re.Match[str], final: bool) -> bool | None:
+        """Whether the marker stands in quotes; None where the character behind it has not come."""
+        before = self._buffer[match.start() - 1] if match.start() else self._part.last
+        if not before or before not in _QUOTES:
+            return False
+        if match.end() == len(self._buffer):
+            return False if final else None
+        return self._buffer[match.end()] == before
+
+
+class _Part:
+    """A stretch of thinking or answer: blank lines before it go, space behind it waits for what follows."""
+
+    def __init__(self, reader: Reader, kind: Kind, fresh: bool = False) -> None:
+        """``fresh``: a marker came right before it, so that a space at its beginning is no part of it either."""
+        self._reader, self._kind = reader, kind
+        self._lead, self._space = "", ""
+        self._line, self._fence = "", ""
+        self.started, self.last = False, ""
+
+    @property
+    def at_line_start(self) -> bool:
+        """Nothing but space stands on this line yet."""
+        return not self._line.strip()
+
+    @property
+    def in_code(self) -> bool:
+        """Inside a fence, or between backticks."""
+        return bool(self._fence) or self._line.count("`") % 2 == 1
+
+    def add(self, text: str) -> None:
+        """Take the next text."""
+        if not text:
+            return
+        self.last = text[-1]
+        if not self.started:
+            self._lead += text
+            text = self._begun()
+            if not text:
+                return
+            self.started = True
+            before = self._reader._reasoning if self._kind == "reasoning" else self._reader._content
+            if before:
+                self._reader._emit(self._kind, _BETWEEN)
+        self._follow(text)
+        text = self._space + text
+        kept = text.rstrip()
+        self._space = text[len(kept) :]
+        self._reader._emit(self._kind, kept)
+
+    def _begun(self) -> str:
+        """The text without what stands before its first word; empty while that has not come."""
+        text = self._lead.lstrip() if self._kind == "reasoning" else re.sub(r"^\s*\n", "", self._lead)
+        if not text.strip():
+            return ""
+        # One space is the tokenizer's; more are indented code.
+        return text[1:] if text[0] == " " and text[1:2] != " " else text
+
+    def end(self, kept: bool) -> None:
+        """No more comes; space at the end is part of it where it is ``kept``."""
+        if kept and self.started:
+            self._reader._emit(self._kind, self._space)
+        self._space = self._lead = ""
+
+    def _follow(self, text: str) -> None:
+        """Know the line, and whether it is inside a fence."""
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._close_line(self._line + line)
+            self._line = ""
+        self._line += rest
+
+    def _close_line(self, line: str) -> None:
+        match = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
+        if match is None:
+            return
+        if not self._fence:
+            self._fence = match[1]
+        elif match[1].startswith(self._fence) and not match[2].strip():
+            self._fence = ""
+
+
+class HarmonyReader(Reader):
+    """Reads gpt-oss's channels: thinking, answer and calls are messages of their own."""
+
+    def __init__(self, *rest: Any, **keywords: Any) -> None:
+        """Begin where the prompt has left off."""
+        super().__init__(*rest, **keywords)
+        self._header: str | None = ""  # None in a body
+        self._kind: Kind = "content"
+        self._recipient, self._body = "", ""
+        self._part: _Part | None = None
+        self._between = False  # a message has ended: space before the next is nothing
+        tail = self._prompt.rpartition("<|start|>assistant")[2] if "<|start|>assistant" in self._prompt else ""
+        if "<|message|>" in tail:
+            self._open(tail.partition("<|message|>")[0])
+        self._seen = bool(tail.strip())
+
+    def _advance(self, final: bool) -> None:
+        while self._step(final):
+            pass
+        if final:
+            self._close()
+
+    def _step(self, final: bool) -> bool:
+        return self._step_header(final) if self._header is not None else self._step_body(final)
+
+    def _step_header(self, final: bool) -> bool:
+        text = self._buffer
+        if not self._seen:  # of an answer that begins without a header
+            start = text.lstrip()
+            begins = ("<|channel|>", "<|start|>", "<|message|>", "to=", "assistant")
+            if start and not any(start.startswith(mark) for mark in begins):
+                if not final and any(mark.startswith(start) for mark in begins):
+                    return False
+                self._open("")
+                return True
+            self._seen = bool(start)
+        at = text.find("<|message|>")
+        if at < 0:
+            if final:
+                self._buffer = ""
+            return False
+        self._buffer = text[at + len("<|message|>") :]
+        self._open(text[:at])
+        return True
+
+    def _step_body(self, final: bool) -> bool:
+        match = _HARMONY_ENDS.search(self._buffer)
+        if match is None:
+            keep = 0 if final else _held(self._buffer, _HARMONY_HELD)
+            self._add(self._buffer[: len(self._buffer) - keep])
+            self._buffer = self._buffer[len(self._buffer) - keep :]
+            return False
+        before = self._buffer[match.start() - 1] if match.start() else (self._part.last if self._part else "")
+        if before and before in _QUOTES:
+            if match.end() == len(self._buffer) and not final:
+                return False
+            if self._buffer[match.end() : match.end() + 1] == before:
+                self._add(self._buffer[: match.end()])
+                self._buffer = self._buffer[match.end() :]
+                return True
+        self._add(self._buffer[: match.start()])
+        self._close()
+        # What begins another message is part of its header.
+        self._buffer = self._buffer[match.start() if match[0] in ("<|start|>", "<|channel|>") else match.end() :]
+        self._header, self._seen = "", True
+        return True
+
+    def _open(self, header: str) -> None:
+        channels = re.findall(r"<\|channel\|>\s*(\w+)", header)
+        recipients = [name for name in re.findall(r"to=([\w.:/-]+)", header) if name != "assistant"]
+        self._header, self._recipient, self._body = None, recipients[-1] if recipients else "", ""
+        self._kind = "reasoning" if channels[-1:] == ["analysis"] else "content"
+        self._part = None if self._recipient else _Part(self, self._kind)
+
+    def _add(self, text: str) -> None:
+        if self._part is None:
+            self._body += text
+        else:
+            self._part.add(text)
+
+    def _close(self) -> None:
+        if self._header is not None:
+            return
+        if self._part is not None:
+            self._part.end(kept=self._kind == "content")
+        elif self._recipient:
+            self._call(Call(self._recipient.removeprefix("functions."), _arguments(self._body)))
+        self._header = ""
+
+
+def _arguments(body: str) -> str:
+    """The JSON text of a call; what is no JSON is given as it is, for the caller to judge."""
+    try:
+        return json.dumps(json.loads(body or "{}", strict=False), ensure_ascii=False)
+    except ValueError:
+        return body.strip()
+
+
+def schemas_of(tools: Iterable[Any]) -> Schemas:
+    """The JSON schema of each parameter of each tool."""
+    found: dict[str, Any] = {}
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
+        parameters = function.get("parameters") or {}
+        if isinstance(parameters, dict) and isinstance(function.get("name"), str):
+            properties = parameters.get("properties")
+            found[function["name"]] = properties if isinstance(properties, dict) else {}
+    return found
+
+
+# Markers in text.
+
+
+def _search(markers: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first of ``markers``, the longest of those that begin at one place."""
+    ordered = sorted(set(markers), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+
+def _prefixes(markers: Iterable[str], ends: Iterable[str] = ()) -> frozenset[str]:
+    """What a text may end with that another piece could make a marker; ``ends`` are held whole, too."""
+    parts = {marker[:length] for marker in markers for length in range(1, len(marker))}
+    return frozenset(parts | {marker[:length] for marker in ends for length in range(1, len(marker) + 1)})
+
+
+def _held(text: str, prefixes: frozenset[str]) -> int:
+    """Length of the longest end of ``text`` that is one of ``prefixes``, with a quote before it."""
+    longest = max(map(len, prefixes), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        if text[-length:] in prefixes:
+            return length + (text[-length - 1 : -length] in tuple(_QUOTES))
+    return 0
+
+
+_HARMONY_BODY = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
+_HARMONY_ENDS = _search(_HARMONY_BODY)
+_HARMONY_HELD = _prefixes(HARMONY, ENDS)
+
+
+def _without_ends(text: str) -> str:
+    while True:
+        found = next((end for end in ENDS if text.rstrip("\n").endswith(end)), None)
+        if found is None:
+            return text
+        text = text.rstrip("\n")[: -len(found)]
+
+
+def _is_wordy(marker: str) -> bool:
+    """Whether a marker is made of letters, so that prose and code may hold it too."""
+    return bool(re.match(r"</?[A-Za-z]|\[", marker)) and "|" not in marker
+
+
+def _can_begin_call(call: CallMarkers, text: str) -> bool | None:
+    """Whether ``text`` behind a marker may be a call; None while too little of it has come."""
+    if call.parse is not anything or not _is_wordy(call.start):
+        return True
+    body = text.lstrip()
+    if not body:
+        return None
+    if body[0] in "{[<":
+        return True
+    name = re.match(r"[\w.$:/-]+", body)
+    if name is None:
+        return False
+    follows = body[name.end() :]
+    if not follows:
+        return None
+    return follows[0] == "<" or follows.lstrip(" ")[:1] in ("\n", "<", "")
+
+
+def _may_end_here(call: CallMarkers, text: str) -> bool:
+    """Whether a call that its end marker does not follow may be one: a single word is none."""
+    return not (call.end and _is_wordy(call.start)) or text.lstrip()[:1] in "{[<" or "<arg_key" in text
+
+
+def _is_begun(text: str) -> bool:
+    """Whether ``text``, which holds no space, is the beginning of a bare call."""
+    return bool(re.fullmatch(r'\[([A-Za-z_][\w.]*)?|\{("?(n|na|nam|name|t|ty|typ|type|f\w*)?"?)?', text))

@@ -64,14 +64,16 @@ class Chat:
         """The template of that name, compiled.
 
         Raises:
-            BadTemplate: it is no Jinja template.
+            BadTemplate: it is no Jinja template, or fails on a single question.
         """
         if name not in self._templates:
             bos, eos = self._text_of(self._llm.token_bos()), self._text_of(self._llm.token_eos())
             try:
-                self._templates[name] = Template(self._texts[name], bos, eos)
+                template = Template(self._texts[name], bos, eos)
+                template.check()
             except BadTemplate as error:
-                raise BadTemplate(f"{name.replace('chat_template', TEMPLATE)}: {error}", error.hint) from error
+                raise BadTemplate(f"{error} ({name.replace(DEFAULT, TEMPLATE)})", error.hint) from error
+            self._templates[name] = template
         return self._templates[name]
 
     def thinking(self) -> Thinking:

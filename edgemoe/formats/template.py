@@ -8,6 +8,7 @@ here needs a model. Jinja is imported when a template is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,16 @@ class Template:
             return {}
         return {"enable_thinking": True} if "enable_thinking" in asked else {}
 
+    def check(self) -> None:
+        """Render a question.
+
+        Raises:
+            BadTemplate: the question is not in the prompt, as with a template in another language than Jinja.
+        """
+        with contextlib.suppress(BadMessages):
+            if QUESTION not in self.render([_user()]):
+                raise BadTemplate("the chat template leaves the messages out: is it one of another program?", HINT)
+
     # What it can express.
 
     @cached_property
@@ -136,9 +147,10 @@ class Template:
 
     @cached_property
     def takes_later_system(self) -> bool:
-        """So does one that stands between other messages."""
-        later = [_user(), _assistant(), {"role": "system", "content": SYSTEM}, _user()]
-        return SYSTEM in self.attempt(later)
+        """So does one that stands between other messages, and neither takes the place of the other."""
+        later = {"role": "system", "content": f"{SYSTEM} again"}
+        shown = self.attempt([{"role": "system", "content": SYSTEM}, _user(), _assistant(), later, _user()])
+        return shown.count(SYSTEM) == 2 and f"{SYSTEM} again" in shown
 
     @cached_property
     def call_form(self) -> tuple[bool, str | None] | None:

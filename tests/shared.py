@@ -1,0 +1,26 @@
+"""The folder of real data that lies beside the checkout; nothing of it is part of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(os.environ.get("EDGEMOE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def template(name: str) -> str:
+    """A real chat template; skips the test where the folder is missing."""
+    path = FOLDER / "templates" / name
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: EDGEMOE_SHARED_DATA names the folder of real data")
+    return path.read_text(encoding="utf-8")
+
+
+def outputs() -> list[dict[str, Any]]:
+    """What real models write, with the reading that is right; empty where the folder is missing."""
+    path = FOLDER / "templates" / "outputs.jsonl"
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +22,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import pytest
+import shared
 from gguf import GGUFReader, GGUFWriter, TokenType
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
@@ -38,7 +37,6 @@ _PAIRS = ("t h", "i n", "e r", "a n", "o u", "s t", "Ġ t", "Ġt h", "Ġth e", "
 _VISIBLE_BYTES = (*range(33, 127), *range(161, 173), *range(174, 256))
 ORDINARY = 256 + len(_PAIRS)
 """Tokens that are bytes and merges; the special ones follow."""
-_SHARED = Path(os.environ.get("EDGEMOE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 # What the families' files say.
@@ -230,17 +228,9 @@ FAMILIES: dict[str, Family] = {
 """The families by the names that outputs.jsonl and these tests use."""
 
 
-def shared(*parts: str) -> Path:
-    """A file of the shared data; the test is skipped where there is none."""
-    path = _SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip("the folder with real templates is not on this machine; EDGEMOE_SHARED_DATA names it")
-    return path
-
-
 def template_of(family: Family) -> str:
     """The family's real template; the test is skipped where it is not there."""
-    return shared("templates", family.template).read_text(encoding="utf-8")
+    return shared.template(family.template)
 
 
 # The model file.

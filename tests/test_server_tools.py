@@ -188,9 +188,12 @@ def scripts(family: str) -> list[str]:
 
 
 def as_the_template_wants(family: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A message of the loop with what the family's template expects: mostly an object and an empty text."""
+    """A message of the loop with what the family's template expects: mostly an object and an empty text.
+
+    A result carries the name of its function, which Kimi's template puts before it.
+    """
     if message["role"] != "assistant":
-        return message
+        return message | ({"name": "get_weather"} if message["role"] == "tool" else {})
     if family == "deepseek-v3":  # it takes the arguments as text, and a call only where content is null
         return message | {"content": None}
     calls = [

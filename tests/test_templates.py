@@ -79,7 +79,7 @@ def test_another_chat_format_replaces_a_broken_template(template: str, tmp_path:
     path = build_scripted(tmp_path, template, CHATML_TOKENS, bos="<|endoftext|>", eos="<|im_end|>")
     llm = ScriptedLlama(path, answers=["Hello."], chat_format="chatml")
     assert llm.create_chat_completion(QUESTION)["choices"][0]["message"]["content"] == "Hello."
-    assert llm.asked[0].text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert llm.asked[0].text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     llm.close()
 
 
@@ -104,7 +104,7 @@ def test_missing_tokens_are_empty_in_the_prompt(bos: str, eos: str, stream: bool
         reason = chunks[-1]["finish_reason"]
     else:
         content, reason = answer["choices"][0]["message"]["content"], answer["choices"][0]["finish_reason"]
-    assert (content, reason) == ("one, two", "length")
+    assert (content, reason) == ("one, two,", "length")
     assert llm.asked[0].text == f"{bos}user: Hi{eos}\nassistant: "
     llm.close()
 

@@ -226,6 +226,24 @@ def test_the_switches_of_a_template_reach_it(tmp_path: Path) -> None:
     hybrid.close()
 
 
+@pytest.mark.parametrize(
+    "family", ["qwen3", "qwen3.5", "deepseek-r1", "deepseek-v3.1", "gemma4", "glm-4.6", "glm-4.7", "nemotron3"]
+)
+def test_on_and_off_are_words_of_every_template_that_can_be_switched(family: str, tmp_path: Path) -> None:
+    question = [{"role": "user", "content": "Hi"}]
+    turn = TALK[0]
+    unthought = ANSWERS.get(family, THINKS[family].rpartition("</think>")[2].strip())
+    answers = [raw(THINKS[family])[0], unthought.replace("{a}", turn.answer)]
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=answers)
+    message, _ = ask(llm, question, True, reasoning_effort="on")
+    assert message == {"role": "assistant", "content": turn.answer, "reasoning_content": turn.thought}
+    check_prompt(llm.asked[0], family, question, enable_thinking=True)
+    message, _ = ask(llm, question, True, reasoning_effort="off")
+    assert message == {"role": "assistant", "content": turn.answer}
+    check_prompt(llm.asked[1], family, question, enable_thinking=False)
+    llm.close()
+
+
 THINKING = {
     "gpt-oss": (True, {"low", "medium", "high"}),
     "qwen3": (True, {"on", "off"}),
@@ -359,8 +377,8 @@ async def test_a_call_in_the_chat_is_shown_in_words(family: str, tmp_path: Path)
         await driver.send("And now?")
         await driver.until(lambda: SHOWN[0] in shown(driver), "the answer")
         await driver.ready()
+        no_markers(family, shown(driver))
         assert "error" not in driver.notes().lower()
-    assert "get_weather" in recorded(record)[1].text
 
 
 @pytest.mark.parametrize("family", IN_CHATS)

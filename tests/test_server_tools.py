@@ -200,7 +200,7 @@ def as_the_template_wants(family: str, message: dict[str, Any]) -> dict[str, Any
         call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
         for call in message["tool_calls"]
     ]
-    return message | {"content": "", "tool_calls": calls}
+    return message | {"content": message.get("content") or "", "tool_calls": calls}
 
 
 def check_prompt(family: str, text: str, messages: list[dict[str, Any]]) -> None:
@@ -345,4 +345,39 @@ def test_two_calls_in_one_answer(family: str, stream: bool, tmp_path: Path) -> N
         messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
     assert llm.create_chat_completion(messages, tools=TOOLS)["choices"][0]["message"]["content"] == ANSWER
     check_prompt(family, llm.asked[-1].text, messages)
+    llm.close()
+
+
+WITH_WORDS = ("qwen3", "qwen3-coder", "qwen3.5", "glm-4.7", "minimax-m2", "deepseek-v3.1", "kimi-k2", "granite4")
+
+
+@pytest.mark.parametrize("family", WITH_WORDS)
+def test_words_before_a_call_are_the_answer_and_stay_in_the_history(family: str, tmp_path: Path) -> None:
+    form, words = FORMS[family], "Let me look."
+    thought, closing, section = form.before.rpartition("</think>\n\n" if "</think>\n" in form.before else "</think>")
+    written = form.written(ARGUMENTS[:1]).removeprefix(form.before)
+    answers = [f"{thought}{closing}{words}\n{section}{written}", form.answer.replace("{a}", ANSWER)]
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=answers)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
+    message = llm.create_chat_completion(messages, tools=TOOLS)["choices"][0]["message"]
+    assert message["content"] == words and len(message["tool_calls"]) == 1
+    call = message["tool_calls"][0]
+    messages.append({"role": "assistant", "content": words, "tool_calls": [call]})
+    messages.append({"role": "tool", "tool_call_id": call["id"], "content": RESULTS[0]})
+    assert llm.create_chat_completion(messages, tools=TOOLS)["choices"][0]["message"]["content"] == ANSWER
+    check_prompt(family, llm.asked[-1].text, messages)
+    llm.close()
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_a_call_that_is_cut_is_no_error(family: str, tmp_path: Path) -> None:
+    form, question = FORMS[family], [{"role": "user", "content": QUESTION}]
+    llm = ScriptedLlama(build_family(tmp_path, family), answers=[form.written(ARGUMENTS[1:2])] * 4)
+    before = len(llm.tokenize(form.before.encode(), add_bos=False, special=True))
+    for into_the_call in (4, 20):
+        limit = before + into_the_call
+        answer = llm.create_chat_completion(question, tools=TOOLS, max_tokens=limit)
+        assert answer["choices"][0]["finish_reason"] == "length"
+        chunks = list(llm.create_chat_completion(question, tools=TOOLS, max_tokens=limit, stream=True))
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     llm.close()

@@ -27,9 +27,12 @@ from ..types import ModelShape, Thinking
 from . import host
 from .binding import Core, NativeEngine
 from .chat import DEFAULT, Chat, forgiving_templates
+from .completion import Completion
 from .experts import Experts
 from .meter import Meter
+from .prefix import Prefix
 from .tokenizer import Tokenizer
+from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
@@ -40,12 +43,16 @@ MANY_CORES = 8
 # Of the memory that is available, what may be pinned for the device.
 PIN_SHARE = 0.7
 
+# For states of what was computed before.
+PREFIX_BYTES = 1 << 30
+
 # llama_cpp's own.
 DEFAULT_CONTEXT = 512
 # Top-k assumed where a model has another one in each layer, so that its file gives a list.
 DEFAULT_TOP_K = 8
 
 _COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
+_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 
 _load_lock = threading.Lock()
@@ -57,6 +64,10 @@ def _close_all() -> None:
     """Routing profiles are saved while the interpreter can still write files."""
     for llm in list(_open):
         llm.close()
+
+
+class ComputeFailed(EdgeMoEError, RuntimeError):
+    """llama.cpp could not compute."""
 
 
 class Cancelled(EdgeMoEError):
@@ -107,10 +118,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         pin = config.pin and _can_pin(moe_shape(file))
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
         self._native = native
-        self._cancel_requested = False
+        self._turns, self._inside = Turns(native), False
+        self._owner: object | None = None  # the answer whose tokens the context holds
         complaints: Sequence[str] = ()
         on_device = bool(device) and keywords["n_gpu_layers"] != 0
-        self._meter = Meter(native, device or "none", on_device)
+        self._on_device = on_device
         try:
             with _load_lock, forgiving_templates(), host.loading(native, on_device=on_device) as complaints:
                 super().__init__(str(model_path), **keywords)
@@ -122,6 +134,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self._free_native()
             raise
+        self._prefix = Prefix(weakref.proxy(self), PREFIX_BYTES, keywords.get("swa_full") is not False)
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
@@ -161,7 +174,17 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         Raises:
             Cancelled: ``cancel`` was called meanwhile.
         """
-        if self._cancel_requested:
+        with self._computing():
+            self._owner = None  # of what the context holds now
+            self._prefix.cut_back()
+            at = 0
+            for count in self._prefix.stops(len(tokens)):
+                self._eval_part(tokens[at : at + count])
+                self._prefix.passed()
+                at += count
+
+    def _eval_part(self, tokens: Sequence[int]) -> None:
+        if self._turns.cancelled:
             raise Cancelled("cancelled")
         started = time.perf_counter_ns()
         before = self.n_tokens
@@ -170,34 +193,117 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             with host.computing():
                 super().eval(tokens)
         except RuntimeError as error:
-            if self._cancel_requested:
+            if self._turns.cancelled:
                 raise Cancelled("cancelled") from error
-            raise EdgeMoEError(f"llama.cpp failed to compute: {error}") from error
+            raise ComputeFailed(f"llama.cpp failed to compute: {error}") from error
         finally:
             elapsed_ns = time.perf_counter_ns() - started
-            self._meter.computed(len(tokens), before, elapsed_ns)
+            if self._meter is not None:
+                self._meter.computed(elapsed_ns)
             self.experts.after_step(tokens[: self.n_tokens - before], elapsed_ns)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, **keywords: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``."""
-        with contextlib.suppress(Cancelled), contextlib.closing(super().generate(tokens, *args, **keywords)) as given:
-            sent: Sequence[int] | None = None
+        """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``.
+
+        Of ``tokens`` those are not computed again that the context holds, or a state that was kept of it. Another
+        answer may compute between two tokens of this one.
+        """
+        given = _GENERATE.bind(self, tokens, *args, **keywords)
+        given.apply_defaults()
+        options = dict(given.arguments)
+        del options["self"]
+        prompt = [int(token) for token in options.pop("tokens")]
+        turn = self._turns.current or Turn()
+        with contextlib.suppress(Cancelled):
+            try:
+                yield from self._generated(turn, prompt, options)
+            finally:
+                if turn.meter is None:
+                    self._turns.finish(turn)
+
+    def _generated(
+        self, turn: Turn, prompt: list[int], options: dict[str, Any]
+    ) -> Generator[int, Sequence[int] | None, None]:
+        me, held = object(), list(prompt)
+        with self._turns.taking(turn):
+            begun, reset = prompt, options["reset"]
+            if not reset:
+                held = [*self.input_ids[: self.n_tokens].tolist(), *prompt]
+            elif self._holds_exactly(prompt):
+                self._account(0, len(prompt))
+            else:
+                reach = self._prefix.begin(prompt)
+                self._account(len(prompt) - reach, reach)
+                begun, options["reset"] = prompt[reach:], False
+            made = super().generate(begun, **options)
+        sent: Sequence[int] | None = None
+        sampler: Any = None
+        with contextlib.closing(made):
             while True:
-                try:
-                    token = given.send(sent)
-                except StopIteration:
-                    return
+                with self._turns.taking(turn):
+                    if sampler is not None and self._owner is not me:
+                        self._come_back(held)
+                        self._sampler, self._mirostat_mu = sampler
+                    try:
+                        token = made.send(sent)
+                    except StopIteration:
+                        return
+                    self._owner, sampler = me, (self._sampler, self._mirostat_mu)
+                    ended = llama_cpp.llama_vocab_is_eog(self._model.vocab, token) or token in self._ends
+                    if self._meter is not None:
+                        self._meter.sampled(counts=not ended)
+                    held = self.input_ids[: self.n_tokens].tolist() if self.draft_model else held
                 if token in self._ends:  # llama_cpp looks for llama.cpp's own end tokens only
                     yield self.token_eos()
                     return
                 sent = yield token
+                if not self.draft_model:
+                    held += [token, *(sent or ())]
+
+    def _come_back(self, held: list[int]) -> None:
+        """Another answer has computed meanwhile: make the context hold what this one had computed."""
+        before = held[:-1]  # the last token is computed by whoever goes on
+        reach = self._prefix.begin([*before, -1])
+        self.eval(before[reach:]) if reach < len(before) else None
+
+    def _holds_exactly(self, tokens: Sequence[int]) -> bool:
+        """The context has just computed ``tokens`` and nothing else: their logits are there."""
+        fresh = not self._requires_eval and self.n_tokens == len(tokens)
+        return fresh and bool((self.input_ids[: len(tokens)] == tokens).all())
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """A turn for a computation outside an answer; within one, nothing."""
+        if self._turns.current is not None:
+            yield
+            return
+        turn = Turn()
+        try:
+            with self._turns.taking(turn):
+                yield
+        finally:
+            self._turns.finish(turn)
+
+    @property
+    def _meter(self) -> Meter | None:
+        return self._turns.current.meter if self._turns.current is not None else None
+
+    def _account(self, computed: int, cached: int) -> None:
+        if self._meter is not None:
+            self._meter.reads(computed, cached)
+
+    def load_state(self, state: Any) -> None:
+        """As in ``llama_cpp.Llama``."""
+        super().load_state(state)
+        self._prefix.forget()
+        self._owner = None
 
     @property
     def _known(self) -> int:
         """Tokens to show llama_cpp: one at least where a cancel came before the first, for it looks at the last one."""
-        return max(int(self.n_tokens), 1 if self._cancel_requested else 0)
+        return max(int(self.n_tokens), 1 if self._turns.cancelled else 0)
 
     @property
     def _input_ids(self) -> Any:
@@ -208,10 +314,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self.scores[: self._known, :]
 
     def cancel(self) -> None:
-        """Stop the answer under way, prefill included; what was generated stays. From any thread."""
-        self._cancel_requested = True
-        if self._native is not None:
-            self._native.cancel(True)
+        """Stop the answers under way, prefill included; what was generated stays. From any thread."""
+        self._turns.cancel()
 
     # ---- answers with accounts ----
 
@@ -229,6 +333,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         with self.speaking(frozenset(), ends):
             completion = super().create_completion(*args, **keywords)
         return completion if isinstance(completion, dict) else self.spoken(completion, frozenset(), ends)
+
+    def _create_completion(self, *args: Any, **keywords: Any) -> Iterator[dict[str, Any]]:
+        """The loop below llama_cpp's ``create_completion``."""
+        given = _COMPLETION.bind(self, *args, **keywords)
+        given.apply_defaults()
+        return Completion(*given.args[:1], **dict(list(given.arguments.items())[1:])).run()
 
     def create_chat_completion(
         self,
@@ -303,35 +413,56 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 yield chunk
 
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
-        if self._meter.running:  # a chat completion calls a completion: account for the outer one
+        if self._inside:  # a chat completion calls a completion: account for the outer one
             return create(*args, **keywords)
-        self._resume()
-        self._meter.start()
+        meter = Meter(self._native_engine(), self.experts.device, self._on_device)
+        turn = Turn(meter)
         try:
-            answer = create(*args, **keywords)
-        except BaseException:
-            self._meter.stop()
-            raise
-        if isinstance(answer, dict):
-            return self._finish(answer)
-        return self._stream(answer)
-
-    def _stream(self, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        try:
-            for chunk in chunks:
-                yield self._finish(chunk) if chunk["choices"][0].get("finish_reason") else chunk
+            with self._turns.taking(turn), self._outermost():
+                meter.start()
+                answer = create(*args, **keywords)
+                if isinstance(answer, dict):
+                    return self._finish(turn, answer)
         finally:
-            self._meter.stop()
+            self._turns.finish(turn)
+        return self._stream(turn, answer)
 
-    def _finish(self, answer: dict[str, Any]) -> dict[str, Any]:
-        if self._cancel_requested:
+    @contextlib.contextmanager
+    def _outermost(self) -> Iterator[None]:
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def _stream(self, turn: Turn, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        assert turn.meter is not None
+        turn.meter.start()
+        try:
+            while True:
+                with self._turns.taking(turn), self._outermost():
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    if chunk["choices"][0].get("finish_reason"):
+                        chunk = self._finish(turn, chunk)
+                with turn.meter.waiting():
+                    yield chunk
+        finally:
+            with self._turns.taking(turn), self._outermost():
+                chunks.close()  # type: ignore[attr-defined]
+            self._turns.finish(turn)
+
+    def _finish(self, turn: Turn, answer: dict[str, Any]) -> dict[str, Any]:
+        assert turn.meter is not None
+        if turn.cancelled:
             answer["choices"][0]["finish_reason"] = "stop"
-        return answer | self._meter.receipt()
+        return answer | turn.meter.receipt()
 
-    def _resume(self) -> None:
-        self._cancel_requested = False
-        if self._native is not None:
-            self._native.cancel(False)
+    def _native_engine(self) -> NativeEngine:
+        if self._native is None:
+            raise EdgeMoEError("the model is closed")
+        return self._native
 
     # ---- the end ----
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ..types import ExpertStats
@@ -16,50 +18,56 @@ class Meter:
         """Meter ``native``, whose hot experts are on ``device``; ``on_device``: all else of the model, too."""
         self._native = native
         self._device, self._on_device = device, on_device
-        self.running = False
         self._reset()
 
     def _reset(self) -> None:
         self._prompt_n = self._cache_n = self._predicted_n = 0
-        self._prompt_ns = self._predicted_from = 0
+        self._prompt_ns = self._first_ns = self._waited_ns = 0
         self._before = ExpertStats()
 
     def start(self) -> None:
         """Begin an answer."""
         self._reset()
         self._before = self._native.stats()
-        self.running = True
 
-    def stop(self) -> None:
-        """End an answer, receipt or not."""
-        self.running = False
+    def reads(self, computed: int, cached: int) -> None:
+        """A prompt has ``cached`` tokens that are there and ``computed`` that are not yet."""
+        self._prompt_n, self._cache_n = self._prompt_n + computed, self._cache_n + cached
 
-    def computed(self, tokens: int, cached: int, elapsed_ns: int) -> None:
-        """Account for one evaluation of ``tokens`` tokens after ``cached`` that were there."""
-        if not self.running or tokens == 0:
-            return
-        if self._predicted_from == 0:
-            self._prompt_n, self._cache_n, self._prompt_ns = tokens, cached, elapsed_ns
-            self._predicted_from = time.perf_counter_ns()
-        else:
-            self._predicted_n += tokens
+    def computed(self, elapsed_ns: int) -> None:
+        """Account for one evaluation: before the answer's first token it is the prompt's."""
+        if not self._first_ns:
+            self._prompt_ns += elapsed_ns
+
+    def sampled(self, counts: bool = True) -> None:
+        """A token was chosen, one that ``counts`` as part of the answer or one that ends it."""
+        self._first_ns = self._first_ns or time.perf_counter_ns()
+        self._predicted_n += counts
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Meanwhile whoever reads the answer has the turn: that time is not ours."""
+        began = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self._waited_ns += time.perf_counter_ns() - began
 
     def receipt(self) -> dict[str, Any]:
-        """``timings`` and ``edgemoe``; milliseconds, bytes, rates per second. Ends the answer."""
-        self.running = False
+        """``timings`` and ``edgemoe``; milliseconds, bytes, rates per second."""
         prompt_ms = self._prompt_ns / 1e6
-        started = self._predicted_from or time.perf_counter_ns()
-        predicted_ms = (time.perf_counter_ns() - started) / 1e6
-        predicted_n = self._predicted_n + (1 if self._predicted_from else 0)  # the prompt's evaluation gave the first
+        now = time.perf_counter_ns()
+        predicted_ms = max(0, now - (self._first_ns or now) - self._waited_ns) / 1e6
         return {
             "timings": {
                 "cache_n": self._cache_n,
                 "prompt_n": self._prompt_n,
                 "prompt_ms": prompt_ms,
                 "prompt_per_second": _rate(self._prompt_n, prompt_ms),
-                "predicted_n": predicted_n,
+                "predicted_n": self._predicted_n,
                 "predicted_ms": predicted_ms,
-                "predicted_per_second": _rate(self._predicted_n, predicted_ms),
+                # The prompt's evaluation gave the first token.
+                "predicted_per_second": _rate(max(self._predicted_n - 1, 0), predicted_ms),
             },
             "edgemoe": self._experts_part(),
         }

@@ -31,7 +31,7 @@ SPACING = 256
 LEAST_KEPT = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Mark:
     """The partial state behind ``position`` tokens."""
 
@@ -44,7 +44,7 @@ class Mark:
         return len(self.state)
 
 
-@dataclass
+@dataclass(eq=False)
 class Kept:
     """A whole conversation: its tokens, its state and its marks."""
 
@@ -118,8 +118,9 @@ class Prefix:
         end = begin + count
         places = [end]
         if not self.cuttable and self._budget and count > 1:
-            # llama_cpp computes a batch at a time, so a stop at its end costs nothing.
-            wanted = {*range(begin + batch, end, batch), self._asked - TAIL, self._asked}
+            # llama_cpp computes a batch at a time, so a stop at its end costs nothing; the last one is cut smaller.
+            last = begin + (count - 1) // batch * batch
+            wanted = {*range(begin + batch, end, batch), *range(last, end, SPACING), self._asked - TAIL, self._asked}
             places = [*sorted(place for place in wanted if begin < place < end), end]
         return [place - before for before, place in zip([begin, *places], places, strict=False) if place > before]
 

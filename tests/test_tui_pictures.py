@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_engine import FakeLlama
+from fake_engine import FakeLlama, Script
 from test_tui import Driver
 from textual.widgets import OptionList
 
@@ -36,10 +36,8 @@ from tui.widgets.markdown import CodeBlock
 
 PICTURES = Path(__file__).with_name("pictures")
 SIZES = [(80, 24), (160, 50)]
-ANSWER = """<think>The user wants code.
-Let me see.</think>
-
-Here is a **small** function, with `code` in a line:
+THOUGHT = "The user wants code.\nLet me see."
+ANSWER = """Here is a **small** function, with `code` in a line:
 
 ```python
 def add(first: int, second: int) -> int:
@@ -208,7 +206,7 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
     engines: list[FakeLlama] = []
 
     def opened() -> FakeLlama:
-        engines.append(Steady(answers=[ANSWER], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
+        engines.append(Steady(answers=[Script(ANSWER, THOUGHT)], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
         return engines[0]
 
     app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"), tmp_path / "chats.db", OFFERED)

@@ -20,6 +20,7 @@ from edgemoe.worker import EngineDied
 from tui.archive import Archive
 from tui.plain import MORE, PROMPT, PlainChat
 from tui.records import ChatSettings
+from tui.sampling import MAX_TOKENS
 from tui.session import InThisProcess
 from tui.theme import LOOKS, chosen
 from tui.widgets.expert_map import ExpertMap
@@ -72,7 +73,7 @@ def test_plain_commands(tmp_path: Path) -> None:
     assert "/export [FILE]" in said and "there is no setting nonsense" in said and "last answer:" in said
     assert "a.md was not written: File exists" in said and "no /regen in the plain chat" in said
     assert "did you mean /help?" in said and "hi" in (tmp_path / "a.md").read_text()
-    assert engine.sampling[0] == {"top_k": 7} and len(engine.asked) == 2
+    assert engine.sampling[0] == {"top_k": 7, "max_tokens": MAX_TOKENS} and len(engine.asked) == 2
     assert [message["content"] for message in engine.asked[1]] == ["Be brief.", "again"]
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tui.archive import Archive
 from tui.conversation import Conversation
 from tui.interchange import Document, read, to_json, to_markdown
-from tui.records import Turn
+from tui.records import Answer, Turn
 from tui.store import MIGRATIONS, Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +62,8 @@ def test_a_conversation_comes_back_as_it_was_left(store: Store) -> None:
     chat = Conversation(Inline(store), "tiny", "Be kind.")
     chat.add("user", "hello there")
     for text in ("Hi", "Hi you", "Hi you!"):
-        chat.grow(text)
-    chat.end("Hi you!", "3 tok/s")
+        chat.grow(Answer(text))
+    chat.end(Answer("Hi you!"), "3 tok/s")
     again = resumed(store, chat)
     assert said(again) == [("user", "hello there"), ("assistant", "Hi you!")]
     assert (again.title, again.system, again.turns[1].note) == ("hello there", "Be kind.", "3 tok/s")
@@ -76,11 +76,11 @@ def test_a_conversation_comes_back_as_it_was_left(store: Store) -> None:
 def test_a_second_answer_keeps_the_first_as_a_branch(store: Store) -> None:
     chat = Conversation(Inline(store))
     chat.add("user", "q")
-    chat.end("one")
+    chat.end(Answer("one"))
     first = chat.turns[-1].key.id
     assert first is not None
     chat.cut(1)
-    chat.end("two")
+    chat.end(Answer("two"))
     second = chat.turns[-1].key.id
     assert second is not None and store.siblings(second) == [first, second]
     chat.add("user", "more")
@@ -94,7 +94,7 @@ def test_search_finds_beginnings_of_words_in_turns_and_titles(store: Store) -> N
     for question, answer in (("capital of France?", "Paris, on the Seine."), ("Bake bread", "Flour 100% and water.")):
         chat = Conversation(Inline(store))
         chat.add("user", question)
-        chat.end(answer)
+        chat.end(Answer(answer))
     assert [found.title for found in store.search("sein")] == ["capital of France?"]
     assert "Seine" in store.search("sein")[0].excerpt
     assert [found.title for found in store.search("flour wat")] == ["Bake bread"]
@@ -135,7 +135,7 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
     chat = Conversation(archive)
     chat.add("user", "q")
     store._db.execute("pragma query_only=on")
-    chat.end("answer")
+    chat.end(Answer("answer"))
     assert ["not being saved" in text for text in archive.told] == [True] and said(chat)[-1] == ("assistant", "answer")
     chat.add("user", "next")
 
@@ -143,10 +143,10 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
 def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from tui.archive import Archive; from tui.conversation import Conversation\n"
+        "from tui.archive import Archive; from tui.conversation import Conversation; from tui.records import Answer\n"
         "chat = Conversation(Archive(Path(sys.argv[1]), print)); chat.add('user', 'go'); text = ''\n"
         "while True:\n"
-        "    text += f'{time.time():.3f} '; chat.grow(text); print(len(text), flush=True); time.sleep(0.01)\n"
+        "    text += f'{time.time():.3f} '; chat.grow(Answer(text)); print(len(text), flush=True); time.sleep(0.01)\n"
     )
     path = tmp_path / "chats.db"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

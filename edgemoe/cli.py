@@ -155,8 +155,9 @@ def _common_options() -> _Parser:
 
 def _thinking_options() -> _Parser:
     thinking = _Parser(add_help=False)
+    group = thinking.add_argument_group("thinking")
     levels = f"how much the model thinks before it answers, where it can be switched: {', '.join(LEVELS)}"
-    thinking.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
+    group.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
     return thinking
 
 

@@ -10,7 +10,7 @@ from .records import Answer, ToolCall
 
 
 class Growth(NamedTuple):
-    """The ``answer`` by now, of ``tokens`` pieces, the last after ``elapsed_s``.
+    """The ``answer`` by now, of ``tokens`` pieces, the first after ``first_s``, the last after ``elapsed_s``.
 
     ``thinking`` tells whether the last piece belonged to the thinking.
     """
@@ -18,6 +18,7 @@ class Growth(NamedTuple):
     answer: Answer
     thinking: bool
     tokens: int
+    first_s: float
     elapsed_s: float
 
 
@@ -36,7 +37,7 @@ class Growing:
         self._texts: list[str] = []
         self._answer = Answer()
         self._calls: tuple[ToolCall, ...] = ()
-        self._tokens, self._elapsed_s = 0, 0.0
+        self._tokens, self._first_s, self._elapsed_s = 0, 0.0, 0.0
         self._thought_s: float | None = None  # of the thinking that has ended
         self._thinking_since: float | None = None  # None while the model does not think
         self._told = False
@@ -53,6 +54,7 @@ class Growing:
                 self._calls += delta.calls
                 self._thought_s = self._thought_for(elapsed_s)
                 self._thinking_since = None
+            self._first_s = self._first_s if self._tokens else elapsed_s
             self._tokens, self._elapsed_s = self._tokens + 1, elapsed_s
             told, self._told = self._told, True
         return not told
@@ -75,4 +77,5 @@ class Growing:
             )
             self._texts.clear()
             self._thoughts.clear()
-            return Growth(self._answer, self._thinking_since is not None, self._tokens, self._elapsed_s)
+            thinking = self._thinking_since is not None
+            return Growth(self._answer, thinking, self._tokens, self._first_s, self._elapsed_s)

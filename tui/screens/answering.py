@@ -161,7 +161,7 @@ class Answering:
     def _show_rate(self, growth: Growth) -> None:
         status = self._surface.status
         if not self._looks:
-            status.first_token_s = self._rate_s = growth.elapsed_s
+            status.first_token_s, self._rate_s = growth.first_s, growth.elapsed_s
         self._looks.append((growth.elapsed_s, growth.tokens))
         (begin, before), (end, now) = self._looks[0], self._looks[-1]
         if end - self._rate_s >= _RATE_SECONDS:

@@ -22,7 +22,7 @@ from ..text import duration, one_line
 from .code_lines import CodeLines
 
 TAIL_CHARACTERS = 400  # of a thought that are looked at for its last line
-_WORD = re.compile(r"\S+\s*|\s+")
+_WORD = re.compile(r"\S+|\s+")
 
 
 def wrapped(text: str, width: int) -> Iterator[str]:
@@ -33,14 +33,16 @@ def wrapped(text: str, width: int) -> Iterator[str]:
     for paragraph in text.split("\n"):
         line, used = "", 0
         for word in _WORD.findall(paragraph):
-            seen = cell_len(word.rstrip())
-            if line and used + seen > width:
-                yield line
-                line, used = "", 0
-            if seen > width:
-                *whole, word = chop_cells(word, max(width, 2))
-                yield from whole
-            line, used = line + word, used + cell_len(word)
+            cells = cell_len(word)
+            if not word.isspace():  # space at the end of a line is not seen, however much there is
+                if line and used + cells > width:
+                    yield line
+                    line, used = "", 0
+                if cells > width:
+                    *whole, word = chop_cells(word, max(width, 2))
+                    yield from whole
+                    cells = cell_len(word)
+            line, used = line + word, used + cells
         yield line
 
 

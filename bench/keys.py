@@ -78,7 +78,7 @@ class Terminal:
 
     def ask(self, text: str) -> None:
         self.command(text)
-        self.until(lambda seen: "● answering" in seen or "◐ thinking" in seen, "no answer begins")
+        self.until(lambda seen: "● answering" in seen or "◔ reading" in seen, "no answer begins")
         self.idle()
 
     def idle(self) -> None:

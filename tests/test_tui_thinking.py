@@ -238,15 +238,33 @@ async def test_an_unfolded_thought_wraps_and_draws_what_is_new_only(monkeypatch:
 
 
 async def test_a_folded_thought_reads_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thought_widget, "wrapped", lambda text, width: pytest.fail("nothing is wrapped"))
+    wraps: list[int] = []
+
+    def counted(text: str, width: int) -> Iterator[str]:
+        wraps.append(len(text))
+        return wrapped(text, width)
+
+    monkeypatch.setattr(thought_widget, "wrapped", counted)
     thought = Thought()
     async with Page(thought).run_test(size=(40, 10)) as pilot:
-        for end in range(1000, len(LONG), 1000):
-            thought.show(LONG[:end], 3.0, live=True)
-        thought.show(f"{LONG}\n\nAnd so the last line of it is longer than the screen.\n", 3.0, live=True)
+        thought.show("L", 3.0, live=True)
         await pilot.pause()
-        line = pilot.app.screen._compositor.render_strips()[0].text
-        assert line.startswith("▸ thinking 3 s · And so the last")
+        for end in range(100, len(LONG), 100):
+            thought.show(LONG[:end], 3.0, live=True)
+        assert max(wraps) <= thought_widget.TAIL_CHARACTERS and sum(wraps) < 1.5 * len(LONG)
+        shows = {
+            "\n\nAnd so the last": "And so the last",
+            " line of it is longer": "it is longer",
+            " than the": "it is longer than the",
+            " screen.\n": "screen.",
+            "\n": "screen.",
+        }
+        text = LONG
+        for more, seen in shows.items():
+            thought.show(text := text + more, 3.0, live=True)
+            await pilot.pause()
+            line = pilot.app.screen._compositor.render_strips()[0].text
+            assert line.rstrip() == f"▸ thinking 3 s · {seen}"
 
 
 @given(st.text("ab  \n-専é", max_size=60), st.text("ab \n専", max_size=9), st.integers(2, 9))

@@ -1,7 +1,7 @@
 """What a model thought before it answered: one line that lives while it thinks, unfolded by a key or a click.
 
-A thought is often longer than its answer. Folded, a look reads the last characters only; unfolded, a look wraps the
-last line anew and draws the lines that are seen.
+A thought is often longer than its answer. Folded or unfolded, a look wraps what is new from the beginning of the last
+line on, and draws the lines that are seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from textual.widgets import Static
 from ..text import duration, one_line
 from .code_lines import CodeLines
 
-TAIL_CHARACTERS = 400  # of a thought that are looked at for its last line
+TAIL_CHARACTERS = 400  # at the end of a thought; a folded one shows nothing of what is before them
+LEAST_ROOM = 8  # cells for the words of a thought under way
 _WORD = re.compile(r"\S+|\s+")
 
 
@@ -91,6 +92,11 @@ class _Fold(Static):
         assert isinstance(self.parent, Thought)
         self.parent.toggle()
 
+    def on_resize(self) -> None:
+        """Show as much of a thought under way as there is room for now."""
+        assert isinstance(self.parent, Thought)
+        self.parent.tick()
+
 
 class Thought(Vertical):
     """One thought: hidden while there is none."""
@@ -100,6 +106,7 @@ class Thought(Vertical):
         super().__init__(classes="answer-thought")
         self._text, self._seconds = text, seconds
         self._live_since: float | None = None  # when ``_seconds`` was told, while the model thinks
+        self._row, self._row_begins = "", 0  # the words of a thought under way, and where in the text they begin
         self._unfolded, self._key = False, ""
         self._fold = _Fold(Content(""), classes="answer-fold")
         self._body = ThoughtLines()
@@ -143,8 +150,12 @@ class Thought(Vertical):
             self._draw_fold()
 
     def _draw_fold(self) -> None:
-        mark = "▾" if self._unfolded else "▸"
-        self._fold.update(Content.assemble((f"{mark} {self._title()}", "bold"), self._rest()), layout=False)
+        title = f"{'▾' if self._unfolded else '▸'} {self._title()}"
+        if self._live_since is not None and not self._unfolded:
+            rest = f" · {self._newest(self._fold.size.width - len(title) - 3)}"
+        else:
+            rest = f"  ({self._key} {'hides' if self._unfolded else 'shows'} it)" if self._key else ""
+        self._fold.update(Content.assemble((title, "bold"), rest), layout=False)
 
     def _title(self) -> str:
         if self._live_since is None:
@@ -152,9 +163,12 @@ class Thought(Vertical):
         spent = (self._seconds or 0.0) + time.monotonic() - self._live_since
         return f"thinking {duration(spent)}" if spent >= 1 else "thinking"
 
-    def _rest(self) -> str:
-        """Behind the title: the last line of a thought under way, else the key."""
-        if self._live_since is not None and not self._unfolded:
-            lines = self._text[-TAIL_CHARACTERS:].rstrip().split("\n")
-            return f" · {one_line(lines[-1], TAIL_CHARACTERS)}"
-        return f"  ({self._key} {'hides' if self._unfolded else 'shows'} it)" if self._key else ""
+    def _newest(self, room: int) -> str:
+        """The last line of the thought in ``room`` cells; a longer one begins anew where these are full."""
+        if room < LEAST_ROOM:  # too narrow, or not laid out yet
+            return ""
+        begin = max(self._row_begins, len(self._text) - TAIL_CHARACTERS)
+        rows = list(wrapped(self._text[begin:], room))
+        self._row_begins = len(self._text) - len(rows[-1])
+        self._row = next((row for row in reversed(rows) if row.strip()), self._row)
+        return one_line(self._row, len(self._row))

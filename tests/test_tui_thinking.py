@@ -20,6 +20,7 @@ from edgemoe.types import Thinking
 from tui.attachments import load
 from tui.calls import in_words
 from tui.effort import complaint, refusal
+from tui.presets import Preset, Presets
 from tui.records import Answer, ChatSettings, ToolCall
 from tui.sampling import MAX_TOKENS, keywords, limit, listing
 from tui.store import Store
@@ -473,11 +474,15 @@ async def test_another_model_that_does_not_know_the_level_drops_it(
 
 
 async def test_a_level_is_kept_with_the_preset(tmp_path: Path) -> None:
+    Presets(tmp_path / "presets.json").save("other", Preset(think="high"))
     async with kept(tmp_path, thinking=THINKER) as driver:
         await driver.send("/think off")
         await driver.send("/set --save")
         await driver.until(lambda: "kept for tiny" in driver.notes())
         assert driver.screen.presets is not None and driver.screen.presets.of("tiny").think == "off"
+        await driver.send("/model other")
+        await driver.until(lambda: driver.status.model == "other" and driver.status.state == "idle")
+        assert driver.screen.think == "high", "its own: off was kept for the other"
 
 
 # Tool calls.

@@ -27,6 +27,7 @@ from .text import duration, visible
 
 PROMPT = "you> "
 MORE = "...> "  # a line that ends in a backslash goes on
+LOOK_SECONDS = 0.2  # between two looks at all there is of an answer
 _HELP = {
     "length": "/set max_tokens, or --max-tokens at the start, allows more",
     "full": "a larger --ctx makes room",
@@ -158,8 +159,8 @@ class PlainChat:
         try:
             with Interruptible(engine, chunks) as pieces:
                 for last in pieces:
-                    if delta := Delta.of(last):
-                        self._conversation.grow(reader.read(delta))
+                    if (delta := Delta.of(last)) and (answer := reader.read(delta)) is not None:
+                        self._conversation.grow(answer)
         except EngineDied as error:
             answer = reader.end()
             self._say(f"\nerror: {in_words(error).text}; the conversation is kept, the engine starts again")
@@ -252,11 +253,12 @@ class _Reader:
         self._growing, self._began = Growing(0), time.perf_counter()
         self._thinking = False
         self._line_is_open = False  # something is written on it
+        self._looked_s = -LOOK_SECONDS
 
-    def read(self, delta: Delta) -> Answer:
-        """Write what is new; gives all there is by now."""
-        self._growing.add(delta, time.perf_counter() - self._began)
-        answer = self._growing.take().answer
+    def read(self, delta: Delta) -> Answer | None:
+        """Write what is new; gives all there is by now, but not for each piece: that costs more with every one."""
+        now_s = time.perf_counter() - self._began
+        self._growing.add(delta, now_s)
         if delta.thought and not self._thinking:
             self._thinking = True
             begin = "thinking:\n" if self._thoughts_shown else "thinking ..."
@@ -265,23 +267,25 @@ class _Reader:
         if delta.thought and self._thoughts_shown:
             self._write(visible(delta.thought))
         if delta.text or delta.calls:
-            self._end_thinking(answer)
+            self._end_thinking()
         if delta.text:
             self._write(visible(delta.text))
             self._line_is_open = not delta.text.endswith("\n")
         for call in delta.calls:
             self._write(("\n" if self._line_is_open else "") + call_in_words(call))
             self._line_is_open = True
-        return answer
+        if now_s - self._looked_s < LOOK_SECONDS:
+            return None
+        self._looked_s = now_s
+        return self._growing.take().answer
 
     def end(self) -> Answer:
         """The answer ends here, whole or not."""
-        answer = self._growing.take().answer
-        self._end_thinking(answer)
-        return answer
+        self._end_thinking()
+        return self._growing.take().answer
 
-    def _end_thinking(self, answer: Answer) -> None:
+    def _end_thinking(self) -> None:
         if self._thinking:
             self._thinking = False
-            spent = duration(answer.thought_s or 0.0)
+            spent = duration(self._growing.take().answer.thought_s or 0.0)
             self._write(f"\n(thought for {spent})\n" if self._thoughts_shown else f" {spent}\n")

@@ -383,6 +383,8 @@ class ChatScreen(Screen[None]):
             if not self.model_name:
                 self.enter("no model")
             return
+        if self.presets is not None and self.think in ("", self.presets.of(self.model_name).think):
+            self.think = self.presets.of(opened.title).think  # nothing else was said in this chat
         self.model_name = opened.title
         if not self.conversation.turns:
             self.conversation.model = opened.title
@@ -392,7 +394,6 @@ class ChatScreen(Screen[None]):
         self.sampling = self.suited | said
         if preset.system and not self.conversation.system:
             self.conversation.system = preset.system
-        self.think = self.think or preset.think
         self.card = None
         self.status.model = self.model_name
         if self.busy:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui.effort import LEVELS
-from tui.sampling import MAX_TOKENS, keywords
+from tui.sampling import MAX_TOKENS
 
 from . import __version__
 from .commands import MODEL, catalog, doctor, fit, profile, pull, routing, show
@@ -336,6 +336,7 @@ def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as
 def _keywords(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
     """Keywords of the answer: the model is loaded by now and knows whether it thinks."""
     from tui.effort import refusal
+    from tui.sampling import keywords
     from tui.session import thinking_of
 
     thinking, think = thinking_of(engine), parsed.think

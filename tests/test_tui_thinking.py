@@ -494,6 +494,20 @@ def test_calls_in_words() -> None:
     assert in_words(ToolCall("f\x1b", '{"a": "\\u001b[2J\\nb", "b": [1]}')) == "called f · a: [2J b · b: [1]"
 
 
+async def test_what_is_copied_of_calls_and_thoughts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    async with kept(tmp_path, answers=[Script(calls=(CALL,)), Script("", "only a thought")]) as driver:
+        monkeypatch.setattr(driver.app, "copy_to_clipboard", copied.append)
+        await ask(driver, "weather?")
+        await driver.pilot.press("ctrl+y")
+        await ask(driver, "and?")
+        await driver.pilot.press("ctrl+y", "ctrl+up")
+        await driver.until(lambda: "message 4/4" in str(driver.prompt.border_subtitle))
+        await driver.pilot.press("c")
+        await driver.until(lambda: sum("no answer to copy" in note.message for note in driver.app._notifications) == 2)
+        assert copied == ["called get_weather · city: Oslo · days: 2"]
+
+
 async def test_calls_are_shown_and_kept_and_not_sent(tmp_path: Path) -> None:
     scripts = [Script(calls=(CALL, ("now", "{}"))), Script("Rain.", "so", (CALL,)), "fine"]
     async with kept(tmp_path, answers=scripts) as driver:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .records import ToolCall
+from .records import Answer, ToolCall, Turn
 from .text import one_line
 
 _VALUE_WIDTH = 200  # characters of one argument that are shown
@@ -84,6 +84,11 @@ def in_words(call: ToolCall) -> str:
     else:
         parts = [_value(arguments)]
     return " · ".join([f"called {one_line(call.name, _VALUE_WIDTH)}", *parts])
+
+
+def as_text(answer: Answer | Turn) -> str:
+    """The answer as it is copied: its text, or its calls in words where it only called tools."""
+    return answer.text or "\n".join(in_words(call) for call in answer.calls)
 
 
 def _value(value: object) -> str:

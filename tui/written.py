@@ -44,7 +44,7 @@ class Written:
         """The answer is complete, or ``interrupted``: write the calls, what cut it, and the figures."""
         self._end_thinking()
         answer, receipt = self._growing.take().answer, Receipt.of(self._last)
-        if answer.text or not answer.calls:
+        if answer.text:
             print(flush=True)
         for call in answer.calls:
             self._talk(in_words(call), "\n")

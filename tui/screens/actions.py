@@ -14,6 +14,7 @@ from edgemoe.types import Thinking
 
 from .. import effort, interchange, sampling
 from ..attachments import load
+from ..calls import as_text
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
 from ..presets import Preset, Presets, asks_to_save
@@ -252,7 +253,7 @@ class Actions:
     def copy(self, number: str) -> None:
         """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""
         screen = self._screen
-        text = next((turn.text for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
+        text = next((as_text(turn) for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
         blocks = [match[2] for match in _CODE.finditer(text)]
         if number:
             if not number.isdigit() or not 0 < int(number) <= len(blocks):

@@ -1,8 +1,9 @@
 """The chat in a terminal while a scripted engine streams: processor use, memory, and how fast a key shows.
 
-One endless answer full of code, or with --short a new answer of 229 tokens every 3 seconds.
+One endless answer full of code, or with --short a new answer of 229 tokens every 3 seconds, or with --thought an
+endless thought that begins with 30,000 characters.
 
-python bench/chat_stream.py [--seconds 300] [--rate 100] [--size 120x40] [--short]
+python bench/chat_stream.py [--seconds 300] [--rate 100] [--size 120x40] [--short | --thought folded|unfolded]
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MARK = "Ω"  # in no text of the answer
 CODE = "\n".join(f"    total = total + values[{line}] * weights[{line}]  # line {line}" for line in range(60))
 PARAGRAPH = f"\n\nSome **bold** words about it, and `code` in a line.\n\n```python\ndef f(values):\n{CODE}\n```\n"
+# In one piece, which a scripted engine cuts at spaces; the chat wraps it as it wraps any other text.
+THOUGHT = ("The user wants a function, so let me see what it has to do and what it must not do. " * 6 + "\n") * 60
 SHORT_SECONDS = 3.0
 REPORT_SECONDS = 30.0
 
 
-def chat(rate: float, seconds: float, folder: str, short: bool) -> None:
+def chat(rate: float, seconds: float, folder: str, short: bool, thought: bool) -> None:
     """The app, in this process, its engine in a child."""
-    from fake_engine import FakeLlama
+    from fake_engine import FakeLlama, Script
 
     from edgemoe.worker import Worker
     from tui.app import ChatApp
@@ -41,7 +44,8 @@ def chat(rate: float, seconds: float, folder: str, short: bool) -> None:
 
     many = 1 if short else int(seconds * rate / len(PARAGRAPH.split(" "))) + 2
     text = PARAGRAPH.replace(CODE, CODE[: len(CODE) // 4]) if short else PARAGRAPH * many
-    engines = Worker(partial(FakeLlama, answers=[text], delay_s=1 / rate, n_ctx=1_000_000))
+    answer = Script("", THOUGHT.replace(" ", "\xa0") + text) if thought else Script(text)
+    engines = Worker(partial(FakeLlama, answers=[answer], delay_s=1 / rate, n_ctx=1_000_000))
     ChatApp(engines, ChatSettings("scripted"), Path(folder) / "chats.db").run()
 
 
@@ -71,11 +75,11 @@ def start(options: argparse.Namespace) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        chat(options.rate, options.seconds, folder, options.short)
+        chat(options.rate, options.seconds, folder, options.short, bool(options.thought))
         os._exit(0)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     drain(terminal, 4)
-    os.write(terminal, b"go\r")
+    os.write(terminal, b"\x14go\r" if options.thought == "unfolded" else b"go\r")
     drain(terminal, 3)
     return pid, terminal
 
@@ -86,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100)
     parser.add_argument("--size", default="120x40")
     parser.add_argument("--short", action="store_true", help="many short answers instead of one endless one")
+    parser.add_argument("--thought", choices=("folded", "unfolded"), help="an endless thought instead")
     options = parser.parse_args()
     pid, terminal = start(options)
     began, used, lags = time.monotonic(), processor_s(pid), []

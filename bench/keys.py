@@ -78,7 +78,7 @@ class Terminal:
 
     def ask(self, text: str) -> None:
         self.command(text)
-        self.until(lambda seen: "● answering" in seen or "◐ thinking" in seen, "no answer begins")
+        self.until(lambda seen: "● answering" in seen or "◔ reading" in seen, "no answer begins")
         self.idle()
 
     def idle(self) -> None:
@@ -156,6 +156,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("/stats", run("/stats", "last answer:", "uploads")),
         ("/profile", run("/profile", "expert layers")),
         ("/set", run("/set temperature 0.5", "temperature")),
+        ("/think", run("/think", "this model never thinks")),
         ("/system", run("/system You are a pirate.", "system prompt: You are a pirate.")),
         ("/rename", run("/rename The trip", "this conversation is called: The trip")),
         ("/experts", do(run("/experts"), misses("experts · sim"), run("/experts", "experts · sim"))),

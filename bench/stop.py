@@ -75,9 +75,9 @@ class Driven:
         """Milliseconds from the key to the screen that says stopped, and whether text is kept; None: too late."""
         await self.screen.library.new()
         await self.ask(text)
-        await self.until(lambda: self.screen.state == ("answering" if decode else "thinking"))
+        await self.until(lambda: self.screen.state == ("answering" if decode else "reading"))
         await asyncio.sleep(after_s)
-        if self.screen.state != ("answering" if decode else "thinking"):
+        if self.screen.state != ("answering" if decode else "reading"):
             await self.until(lambda: self.screen.state in ("idle", "stopped"))
             return None
         began = time.perf_counter()

@@ -14,10 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tui.effort import LEVELS
+from tui.sampling import MAX_TOKENS
+
 from . import __version__
 from .commands import MODEL, catalog, doctor, fit, profile, pull, routing, show
 from .console import show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
+
+RUN_EPILOG = """\
+The answer goes to stdout. What the model thinks (where stderr is a terminal), the tools it calls and the figures go to
+stderr. --json prints all of it on stdout as one chat completion: reasoning_content, content, tool_calls, timings.
+"""
 
 if TYPE_CHECKING:
     from tui.records import ChatSettings, ModelCard
@@ -35,7 +43,6 @@ DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
 SIM_BANDWIDTH = 20 * 10**9
 CONTEXT = 4096
 THEMES = ("auto", "dark", "light", "16", "16-light")
-MAX_TOKENS = 1024  # a small model can repeat itself for ever
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,18 +107,20 @@ def _complain(error: Exception) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
     parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
-    common, chatting = _common_options(), _chat_options()
+    common, thinking, chatting = _common_options(), _thinking_options(), _chat_options()
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
-    chat = commands.add_parser("chat", parents=[common, chatting], help="chat in the terminal")
+    chat = commands.add_parser("chat", parents=[common, thinking, chatting], help="chat in the terminal")
     chat.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     chat.set_defaults(command=_chat)
 
-    demo = commands.add_parser(DEMO, parents=[common, chatting], help="build a small demo model once and chat with it")
+    demo = commands.add_parser(
+        DEMO, parents=[common, thinking, chatting], help="build a small demo model once and chat with it"
+    )
     demo.add_argument("--ask", metavar="QUESTION", help="answer once on stdout instead of opening the chat")
     demo.set_defaults(command=_demo, model=DEMO)
 
-    run = commands.add_parser("run", parents=[common], help="answer one prompt on stdout")
+    run = commands.add_parser("run", parents=[common, thinking], help="answer one prompt on stdout", epilog=RUN_EPILOG)
     run.add_argument("model", metavar="MODEL", help=MODEL)
     run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
@@ -135,12 +144,21 @@ def _common_options() -> _Parser:
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
-    model.add_argument("--max-tokens", type=_positive, metavar="N", help=f"({MAX_TOKENS})")
+    usual = f"of an answer ({MAX_TOKENS}; the rest of the context where the model thinks first)"
+    model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)
     model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
     model.add_argument("--seed", type=int, metavar="N")
     model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     common.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     return common
+
+
+def _thinking_options() -> _Parser:
+    thinking = _Parser(add_help=False)
+    group = thinking.add_argument_group("thinking")
+    levels = f"how much the model thinks before it answers, where it can be switched: {', '.join(LEVELS)}"
+    group.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
+    return thinking
 
 
 def _chat_options() -> _Parser:
@@ -229,8 +247,9 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         return Opened(file.stem, engines, _sampling(parsed, name, presets.of(file.stem).sampling))
 
     first = model(parsed.model) if parsed.model else Opened()
-    system = parsed.system or presets.of(first.title).system
-    settings = ChatSettings(first.title, system, first.sampling, parsed.resume, parsed.theme)
+    kept = presets.of(first.title)
+    system, think = parsed.system or kept.system, parsed.think or kept.think
+    settings = ChatSettings(first.title, system, first.sampling, parsed.resume, parsed.theme, think)
     if _is_plain(parsed):
         assert first.engines is not None
         return _chat_in_lines(first.engines, settings, chats)
@@ -309,38 +328,46 @@ def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as
         for note in engine.experts.notes:
             talk(f"note: {note}")
         print_answer = _print_json if as_json else _print_text
-        return print_answer(engine, messages, _sampling(parsed, parsed.model))
+        return print_answer(engine, messages, _keywords(parsed, engine))
     finally:
         engine.close()
 
 
-def _print_text(engine: Engine, messages: list[dict[str, str]], sampling: dict[str, Any]) -> int:
-    from tui.interruptible import Interruptible
-    from tui.receipt import Receipt
-    from tui.text import visible
+def _keywords(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
+    """Keywords of the answer: the model is loaded by now and knows whether it thinks."""
+    from tui.effort import refusal
+    from tui.sampling import keywords
+    from tui.session import thinking_of
 
-    last: dict[str, Any] = {}
+    thinking, think = thinking_of(engine), parsed.think
+    if think and (why := refusal(think, thinking)):
+        talk(f"note: {why}: --think {think} is left out")
+        think = ""
+    return keywords(_sampling(parsed, parsed.model), thinking, think)
+
+
+def _print_text(engine: Engine, messages: list[dict[str, str]], keywords: dict[str, Any]) -> int:
+    from tui.interruptible import Interruptible
+    from tui.written import Written
 
     def chunks() -> Iterator[Any]:
-        return iter(engine.create_chat_completion(messages, stream=True, **sampling))
+        return iter(engine.create_chat_completion(messages, stream=True, **keywords))
 
-    # A terminal obeys control characters, a file keeps them.
-    shown = visible if sys.stdout.isatty() else str
-    with Interruptible(engine, chunks) as answer:
-        for last in answer:
-            print(shown(last["choices"][0]["delta"].get("content") or ""), end="", flush=True)
-    print(flush=True)
-    talk(Receipt.of(last).statistics())
-    return INTERRUPTED if answer.interrupted else OK
+    written = Written(keywords["max_tokens"])
+    with Interruptible(engine, chunks) as pieces:
+        for chunk in pieces:
+            written.add(chunk)
+    written.end(pieces.interrupted)
+    return INTERRUPTED if pieces.interrupted else OK
 
 
-def _print_json(engine: Engine, messages: list[dict[str, str]], sampling: dict[str, Any]) -> int:
+def _print_json(engine: Engine, messages: list[dict[str, str]], keywords: dict[str, Any]) -> int:
     import json
 
     from tui.interruptible import Interruptible
 
     def completion() -> Iterator[Any]:
-        yield engine.create_chat_completion(messages, **sampling)
+        yield engine.create_chat_completion(messages, **keywords)
 
     with Interruptible(engine, completion) as answer:
         for whole in answer:
@@ -398,7 +425,7 @@ def _sampling(
     model = entry(name)
     recommended = asdict(model.sampling) if model else {}
     given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
-    layers: tuple[Mapping[str, Any], ...] = ({"max_tokens": MAX_TOKENS}, recommended, kept or {}, given)
+    layers: tuple[Mapping[str, Any], ...] = (recommended, kept or {}, given)
     return {name: value for layer in layers for name, value in layer.items() if value is not None}
 
 

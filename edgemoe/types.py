@@ -30,6 +30,20 @@ class ModelShape:
     expert_bytes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """How a model thinks before it answers, by its chat template.
+
+    Attributes:
+        thinks: an answer may begin with thinking unless it is switched off.
+        levels: the words of ``--think`` that change the prompt, a subset of ``on``, ``off``, ``low``, ``medium``,
+            ``high``; empty when the model cannot be switched.
+    """
+
+    thinks: bool = False
+    levels: tuple[str, ...] = ()
+
+
 class Load(NamedTuple):
     """One wish of a policy: bring ``expert`` of ``layer`` onto the device, in the place of ``victim``.
 

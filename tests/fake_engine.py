@@ -8,14 +8,46 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgemoe.config import Budget
-from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 
+NO_THINKING = Thinking()
 SHAPE = ModelShape(layers=6, experts=8, used=2, expert_bytes=(1 << 20,) * 6)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One answer: what is thought first, what is said, which tools are called (name, arguments as JSON), how it ends.
+
+    ``again`` is thought after the answer, as models do that think between the tools they call.
+    """
+
+    text: str = ""
+    thought: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+    reason: str = ""
+    again: str = ""
+
+    def deltas(self) -> Iterator[dict[str, Any]]:
+        """Its pieces, as the engine hands them over."""
+        for piece in pieces(self.thought) if self.thought else []:
+            yield {"reasoning_content": piece}
+        for piece in pieces(self.text) if self.text or not (self.thought or self.calls) else []:
+            yield {"content": piece}
+        for index, (name, arguments) in enumerate(self.calls):
+            function = {"name": name, "arguments": arguments}
+            yield {"tool_calls": [{"index": index, "id": f"c{index}", "type": "function", "function": function}]}
+        for piece in pieces(self.again) if self.again else []:
+            yield {"reasoning_content": piece}
+
+    @property
+    def finish_reason(self) -> str:
+        return self.reason or ("tool_calls" if self.calls else "stop")
 
 
 class Gate:
@@ -135,22 +167,27 @@ class PinningExperts(FakeExperts):
 
 
 class FakeLlama:
-    """Answers ``answers`` in turn, in pieces, each when ``gate`` allows it or after ``delay_s``."""
+    """Answers ``answers`` in turn, in pieces, each when ``gate`` allows it or after ``delay_s``.
+
+    An answer that is a text is said without thinking.
+    """
 
     def __init__(
         self,
         model_path: str = "fake.gguf",
         n_ctx: int = 4096,
-        answers: Sequence[str] = ("Hello there.",),
+        answers: Sequence[str | Script] = ("Hello there.",),
         gate: Gate | None = None,
         delay_s: float = 0.0,
         shape: ModelShape | None = SHAPE,
         device: str = "sim",
         fails: BaseException | None = None,
         pins: bool = False,
+        thinking: Thinking = NO_THINKING,
         **keywords: Any,
     ) -> None:
         self.model_path, self.keywords = model_path, keywords
+        self.thinking = thinking
         self.experts = (PinningExperts if pins else FakeExperts)(shape, device)
         self.asked: list[list[dict[str, str]]] = []
         self.sampling: list[dict[str, Any]] = []
@@ -181,19 +218,21 @@ class FakeLlama:
         before = self.experts.stats()
         started = time.perf_counter()
         answer = self._answers[min(len(self.asked), len(self._answers)) - 1]
+        script = answer if isinstance(answer, Script) else Script(answer)
         yield _chunk({"role": "assistant"})
         done = 0
-        for piece in pieces(answer):
+        for delta in script.deltas():
             if self._delay_s:
                 self.cancelled.wait(self._delay_s)
             if (self._gate and not self._gate.passed(self.cancelled)) or self.cancelled.is_set():
                 break
             self.experts.route()
             done += 1
-            yield _chunk({"content": piece})
+            yield _chunk(delta)
+            yield _chunk({})  # a marker was swallowed
         if self._fails is not None:
             raise self._fails
-        yield _chunk({}, "stop") | self._figures(messages, done, before, time.perf_counter() - started)
+        yield _chunk({}, script.finish_reason) | self._figures(messages, done, before, time.perf_counter() - started)
 
     def _figures(
         self, messages: list[dict[str, str]], done: int, before: ExpertStats, elapsed_s: float
@@ -224,12 +263,16 @@ class FakeLlama:
         return {"timings": timings, "edgemoe": experts}
 
     def _whole(self, chunks: list[dict[str, Any]]) -> dict[str, Any]:
-        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
         last = chunks[-1]
-        message = {"role": "assistant", "content": text}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(d.get("content", "") for d in deltas)}
+        if thought := "".join(delta.get("reasoning_content", "") for delta in deltas):
+            message["reasoning_content"] = thought
+        if calls := [call for delta in deltas for call in delta.get("tool_calls", ())]:
+            message["tool_calls"] = [{key: call[key] for key in ("id", "type", "function")} for call in calls]
         return {
             "object": "chat.completion",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": last["choices"][0]["finish_reason"]}],
             "timings": last["timings"],
             "edgemoe": last["edgemoe"],
         }
@@ -241,7 +284,7 @@ def pieces(text: str) -> list[str]:
     return [parts[0], *(f" {part}" for part in parts[1:])]
 
 
-def _chunk(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+def _chunk(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {
         "object": "chat.completion.chunk",
         "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],

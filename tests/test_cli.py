@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeLlama, Gate
+from fake_engine import FakeLlama, Gate, Script
 
 import edgemoe
 from edgemoe import OffloadConfig
 from edgemoe.cli import main
 from edgemoe.errors import BadGguf, DoesNotFit
+from edgemoe.types import Thinking
 
 ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
@@ -98,7 +100,7 @@ def test_help_names_the_commands(capsys: Captured) -> None:
     assert all(command in text for command in ("chat", "demo", "run"))
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out
-    options = "--device --vram --policy --ctx --threads --max-tokens --temperature --seed --system --json"
+    options = "--device --vram --policy --ctx --threads --max-tokens --temperature --seed --system --think --json"
     assert all(option in text for option in options.split())
 
 
@@ -169,6 +171,71 @@ def test_run_prints_the_answer_and_nothing_else_on_stdout(model: str, capsys: Ca
     assert engine.sampling == [{"max_tokens": 9, "temperature": 0.0}]
     offload = OffloadConfig(device="sim", vram="50%", policy="lru")
     assert engine.keywords == {"n_threads": 2, "seed": 7, "offload": offload}
+
+
+THINKING = Script("Yes.", "Let me\x1b[2J see.", (("look", '{"at": "the sky"}'),))
+
+
+def test_run_keeps_thinking_and_calls_off_stdout(model: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    assert main(["run", model, "hi"], Opened(answers=[THINKING])) == 0
+    out, err = capsys.readouterr()
+    assert out == "Yes.\n"
+    call, figures = err.splitlines()
+    assert call == "called look · at: the sky" and "tok/s" in figures
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["run", model, "hi"], Opened(answers=[THINKING])) == 0
+    out, err = capsys.readouterr()
+    assert out == "Yes.\n" and re.match(
+        r"thinking \.\.\.\nLet me\[2J see\.\n\(thought for \d+ ms\)\n\ncalled look", err
+    )
+
+
+def test_run_of_calls_alone_prints_nothing_on_stdout(model: str, capsys: Captured) -> None:
+    assert main(["run", model, "hi"], Opened(answers=[Script(calls=THINKING.calls)])) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("called look · at: the sky\n")
+
+
+def test_run_json_has_thinking_and_calls(model: str, capsys: Captured) -> None:
+    assert main(["run", model, "hi", "--json"], Opened(answers=[THINKING])) == 0
+    choice = json.loads(capsys.readouterr().out)["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["reasoning_content"] == THINKING.thought
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == THINKING.calls[0][1]
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        (Script("one two", reason="length"), ["--max-tokens", "2"], "cut at the token limit; a larger --max-tokens"),
+        (
+            Script("", "one two", reason="length"),
+            [],
+            "cut at the end of the context while it was still thinking; a lar",
+        ),
+    ],
+)
+def test_run_says_what_was_cut(script: Script, options: list[str], said: str, model: str, capsys: Captured) -> None:
+    assert main(["run", model, "hi", *options], Opened(answers=[script], thinking=Thinking(True))) == 0
+    assert f"note: the answer was {said}" in capsys.readouterr().err
+
+
+def test_only_a_model_that_does_not_think_has_a_limit_by_itself(model: str) -> None:
+    plain, thinker = Opened(), Opened(thinking=Thinking(True))
+    for opened in (plain, thinker):
+        assert main(["run", model, "hi"], opened) == 0
+        assert main(["run", model, "hi", "--max-tokens", "9"], opened) == 0
+    assert [engine.sampling[0]["max_tokens"] for engine in plain.engines] == [1024, 9]
+    assert [engine.sampling[0]["max_tokens"] for engine in thinker.engines] == [None, 9]
+
+
+def test_think_reaches_a_model_that_knows_it(model: str, capsys: Captured) -> None:
+    opened = Opened(thinking=Thinking(True, ("off", "on")))
+    assert main(["run", model, "hi", "--think", "off"], opened) == 0
+    assert main(["run", model, "hi", "--think", "high"], opened) == 0
+    assert [engine.sampling[0].get("reasoning_effort") for engine in opened.engines] == ["off", None]
+    err = capsys.readouterr().err
+    assert "note: this model's thinking can be set to off, on, not to high: --think high is left out" in err
+    assert main(["run", model, "hi", "--think", "much"], opened) == 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])

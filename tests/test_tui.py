@@ -127,7 +127,7 @@ async def test_answer_streams_and_carries_a_receipt() -> None:
     gate = Gate()
     async with chat(answers=["One **two** three."], gate=gate) as driver:
         await driver.send("count")
-        await driver.until(lambda: driver.status.state == "thinking")
+        await driver.until(lambda: driver.status.state == "reading")
         gate.allow(1)
         await driver.until(lambda: driver.status.state == "answering")
         answer = driver.all(AnswerTurn)[0]
@@ -222,7 +222,7 @@ async def test_a_prompt_sent_while_answering_is_kept() -> None:
     gate = Gate()
     async with chat(gate=gate) as driver:
         await driver.send("first")
-        await driver.until(lambda: driver.status.state == "thinking")
+        await driver.until(lambda: driver.status.state == "reading")
         await driver.send("second")
         assert driver.prompt.text == "second" and len(driver.engine.asked) == 1
         gate.allow(9)
@@ -382,7 +382,7 @@ async def test_a_model_that_does_not_load_says_why() -> None:
 async def test_quit_closes_the_engine_in_the_middle_of_an_answer() -> None:
     async with chat(gate=Gate()) as driver:
         await driver.send("go")
-        await driver.until(lambda: driver.status.state == "thinking")
+        await driver.until(lambda: driver.status.state == "reading")
         await driver.pilot.press("ctrl+q")
     assert driver.engine.closed and driver.engine.cancelled.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgemoe-")]

@@ -20,7 +20,8 @@ from tui.conversation import Conversation
 from tui.keys import ACTIONS, Keys, load
 from tui.presets import Preset, Presets, asks_to_save
 from tui.recent import Recent
-from tui.records import ChatSettings, ModelChoice, Opened
+from tui.records import Answer, ChatSettings, ModelChoice, Opened
+from tui.sampling import MAX_TOKENS
 from tui.screens.chat import ChatScreen, Services
 from tui.screens.models import ModelsScreen
 from tui.session import InThisProcess
@@ -106,7 +107,9 @@ async def test_save_keeps_a_preset_and_another_model_brings_its_own(tmp_path: Pa
         await driver.ready()
         await driver.send("hi")
         await driver.until(lambda: bool(driver._engines[1].asked))
-        assert driver._engines[1].sampling[0] == {"top_k": 3, "top_p": 0.9}, "and not what was kept for tiny"
+        assert driver._engines[1].sampling[0] == {"top_k": 3, "top_p": 0.9, "max_tokens": MAX_TOKENS}, (
+            "and not what was kept for tiny"
+        )
         assert driver._engines[1].asked[0][0] == {"role": "system", "content": "Rhyme."}
 
 
@@ -148,7 +151,7 @@ async def test_resume_opens_the_last_conversation(tmp_path: Path) -> None:
     for question in ("old?", "new?"):
         chat = Conversation(archive, "tiny")
         chat.add("user", question)
-        chat.end(f"answer to {question}")
+        chat.end(Answer(f"answer to {question}"))
     archive.close()
     async with kept(tmp_path, resume=True, answers=["More."]) as driver:
         await driver.until(lambda: answers(driver) == ["answer to new?"])

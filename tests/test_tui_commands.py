@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeLlama, Gate
-from hypothesis import given
-from hypothesis import strategies as st
 from test_tui import Driver, plain, shown
 from textual import events
 from textual.widgets import Input, OptionList, Static
@@ -23,11 +21,11 @@ from tui.conversation import Conversation
 from tui.keys import Keys
 from tui.presets import Presets
 from tui.records import ChatSettings, ModelChoice, Opened
+from tui.sampling import MAX_TOKENS
 from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
 from tui.session import InThisProcess
 from tui.store import Store
-from tui.thinking import split
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.markdown import CodeBlock
 from tui.widgets.prompt import Prompt
@@ -197,7 +195,7 @@ async def test_settings(tmp_path: Path) -> None:
         await driver.send("/set top_k many")
         await driver.until(lambda: "top_k is a whole number" in driver.notes())
         await ask(driver, "hi")
-        assert driver.engine.sampling[0] == {"temperature": 0.3}
+        assert driver.engine.sampling[0] == {"temperature": 0.3, "max_tokens": MAX_TOKENS}
         await driver.send("/profile")
         await driver.until(lambda: "waiting for the device" in driver.notes())
 
@@ -210,7 +208,7 @@ async def test_another_model_brings_its_sampling_and_what_was_set_here_stays(tmp
             await driver.until(lambda name=name: driver.status.model == name and driver.status.state == "idle")
             await driver.send("hi")
             await driver.until(lambda: bool(driver._engines[-1].sampling))
-            assert driver._engines[-1].sampling[0] == {"temperature": 0.3} | suited
+            assert driver._engines[-1].sampling[0] == {"temperature": 0.3, "max_tokens": MAX_TOKENS} | suited
             await driver.ready()
 
 
@@ -225,14 +223,6 @@ async def test_another_model_takes_over_the_conversation(tmp_path: Path) -> None
         await driver.until(lambda: bool(driver._engines[1].asked))
         assert [message["content"] for message in driver._engines[1].asked[0]] == ["hi", "a", "more"]
         await driver.ready()
-
-
-async def test_thinking_is_folded_and_ctrl_t_shows_it(tmp_path: Path) -> None:
-    async with kept(tmp_path, answers=["<think>secret steps</think>\n\nForty two."]) as driver:
-        await ask(driver, "hi")
-        assert "secret" not in shown(driver) and "thought for" in shown(driver) and "Forty two." in shown(driver)
-        await driver.pilot.press("ctrl+t")
-        await driver.until(lambda: "secret steps" in shown(driver))
 
 
 async def test_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,21 +323,6 @@ async def test_a_resize_while_streaming_keeps_everything_on_the_screen(tmp_path:
 
 
 # Pure parts.
-
-
-@given(st.text("<think>/ ab\n", max_size=60))
-def test_thinking_never_shows_a_half_tag_and_only_grows(text: str) -> None:
-    before = ""
-    for end in range(len(text) + 1):
-        parts = split(text[:end])
-        assert parts.answer.startswith(before) or not before
-        before = parts.answer
-
-
-def test_thinking_parts() -> None:
-    assert split("<think>a</think>b") == ("a", "b", True)
-    assert split("<think>a</thi") == ("a", "", False) and split("<thi") == ("", "", False)
-    assert split("plain <think>") == ("", "plain <think>", True)
 
 
 def test_fit_leaves_out_pairs_and_keeps_the_system_prompt() -> None:

@@ -18,11 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_engine import FakeLlama
+from fake_engine import FakeLlama, Gate, Script
 from test_tui import Driver
 from textual.widgets import OptionList
 
-from edgemoe.types import ModelShape
+from edgemoe.types import ModelShape, Thinking
 from tui.app import ChatApp
 from tui.forecasts import Forecasts
 from tui.records import ChatSettings, ModelChoice
@@ -30,16 +30,15 @@ from tui.screens.chat import ChatScreen, Services
 from tui.screens.history import HistoryScreen
 from tui.screens.models import ModelsScreen
 from tui.session import ChatSession, InThisProcess
+from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.expert_map import ExpertMap
 from tui.widgets.expert_panel import ExpertPanel
 from tui.widgets.markdown import CodeBlock
 
 PICTURES = Path(__file__).with_name("pictures")
 SIZES = [(80, 24), (160, 50)]
-ANSWER = """<think>The user wants code.
-Let me see.</think>
-
-Here is a **small** function, with `code` in a line:
+THOUGHT = "The user wants code.\nLet me see."
+ANSWER = """Here is a **small** function, with `code` in a line:
 
 ```python
 def add(first: int, second: int) -> int:
@@ -163,7 +162,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4, monotonic=lambda: 7.0)
     )
-    for module in ("answer_turn", "expert_panel"):
+    for module in ("answer_turn", "expert_panel", "thought"):
         monkeypatch.setattr(f"tui.widgets.{module}.time", SimpleNamespace(monotonic=lambda: 7.0))
     monkeypatch.setattr(ChatSession, "watch", lambda self, what: None)
 
@@ -208,7 +207,7 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
     engines: list[FakeLlama] = []
 
     def opened() -> FakeLlama:
-        engines.append(Steady(answers=[ANSWER], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
+        engines.append(Steady(answers=[Script(ANSWER, THOUGHT)], shape=ModelShape(30, 8, 2, (1 << 20,) * 30)))
         return engines[0]
 
     app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"), tmp_path / "chats.db", OFFERED)
@@ -219,6 +218,58 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
         await scene(driver)
         await pilot.pause()
         check(f"{scene.__name__}-{size[0]}x{size[1]}", app, tmp_path)
+
+
+LONG_THOUGHT = (
+    f"{THOUGHT}\n\nThe function needs two numbers, and it should say what it gives back, because they may ask."
+)
+CALLS = (("get_weather", '{"city": "Oslo", "days": 2}'), ("list_files", '{"folder": "/home/me", "hidden": true}'))
+
+
+async def under_way(driver: Driver) -> None:
+    """The first piece has been drawn, then all of the thought."""
+    await driver.send("Write a function that adds.")
+    gate = driver.engine._gate
+    assert gate is not None
+    gate.allow(1)
+    await driver.until(lambda: driver.status.state == "thinking")
+    gate.allow(len(LONG_THOUGHT.split(" ")) - 1)
+    await driver.until(lambda: "may ask." in driver.all(AnswerTurn)[0].thought)
+
+
+async def ended(driver: Driver) -> None:
+    await driver.send("Write a function that adds.")
+    await driver.until(lambda: len(driver.screen.conversation.turns) == 2)
+    await driver.ready()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(
+    ("name", "script", "scene"),
+    [
+        ("thinks", Script("held back", LONG_THOUGHT), under_way),
+        ("cut", Script("", LONG_THOUGHT, reason="length"), ended),
+        ("calls", Script("Let me look.", THOUGHT, CALLS), ended),
+    ],
+)
+async def test_picture_of_an_answer(
+    name: str, script: Script, scene: Callable[[Driver], Awaitable[None]], size: tuple[int, int], tmp_path: Path
+) -> None:
+    engines: list[FakeLlama] = []
+    gate = Gate() if scene is under_way else None
+
+    def opened() -> FakeLlama:
+        engines.append(Steady(answers=[script], shape=None, device="none", gate=gate, thinking=Thinking(True)))
+        return engines[0]
+
+    app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"))
+    async with app.run_test(size=size) as pilot:
+        driver = Driver(app, pilot, engines)
+        await driver.until(lambda: isinstance(app.screen, ChatScreen))
+        await driver.ready()
+        await scene(driver)
+        await pilot.pause()
+        check(f"{name}-{size[0]}x{size[1]}", app, tmp_path)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeLlama
+from fake_engine import FakeLlama, Script
 from test_tui import chat, shown
 from textual.color import Color
 
 from edgemoe.cli import main
-from edgemoe.types import ModelShape
+from edgemoe.types import ModelShape, Thinking
 from edgemoe.worker import EngineDied
 from tui.archive import Archive
 from tui.plain import MORE, PROMPT, PlainChat
 from tui.records import ChatSettings
+from tui.sampling import MAX_TOKENS
 from tui.session import InThisProcess
 from tui.theme import LOOKS, chosen
 from tui.widgets.expert_map import ExpertMap
@@ -72,7 +74,7 @@ def test_plain_commands(tmp_path: Path) -> None:
     assert "/export [FILE]" in said and "there is no setting nonsense" in said and "last answer:" in said
     assert "a.md was not written: File exists" in said and "no /regen in the plain chat" in said
     assert "did you mean /help?" in said and "hi" in (tmp_path / "a.md").read_text()
-    assert engine.sampling[0] == {"top_k": 7} and len(engine.asked) == 2
+    assert engine.sampling[0] == {"top_k": 7, "max_tokens": MAX_TOKENS} and len(engine.asked) == 2
     assert [message["content"] for message in engine.asked[1]] == ["Be brief.", "again"]
 
 
@@ -90,6 +92,47 @@ def test_a_plain_answer_that_fails_says_why_and_the_chat_goes_on() -> None:
     said, engine = talk("go", answers=["half"], fails=EngineDied("the engine was killed"))
     assert "half" in said and "the engine was killed; the conversation is kept" in said
     assert said.count("ready:") == 2 and not engine.asked
+
+
+def test_plain_thinking_is_one_line_with_its_seconds() -> None:
+    script = Script("Yes.", "Let me\nsee. \x1b[2J", (("look", '{"at": "the sky"}'),))
+    said, engine = talk("hi", "/think show", "and?", "/think hide", answers=[script])
+    first, _, second = said.partition("the thinking is written out")
+    assert re.search(rf"{PROMPT}thinking \.\.\. \d+ ms\nYes\.\ncalled look · at: the sky\n\[", first), first
+    assert "see" not in first
+    assert re.search(r"thinking:\nLet me\nsee\. \[2J\n\(thought for \d+ ms\)\nYes\.\ncalled look", second), second
+    assert engine.asked[1][1] == {"role": "assistant", "content": "Yes.", "reasoning_content": script.thought}
+
+
+def test_plain_thinking_again_begins_a_line() -> None:
+    said, _ = talk("hi", answers=[Script("Yes.", "one", again="two")])
+    assert re.search(r"thinking \.\.\. \d+ ms\nYes\.\nthinking \.\.\. \d+ ms\n\n\[", said), said
+
+
+def test_plain_levels_and_limits() -> None:
+    thinker = Thinking(True, ("off", "on"))
+    cut = Script("", "one two", reason="length")
+    lines = ("/think", "/think low", "/think off", "/set", "hi", "/set max_tokens 2", "hi", "/think default", "hi")
+    said, engine = talk(*lines, thinking=thinker, answers=[cut])
+    assert (
+        "thinking: default (/think off, on, default)" in said and "error: this model's thinking can be set to" in said
+    )
+    assert "default: the rest of the context" in said and "off (/think)" in said
+    assert "[cut at the end of the context while it was still thinking · a larger --ctx makes room" in said
+    assert "[cut at the token limit while it was still thinking · /set max_tokens, or --max-tokens" in said
+    assert engine.sampling == [
+        {"max_tokens": None, "reasoning_effort": "off"},
+        {"max_tokens": 2, "reasoning_effort": "off"},
+        {"max_tokens": 2},
+    ]
+    said, engine = talk("hi", settings=ChatSettings("tiny", think="off"))
+    assert "note: this model never thinks before it answers and cannot be switched: thinking off is dropped" in said
+    assert engine.sampling == [{"max_tokens": MAX_TOKENS}]
+
+
+def test_plain_export_leaves_thoughts_out_unless_asked(tmp_path: Path) -> None:
+    talk("hi", f"/export {tmp_path}/a.md", f"/export {tmp_path}/b.md --thoughts", answers=[Script("Yes.", "secret")])
+    assert "secret" not in (tmp_path / "a.md").read_text() and "secret" in (tmp_path / "b.md").read_text()
 
 
 @pytest.mark.parametrize(("term", "options"), [("dumb", []), ("xterm", ["--plain"])])

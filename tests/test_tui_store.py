@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from tui.archive import Archive
 from tui.conversation import Conversation
 from tui.interchange import Document, read, to_json, to_markdown
-from tui.records import Turn
+from tui.raw import split
+from tui.records import Answer, ToolCall, Turn
 from tui.store import MIGRATIONS, Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +64,8 @@ def test_a_conversation_comes_back_as_it_was_left(store: Store) -> None:
     chat = Conversation(Inline(store), "tiny", "Be kind.")
     chat.add("user", "hello there")
     for text in ("Hi", "Hi you", "Hi you!"):
-        chat.grow(text)
-    chat.end("Hi you!", "3 tok/s")
+        chat.grow(Answer(text))
+    chat.end(Answer("Hi you!"), "3 tok/s")
     again = resumed(store, chat)
     assert said(again) == [("user", "hello there"), ("assistant", "Hi you!")]
     assert (again.title, again.system, again.turns[1].note) == ("hello there", "Be kind.", "3 tok/s")
@@ -76,11 +78,11 @@ def test_a_conversation_comes_back_as_it_was_left(store: Store) -> None:
 def test_a_second_answer_keeps_the_first_as_a_branch(store: Store) -> None:
     chat = Conversation(Inline(store))
     chat.add("user", "q")
-    chat.end("one")
+    chat.end(Answer("one"))
     first = chat.turns[-1].key.id
     assert first is not None
     chat.cut(1)
-    chat.end("two")
+    chat.end(Answer("two"))
     second = chat.turns[-1].key.id
     assert second is not None and store.siblings(second) == [first, second]
     chat.add("user", "more")
@@ -94,7 +96,7 @@ def test_search_finds_beginnings_of_words_in_turns_and_titles(store: Store) -> N
     for question, answer in (("capital of France?", "Paris, on the Seine."), ("Bake bread", "Flour 100% and water.")):
         chat = Conversation(Inline(store))
         chat.add("user", question)
-        chat.end(answer)
+        chat.end(Answer(answer))
     assert [found.title for found in store.search("sein")] == ["capital of France?"]
     assert "Seine" in store.search("sein")[0].excerpt
     assert [found.title for found in store.search("flour wat")] == ["Bake bread"]
@@ -135,7 +137,7 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
     chat = Conversation(archive)
     chat.add("user", "q")
     store._db.execute("pragma query_only=on")
-    chat.end("answer")
+    chat.end(Answer("answer"))
     assert ["not being saved" in text for text in archive.told] == [True] and said(chat)[-1] == ("assistant", "answer")
     chat.add("user", "next")
 
@@ -143,10 +145,10 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
 def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from tui.archive import Archive; from tui.conversation import Conversation\n"
+        "from tui.archive import Archive; from tui.conversation import Conversation; from tui.records import Answer\n"
         "chat = Conversation(Archive(Path(sys.argv[1]), print)); chat.add('user', 'go'); text = ''\n"
         "while True:\n"
-        "    text += f'{time.time():.3f} '; chat.grow(text); print(len(text), flush=True); time.sleep(0.01)\n"
+        "    text += f'{time.time():.3f} '; chat.grow(Answer(text)); print(len(text), flush=True); time.sleep(0.01)\n"
     )
     path = tmp_path / "chats.db"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -162,6 +164,106 @@ def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     assert killed - float(saved.turns[1].text.split()[-1]) < 1.0
 
 
+def test_an_answer_comes_back_with_its_thought_and_calls(store: Store) -> None:
+    chat = Conversation(Inline(store), "tiny")
+    chat.add("user", "rain?")
+    answer = Answer("Yes.", "Let me look.", 2.5, (ToolCall("look", '{"at": "the \u2028 sky"}'), ToolCall("now")))
+    chat.end(answer, "3 tok/s")
+    assert resumed(store, chat).turns[1].answer == answer
+    assert not store.search("look") and store.search("yes")
+
+
+def test_an_answer_that_is_killed_in_mid_thought_keeps_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "chats.db")
+    chat = Conversation(Inline(store), "tiny")
+    chat.add("user", "go")
+    chat.grow(Answer(thought="Let"))
+    turn = chat.turns[-1].key.id
+    assert turn is not None
+    store.draft(turn, Answer(thought="Let me see", thought_s=4.0))
+    again = Store(tmp_path / "chats.db")  # what the next start does
+    saved = again.read(again.recent()[0].id)
+    assert saved is not None and saved.turns[-1].answer == Answer(thought="Let me see", thought_s=4.0)
+    assert saved.turns[-1].note == "broke off"
+
+
+HARMONY = (
+    "<|channel|>analysis<|message|>Secret weather.<|end|><|start|>assistant"
+    "<|channel|>commentary to=functions.get_weather "
+    '<|constrain|>json<|message|>{"city":"Oslo"}<|call|>'
+)
+RAW = [
+    ("user", "<think>why</think>do I write this?", ("<think>why</think>do I write this?", "", ())),
+    ("assistant", "<think>\nSecret steps.\n</think>\n\nForty two.", ("Forty two.", "Secret steps.", ())),
+    ("user", "And?", ("And?", "", ())),
+    ("assistant", "Secret too.\n</think>\n\nYes.", ("Yes.", "Secret too.", ())),
+    ("user", "Rain?", ("Rain?", "", ())),
+    ("assistant", HARMONY, ("", "Secret weather.", (ToolCall("get_weather", '{"city":"Oslo"}'),))),
+    ("user", "Plain?", ("Plain?", "", ())),
+    ("assistant", "  Plain, with <think> inside.\n", ("  Plain, with <think> inside.\n", "", ())),
+    ("user", "Empty?", ("Empty?", "", ())),
+    ("assistant", "<think>\n\n</think>\n\nNothing thought.", ("Nothing thought.", "", ())),
+    ("user", "Killed?", ("Killed?", "", ())),
+    ("assistant", "<think>", ("", "Secret half", ())),
+]
+
+
+def version_1(path: Path) -> None:
+    """A database as the first version left it, killed in its last answer."""
+    db = sqlite3.connect(path)
+    db.executescript(f"{MIGRATIONS[0]}; pragma user_version=1;")
+    db.execute("insert into chats values (1, 'old', 'tiny', '', ?, 0, 0)", (len(RAW),))
+    for number, (role, text, _) in enumerate(RAW, 1):
+        row = (number, number - 1 or None, role, text, f"note {number}")
+        db.execute("insert into turns (id, chat, parent, role, text, note) values (?, 1, ?, ?, ?, ?)", row)
+    db.execute("insert into drafts values (?, '<think>Secret half')", (len(RAW),))
+    db.commit()
+    db.close()
+
+
+def test_a_database_of_version_1_is_split_once(tmp_path: Path) -> None:
+    version_1(tmp_path / "chats.db")
+    for _ in range(2):
+        store = Store(tmp_path / "chats.db")
+        assert not store.notes and store._db.execute("pragma user_version").fetchone()[0] == len(MIGRATIONS)
+        saved = store.read(1)
+        assert saved is not None
+        assert [(turn.text, turn.thought, turn.calls) for turn in saved.turns] == [after for _, _, after in RAW]
+        assert [turn.note for turn in saved.turns] == [*(f"note {n}" for n in range(1, len(RAW))), "broke off"]
+        assert not store.search("secret") and store.search("forty") and store.search("why")
+        store._db.execute("insert into words (words) values ('integrity-check')")
+        store.close()
+
+
+def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version_1(tmp_path / "chats.db")
+
+    def killed(text: str) -> Answer:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tui.raw.split", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "chats.db")
+    store = Store(tmp_path / "chats.db")
+    assert not store.notes and store.search("forty") and not store.search("secret")
+
+
+def test_two_programs_that_open_an_old_database_at_once_migrate_it_once(tmp_path: Path) -> None:
+    version_1(tmp_path / "chats.db")
+    with ThreadPoolExecutor(4) as threads:
+        stores = list(threads.map(Store, [tmp_path / "chats.db"] * 4))
+    assert all(not store.notes and store.search("forty") for store in stores)
+
+
+def test_what_cannot_be_split_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> Any:
+        raise ValueError
+
+    monkeypatch.setattr("tui.raw.read", broken)
+    assert split("<think>a</think>b") == Answer("<think>a</think>b")
+
+
 TURNS = st.lists(st.text(st.characters(codec="utf-8")) | st.sampled_from(["<!-- user -->", "\\<!-- user -->\n---"]))
 
 
@@ -171,6 +273,34 @@ def test_files_give_back_every_conversation(texts: list[str], title: str, system
     document = Document(title, "tiny", system, turns)
     assert read(to_markdown(document)) == document
     assert read(to_json(document)) == document
+
+
+TEXT = st.text(st.characters(codec="utf-8")) | st.sampled_from(
+    ["<!-- thinking 1.5 s -->\n<!-- calls -->", "\\<!-- calls -->"]
+)
+CALLS = st.lists(st.builds(ToolCall, TEXT, TEXT), max_size=2).map(tuple)
+
+
+@given(TEXT, TEXT.filter(bool), st.none() | st.floats(0, 1e9), CALLS)
+def test_files_give_back_thoughts_and_calls(text: str, thought: str, thought_s: float | None, calls: Any) -> None:
+    answered = Turn("assistant", text, thought=thought, thought_s=thought_s, calls=calls)
+    document = Document("", "tiny", "", (Turn("user", "q"), answered, Turn("user", "more"), Turn("assistant", "a")))
+    assert read(to_markdown(document)) == document
+    assert read(to_json(document)) == document
+
+
+def test_raw_answers_in_files_are_split() -> None:
+    raw = "<think>why</think>Because."
+    document = Document("", "", "", (Turn("user", raw), Turn("assistant", raw)))
+    for text in (to_markdown(document), to_json(document)):
+        turns = read(text).turns
+        assert turns == (Turn("user", raw), Turn("assistant", "Because.", thought="why"))
+
+
+def test_openai_messages_without_content_are_read() -> None:
+    called = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [called]}]
+    assert read(json.dumps(messages)).turns[1].calls == (ToolCall("look", "{}"),)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from textual.app import App, ComposeResult
 from textual.geometry import Offset
 from textual.selection import Selection
 
+from tui.calls import Delta
 from tui.growth import Growing
+from tui.records import Answer, ToolCall
 from tui.widgets.code_lines import CodeLines
 from tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, GrowingMarkdown, Section
 
@@ -29,9 +31,22 @@ def blocks(page: Page) -> list[tuple[str | None, str]]:
 
 def test_growth_is_told_once_until_it_is_taken() -> None:
     growing = Growing(1)
-    assert [growing.add(piece, 0.1) for piece in ("a", "b", "c")] == [True, False, False]
-    assert growing.take() == ("abc", 3, 0.1)
-    assert growing.add("d", 0.2) and growing.take().text == "abcd" and growing.take().tokens == 4
+    assert [growing.add(Delta(text=piece), 0.1) for piece in ("a", "b", "c")] == [True, False, False]
+    assert growing.take() == (Answer("abc"), False, 3, 0.1, 0.1)
+    assert growing.add(Delta(text="d"), 0.2) and growing.take().answer.text == "abcd" and growing.take().tokens == 4
+
+
+def test_growth_keeps_thinking_apart_and_counts_its_seconds() -> None:
+    growing, call = Growing(1), ToolCall("look", "{}")
+    growing.add(Delta(thought="Let me "), 1.0)
+    growing.add(Delta(thought="see."), 3.0)
+    assert growing.take() == (Answer("", "Let me see.", 2.0), True, 2, 1.0, 3.0)
+    growing.add(Delta(text="Yes."), 4.5)
+    growing.add(Delta(text=" No."), 6.0)
+    assert growing.take() == (Answer("Yes. No.", "Let me see.", 3.5), False, 4, 1.0, 6.0)
+    growing.add(Delta(thought=" Again."), 7.0)  # and once more, which counts on
+    growing.add(Delta(calls=(call,)), 7.5)
+    assert growing.take().answer == Answer("Yes. No.", "Let me see. Again.", 4.0, (call,))
 
 
 @pytest.mark.parametrize("step", [1, 7, 60])

@@ -6,6 +6,7 @@ from test_tui import Driver, chat, shown
 from textual.geometry import Size
 
 from tui.conversation import Conversation
+from tui.records import Answer
 from tui.widgets.answer_turn import AnswerTurn
 from tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, sections
 from tui.widgets.transcript import MOST_SCREENS, Transcript
@@ -93,7 +94,7 @@ async def test_what_is_read_stays_where_it_is_when_more_comes_above() -> None:
 
 async def test_a_turn_that_is_not_composed_yet_can_be_asked_for_all_it_has() -> None:
     async with chat(answers=[LONG]) as driver:
-        there, turn = transcript(driver), AnswerTurn(1, LONG)
+        there, turn = transcript(driver), AnswerTurn(1, Answer(LONG))
         mounted = there.mount(turn, before=0)
         assert not turn.children
         there.virtual_size = Size(80, 1000)  # as a layout between mounting and composing does
@@ -107,7 +108,7 @@ async def test_thinking_that_comes_back_is_folded_as_the_others_are() -> None:
         conversation = Conversation(None)
         for index in range(24):
             conversation.add("user", f"question {index}")
-            conversation.add("assistant", f"<think>secret {index}</think>Answer {index}.")
+            conversation.end(Answer(f"Answer {index}.", f"secret {index}"))
         await driver.screen.library.open(conversation)
         await driver.pilot.press("ctrl+t")
         await driver.until(lambda: settled(driver) and "secret 23" in shown(driver))
@@ -124,6 +125,6 @@ async def test_who_reads_above_is_not_moved_by_what_streams() -> None:
             lambda: settled(driver) and transcript(driver).scroll_y == transcript(driver).scroll_target_y
         )
         before = [line[:70] for line in shown(driver).split("\n")[:10]]
-        await driver.all(AnswerTurn)[0].grow(LONG + "\n\nand more" * 30)
+        await driver.all(AnswerTurn)[0].grow(Answer(LONG + "\n\nand more" * 30))
         await driver.until(lambda: settled(driver))
         assert [line[:70] for line in shown(driver).split("\n")[:10]] == before

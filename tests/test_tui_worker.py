@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import FakeLlama
+from fake_engine import FakeLlama, Script
 from test_tui import Driver, plain
 
 from edgemoe.errors import DoesNotFit, EdgeMoEError, ModelNotFound
+from edgemoe.types import Thinking
 from edgemoe.worker import EngineDied, RemoteEngine, Worker
 from tui.app import ChatApp
 from tui.records import ChatSettings
@@ -86,6 +87,7 @@ def test_an_answer_crosses_with_its_figures_and_experts_can_be_read() -> None:
     engine = Worker(partial(FakeLlama, answers=["a b c"], n_ctx=99)).open(lambda: None)
     chunks = list(engine.create_chat_completion(QUESTION, stream=True, max_tokens=5))
     assert text_of(chunks) == "a b c" and chunks[-1]["timings"]["predicted_n"] == 3
+    assert engine.thinking == Thinking()
     assert engine.n_ctx() == 99 and engine.experts.device == "sim" and engine.experts.shape is not None
     assert engine.experts.stats().tokens == 3
     assert engine.experts.residency().shape == engine.experts.heat().shape == (6, 8)
@@ -93,6 +95,16 @@ def test_an_answer_crosses_with_its_figures_and_experts_can_be_read() -> None:
     assert engine.experts.stats().slots == 12
     engine.close()
     assert gone(engine.pid)
+
+
+def test_how_a_model_thinks_crosses_with_its_thinking_and_calls() -> None:
+    thinking, script = Thinking(True, ("off", "on")), Script("Yes.", "Let me see.", (("look", "{}"),))
+    engine = Worker(partial(FakeLlama, answers=[script], thinking=thinking)).open(lambda: None)
+    assert engine.thinking == thinking
+    deltas = [chunk["choices"][0]["delta"] for chunk in engine.create_chat_completion(QUESTION, reasoning_effort="on")]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Let me see."
+    assert [delta["tool_calls"][0]["function"]["name"] for delta in deltas if "tool_calls" in delta] == ["look"]
+    engine.close()
 
 
 def test_pinning_crosses_where_the_engine_can(engine: RemoteEngine) -> None:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LARGEST_BYTES = 8 << 20  # far beyond any context; a larger file is a mistake
+_LOOKED_AT = 8192  # bytes that tell what a file is
+# How picture files begin, and how WebP goes on after its length.
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"RIFF")
+_PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".ico", ".webp", ".heic", ".avif")
 PASTE_CHARACTERS = 4000  # a longer paste becomes an attachment: a text area draws every line of it
 
 
@@ -34,14 +38,23 @@ def load(name: str) -> Attachment:
     try:
         if not path.is_file():
             raise ValueError(f"there is no file {name}")
+        with path.open("rb") as file:
+            begin = file.read(_LOOKED_AT)
+        if _is_picture(path.suffix.lower(), begin):
+            raise ValueError(f"{path.name} is a picture: this chat sends text only, it loads no projector for pictures")
         if path.stat().st_size > LARGEST_BYTES:
             raise ValueError(f"{path.name} is larger than {LARGEST_BYTES >> 20} MiB")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
-    if b"\0" in data[:8192]:
+    if b"\0" in begin:
         raise ValueError(f"{path.name} is not a text file")
     return Attachment(path.name, data.decode("utf-8", "replace"))
+
+
+def _is_picture(suffix: str, begin: bytes) -> bool:
+    looks_like_one = begin.startswith(_PICTURES) and (begin[:4] != b"RIFF" or begin[8:12] == b"WEBP")
+    return b"\0" in begin and (looks_like_one or suffix in _PICTURE_NAMES)
 
 
 def with_question(attachments: list[Attachment], question: str) -> str:

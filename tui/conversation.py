@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .archive import Archive
 from .interchange import Document
-from .records import Key, Role, Turn
+from .records import Answer, Key, Role, Turn
 from .store import Saved, Store
 from .text import one_line
 
@@ -51,7 +51,7 @@ class Conversation:
         self = cls(archive, document.model, document.system)
         self.title = document.title
         for turn in document.turns:
-            self.add(turn.role, turn.text)
+            self._append(replace(turn, key=Key()))
         return self
 
     @property
@@ -71,39 +71,43 @@ class Conversation:
 
     def add(self, role: Role, text: str) -> Turn:
         """Append a turn, save it and give it."""
+        return self._append(Turn(role, text))
+
+    def _append(self, turn: Turn) -> Turn:
         if not self.title:
-            self.title = one_line(text, TITLE_WIDTH)
+            self.title = one_line(turn.text, TITLE_WIDTH)
         before = self.turns[-1].key if self.turns else Key()
-        turn = Turn(role, text)
         self.turns.append(turn)
         chat, title, model, system = self.key, self.title, self.model, self._system
 
         def keep(store: Store) -> None:
             if chat.id is None:
                 chat.id = store.create(title, model, system)
-            turn.key.id = store.add(chat.id, before.id, role, text)
+            turn.key.id = store.add(chat.id, before.id, turn)
 
         self._keep(keep)
         self._saved_at = time.monotonic()
         return turn
 
-    def grow(self, text: str) -> None:
-        """The answer under way reads ``text`` by now; it is saved every ``SAVE_SECONDS``."""
+    def grow(self, answer: Answer) -> None:
+        """Take ``answer`` for what the model has given by now; it is saved every ``SAVE_SECONDS``."""
         if self.turns[-1].role == "user":
-            self.add("assistant", text)
+            self._append(Turn("assistant", "").with_answer(answer))
             return
-        turn = self.turns[-1] = replace(self.turns[-1], text=text)
+        turn = self.turns[-1] = self.turns[-1].with_answer(answer)
         # On a disk that is slower than that, the next draft waits for this one.
         waiting = self._draft is not None and not self._draft.done()
         if time.monotonic() - self._saved_at >= SAVE_SECONDS and not waiting:
-            self._draft = self._keep(lambda store: store.draft(turn.key.id, text) if turn.key.id is not None else None)
+            self._draft = self._keep(
+                lambda store: store.draft(turn.key.id, answer) if turn.key.id is not None else None
+            )
             self._saved_at = time.monotonic()
 
-    def end(self, text: str, note: str = "") -> None:
-        """The answer is complete, with its receipt in words; nothing is added when it is empty."""
-        if text:
-            self.grow(text)
-            self.turns[-1] = replace(self.turns[-1], text=text, note=note)
+    def end(self, answer: Answer, note: str = "") -> None:
+        """Take ``answer`` for complete, with its receipt in words; an empty one is not added."""
+        if answer:
+            self.grow(answer)
+            self.turns[-1] = replace(self.turns[-1], note=note)
             self._write()
 
     def cut(self, count: int) -> list[Turn]:
@@ -120,20 +124,21 @@ class Conversation:
             self.cut(len(self.turns) - 1)
 
     def messages(self) -> list[dict[str, str]]:
-        """OpenAI messages, the system prompt first when there is one."""
+        """OpenAI messages, the system prompt first when there is one; tool calls are left out: nothing answers them."""
         system = [{"role": "system", "content": self._system}] if self._system else []
-        return system + [{"role": turn.role, "content": turn.text} for turn in self.turns]
+        return system + [_message(turn) for turn in self.turns]
 
-    def document(self) -> Document:
-        """For an export."""
-        return Document(self.title, self.model, self._system, tuple(self.turns))
+    def document(self, thoughts: bool = False) -> Document:
+        """The conversation for an export, with the model's thinking only when ``thoughts`` says so."""
+        turns = self.turns if thoughts else [replace(turn, thought="", thought_s=None) for turn in self.turns]
+        return Document(self.title, self.model, self._system, tuple(turns))
 
     def _write(self) -> None:
         turn = self.turns[-1]
 
         def keep(store: Store) -> None:
             if turn.key.id is not None:
-                store.write(turn.key.id, turn.text, turn.note)
+                store.write(turn.key.id, turn.answer, turn.note)
 
         self._keep(keep)
         self._saved_at = time.monotonic()
@@ -157,3 +162,8 @@ class Conversation:
                 archive.tell(f"The conversation is not being saved: {error}. /export writes it to a file.")
 
         return archive.do(job)
+
+
+def _message(turn: Turn) -> dict[str, str]:
+    thought = {"reasoning_content": turn.thought} if turn.thought else {}
+    return {"role": turn.role, "content": turn.text, **thought}

@@ -1,7 +1,8 @@
 """Conversations as files: Markdown with front matter, and JSON in OpenAI messages, both ways.
 
-In Markdown each turn begins with a comment line such as ``<!-- user -->``; a line of a message that looks like one gets
-a backslash in front, so every conversation comes back as it was.
+In Markdown each turn begins with a comment line such as ``<!-- user -->``, and so do the thinking and the tool calls of
+an answer, which stand before and after it; a line of a message that looks like one gets a backslash in front, so every
+conversation comes back as it was. An answer with markers of thinking in its text, from elsewhere, is split.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from . import calls, raw
 from .records import Role, Turn
 
-_MARK = re.compile(r"<!-- (user|assistant) -->")
-_LIKE_MARK = re.compile(r"^(\\*<!-- (?:user|assistant) -->)$", re.MULTILINE)
-_ESCAPED = re.compile(r"^\\(\\*<!-- (?:user|assistant) -->)$", re.MULTILINE)
+THOUGHTS = "--thoughts"  # in /export: with the thinking
+_PARTS = r"<!-- (?:user|assistant|thinking|calls)(?: [\d.e+-]+ s)? -->"
+_MARK = re.compile(r"<!-- (user|assistant|thinking|calls)(?: ([\d.e+-]+) s)? -->")
+_LIKE_MARK = re.compile(rf"^(\\*{_PARTS})$", re.MULTILINE)
+_ESCAPED = re.compile(rf"^\\(\\*{_PARTS})$", re.MULTILINE)
 _FIELDS = ("title", "model", "system")
 
 
@@ -35,16 +39,35 @@ def to_markdown(document: Document) -> str:
     """Front matter with title, model and system prompt, then the turns."""
     lines = ["---", *(f"{name}: {json.dumps(getattr(document, name), ensure_ascii=True)}" for name in _FIELDS), "---"]
     for turn in document.turns:
-        lines += ["", f"<!-- {turn.role} -->", _LIKE_MARK.sub(r"\\\1", turn.text)]
+        if turn.thought:
+            lines += _part("thinking" if turn.thought_s is None else f"thinking {turn.thought_s!r} s", turn.thought)
+        lines += _part(turn.role, turn.text)
+        if turn.calls:
+            lines += _part("calls", calls.to_json(turn.calls))
     return "\n".join(lines) + "\n"
+
+
+def _part(mark: str, text: str) -> list[str]:
+    return ["", f"<!-- {mark} -->", _LIKE_MARK.sub(r"\\\1", text)]
 
 
 def to_json(document: Document) -> str:
     """An object with ``title``, ``model`` and OpenAI ``messages``, the system prompt as the first."""
     system = [{"role": "system", "content": document.system}] if document.system else []
-    messages = system + [{"role": turn.role, "content": turn.text} for turn in document.turns]
+    messages = system + [_message(turn) for turn in document.turns]
     whole = {"title": document.title, "model": document.model, "messages": messages}
     return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.thought:
+        message["reasoning_content"] = turn.thought
+    if turn.thought_s is not None:
+        message["reasoning_seconds"] = turn.thought_s
+    if turn.calls:
+        message["tool_calls"] = calls.to_openai(turn.calls)
+    return message
 
 
 def read(text: str) -> Document:
@@ -67,14 +90,35 @@ def _from_json(text: str) -> Document:
         raise ValueError("there are no messages in it")
     system, turns = "", []
     for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ("user", "assistant", "system") or not isinstance(content, str):
+        turn = _from_message(message) if isinstance(message, dict) else None
+        if turn is None:
             raise ValueError("a message has no role (user, assistant, system) or no text")
-        if role == "system":
-            system = content
+        if message["role"] == "system":
+            system = turn.text
         else:
-            turns.append(Turn(cast(Role, role), content))
+            turns.append(turn)
     return Document(_word(whole, "title"), _word(whole, "model"), system, _alternating(turns))
+
+
+def _from_message(message: dict[str, Any]) -> Turn | None:
+    """Read one OpenAI message; None where it has no known role or nothing in it."""
+    role, content, thought = (message.get(key) for key in ("role", "content", "reasoning_content"))
+    called = calls.of_openai(message.get("tool_calls")) if role == "assistant" else ()
+    thought = thought if role == "assistant" and isinstance(thought, str) else ""
+    if content is None and (called or thought):
+        content = ""
+    if role not in ("user", "assistant", "system") or not isinstance(content, str):
+        return None
+    spent = message.get("reasoning_seconds")
+    seconds = float(spent) if thought and isinstance(spent, int | float) else None
+    return _split(Turn(cast(Role, role), content, thought=thought, thought_s=seconds, calls=called))
+
+
+def _split(turn: Turn) -> Turn:
+    """Take thinking and calls out of the text of an answer that has them there."""
+    if turn.role != "assistant" or turn.thought or turn.calls:
+        return turn
+    return turn.with_answer(raw.split(turn.text))
 
 
 def _from_markdown(text: str) -> Document:
@@ -89,16 +133,33 @@ def _from_markdown(text: str) -> Document:
             fields[name.strip()] = json.loads(value)
         except ValueError:
             fields[name.strip()] = value.strip()
-    turns: list[tuple[str, list[str]]] = []
+    parts: list[tuple[re.Match[str], list[str]]] = []
     for line in lines[end + 1 :]:
         if match := _MARK.fullmatch(line):
-            turns.append((match[1], []))
-        elif turns:
-            turns[-1][1].append(line)
-    # Each turn is followed by an empty line, the last one by the end of the file: both are one newline of ours.
-    whole = [Turn(cast(Role, role), _ESCAPED.sub(r"\1", "\n".join(body[:-1]))) for role, body in turns]
+            parts.append((match, []))
+        elif parts:
+            parts[-1][1].append(line)
+    # Each part is followed by an empty line, the last one by the end of the file: both are one newline of ours.
+    bodies = [(mark[1], mark[2], _ESCAPED.sub(r"\1", "\n".join(body[:-1]))) for mark, body in parts]
     title, model, system = (_word(fields, name) for name in _FIELDS)
-    return Document(title, model, system, _alternating(whole))
+    return Document(title, model, system, _alternating(_put_together(bodies)))
+
+
+def _put_together(parts: Sequence[tuple[str, str | None, str]]) -> list[Turn]:
+    """Turns of the parts of a Markdown file: kind, seconds, text."""
+    turns: list[Turn] = []
+    thought: tuple[str, float | None] = ("", None)
+    for kind, spent, body in parts:
+        if kind == "thinking":
+            thought = (body, float(spent) if spent else None)
+        elif kind == "calls":
+            if not turns or turns[-1].role != "assistant":
+                raise ValueError("tool calls without an answer are in it")
+            turns[-1] = replace(turns[-1], calls=calls.of_json(body))
+        else:
+            turns.append(Turn(cast(Role, kind), body, thought=thought[0], thought_s=thought[1]))
+            thought = ("", None)
+    return [_split(turn) for turn in turns]
 
 
 def _word(fields: dict[str, Any], name: str) -> str:
@@ -111,6 +172,12 @@ def _alternating(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if roles != [("user", "assistant")[index % 2] for index in range(len(roles))]:
         raise ValueError("user and assistant do not take turns in it")
     return tuple(turns)
+
+
+def asks_for_thoughts(text: str) -> tuple[str, bool]:
+    """``text`` of an export command without its word ``--thoughts``, and whether the word was there."""
+    words = text.split(" ")
+    return " ".join(word for word in words if word != THOUGHTS).strip(), THOUGHTS in words
 
 
 def export(document: Document, name: str = "") -> Path:

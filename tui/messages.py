@@ -14,7 +14,7 @@ from edgemoe.types import ExpertStats
 from .failures import Failure
 from .growth import Growing
 from .receipt import Receipt
-from .records import ExpertMaps, ModelCard
+from .records import Answer, ExpertMaps, ModelCard
 
 
 @dataclass
@@ -58,23 +58,26 @@ class AnswerGrew(Message):
 
 @dataclass
 class AnswerEnded(Message):
-    """Answer ``number`` is complete: ``reason`` is ``stop``, ``length`` or ``stopped`` (by the user)."""
+    """Answer ``number`` is complete: ``reason`` is ``stop``, ``length``, ``tool_calls``, ``stopped`` (by the user).
+
+    It is ``full`` where the context ended before the answer did.
+    """
 
     number: int
-    text: str
+    answer: Answer
     reason: str
     receipt: Receipt
 
 
 @dataclass
 class AnswerFailed(Message):
-    """Answer ``number`` broke off with an error; ``text`` is what there was.
+    """Answer ``number`` broke off with an error; ``answer`` is what there was.
 
     ``failure`` is None when the engine has died: ``EngineLost`` says how.
     """
 
     number: int
-    text: str
+    answer: Answer
     failure: Failure | None
 
 

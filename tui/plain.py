@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from edgemoe.types import Thinking
 from edgemoe.worker import EngineDied
 
-from . import context, interchange, sampling
+from . import context, effort, interchange, sampling
 from .archive import Archive
+from .calls import Delta
+from .calls import in_words as call_in_words
 from .commands import COMMANDS, Call, Command, Unknown, parse
 from .conversation import Conversation
 from .failures import in_words
+from .growth import Growing
 from .interruptible import Interruptible
-from .receipt import Receipt, counters
-from .records import ChatSettings
-from .session import Engine, EngineSource
-from .text import visible
+from .receipt import Receipt, breaking_off, counters, what_cut
+from .records import Answer, ChatSettings
+from .session import Engine, EngineSource, thinking_of
+from .store import BROKE_OFF
+from .text import duration, visible
 
 PROMPT = "you> "
 MORE = "...> "  # a line that ends in a backslash goes on
-NAMES = ("help", "new", "system", "set", "stats", "export", "quit")
+LOOK_SECONDS = 0.2  # between two looks at all there is of an answer
+_HELP = {
+    "length": "/set max_tokens, or --max-tokens at the start, allows more",
+    "full": "a larger --ctx makes room",
+}
+NAMES = ("help", "new", "system", "set", "think", "stats", "export", "quit")
 
 
 class PlainChat:
@@ -47,6 +58,7 @@ class PlainChat:
         self._engines, self._settings, self._archive = engines, settings, archive
         self._read, self._write = read, write
         self._sampling = dict(settings.sampling or {})
+        self._think, self._thoughts_shown = settings.think, False
         self._conversation = Conversation(archive, settings.title, settings.system)
         self._receipt: Receipt | None = None
         self._engine: Engine | None = None
@@ -81,6 +93,9 @@ class PlainChat:
         self._say(f"ready: device {engine.experts.device}, context {engine.n_ctx()} tokens")
         for note in engine.experts.notes:
             self._say(f"note: {note}")
+        if self._think and (why := effort.refusal(self._think, thinking_of(engine))):
+            self._say(f"note: {why}: thinking {self._think} is dropped")
+            self._think = ""
 
     def _resume(self) -> None:
         if not self._settings.resume or (archive := self._archive) is None:
@@ -98,7 +113,7 @@ class PlainChat:
         self._conversation.drop_unanswered()
         self._say(f"resumed: {saved.title}, {len(self._conversation.turns)} messages")
         for turn in self._conversation.turns[-2:]:
-            self._say(f"{turn.role}: {turn.text}")
+            self._say("\n".join([f"{turn.role}: {turn.text}", *map(call_in_words, turn.calls)]))
 
     def _line(self) -> str | None:
         """One entry, of several lines where they end in a backslash; None at the end."""
@@ -120,9 +135,8 @@ class PlainChat:
 
     def _ask(self, text: str) -> None:
         assert self._engine is not None
-        chat, limit = self._conversation, self._sampling.get("max_tokens")
+        chat, room = self._conversation, sampling.limit(self._sampling, thinking_of(self._engine))
         chat.add("user", text)
-        room = int(limit) if limit else None
         fitting = context.fit(chat.messages(), self._engine.n_ctx(), room, context.CHARACTERS_PER_TOKEN)
         if fitting.left_out:
             self._say(f"note: the oldest {fitting.left_out} messages no longer fit the context")
@@ -134,32 +148,36 @@ class PlainChat:
             chat.end(answer, note)
         self._say(f"\n[{note}]" if note else "")
 
-    def _answer(self, engine: Engine, messages: list[dict[str, str]]) -> tuple[str, str]:
+    def _answer(self, engine: Engine, messages: list[dict[str, str]]) -> tuple[Answer, str]:
         """Write the answer as it comes; what there was of it, and its receipt."""
-        text, last = "", {}
+        reader, last = _Reader(self._write, self._thoughts_shown), {}
+        keywords = sampling.keywords(self._sampling, thinking_of(engine), self._think)
 
         def chunks() -> Iterator[Any]:
-            return iter(engine.create_chat_completion(messages, stream=True, **self._sampling))
+            return iter(engine.create_chat_completion(messages, stream=True, **keywords))
 
         try:
-            with Interruptible(engine, chunks) as answer:
-                for last in answer:
-                    piece = last["choices"][0]["delta"].get("content") or ""
-                    text += piece
-                    self._write(visible(piece))
-                    if piece:
-                        self._conversation.grow(text)
+            with Interruptible(engine, chunks) as pieces:
+                for last in pieces:
+                    if (delta := Delta.of(last)) and (answer := reader.read(delta)) is not None:
+                        self._conversation.grow(answer)
         except EngineDied as error:
+            answer = reader.end()
             self._say(f"\nerror: {in_words(error).text}; the conversation is kept, the engine starts again")
             engine.close()
             self._open()
-            return text, "broke off"
+            return answer, BROKE_OFF
         except Exception as error:
-            words = in_words(error)
+            answer, words = reader.end(), in_words(error)
             self._say(f"\nerror: {words.text}" + (f"\nhint: {words.hint}" if words.hint else ""))
-            return text, "broke off" if text else ""
-        self._receipt = receipt = Receipt.of(last)
-        return text, ("stopped · " if answer.interrupted else "") + receipt.line()
+            return answer, BROKE_OFF if answer else ""
+        answer, receipt = reader.end(), Receipt.of(last)
+        self._receipt = receipt
+        reason = last["choices"][0].get("finish_reason") if last else None
+        cut = what_cut(str(reason), receipt, keywords["max_tokens"])
+        why = breaking_off("stopped" if pieces.interrupted else cut, answer)
+        help = "" if pieces.interrupted else _HELP.get(cut, "")
+        return answer, " · ".join(part for part in (why, help, receipt.line()) if part)
 
     def _run(self, call: Call) -> None:
         if call.name not in NAMES:
@@ -185,9 +203,25 @@ class PlainChat:
         try:
             if text:
                 self._sampling = sampling.change(self._sampling, text)
-            self._say(sampling.listing(self._sampling))
+            self._say(sampling.listing(self._sampling, self._thinking(), self._think))
         except ValueError as error:
             self._say(f"error: {error}")
+
+    def _do_think(self, text: str) -> None:
+        word = text.lower()
+        if word in (effort.SHOW, effort.HIDE):
+            self._thoughts_shown = word == effort.SHOW
+            self._say("the thinking is written out" if self._thoughts_shown else "the thinking is not written out")
+        elif word and (why := effort.complaint(word, self._thinking())):
+            self._say(f"error: {why}")
+        else:
+            if word:
+                self._think = "" if word == effort.DEFAULT else word
+            self._say(effort.in_words(self._think, self._thinking()))
+            self._say("/think show and /think hide: whether the thinking is written out")
+
+    def _thinking(self) -> Thinking:
+        return thinking_of(self._engine) if self._engine is not None else Thinking()
 
     def _do_stats(self, text: str) -> None:
         assert self._engine is not None
@@ -197,7 +231,8 @@ class PlainChat:
             self._say("\n".join(counters(self._engine.experts.stats())))
 
     def _do_export(self, text: str) -> None:
-        document = self._conversation.document()
+        text, thoughts = interchange.asks_for_thoughts(text)
+        document = self._conversation.document(thoughts)
         if not document.turns:
             self._say("there is nothing to export yet")
             return
@@ -208,3 +243,49 @@ class PlainChat:
 
     def _say(self, text: str) -> None:
         self._write(visible(text) + "\n")
+
+
+class _Reader:
+    """Writes one answer as it comes: that the model thinks, for how long, its answer, the tools it calls."""
+
+    def __init__(self, write: Callable[[str], object], thoughts_shown: bool) -> None:
+        self._write, self._thoughts_shown = write, thoughts_shown
+        self._growing, self._began = Growing(0), time.perf_counter()
+        self._thinking = False
+        self._line_is_open = False  # something is written on it
+        self._looked_s = -LOOK_SECONDS
+
+    def read(self, delta: Delta) -> Answer | None:
+        """Write what is new; gives all there is by now, but not for each piece: that costs more with every one."""
+        now_s = time.perf_counter() - self._began
+        self._growing.add(delta, now_s)
+        if delta.thought and not self._thinking:
+            self._thinking = True
+            begin = "thinking:\n" if self._thoughts_shown else "thinking ..."
+            self._write(("\n" if self._line_is_open else "") + begin)
+            self._line_is_open = False
+        if delta.thought and self._thoughts_shown:
+            self._write(visible(delta.thought))
+        if delta.text or delta.calls:
+            self._end_thinking()
+        if delta.text:
+            self._write(visible(delta.text))
+            self._line_is_open = not delta.text.endswith("\n")
+        for call in delta.calls:
+            self._write(("\n" if self._line_is_open else "") + call_in_words(call))
+            self._line_is_open = True
+        if now_s - self._looked_s < LOOK_SECONDS:
+            return None
+        self._looked_s = now_s
+        return self._growing.take().answer
+
+    def end(self) -> Answer:
+        """The answer ends here, whole or not."""
+        self._end_thinking()
+        return self._growing.take().answer
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            spent = duration(self._growing.take().answer.thought_s or 0.0)
+            self._write(f"\n(thought for {spent})\n" if self._thoughts_shown else f" {spent}\n")

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from . import sampling
+from .effort import LEVELS
 
 SAVE = "--save"  # at the end of /set and /system
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Of one model: ``system`` prompt, empty for none, and ``sampling`` keywords."""
+    """Of one model: ``system`` prompt, ``sampling`` keywords, and how much it shall ``think``; empty for none."""
 
     system: str = ""
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    think: str = ""
 
 
 class Presets:
@@ -35,12 +37,12 @@ class Presets:
         raw = self._read().get(model)
         if not isinstance(raw, dict):
             return Preset()
-        system, kept = raw.get("system"), raw.get("sampling")
+        system, kept, think = raw.get("system"), raw.get("sampling"), raw.get("think")
         values: dict[str, float | int] = {}
         for name, value in kept.items() if isinstance(kept, dict) else ():
             with contextlib.suppress(ValueError):  # a hand-written value that is none
                 values = sampling.change(values, f"{name} {value}")
-        return Preset(system if isinstance(system, str) else "", values)
+        return Preset(system if isinstance(system, str) else "", values, think if think in LEVELS else "")
 
     def save(self, model: str, preset: Preset) -> None:
         """Keep ``preset`` for ``model``.

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgemoe.types import ExpertStats
 
+from .records import Answer
 from .text import count, percent, rate, seconds, size
 
 SLOW_FIRST_TOKEN_S = 5.0  # people look away
@@ -117,6 +118,22 @@ class Receipt:
         if self.cached_tokens:
             prompt += f" ({self.cached_tokens} reused)"
         return " · ".join([counts, prompt, *self.parts()[1:], *([self.device] if self.device else [])])
+
+
+def breaking_off(reason: str, answer: Answer) -> str:
+    """How an answer ended before its end: ``cut at the token limit while it was still thinking``; empty at its end."""
+    said = {"stopped": "stopped", "length": "cut at the token limit", "full": "cut at the end of the context"}.get(
+        reason, ""
+    )
+    in_thought = bool(said and answer.thought and not answer.text and not answer.calls)
+    return f"{said} while it was still thinking" if in_thought else said
+
+
+def what_cut(reason: str, receipt: Receipt, limit: int | None) -> str:
+    """``reason``, with ``full`` for ``length`` where the context ended and not the ``limit`` of tokens."""
+    if reason == "length" and (limit is None or 0 < receipt.answer_tokens < limit):
+        return "full"
+    return reason
 
 
 def counters(stats: ExpertStats) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 
 if TYPE_CHECKING:
     from .session import EngineSource
 
-State = Literal["loading", "idle", "thinking", "answering", "stopping", "stopped", "failed", "no model"]
+# ``reading``: the model reads the prompt; ``thinking``: thinking arrives; ``answering``: the answer itself arrives.
+State = Literal["loading", "idle", "reading", "thinking", "answering", "stopping", "stopped", "failed", "no model"]
+UNDER_WAY: tuple[State, ...] = ("reading", "thinking", "answering")
 Role = Literal["user", "assistant"]
 
 
@@ -25,6 +27,7 @@ class ChatSettings:
         sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
         resume: open the conversation that was used last.
         look: a name of :data:`tui.theme.LOOKS`, or ``auto``.
+        think: how much the model shall think, a word of :data:`tui.effort.LEVELS`; empty for the template's default.
     """
 
     title: str = "model"
@@ -32,6 +35,7 @@ class ChatSettings:
     sampling: Mapping[str, float | int] | None = None
     resume: bool = False
     look: str = "auto"
+    think: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class ModelCard:
         notes: what the engine has to say about it, one sentence each.
         stats: counters right after loading, None for a dense model.
         can_pin: experts can be pinned to the device.
+        thinking: how the model thinks before it answers.
         free_before: bytes of device memory and of RAM that were free before it was loaded, None where not known.
     """
 
@@ -83,6 +88,7 @@ class ModelCard:
     stats: ExpertStats | None = None
     can_pin: bool = False
     free_before: tuple[int, int] | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,67 @@ class Key:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A tool that a model called: the ``name``, and the ``arguments`` as JSON text."""
+
+    name: str
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, complete or under way. It is true when the model gave anything at all.
+
+    Attributes:
+        text: the answer itself, without the thinking.
+        thought: what the model thought before it answered.
+        thought_s: seconds that it thought, None when it did not or when that is not known.
+        calls: tools that it called.
+    """
+
+    text: str = ""
+    thought: str = ""
+    thought_s: float | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is text, thinking or a call."""
+        return bool(self.text or self.thought or self.calls)
+
+    def followed_by(self, more: Answer) -> Answer:
+        """This answer with ``more`` of it, which the model gave when it was asked to go on."""
+        thought = "\n\n".join(part for part in (self.thought, more.thought) if part)
+        known = [part for part in (self.thought_s, more.thought_s) if part is not None]
+        return Answer(self.text + more.text, thought, sum(known) if known else None, self.calls + more.calls)
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One message of the conversation; ``note`` is the receipt of an answer."""
+    """One message of the conversation.
+
+    Attributes:
+        role: who wrote it.
+        text: the question, or the answer without the thinking.
+        key: the row in the database.
+        note: the receipt of an answer.
+        thought: what the model thought before it answered.
+        thought_s: seconds that it thought, None where that is not known.
+        calls: tools that the model called.
+    """
 
     role: Role
     text: str
     key: Key = field(default_factory=Key, compare=False)
     note: str = ""
+    thought: str = ""
+    thought_s: float | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def answer(self) -> Answer:
+        """The turn as an answer."""
+        return Answer(self.text, self.thought, self.thought_s, self.calls)
+
+    def with_answer(self, answer: Answer) -> Turn:
+        """The turn with another answer in it."""
+        return replace(self, text=answer.text, thought=answer.thought, thought_s=answer.thought_s, calls=answer.calls)

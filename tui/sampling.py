@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgemoe.types import Thinking
 
 Value = float | int
+MAX_TOKENS = 1024  # of a model that does not think: a small one can repeat itself for ever
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,25 @@ def change(now: Mapping[str, Value], text: str) -> dict[str, Value]:
     return {**now, setting.name: number}
 
 
-def listing(now: Mapping[str, Value]) -> str:
-    """Every setting on a line."""
-    return "\n".join(f"{setting.name:<16}{now.get(setting.name, 'default')}" for setting in SETTINGS)
+def limit(now: Mapping[str, Value], thinking: Thinking) -> int | None:
+    """The most tokens of an answer, None for the rest of the context.
+
+    Without a setting only a model that does not think has a limit: nobody knows how long a thought will be.
+    """
+    if (given := now.get("max_tokens")) is not None:
+        return int(given)
+    return None if thinking.thinks else MAX_TOKENS
+
+
+def keywords(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> dict[str, Any]:
+    """``now`` as keywords of ``create_chat_completion``, with the limit, and with ``think`` where it is chosen."""
+    effort = {"reasoning_effort": think} if think else {}
+    return {**now, "max_tokens": limit(now, thinking), **effort}
+
+
+def listing(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> str:
+    """Every setting on a line, with the values in force."""
+    most = limit({}, thinking)
+    usual = {"max_tokens": "default: the rest of the context" if most is None else f"default: {most}"}
+    lines = [f"{setting.name:<16}{now.get(setting.name, usual.get(setting.name, 'default'))}" for setting in SETTINGS]
+    return "\n".join([*lines, f"{'think':<16}{think or 'default'} (/think)"] if thinking.levels else lines)

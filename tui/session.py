@@ -16,13 +16,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 from edgemoe.worker import EngineDied
 
 from . import messages as told
+from . import sampling as settings
+from .calls import Delta
 from .failures import in_words
 from .growth import Growing
-from .receipt import Receipt
+from .receipt import Receipt, what_cut
 from .records import ExpertMaps, ModelCard
 
 SAMPLE_SECONDS = 0.25  # four looks a second: each costs a drawing of the whole map
@@ -81,6 +83,10 @@ class Engine(Protocol):
     def experts(self) -> Experts:
         """The expert side of the model."""
 
+    @property
+    def thinking(self) -> Thinking:
+        """How the model thinks before it answers."""
+
     def n_ctx(self) -> int:
         """Context size in tokens."""
 
@@ -97,6 +103,12 @@ class Engine(Protocol):
 def can_pin(experts: Experts) -> bool:
     """Whether the engine offers pinning: not every one does."""
     return bool(getattr(experts, "can_pin", hasattr(experts, "pin")))
+
+
+def thinking_of(engine: Engine) -> Thinking:
+    """How the model thinks; an engine that does not say is taken for one that never does."""
+    thinking: Thinking = getattr(engine, "thinking", Thinking())
+    return thinking
 
 
 Post = Callable[[Any], object]
@@ -155,10 +167,23 @@ class ChatSession:
         if self._source is not None:
             self._jobs.put(self._load)
 
-    def ask(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
-        """Answer a conversation: ``AnswerGrew`` many times, then ``AnswerEnded`` or ``AnswerFailed``."""
+    def ask(
+        self,
+        number: int,
+        conversation: list[dict[str, str]],
+        sampling: Mapping[str, float | int],
+        think: str = "",
+    ) -> None:
+        """Answer a conversation: ``AnswerGrew`` many times, then ``AnswerEnded`` or ``AnswerFailed``.
+
+        Args:
+            number: of the answer.
+            conversation: OpenAI messages.
+            sampling: settings in force.
+            think: how much the model shall think, empty for the template's default.
+        """
         self._stopping.clear()
-        self._jobs.put(lambda: self._answer(number, conversation, sampling))
+        self._jobs.put(lambda: self._answer(number, conversation, sampling, think))
 
     def stop(self) -> None:
         """Stop the answer under way; what was generated stays."""
@@ -228,6 +253,7 @@ class ChatSession:
                 stats,
                 can_pin(experts),
                 experts.free_before,
+                thinking_of(engine),
             )
         except Exception as error:
             self._post(told.ModelFailed(in_words(error)))
@@ -260,38 +286,46 @@ class ChatSession:
         dead.close()
         self._load()
 
-    def _answer(self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> None:
+    def _answer(
+        self, number: int, conversation: list[dict[str, str]], sampling: Mapping[str, float | int], think: str
+    ) -> None:
         growing, started = Growing(number), time.perf_counter()
         first: float | None = None
         last: Mapping[str, Any] = {}
+        limit: int | None = None
         try:
-            for last in self._chunks(conversation, sampling):
-                piece = last["choices"][0]["delta"].get("content") or ""
-                if not piece:
+            assert self._engine is not None, "ask() before ModelLoaded"
+            keywords = settings.keywords(sampling, thinking_of(self._engine), think)
+            limit = keywords["max_tokens"]
+            for last in self._chunks(self._engine, conversation, keywords):
+                if not (delta := Delta.of(last)):
                     continue
                 elapsed = time.perf_counter() - started
                 first = elapsed if first is None else first
-                if growing.add(piece, elapsed):
+                if growing.add(delta, elapsed):
                     self._post(told.AnswerGrew(growing))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
             # Who stops an answer does not care how the engine left it, unless it is gone.
             died = isinstance(error, EngineDied)
             if died or not self._stopping.is_set():
-                self._post(told.AnswerFailed(number, growing.take().text, None if died else in_words(error)))
+                self._post(told.AnswerFailed(number, growing.take().answer, None if died else in_words(error)))
                 return
             reason = "stop"
-        reason = "stopped" if self._stopping.is_set() else str(reason or "stop")
-        self._post(told.AnswerEnded(number, growing.take().text, reason, Receipt.of(last, first)))
+        receipt = Receipt.of(last, first)
+        cut = what_cut(str(reason or "stop"), receipt, limit)
+        reason = "stopped" if self._stopping.is_set() else cut
+        self._post(told.AnswerEnded(number, growing.take().answer, reason, receipt))
 
-    def _chunks(self, conversation: list[dict[str, str]], sampling: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        assert self._engine is not None, "ask() before ModelLoaded"
+    def _chunks(
+        self, engine: Engine, conversation: list[dict[str, str]], keywords: Mapping[str, Any]
+    ) -> Iterator[Mapping[str, Any]]:
         if self._stopping.is_set():
             return
-        for chunk in self._engine.create_chat_completion(conversation, stream=True, **sampling):
+        for chunk in engine.create_chat_completion(conversation, stream=True, **keywords):
             if self._stopping.is_set():
                 # Said again here: a cancel that came just before the engine began would have been forgotten.
-                self._engine.cancel()
+                engine.cancel()
             yield chunk
 
     def _resize(self, size: str) -> None:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .records import Key, Role, Turn
+from . import calls, raw
+from .records import Answer, Key, Role, Turn
 
 # Each entry brings a database of its index to the next version; never change one that was released.
 MIGRATIONS = (
@@ -38,9 +40,21 @@ MIGRATIONS = (
         insert into words (words, rowid, text) values ('delete', old.id, old.text);
     end;
     """,
+    # Version 1 kept the raw text of a model; :func:`_split_raw_answers` takes it apart.
+    """
+    alter table turns add column thought text not null default '';
+    alter table turns add column thought_s real;
+    alter table turns add column calls text not null default '';
+    alter table drafts add column thought text not null default '';
+    alter table drafts add column thought_s real;
+    alter table drafts add column calls text not null default '';
+    """,
 )
+RAW_UP_TO = 1  # the last version whose answers are raw text
 SHORT_WORD = 2  # letters
+BROKE_OFF = "broke off"  # the receipt of an answer that has no other
 BUSY_SECONDS = 1.0  # another chat on the same database writes for milliseconds only
+_ROWS = 500  # that are split at a time
 _BESIDE = ("-wal", "-shm")  # SQLite's own files next to a database
 
 
@@ -107,25 +121,29 @@ class Store:
         assert made.lastrowid is not None
         return made.lastrowid
 
-    def add(self, chat: int, parent: int | None, role: Role, text: str) -> int:
-        """Append a turn below ``parent`` and make it the head; returns its id."""
+    def add(self, chat: int, parent: int | None, turn: Turn) -> int:
+        """Append ``turn`` below ``parent`` and make it the head; returns its id."""
         with self._db as db:
-            row = (chat, parent, role, text)
-            made = db.execute("insert into turns (chat, parent, role, text) values (?,?,?,?)", row)
+            row = (chat, parent, turn.role, turn.note, *_columns(turn.answer))
+            into = "insert into turns (chat, parent, role, note, text, thought, thought_s, calls)"
+            made = db.execute(f"{into} values (?,?,?,?,?,?,?,?)", row)
             db.execute("update chats set head=?, changed=? where id=?", (made.lastrowid, time.time(), chat))
         assert made.lastrowid is not None
         return made.lastrowid
 
-    def draft(self, turn: int, text: str) -> None:
-        """Keep the text of a turn as it streams: not indexed yet, which would cost more with every piece."""
+    def draft(self, turn: int, answer: Answer) -> None:
+        """Keep an answer as it streams: not indexed yet, which would cost more with every piece."""
         with self._db as db:
-            db.execute("insert or replace into drafts values (?,?)", (turn, text))
+            db.execute(
+                "insert or replace into drafts (turn, text, thought, thought_s, calls) values (?,?,?,?,?)",
+                (turn, *_columns(answer)),
+            )
 
-    def write(self, turn: int, text: str, note: str = "") -> None:
-        """Replace the text of a turn that is complete; ``note`` is its receipt."""
+    def write(self, turn: int, answer: Answer, note: str = "") -> None:
+        """Replace an answer that is complete; ``note`` is its receipt."""
         with self._db as db:
             db.execute("delete from drafts where turn=?", (turn,))
-            db.execute("update turns set text=?, note=? where id=?", (text, note, turn))
+            _update(db, turn, answer, note)
 
     def point(self, chat: int, head: int | None) -> None:
         """Show the branch that ends in ``head``."""
@@ -185,18 +203,16 @@ class Store:
             return None
         turns = self._db.execute(
             """
-            with recursive line (id, parent, role, text, note, depth) as (
-                select id, parent, role, text, note, 0 from turns where id=?
+            with recursive line (id, parent, depth) as (
+                select id, parent, 0 from turns where id=?
                 union all
-                select turns.id, turns.parent, turns.role, turns.text, turns.note, depth + 1
-                from turns join line on turns.id = line.parent)
-            select role, text, id, note from line order by depth desc
+                select turns.id, turns.parent, depth + 1 from turns join line on turns.id = line.parent)
+            select role, note, turns.id, text, thought, thought_s, calls from line join turns on turns.id = line.id
+            order by depth desc
             """,
             (row[3],),
         )
-        return Saved(
-            chat, row[0], row[1], row[2], tuple(Turn(role, text, Key(id), note) for role, text, id, note in turns)
-        )
+        return Saved(chat, row[0], row[1], row[2], tuple(_turn(*turn) for turn in turns))
 
     def siblings(self, turn: int) -> list[int]:
         """Turns that stand where ``turn`` stands, itself included, oldest first."""
@@ -226,8 +242,8 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("pragma journal_mode=wal")
         db.execute("pragma synchronous=normal")
         db.execute("pragma foreign_keys=on")
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+        if version < len(MIGRATIONS):
+            _migrate(db)
         _recover(db)
     except sqlite3.OperationalError as error:
         db.close()
@@ -240,13 +256,74 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _recover(db: sqlite3.Connection) -> None:
-    """Answers that broke off with the program: what was kept of them is their text."""
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring the database to the newest version, in one transaction: a killed program leaves the old version."""
     with db:
-        drafts = db.execute("select turn, text from drafts").fetchall()
-        for turn, text in drafts:
-            db.execute("update turns set text=? where id=?", (text, turn))
-            db.execute("delete from drafts where turn=?", (turn,))
+        db.execute("begin immediate")
+        version = db.execute("pragma user_version").fetchone()[0]  # another program may have been faster
+        for script in MIGRATIONS[version:]:
+            for statement in _statements(script):
+                db.execute(statement)
+        if 0 < version <= RAW_UP_TO:
+            _recover_drafts(db)
+            _split_raw_answers(db)
+        db.execute(f"pragma user_version={len(MIGRATIONS)}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for part in script.split(";")[:-1]:
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):  # not inside a trigger
+            yield statement
+            statement = ""
+
+
+def _split_raw_answers(db: sqlite3.Connection) -> None:
+    """Take thinking and tool calls out of the text of all answers, some rows at a time."""
+    last = -1
+    while rows := db.execute(
+        "select id, text, note from turns where role='assistant' and id>? order by id limit ?", (last, _ROWS)
+    ).fetchall():
+        for turn, text, note in rows:
+            if (answer := raw.split(text)) != Answer(text):
+                _update(db, turn, answer, note)
+        last = rows[-1][0]
+
+
+def _recover(db: sqlite3.Connection) -> None:
+    """Complete the answers that broke off with the program by what was kept of them."""
+    with db:
+        _recover_drafts(db)
+
+
+def _recover_drafts(db: sqlite3.Connection) -> None:
+    drafts = db.execute("select turn, text, thought, thought_s, calls from drafts").fetchall()
+    for turn, *columns in drafts:
+        _update(db, turn, _answer(*columns), BROKE_OFF)
+        db.execute("delete from drafts where turn=?", (turn,))
+
+
+def _columns(answer: Answer) -> tuple[str, str, float | None, str]:
+    """An answer as the columns text, thought, thought_s, calls."""
+    return answer.text, answer.thought, answer.thought_s, calls.to_json(answer.calls)
+
+
+def _answer(text: str, thought: str, thought_s: float | None, called: str) -> Answer:
+    """Read the columns that :func:`_columns` gives."""
+    try:
+        return Answer(text, thought, thought_s, calls.of_json(called))
+    except ValueError:  # somebody has edited the row
+        return Answer(text, thought, thought_s)
+
+
+def _turn(role: Role, note: str, id: int, *columns: Any) -> Turn:
+    return Turn(role, "", Key(id), note).with_answer(_answer(*columns))
+
+
+def _update(db: sqlite3.Connection, turn: int, answer: Answer, note: str) -> None:
+    columns = (*_columns(answer), note, turn)
+    db.execute("update turns set text=?, thought=?, thought_s=?, calls=?, note=? where id=?", columns)
 
 
 def _check(db: sqlite3.Connection, version: int) -> None:
@@ -257,6 +334,8 @@ def _check(db: sqlite3.Connection, version: int) -> None:
         return
     db.execute("select id, title, model, system, head, created, changed from chats limit 1").fetchone()
     db.execute("select id, chat, parent, role, text, note from turns limit 1").fetchone()
+    if version > RAW_UP_TO:
+        db.execute("select thought, thought_s, calls from turns limit 1").fetchone()
 
 
 def _set_aside(path: Path) -> str:

@@ -56,6 +56,14 @@ def seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
+def duration(value: float) -> str:
+    """A duration of some seconds or minutes, without fractions above one second."""
+    if value < 0.9995:
+        return seconds(value)
+    whole = round(value)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
 def rate(per_second: float) -> str:
     """Tokens per second: one digit after the point below 100."""
     return f"{per_second:.0f} tok/s" if per_second >= 100 else f"{per_second:.1f} tok/s"

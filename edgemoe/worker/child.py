@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..errors import EdgeMoEError
+from ..types import Thinking
 
 # Cancelling again this often covers a cancel that came before the engine had begun and was forgotten by it.
 CANCEL_SECONDS = 0.02
@@ -46,7 +47,8 @@ class _Child:
             self._engine = engine = factory()
             experts = engine.experts
             facts = {name: getattr(experts, name) for name in FACTS}
-            self._send("done", 0, (engine.n_ctx(), facts | {"can_pin": hasattr(experts, "pin")}))
+            thinking = getattr(engine, "thinking", Thinking())
+            self._send("done", 0, (engine.n_ctx(), thinking, facts | {"can_pin": hasattr(experts, "pin")}))
         except Exception as error:
             self._send("error", 0, _portable(error))
             return

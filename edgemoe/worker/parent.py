@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from ..errors import EdgeMoEError
 from ..residence import watched
-from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
+from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 
 # A polite end writes the routing profile; a child that cannot is killed after this.
 CLOSE_SECONDS = 2.5
@@ -79,7 +79,11 @@ class Worker:
 
 
 class RemoteEngine:
-    """An engine in a child process. The child exists when this object does; see :meth:`wait_loaded`."""
+    """An engine in a child process. The child exists when this object does; see :meth:`wait_loaded`.
+
+    Attributes:
+        thinking: how the model thinks, known once it is loaded.
+    """
 
     def __init__(self, opener: Callable[[], Any], died: Callable[[], None]) -> None:
         """Start the child."""
@@ -103,7 +107,7 @@ class RemoteEngine:
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
             self._connection: Connection[Any, Any] = Connection(ours.detach())
-        self._context, self.experts = 0, RemoteExperts(self)
+        self._context, self.experts, self.thinking = 0, RemoteExperts(self), Thinking()
         self._reader = threading.Thread(target=self._read, name="edgemoe-worker", daemon=True)
         self._reader.start()
         with contextlib.suppress(OSError):
@@ -123,7 +127,7 @@ class RemoteEngine:
             Exception: why the model could not be opened.
         """
         try:
-            self._context, facts = self._result(0)
+            self._context, self.thinking, facts = self._result(0)
         except Exception:
             self.close()
             raise

@@ -10,9 +10,11 @@ from textual.widget import Widget
 
 from edgemoe.config import Budget
 from edgemoe.errors import ConfigError
+from edgemoe.types import Thinking
 
-from .. import interchange, sampling
+from .. import effort, interchange, sampling
 from ..attachments import load
+from ..calls import as_text
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
 from ..presets import Preset, Presets, asks_to_save
@@ -118,9 +120,28 @@ class Actions:
                 self._screen.sampling = sampling.change(self._screen.sampling, text)
             if save:
                 await self._save()
-            await self._screen.say(sampling.listing(self._screen.sampling))
+            screen = self._screen
+            await screen.say(sampling.listing(screen.sampling, self._thinking(), screen.think))
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
+
+    async def do_think(self, text: str) -> None:
+        """How much the model thinks, and whether its thinking is shown."""
+        screen, word = self._screen, text.lower()
+        if screen.card is None:
+            await screen.say("there is no model to ask")
+        elif word in (effort.SHOW, effort.HIDE):
+            screen.transcript.show_thinking(word == effort.SHOW)
+        elif word and (why := effort.complaint(word, self._thinking())):
+            await screen.say(why, wrong=True)
+        else:
+            if word:
+                screen.think = "" if word == effort.DEFAULT else word
+            await screen.say(effort.in_words(screen.think, self._thinking()))
+
+    def _thinking(self) -> Thinking:
+        card = self._screen.card
+        return card.thinking if card is not None else Thinking()
 
     async def do_stats(self, text: str) -> None:
         """Counters."""
@@ -168,7 +189,8 @@ class Actions:
 
     async def do_export(self, text: str) -> None:
         """Write the conversation to a file that does not exist yet."""
-        document = self._screen.conversation.document()
+        text, thoughts = interchange.asks_for_thoughts(text)
+        document = self._screen.conversation.document(thoughts)
         if not document.turns:
             await self._screen.say("there is nothing to export yet")
             return
@@ -231,7 +253,7 @@ class Actions:
     def copy(self, number: str) -> None:
         """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""
         screen = self._screen
-        text = next((turn.text for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
+        text = next((as_text(turn) for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
         blocks = [match[2] for match in _CODE.finditer(text)]
         if number:
             if not number.isdigit() or not 0 < int(number) <= len(blocks):
@@ -249,7 +271,7 @@ class Actions:
             await screen.say("nothing is kept in this chat", wrong=True)
             return
         try:
-            screen.presets.save(screen.model_name, Preset(screen.conversation.system, screen.sampling))
+            screen.presets.save(screen.model_name, Preset(screen.conversation.system, screen.sampling, screen.think))
         except OSError as error:
             await screen.say(f"the preset was not written: {error.strerror}", wrong=True)
         else:

@@ -9,8 +9,12 @@ from edgemoe.types import ExpertStats
 from .. import context
 from .. import messages as told
 from ..attachments import Attachment, with_question
+from ..context import Messages
 from ..growth import Growing, Growth
-from ..receipt import Receipt
+from ..receipt import Receipt, breaking_off
+from ..records import UNDER_WAY, Answer, State
+from ..sampling import limit
+from ..store import BROKE_OFF
 from ..widgets.answer_turn import AnswerTurn
 from ..widgets.user_turn import UserTurn
 from .surface import Surface
@@ -19,7 +23,11 @@ DRAW_SECONDS = 0.14  # between two looks of an answer under way: text reads as f
 _RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
 _RATE_SECONDS = 0.5  # between two figures of it: who reads faster? A change down there draws every line in between.
 _GO_ON = "Continue exactly where you stopped. Repeat nothing."
-_REASONS = {"stopped": "stopped · ", "length": "cut at the token limit · "}
+_THINK_ON = "{question}\n\nYou were cut off while you thought about it. Go on from there. You thought:\n\n{thought}"
+_HELP = {
+    "length": "/continue lets it go on; /set max_tokens, or --max-tokens at the start, allows more",
+    "full": "a larger --ctx makes room, or a new chat",
+}
 _CONTEXT = 4096  # tokens assumed before a model is there
 
 
@@ -38,7 +46,7 @@ class Answering:
         self.attached: list[Attachment] = []
         self._number = 0
         self._turn: AnswerTurn | None = None
-        self._before = ""  # what a continued answer begins with
+        self._before = Answer()  # what a continued answer begins with
         self._growing: Growing | None = None
         self._drawing = False  # a look is due
         self._sent: list[dict[str, str]] = []
@@ -67,7 +75,7 @@ class Answering:
 
     async def answer(self) -> None:
         """Let the model answer the conversation, which ends with a question."""
-        self._before = ""
+        self._before = Answer()
         await self._begin(AnswerTurn(self._number + 1), self._surface.conversation.messages())
 
     async def go_on(self) -> bool:
@@ -76,12 +84,17 @@ class Answering:
         shown = list(self._surface.transcript.query(AnswerTurn))
         if not conversation.turns or conversation.turns[-1].role != "assistant" or not shown:
             return False
-        self._before = conversation.turns[-1].text
-        messages = [*conversation.messages(), {"role": "user", "content": _GO_ON}]
+        before, messages = conversation.turns[-1].answer, _going_on(conversation.messages())
+        fitting = self._fit(messages)
+        needed = messages[-2:] if messages[-1]["content"] == _GO_ON else messages[-1:]
+        if not fitting.fits or fitting.messages[-len(needed) :] != needed:
+            await self._surface.say("there is no room in the context to go on", _HELP["full"], wrong=True)
+            return True
+        self._before = before
         await shown[-1].remove()
         answer = AnswerTurn(self._number + 1)
         await self._begin(answer, messages)
-        await answer.grow(self._before)
+        await answer.grow(before)
         return True
 
     async def _begin(self, turn: AnswerTurn, messages: list[dict[str, str]]) -> None:
@@ -98,23 +111,23 @@ class Answering:
             self._warned = True
             await surface.say(f"the context is about {fitting.share:.0%} full", "soon the oldest messages are left out")
         await surface.transcript.add(turn)
-        surface.enter("thinking")
+        surface.enter("reading")
         self._sent = fitting.messages
         turn.expect(context.tokens(fitting.messages, self._characters_per_token))
         self._tokens_before = None
         surface.session.sample()
-        surface.session.ask(self._number, fitting.messages, surface.sampling)
+        surface.session.ask(self._number, fitting.messages, surface.sampling, surface.think)
 
     def _fit(self, messages: list[dict[str, str]]) -> context.Fit:
-        size = self._surface.card.context if self._surface.card else _CONTEXT
-        limit = self._surface.sampling.get("max_tokens")
-        return context.fit(messages, size, int(limit) if limit else None, self._characters_per_token)
+        card = self._surface.card
+        most = limit(self._surface.sampling, card.thinking) if card else None
+        return context.fit(messages, card.context if card else _CONTEXT, most, self._characters_per_token)
 
     # Drawing.
 
     def sampled(self, stats: ExpertStats) -> None:
         """Counters of the engine: while the prompt is read they tell how far that is."""
-        if self._turn is None or self._surface.state != "thinking":
+        if self._turn is None or self._surface.state != "reading":
             return
         if self._tokens_before is None:
             self._tokens_before = stats.tokens
@@ -125,8 +138,7 @@ class Answering:
         if self._turn is None or growing.number != self._turn.number:
             return
         self._growing = growing
-        if self._surface.state == "thinking":
-            self._surface.enter("answering")
+        if self._surface.state == "reading":
             await self._draw()
         elif not self._drawing:
             self._drawing = True
@@ -139,14 +151,17 @@ class Answering:
             return
         growth = growing.take()
         self._show_rate(growth)
-        text = self._before + growth.text
-        self._surface.conversation.grow(text)
-        await turn.grow(text)
+        state: State = "thinking" if growth.thinking else "answering"
+        if self._surface.state in UNDER_WAY and self._surface.state != state:
+            self._surface.enter(state)
+        answer = self._before.followed_by(growth.answer)
+        self._surface.conversation.grow(answer)
+        await turn.grow(answer, growth.thinking)
 
     def _show_rate(self, growth: Growth) -> None:
         status = self._surface.status
         if not self._looks:
-            status.first_token_s = self._rate_s = growth.elapsed_s
+            status.first_token_s, self._rate_s = growth.first_s, growth.elapsed_s
         self._looks.append((growth.elapsed_s, growth.tokens))
         (begin, before), (end, now) = self._looks[0], self._looks[-1]
         if end - self._rate_s >= _RATE_SECONDS:
@@ -160,13 +175,12 @@ class Answering:
         if self._turn is None or event.number != self._turn.number:
             return
         receipt = self.receipt = event.receipt
-        text, line = self._before + event.text, _REASONS.get(event.reason, "") + receipt.line()
-        if remark := receipt.remark():
-            line = f"{line}\n{remark}"
+        answer = self._before.followed_by(event.answer)
         if receipt.context_tokens:
-            characters = sum(len(message["content"]) for message in self._sent) + len(event.text)
+            written = len(event.answer.text) + len(event.answer.thought)
+            characters = sum(len(message["content"]) for message in self._sent) + written
             self._characters_per_token = max(characters / receipt.context_tokens, 1.0)
-        await self._finish(text, line)
+        await self._finish(answer, _receipt(event.reason, answer, receipt))
         status = self._surface.status
         status.answer_rate, status.first_token_s = receipt.answer_rate, receipt.first_token_s
         status.context_used = receipt.context_tokens or status.context_used
@@ -178,21 +192,21 @@ class Answering:
         """The answer broke off."""
         if self._turn is None or event.number != self._turn.number:
             return
-        await self._finish(self._before + event.text, "broke off")
+        await self._finish(self._before.followed_by(event.answer), BROKE_OFF)
         if event.failure is not None:
             await self._surface.say(event.failure.text, event.failure.hint, wrong=True)
         self._surface.enter("idle" if event.failure is not None else "loading")
 
-    async def _finish(self, text: str, line: str) -> None:
+    async def _finish(self, answer: Answer, line: str) -> None:
         turn, self._turn = self._turn, None
         assert turn is not None
         conversation = self._surface.conversation
-        conversation.end(text, line)
-        if text:
+        conversation.end(answer, line)
+        if answer:
             turn.key = conversation.turns[-1].key
         else:
             conversation.drop_unanswered()
-        await turn.end(text, line)
+        await turn.end(answer, line)
 
     def leave(self) -> None:
         """Another conversation opens: stop an answer under way, and keep what there is of it."""
@@ -200,13 +214,32 @@ class Answering:
         if surface.busy and self._turn is not None:
             surface.session.stop()
             last = surface.conversation.turns[-1]
-            text = last.text if last.role == "assistant" else ""
+            answer = last.answer if last.role == "assistant" else Answer()
             if self._growing is not None and self._growing.number == self._turn.number:
-                text = self._before + self._growing.take().text
-            surface.conversation.end(text, "stopped")
+                answer = self._before.followed_by(self._growing.take().answer)
+            surface.conversation.end(answer, "stopped")
         self._turn = self._growing = None
         self.attached, self._warned = [], False
         surface.left()
         if surface.card is not None:
             surface.status.context_used = 0
             surface.enter("idle")
+
+
+def _receipt(reason: str, answer: Answer, receipt: Receipt) -> str:
+    """The lines under an answer: the figures, what cut it and what helps, what made it slow."""
+    figures = [part for part in (breaking_off(reason, answer), receipt.line()) if part]
+    return "\n".join(part for part in (" · ".join(figures), _HELP.get(reason, ""), receipt.remark()) if part)
+
+
+def _going_on(messages: Messages) -> Messages:
+    """The question to go on with the last of ``messages``, which is an answer.
+
+    Templates leave out the thinking of an earlier answer, so a thought that was cut is repeated in the question.
+    """
+    *before, answer = messages
+    if answer["content"] or not answer.get("reasoning_content") or not before:
+        return [*messages, {"role": "user", "content": _GO_ON}]
+    *before, question = before
+    content = _THINK_ON.format(question=question["content"], thought=answer["reasoning_content"])
+    return [*before, {"role": "user", "content": content}]

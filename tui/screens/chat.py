@@ -15,6 +15,7 @@ from textual.widgets import Markdown
 
 from edgemoe.errors import EdgeMoEError
 
+from .. import effort
 from .. import messages as told
 from ..archive import Archive
 from ..attachments import Attachment
@@ -24,7 +25,7 @@ from ..expert_map import Spot
 from ..keys import Keys
 from ..presets import Preset, Presets
 from ..receipt import counters
-from ..records import ChatSettings, ModelCard, Opened, State
+from ..records import UNDER_WAY, ChatSettings, ModelCard, Opened, State
 from ..session import ChatSession
 from ..text import count, size
 from ..widgets.expert_map import ExpertMap
@@ -105,6 +106,7 @@ class ChatScreen(Screen[None]):
         self.model_name = settings.title
         self.sampling = dict(settings.sampling or {})
         self.suited = dict(self.sampling)
+        self.think = settings.think
         self._forecasts: Forecasts | None = None
         self.conversation = Conversation(archive, settings.title, settings.system)
         self.card: ModelCard | None = None
@@ -153,8 +155,8 @@ class ChatScreen(Screen[None]):
 
     @property
     def busy(self) -> bool:
-        """An answer is under way."""
-        return self.state in ("thinking", "answering", "stopping")
+        """An answer is under way, or about to stop."""
+        return self.state in UNDER_WAY or self.state == "stopping"
 
     def enter(self, state: State) -> None:
         """Be in another state."""
@@ -177,7 +179,7 @@ class ChatScreen(Screen[None]):
     # What the session and the archive told.
 
     @on(told.ModelLoaded)
-    def _model_loaded(self, event: told.ModelLoaded) -> None:
+    async def _model_loaded(self, event: told.ModelLoaded) -> None:
         card = self.card = event.card
         self.status.device, self.status.context_size = card.device, card.context
         for welcome in self.query(Welcome):
@@ -185,6 +187,9 @@ class ChatScreen(Screen[None]):
         self.query_one(ExpertPanel).open(card.shape, card.device, card.stats, card.can_pin)
         self.enter("idle")
         self._place_experts()
+        if self.think and (why := effort.refusal(self.think, card.thinking)):
+            dropped, self.think = self.think, ""
+            await self.say(f"{why}: thinking {dropped} is dropped")
 
     @on(told.ModelReading)
     def _model_reading(self, event: told.ModelReading) -> None:
@@ -378,6 +383,8 @@ class ChatScreen(Screen[None]):
             if not self.model_name:
                 self.enter("no model")
             return
+        if self.presets is not None and self.think in ("", self.presets.of(self.model_name).think):
+            self.think = self.presets.of(opened.title).think  # nothing else was said in this chat
         self.model_name = opened.title
         if not self.conversation.turns:
             self.conversation.model = opened.title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..calls import as_text
 from ..text import count
 from ..widgets.message import ChatMessage
 from .actions import Commanded
@@ -57,8 +58,9 @@ class Choosing:
         if what == "leave" or at is None:
             return
         if what == "copy":
-            screen.app.copy_to_clipboard(turns[at].text)
-            screen.notify(f"copied {count(len(turns[at].text))} characters")
+            if text := as_text(turns[at]):
+                screen.app.copy_to_clipboard(text)
+            screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
         elif screen.busy or screen.card is None:
             await screen.say("Esc stops the answer first" if screen.busy else "there is no model to ask")
         elif what == "edit":

@@ -111,7 +111,7 @@ class Library:
 def _maker(turn: Turn) -> Maker:
     if turn.role == "user":
         return partial(UserTurn, turn.text, turn.key)
-    return partial(AnswerTurn, 0, turn.text, turn.note, key=turn.key)
+    return partial(AnswerTurn, 0, turn.answer, turn.note, turn.key)
 
 
 def _next_branch(store: Store, chat: Key, keys: list[Key]) -> tuple[Saved, int, int] | None:

@@ -29,6 +29,7 @@ class Surface(Protocol):
         card: the model, None while there is none.
         model_name: as it is shown.
         sampling: keywords of the next answers.
+        think: how much the model shall think, empty for the template's default.
         keys: in force.
     """
 
@@ -38,6 +39,7 @@ class Surface(Protocol):
     card: ModelCard | None
     model_name: str
     sampling: dict[str, float | int]
+    think: str
     keys: Keys
 
     @property
@@ -50,7 +52,7 @@ class Surface(Protocol):
 
     @property
     def busy(self) -> bool:
-        """An answer is under way."""
+        """An answer is under way, or about to stop."""
 
     @property
     def transcript(self) -> Transcript:

@@ -12,6 +12,7 @@ from ..text import one_line, percent, rate, seconds
 _MARKS: dict[State, tuple[str, str]] = {
     "loading": ("◌", "$warning"),
     "idle": ("○", "$success"),
+    "reading": ("◔", "$warning"),
     "thinking": ("◐", "$warning"),
     "answering": ("●", "$primary"),
     "stopping": ("◐", "$warning"),

@@ -127,17 +127,3 @@ class ExpertStats:
         """Share of decode pairs computed on the device, 0 when there were none."""
         total = self.hits + self.misses
         return self.hits / total if total else 0.0
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """What a model's chat template knows of thinking.
-
-    Attributes:
-        thinks: an answer may begin with thinking unless it is switched off.
-        levels: words for how much the model thinks that change the prompt, of ``on``, ``off``, ``low``, ``medium`` and
-            ``high``; empty when it cannot be switched.
-    """
-
-    thinks: bool = False
-    levels: tuple[str, ...] = ()

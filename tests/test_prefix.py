@@ -13,7 +13,7 @@ from tests import zoo
 
 # Models whose memory cannot be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
 HYBRID = ("qwen3next", "qwen35moe", "granitehybrid", "jamba", "lfm2moe", "kimi-linear", "nemotron_h_moe", "minimax-01")
-WINDOWED = ("gpt-oss", "gemma4", "llama4", "afmoe", "mimo2", "step35", "cohere2moe", "exaone-moe", "laguna", "granite_swa")
+WINDOWED = ("gpt-oss", "gemma4", "llama4", "afmoe", "mimo2", "step35", "cohere2moe", "exaone-moe", "granite_swa")
 PLAIN = ("llama", "qwen3moe", "deepseek2-v2")
 CONVERSATION = 900
 SLACK = 300  # tokens that may be read again beside the new ones

@@ -436,11 +436,8 @@ class HarmonyReader(Reader):
 
 
 def _arguments(body: str) -> str:
-    """The JSON text of a call; what is no JSON is given as it is, for the caller to judge."""
-    try:
-        return json.dumps(json.loads(body or "{}", strict=False), ensure_ascii=False)
-    except ValueError:
-        return body.strip()
+    """The JSON text of a call as the model wrote it, whether or not it is JSON: its channel says that it is a call."""
+    return body.strip() or "{}"
 
 
 def schemas_of(tools: Iterable[Any]) -> Schemas:

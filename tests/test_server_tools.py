@@ -223,7 +223,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, path: Path, answers: list[str]) -> 
 
     # The server names the class in two of its modules, each time through the package.
     monkeypatch.setattr(llama_cpp, "Llama", Served)
-    settings = ModelSettings(model=str(path), n_ctx=CONTEXT, verbose=False)
+    settings = ModelSettings(model=str(path), n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False)
     app = create_app(server_settings=ServerSettings(), model_settings=[settings])
     server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, name="server", daemon=True)

@@ -67,7 +67,7 @@ class Chat:
             BadTemplate: it is no Jinja template, or fails on a single question.
         """
         if name not in self._templates:
-            bos, eos = self._text_of(self._llm.token_bos()), self._text_of(self._llm.token_eos())
+            bos, eos = self._named("bos", self._llm.token_bos()), self._named("eos", self._llm.token_eos())
             try:
                 template = Template(self._texts[name], bos, eos)
                 template.check()
@@ -144,6 +144,11 @@ class Chat:
     def _text_of(self, token: int) -> str:
         return str(self._llm._model.token_get_text(token)) if token >= 0 else ""
 
+    def _named(self, key: str, token: int) -> str:
+        """The text of a token that the file names; llama.cpp guesses one where the file names none."""
+        named = f"tokenizer.ggml.{key}_token_id" in self._llm.metadata
+        return self._text_of(token) if named or (token >= 0 and self._attributes(token) & _CONTROL) else ""
+
     def _attributes(self, token: int) -> int:
         return int(self._llm._model.token_get_attr(token))
 
@@ -172,10 +177,10 @@ class Chat:
 
     def _ends(self, style: Style, template: Template) -> frozenset[int]:
         """Tokens that end an answer, whether or not llama.cpp knows it."""
-        known = {token for end in ENDS if (token := self.token_of(end)) is not None and self.hidden(end) == [token]}
-        if template.turn_end and (token := self.token_of(template.turn_end) or self._normal(template.turn_end)):
-            known.add(token)
-        return frozenset(known - self._spelled(style))
+        known = {end: self.token_of(end) for end in ENDS if len(self.hidden(end)) == 1}
+        if end := template.turn_end:
+            known[end] = self.token_of(end) or self._normal(end)
+        return frozenset(token for end, token in known.items() if token is not None and end not in style.markers)
 
     def _normal(self, text: str) -> int | None:
         """The token ``text`` of a vocabulary that forgot to call it special."""
@@ -253,8 +258,6 @@ def _whole(completion: dict[str, Any], reader: Reader) -> dict[str, Any]:
     message = reader.message()
     if not message["tool_calls"]:
         del message["tool_calls"]
-    elif not message["content"]:
-        message["content"] = None
     answer = {
         "index": 0,
         "message": message,

@@ -245,9 +245,7 @@ class Model:
         if shape is None:
             return ["the file has no routed experts"]
         pairs = [("experts per layer", shape.experts, self.experts), ("experts used", shape.used, self.experts_used)]
-        # A file may have one layer more, for predicting the token after the next.
-        if shape.layers != self.expert_layers + 1:
-            pairs.append(("layers with experts", shape.layers, self.expert_layers))
+        pairs.append(("layers with experts", shape.layers, self.expert_layers))
         return [
             f"{what}: {there} in the file, {known} in the catalogue" for what, there, known in pairs if there != known
         ]

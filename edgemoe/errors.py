@@ -35,6 +35,10 @@ class ConfigError(EdgeMoEError):
     """A setting has a value that cannot be honoured."""
 
 
+class ContextFailed(ConfigError, ValueError):
+    """llama.cpp loaded the model, but cannot make a context with these settings."""
+
+
 class DoesNotFit(EdgeMoEError):
     """The model does not fit the memory that was asked for.
 

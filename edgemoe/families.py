@@ -14,8 +14,8 @@ TESTED = frozenset({
     "mimo2", "minimax-01", "minimax-m2", "minimax-m3", "mistral4", "nemotron_h_moe", "olmoe", "phimoe", "qwen2moe",
     "qwen35moe", "qwen3moe", "qwen3next", "qwen3vlmoe", "smallthinker", "step35",
 })  # fmt: skip
-# Architectures in which llama.cpp applies the scales of experts where a file has them. Those of gate and up come between
-# the projections: such layers run as they are. Others ignore the scales; those of down come behind the experts.
+# Architectures in which llama.cpp applies the scales of experts where a file has them; others ignore scales. Scales of
+# gate and up come between the projections: such layers run as they are. Scales of down come behind the experts.
 SCALED = frozenset({
     "cohere2moe", "deepseek32", "dots3note", "glm-dsa", "hy_v3", "llama", "mellum", "nemotron_h_moe", "qwen35moe",
     "qwen3moe", "qwen3next",

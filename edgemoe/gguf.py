@@ -540,10 +540,10 @@ _LIMITS_FROM_ZERO = {
     "context_length": 1 << 31,
     "nextn_predict_layers": _MAX_LAYERS,
 }
-# Architectures whose windows llama.cpp takes at their word: with a window of 0 no token sees any, and nothing comes out.
+# Architectures whose windows llama.cpp takes at their word: with a window of 0 no token sees any, and answers are void.
 _ALWAYS_WINDOWED = frozenset({
-    "afmoe", "cohere2", "cohere2moe", "dots3note", "exaone-moe", "gemma2", "gemma3n", "gemma4", "gemma-embedding", "maple",
-    "muse-glimmer", "step35",
+    "afmoe", "cohere2", "cohere2moe", "dots3note", "exaone-moe", "gemma2", "gemma3n", "gemma4", "gemma-embedding",
+    "maple", "muse-glimmer", "step35",
 })  # fmt: skip
 
 

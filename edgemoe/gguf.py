@@ -547,8 +547,15 @@ _ALWAYS_WINDOWED = frozenset({
 })  # fmt: skip
 
 
+# Values of ``general.type`` of files that go with a model.
+_NO_MODELS = ("adapter", "imatrix", "mmproj")
+
+
 def _check_layout(file: GgufFile) -> None:
     """Refuse sound files in forms that llama.cpp does not read, or not as a model."""
+    if (kind := file.metadata.get("general.type")) in _NO_MODELS:
+        what = f"{file.path.name}: this is no model, but of the type {kind!r}"
+        raise UnsupportedModel(what, "open the model that it was made for")
     for name in file.tensors:
         if _SINGLE_EXPERT.match(name):
             what = "made before March 2024, with one tensor per expert, which llama.cpp no longer reads"

@@ -20,6 +20,7 @@ from edgemoe.cli import main
 from edgemoe.commands.choices import offered
 from edgemoe.errors import ContextFailed, EdgeMoEError, UnsupportedModel
 from edgemoe.models import find
+from edgemoe.short import write
 from tests import parity
 from tests.rewrite import rewrite, shards, unstacked
 from tests.zoo import ARCHITECTURES, HEADLESS, SPECS, build
@@ -248,6 +249,16 @@ def test_an_architecture_nobody_knows_is_not_called_damaged(tmp_path: Path) -> N
     (tmp_path / "new.gguf").write_bytes(data.replace(b"llama", b"ollie"))
     with pytest.raises(UnsupportedModel, match="unknown model architecture: 'ollie'"):
         Llama(tmp_path / "new.gguf", n_ctx=64, offload=CPU)
+
+
+def test_what_is_made_for_a_model_is_not_one(tmp_path: Path) -> None:
+    kept = {
+        key: value for key, value in gguf.read(build("llama", tmp_path)).metadata.items() if key.startswith("llama")
+    }
+    tensors = [gguf.GgufTensor("blk.0.attn_q.weight.lora_a", (64, 8), 1, 0, 1024)]
+    write(tmp_path / "lora.gguf", {"general.architecture": "llama", "general.type": "adapter", **kept}, tensors)
+    with pytest.raises(UnsupportedModel, match="no model, but of the type 'adapter'"):
+        Llama(tmp_path / "lora.gguf", n_ctx=64, offload=CPU)
 
 
 # ---- files of another kind ----

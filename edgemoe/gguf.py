@@ -530,6 +530,11 @@ _LIMITS = {
     "block_count": _MAX_LAYERS,
     "embedding_length": 1 << 17,
     "vocab_size": 1 << 21,
+    # llama.cpp divides by these, where it reads them.
+    "attention.output_group_count": 1 << 12,
+    "experts_per_group": 1 << 12,
+    "full_attention_interval": 1 << 16,
+    "wkv.head_size": 1 << 16,
 }
 # These may be 0: a layer without, or a model without.
 _LIMITS_FROM_ZERO = {
@@ -604,7 +609,8 @@ def _check_rope(file: GgufFile) -> None:
         rotated = file.number(f"rope.dimension_count{suffix}")
         head = file.number(f"attention.key_length{suffix}") or file.number("attention.key_length")
         head = head or (width // heads if width and heads else None)
-        if rotated is not None and (rotated < 0 or rotated % 2 or (head is not None and rotated > head)):
+        least = 1 if any(_values(file, "attention.head_count")) else 0
+        if rotated is not None and (rotated < least or rotated % 2 or (head is not None and rotated > head)):
             what = f"rope.dimension_count{suffix} is {rotated} in a head of {head}"
             raise BadGguf(f"{file.path.name}: {what}", HINT)
     sections = [value for value in _values(file, "rope.dimension_sections") if not isinstance(value, str)]

@@ -119,6 +119,22 @@ def test_a_window_in_which_nothing_is_seen_is_refused(name: str, tmp_path: Path)
         gguf.check(changed(build(name, tmp_path), tmp_path, "attention.sliding_window", 0))
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("deepseek4", "attention.output_group_count"),
+        ("qwen3next", "full_attention_interval"),
+        ("minimax-01", "full_attention_interval"),
+        ("grovemoe", "experts_per_group"),
+        ("rwkv6", "wkv.head_size"),
+        ("glm4moe", "rope.dimension_count"),
+    ],
+)
+def test_a_number_that_llama_cpp_divides_by_is_not_0(name: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(BadGguf, match=f"{key} is 0"):
+        gguf.check(changed(build(name, tmp_path), tmp_path, key, 0))
+
+
 # ---- shards ----
 
 

@@ -360,18 +360,19 @@ def test_what_is_split_is_known_by_the_scales(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_split_is_known_of_every_architecture(
-    name: str, merged: bool, scales: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SPECS, name, replace(SPECS[name], merged=SPECS[name].merged and merged))
+    if merged and not SPECS[name].merged:
+        pytest.skip("its gate and up are always apart")
+    monkeypatch.setitem(SPECS, name, replace(SPECS[name], merged=merged))
     try:
         plain(build(name, tmp_path, "NVFP4")).close()
     except (RuntimeError, ValueError):
         pytest.skip("llama.cpp does not load it in this form")
-    said_and_done(name, "NVFP4", scales, tmp_path / "scaled", monkeypatch)
+    said_and_done(name, "NVFP4", SCALES[2], tmp_path / "scaled", monkeypatch)
 
 
 # ---- vocabularies ----

@@ -25,10 +25,10 @@ _SCALE = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up)_exps\.scale$")
 
 def layers_split(file: GgufFile) -> tuple[int | None, str]:
     """Count the layers that will be split by expert, and say what becomes of the others; None where no test tried."""
-    layers = {int(match[1]) for name in file.used if (match := EXPERTS.match(name))}
+    layers = {int(match[1]) for name in file.run_tensors if (match := EXPERTS.match(name))}
     if file.architecture not in TESTED:
         return None, f"{file.architecture} was never tried: layers that are not understood run as in llama.cpp"
-    scaled = {int(match[1]) for name in file.used if (match := _SCALE.match(name))}
+    scaled = {int(match[1]) for name in file.run_tensors if (match := _SCALE.match(name))}
     whole = layers & scaled if file.architecture in SCALED else set()
     if not whole:
         return len(layers), f"all {len(layers)} layers, by a test of this architecture"

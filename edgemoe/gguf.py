@@ -140,8 +140,8 @@ class GgufFile:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     @property
-    def head_blocks(self) -> int:
-        """Count the blocks of an MTP head: the last ones. They predict further tokens, and nobody runs them here."""
+    def mtp_blocks(self) -> int:
+        """Count the blocks of an MTP head, the last ones of the file. Plain decoding never runs them."""
         count = self.number("nextn_predict_layers") or 0
         first = (self.number("block_count") or 0) - count
         if self.architecture == "deepseek4" and f"blk.{first}.nextn.eh_proj.weight" not in self.tensors:
@@ -149,24 +149,24 @@ class GgufFile:
         return count
 
     @property
-    def blocks(self) -> int:
+    def run_blocks(self) -> int:
         """Count the blocks that llama.cpp runs for a token: all but those of an MTP head."""
-        return max(0, (self.number("block_count") or 0) - self.head_blocks)
+        return max(0, (self.number("block_count") or 0) - self.mtp_blocks)
 
     @cached_property
-    def used(self) -> Mapping[str, GgufTensor]:
+    def run_tensors(self) -> Mapping[str, GgufTensor]:
         """Give the tensors that llama.cpp runs, by name: all but those of an MTP head.
 
         Counts, sizes and plans are made of these.
         """
-        if not self.head_blocks:
+        if not self.mtp_blocks:
             return self.tensors
-        return {name: tensor for name, tensor in self.tensors.items() if not self.is_of_head(name)}
+        return {name: tensor for name, tensor in self.tensors.items() if not self._is_mtp(name)}
 
-    def is_of_head(self, name: str) -> bool:
+    def _is_mtp(self, name: str) -> bool:
         """Tell whether the tensor of this name belongs to an MTP head."""
-        block = _BLOCK.match(name) if self.head_blocks else None
-        return block is not None and int(block[1]) >= self.blocks
+        block = _BLOCK.match(name) if self.mtp_blocks else None
+        return block is not None and int(block[1]) >= self.run_blocks
 
 
 def read(path: Path) -> GgufFile:
@@ -221,7 +221,7 @@ def moe_shape(file: GgufFile) -> ModelShape | None:
     """Geometry of the routed experts that a token can use, None for a dense model."""
     expert_bytes: dict[int, int] = {}
     experts = 0
-    for tensor in file.used.values():
+    for tensor in file.run_tensors.values():
         if match := EXPERTS.match(tensor.name):
             count = tensor.shape[-1]
             experts = max(experts, count)
@@ -550,8 +550,6 @@ _ALWAYS_WINDOWED = frozenset({
     "afmoe", "cohere2", "cohere2moe", "dots3note", "exaone-moe", "gemma2", "gemma3n", "gemma4", "gemma-embedding",
     "maple", "muse-glimmer", "step35",
 })  # fmt: skip
-
-
 # Values of ``general.type`` of files that go with a model.
 _NO_MODELS = ("adapter", "imatrix", "mmproj")
 
@@ -565,7 +563,7 @@ def _check_layout(file: GgufFile) -> None:
         if _SINGLE_EXPERT.match(name):
             what = "made before March 2024, with one tensor per expert, which llama.cpp no longer reads"
             raise UnsupportedModel(f"{file.path.name}: {what}", "download a newer upload of the model")
-    if file.head_blocks and file.tensors and not any(_BLOCK.match(name) for name in file.used):
+    if file.mtp_blocks and file.tensors and not any(_BLOCK.match(name) for name in file.run_tensors):
         what = "an MTP head without its model: it only guesses ahead for another file"
         raise UnsupportedModel(f"{file.path.name}: {what}", "open the model that it was made for")
 
@@ -579,8 +577,8 @@ def _check_numbers(file: GgufFile) -> None:
                 if isinstance(value, (bool, str, float)) or not least <= value <= most:
                     raise BadGguf(f"{file.path.name}: {key} is {value!r}", HINT)
     blocks = file.number("block_count")
-    if blocks is not None and file.head_blocks >= blocks:
-        raise BadGguf(f"{file.path.name}: {file.head_blocks} of {blocks} blocks are an MTP head", HINT)
+    if blocks is not None and file.mtp_blocks >= blocks:
+        raise BadGguf(f"{file.path.name}: {file.mtp_blocks} of {blocks} blocks are an MTP head", HINT)
     for key in file.metadata:
         if key.endswith("epsilon"):
             for value in _values(file, key.removeprefix(file.architecture + ".")):

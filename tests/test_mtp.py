@@ -49,8 +49,8 @@ def test_answers_are_llama_cpps_and_only_layers_that_run_have_slots(name: str, f
 @pytest.mark.parametrize("name", WITH_MTP)
 def test_every_count_is_that_of_the_model_without_its_head(name: str, folder: Path) -> None:
     bare, headed = gguf.check(build(name, folder)), gguf.check(build(name, folder, mtp=True))
-    assert (headed.head_blocks, headed.blocks) == (1, bare.blocks) and bare.head_blocks == 0
-    assert headed.used.keys() == bare.tensors.keys() and len(headed.tensors) > len(bare.tensors)
+    assert (headed.mtp_blocks, headed.run_blocks) == (1, bare.run_blocks) and bare.mtp_blocks == 0
+    assert headed.run_tensors.keys() == bare.tensors.keys() and len(headed.tensors) > len(bare.tensors)
     assert gguf.moe_shape(headed) == gguf.moe_shape(bare)
     assert needs.of(headed) == needs.of(bare)
     machine = Machine("sim", GIB, GIB, GIB, GIB)
@@ -98,9 +98,9 @@ def test_the_share_in_ram_is_that_of_experts_that_run(folder: Path, monkeypatch:
 @pytest.mark.parametrize("name", ["qwen35moe", "glm4moe", "hy_v3"])
 def test_a_short_copy_has_no_head_and_runs(name: str, folder: Path) -> None:
     file = gguf.check(build(name, folder, mtp=True))
-    with short_copy(file, file.blocks, SPECS[name].experts) as path:
+    with short_copy(file, file.run_blocks, SPECS[name].experts) as path:
         copied = gguf.check(path)
-        assert copied.head_blocks == 0 and copied.blocks == file.blocks
+        assert copied.mtp_blocks == 0 and copied.run_blocks == file.run_blocks
         assert gguf.moe_shape(copied) == gguf.moe_shape(file)
         Llama(path, n_ctx=64, offload=CPU).close()
 
@@ -145,6 +145,10 @@ def test_a_head_without_its_model_is_named(folder: Path, tmp_path: Path) -> None
     file = gguf.read(build("qwen35moe", folder, mtp=True))
     path = tmp_path / "draft.gguf"
     kept = {key: value for key, value in file.metadata.items() if not isinstance(value, gguf.GgufArray)}
-    write(path, kept, [tensor for name, tensor in file.tensors.items() if name not in file.used or "blk" not in name])
+    write(
+        path,
+        kept,
+        [tensor for name, tensor in file.tensors.items() if name not in file.run_tensors or "blk" not in name],
+    )
     with pytest.raises(UnsupportedModel, match="MTP head without its model"):
         gguf.check(path)

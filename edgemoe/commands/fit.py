@@ -219,10 +219,10 @@ def llama_cpp_flags(file: GgufFile, machine: Machine, placed: Plan) -> str:
     if not machine.device or not placed.dense_on_device:
         return " ".join([*command, "-ngl", "0"])
     sizes: dict[int, int] = {}
-    for name, tensor in file.used.items():
+    for name, tensor in file.run_tensors.items():
         if match := EXPERTS.match(name):
             sizes[int(match[1])] = sizes.get(int(match[1]), 0) + tensor.bytes
-    first, left = file.blocks, placed.hot_bytes
+    first, left = file.run_blocks, placed.hot_bytes
     while first > 0 and sizes.get(first - 1, 0) <= left:
         first -= 1
         left -= sizes.get(first, 0)

@@ -45,7 +45,7 @@ def _facts(file: GgufFile) -> dict[str, Any]:
     shape = gguf.moe_shape(file)
     split, why = layers_split(file)
     total = sum(tensor.bytes for tensor in file.tensors.values())
-    run = sum(tensor.bytes for tensor in file.used.values())
+    run = sum(tensor.bytes for tensor in file.run_tensors.values())
     routed = sum(shape.expert_bytes) * shape.experts if shape else 0
     active = sum(shape.expert_bytes) * shape.used if shape else 0
     tokens, name = file.metadata.get("tokenizer.ggml.tokens"), file.metadata.get("general.name")
@@ -57,8 +57,8 @@ def _facts(file: GgufFile) -> dict[str, Any]:
         "parameters": sum(tensor.elements for tensor in file.tensors.values()),
         "bytes": total,
         "context_length": file.number("context_length"),
-        "layers": file.blocks,
-        "not_run": {"layers": file.head_blocks, "bytes": total - run} if file.head_blocks else None,
+        "layers": file.run_blocks,
+        "not_run": {"layers": file.mtp_blocks, "bytes": total - run} if file.mtp_blocks else None,
         "tokenizer": file.metadata.get("tokenizer.ggml.model"),
         "vocabulary": tokens.length if isinstance(tokens, gguf.GgufArray) else None,
         "chat_template": "tokenizer.chat_template" in file.metadata,
@@ -85,7 +85,7 @@ def _by_layer(file: Any) -> list[dict[str, Any]]:
     from ..gguf import EXPERTS
 
     layers: dict[int, dict[str, Any]] = {}
-    for tensor in file.used.values():
+    for tensor in file.run_tensors.values():
         if match := EXPERTS.match(tensor.name):
             layer = layers.setdefault(int(match[1]), {"layer": int(match[1]), "expert_bytes": 0, "types": []})
             layer["expert_bytes"] += tensor.bytes // tensor.shape[-1]

@@ -108,8 +108,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         pin = config.pin and _can_pin(shape)
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
         self._native = native
-        native.set_blocks(max(1, file.blocks))
-        head = range(file.blocks, file.blocks + file.head_blocks)
+        native.set_blocks(max(1, file.run_blocks))
+        head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
         self._cancel_requested = False
         complaints: Sequence[str] = ()
         on_device = bool(device) and keywords["n_gpu_layers"] != 0

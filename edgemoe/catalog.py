@@ -2,7 +2,7 @@
 
 ``models.toml`` is the built-in part; a file of the same name in the user's configuration folder is merged over it. Both
 are read into the records below and refused where they do not fit, with the file, the place and the nearest right word.
-``models.schema.json`` says the same for editors. Nothing here is trusted over what a GGUF header says.
+``models.schema.json`` says the same for editors. What a GGUF header says of a model's shape is trusted over this.
 """
 
 from __future__ import annotations

@@ -217,6 +217,17 @@ def check(path: Path) -> GgufFile:
     return file
 
 
+def check_weights(file: GgufFile) -> None:
+    """Refuse a file that has a vocabulary only.
+
+    Raises:
+        UnsupportedModel: there are no weights.
+    """
+    if not file.tensors:
+        hint = "vocab_only=True tokenises with it"
+        raise UnsupportedModel(f"{file.path.name}: there is a vocabulary, but no weights", hint)
+
+
 def moe_shape(file: GgufFile) -> ModelShape | None:
     """Geometry of the routed experts that a token can use, None for a dense model."""
     expert_bytes: dict[int, int] = {}

@@ -401,6 +401,8 @@ def test_a_file_without_weights(tmp_path: Path, capsys: Captured) -> None:
     llm.close()
     assert main(["show", str(path)]) == 0
     assert "none: a vocabulary only" in capsys.readouterr().out
+    assert main(["fit", str(path), "--quick", "--device", "none"]) == 1
+    assert "a vocabulary, but no weights" in capsys.readouterr().err
     with pytest.raises(UnsupportedModel, match="a vocabulary, but no weights") as caught:
         Llama(path)
     assert "vocab_only" in caught.value.hint

@@ -48,11 +48,14 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 
 
 def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
+    from ..gguf import check_weights
+
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
         raise ConfigError("--ctx and --threads are 1 at least")
     budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
     file = _header(parsed.model, find)
+    check_weights(file)
     content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick, free)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT

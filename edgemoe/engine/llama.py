@@ -19,7 +19,7 @@ import psutil
 from .. import needs
 from ..config import Budget, OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, EdgeMoEError, ModelNotFound, UnsupportedModel
-from ..gguf import GgufFile, check, model_identity, moe_shape
+from ..gguf import GgufFile, check, check_weights, model_identity, moe_shape
 from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from ..residence import Residence
 from ..types import ModelShape
@@ -88,9 +88,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         config = offload or OffloadConfig()
         file = check(Path(model_path))
         vocab_only = bool(keywords.get("vocab_only"))
-        if not file.tensors and not vocab_only:
-            hint = "vocab_only=True tokenises with it"
-            raise UnsupportedModel(f"{file.path.name}: there is a vocabulary, but no weights", hint)
+        if not vocab_only:
+            check_weights(file)
         core = host.core()
         device = "" if vocab_only else _resolve_device(config)
         if device == "sim":
@@ -331,6 +330,8 @@ def _load_error(file: GgufFile, error: ValueError, complaints: Sequence[str], lo
     if not file.path.exists():
         return ModelNotFound(f"{file.path} does not exist")
     what = f"{file.path.name}: {host.error_text(complaints)}"
+    if loaded and "llama_context" not in str(error):
+        return error
     if loaded:
         hint = next((hint for word, hint in _CONTEXT_HINTS if word in what), "other settings of the context")
         return ContextFailed(f"no context could be made for {what}", hint)

@@ -2,7 +2,7 @@
 
 ``models.toml`` is the built-in part; a file of the same name in the user's configuration folder is merged over it. Both
 are read into the records below and refused where they do not fit, with the file, the place and the nearest right word.
-``models.schema.json`` says the same for editors. Nothing here is trusted over what a GGUF header says.
+``models.schema.json`` says the same for editors. What a GGUF header says of a model's shape is trusted over this.
 """
 
 from __future__ import annotations
@@ -245,9 +245,7 @@ class Model:
         if shape is None:
             return ["the file has no routed experts"]
         pairs = [("experts per layer", shape.experts, self.experts), ("experts used", shape.used, self.experts_used)]
-        # A file may have one layer more, for predicting the token after the next.
-        if shape.layers != self.expert_layers + 1:
-            pairs.append(("layers with experts", shape.layers, self.expert_layers))
+        pairs.append(("layers with experts", shape.layers, self.expert_layers))
         return [
             f"{what}: {there} in the file, {known} in the catalogue" for what, there, known in pairs if there != known
         ]

@@ -244,7 +244,7 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         if name != DEMO:
             recent.add(file)
         engines = Worker(partial(opener, str(file), **_engine_keywords(parsed, name)), shards(file))
-        return Opened(file.stem, engines, _sampling(parsed, name, presets.of(file.stem).sampling))
+        return Opened(file.stem, engines, _sampling(parsed, name, file, presets.of(file.stem).sampling))
 
     first = model(parsed.model) if parsed.model else Opened()
     kept = presets.of(first.title)
@@ -328,12 +328,12 @@ def _answer(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str, as
         for note in engine.experts.notes:
             talk(f"note: {note}")
         print_answer = _print_json if as_json else _print_text
-        return print_answer(engine, messages, _keywords(parsed, engine))
+        return print_answer(engine, messages, _keywords(parsed, engine, path))
     finally:
         engine.close()
 
 
-def _keywords(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
+def _keywords(parsed: argparse.Namespace, engine: Engine, path: Path) -> dict[str, Any]:
     """Keywords of the answer: the model is loaded by now and knows whether it thinks."""
     from tui.effort import refusal
     from tui.sampling import keywords
@@ -343,7 +343,7 @@ def _keywords(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
     if think and (why := refusal(think, thinking)):
         talk(f"note: {why}: --think {think} is left out")
         think = ""
-    return keywords(_sampling(parsed, parsed.model), thinking, think)
+    return keywords(_sampling(parsed, parsed.model, path), thinking, think)
 
 
 def _print_text(engine: Engine, messages: list[dict[str, str]], keywords: dict[str, Any]) -> int:
@@ -415,15 +415,12 @@ def _gpus() -> list[str]:
 
 
 def _sampling(
-    parsed: argparse.Namespace, name: str, kept: Mapping[str, float | int] | None = None
+    parsed: argparse.Namespace, name: str, path: Path, kept: Mapping[str, float | int] | None = None
 ) -> dict[str, float | int]:
     """The command line's word first, then what was ``kept`` for the model, its publisher's, then the defaults."""
-    from dataclasses import asdict
+    from .models import recommended_sampling
 
-    from .models import entry
-
-    model = entry(name)
-    recommended = asdict(model.sampling) if model else {}
+    recommended = recommended_sampling(name, path)
     given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
     layers: tuple[Mapping[str, Any], ...] = (recommended, kept or {}, given)
     return {name: value for layer in layers for name, value in layer.items() if value is not None}

@@ -43,6 +43,10 @@ class BadMessages(EdgeMoEError, ValueError):
     """Messages that cannot be given to this model, such as an image to a model that reads text."""
 
 
+class ContextFailed(ConfigError, ValueError):
+    """llama.cpp loaded the model, but cannot make a context with these settings."""
+
+
 class DoesNotFit(EdgeMoEError):
     """The model does not fit the memory that was asked for.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .gguf import EXPERTS, GgufFile
 
 TESTED = frozenset({
@@ -12,20 +14,23 @@ TESTED = frozenset({
     "mimo2", "minimax-01", "minimax-m2", "minimax-m3", "mistral4", "nemotron_h_moe", "olmoe", "phimoe", "qwen2moe",
     "qwen35moe", "qwen3moe", "qwen3next", "qwen3vlmoe", "smallthinker", "step35",
 })  # fmt: skip
-# llama.cpp scales their results behind the router's choice: such layers run as they are.
-WHOLE_TYPES = {"NVFP4"}
+# Architectures in which llama.cpp applies the scales of experts where a file has them; others ignore scales. Scales of
+# gate and up come between the projections: such layers run as they are. Scales of down come behind the experts.
+SCALED = frozenset({
+    "cohere2moe", "deepseek32", "dots3note", "glm-dsa", "hy_v3", "llama", "mellum", "nemotron_h_moe", "qwen35moe",
+    "qwen3moe", "qwen3next",
+})  # fmt: skip
+_SCALE = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up)_exps\.scale$")
 
 
 def layers_split(file: GgufFile) -> tuple[int | None, str]:
-    """How many layers will be split by expert, and what becomes of the others; None where no test has tried."""
-    types: dict[int, set[str]] = {}
-    for name, tensor in file.tensors.items():
-        if match := EXPERTS.match(name):
-            types.setdefault(int(match[1]), set()).add(tensor.type_name)
+    """Count the layers that will be split by expert, and say what becomes of the others; None where no test tried."""
+    layers = {int(match[1]) for name in file.run_tensors if (match := EXPERTS.match(name))}
     if file.architecture not in TESTED:
         return None, f"{file.architecture} was never tried: layers that are not understood run as in llama.cpp"
-    whole = [layer for layer, found in types.items() if found & WHOLE_TYPES]
+    scaled = {int(match[1]) for name in file.run_tensors if (match := _SCALE.match(name))}
+    whole = layers & scaled if file.architecture in SCALED else set()
     if not whole:
-        return len(types), f"all {len(types)} layers, by a test of this architecture"
-    kind = ", ".join(sorted(WHOLE_TYPES))
-    return len(types) - len(whole), f"{len(whole)} of {len(types)} layers run as in llama.cpp: {kind}"
+        return len(layers), f"all {len(layers)} layers, by a test of this architecture"
+    why = "their experts have scales"
+    return len(layers) - len(whole), f"{len(whole)} of {len(layers)} layers run as in llama.cpp: {why}"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
-from .catalog import Model, Variant, load
-from .errors import ModelNotFound
+from . import gguf
+from .catalog import Model, Sampling, Variant, load
+from .errors import ConfigError, EdgeMoEError, ModelNotFound
 
 DEMO = "demo"
 _REPOSITORY = re.compile(r"^(?P<repository>[\w.-]+/[\w.-]+):(?P<quantisation>[\w.-]+)$")
@@ -33,7 +35,7 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
         return build()
     path = Path(name).expanduser()
     if path.is_file():
-        return path
+        return gguf.shards(path)[0]
     if match := _REPOSITORY.match(name):
         return _in_repository(name, match["repository"], match["quantisation"])
     if path.is_dir() and (_looks_like_a_path(name) or not load().knows(name)):
@@ -49,6 +51,113 @@ def entry(name: str) -> Model | None:
     if Path(name).expanduser().is_file() or not (catalogue := load()).knows(name):
         return None
     return catalogue.resolve(name)[0]
+
+
+# Keys of a header that llama.cpp's tools take their sampling from, and what llama_cpp calls these settings.
+_OF_THE_FILE = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repeat_penalty",
+}  # fmt: skip
+# The quantisation in a file's name, and what follows it.
+_QUANTISATION = re.compile(r"(?i)[-_. ](?:ud-)?(?:i?q\d|tq\d|mxfp\d|nvfp\d|bf16|fp?16|fp?32).*$")
+_WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)*")
+# Words beside a model's name that make no other model of it: who published or converted the file.
+_PUBLISHERS = frozenset({
+    "ai", "allenai", "bartowski", "community", "databricks", "deepseek", "ggml", "gguf", "google", "hf", "ibm",
+    "liquidai", "lmstudio", "meta", "microsoft", "mistralai", "moonshotai", "mtp", "openai", "org", "qwen", "unsloth",
+    "zai",
+})  # fmt: skip
+# Words that name another model made from the same one.
+_OTHERS = frozenset({
+    "abliterated", "base", "chat", "code", "coder", "distill", "heretic", "instruct", "it", "math", "reasoning",
+    "safeguard", "thinking", "uncensored", "vision", "vl",
+})  # fmt: skip
+
+
+def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
+    """Give the settings recommended for a model, as keywords of llama_cpp; only the header is read.
+
+    The catalogue comes first: it has what the model's card says, and what the user wrote over it. A file's own settings
+    (``general.sampling.*``) come from whoever converted the file; they count where the catalogue has none. Settings
+    belong together, so they are never mixed from both.
+
+    Args:
+        name: what the user called the model: a name of the catalogue, a path, or ``org/repo:QUANT``.
+        path: its file. The catalogue is searched for it by content and by file name where ``name`` is not in there.
+    """
+    try:
+        model = entry(name)
+    except ConfigError:
+        model = None  # a catalogue that cannot be read stops no file
+    if model is not None and (settings := _given(model.sampling)):
+        return settings
+    try:
+        file = gguf.read(path)
+    except (EdgeMoEError, OSError):
+        file = None
+    model = model or published(path, file)
+    return (_given(model.sampling) if model else {}) or (_own_sampling(file) if file else {})
+
+
+def published(path: Path, file: gguf.GgufFile | None) -> Model | None:
+    """Find the model of the catalogue that a file holds, by what its header and its name say; never a sibling of it."""
+    try:
+        models = load().models
+    except ConfigError:
+        return None
+    stem = _words(_QUANTISATION.sub("", _SHARD.sub("", path.name).removesuffix(".gguf")))
+    headed = _names_in(file) if file else []
+    shape = gguf.moe_shape(file) if file else None
+    for model in models:
+        own = [_words(text) for text in (model.id, model.name, *map(_stem, model.variants))]
+        known = frozenset().union(*own)
+        if any((words & _OTHERS) - known or _dates(words) - known for words in (stem, *headed)):
+            continue
+        of_file = [stem] if model.differences(shape) else [stem, *headed]
+        if any(name <= words and words <= known | _PUBLISHERS for words in of_file for name in own):
+            return model
+    return None
+
+
+def _given(sampling: Sampling) -> dict[str, float | int]:
+    return {key: value for key, value in asdict(sampling).items() if value is not None}
+
+
+def _own_sampling(file: gguf.GgufFile) -> dict[str, float | int]:
+    """Read what a header recommends; values that no sampler takes are left out."""
+    found: dict[str, float | int] = {}
+    for key, keyword in _OF_THE_FILE.items():
+        value = file.metadata.get(f"general.sampling.{key}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                Sampling(**{keyword: value})  # type: ignore[arg-type]
+            except ConfigError:
+                continue
+            found[keyword] = int(value) if keyword == "top_k" else value
+    return found
+
+
+def _names_in(file: gguf.GgufFile) -> list[frozenset[str]]:
+    """Give the names in a header, as words: the full one, and the one that its parts make."""
+    values = {
+        key: file.metadata.get(f"general.{key}") for key in ("name", "basename", "finetune", "version", "size_label")
+    }
+    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    full = texts.pop("name", "")
+    return [words for text in (full, " ".join(texts.values())) if (words := _words(text))]
+
+
+def _stem(variant: Variant) -> str:
+    name = variant.files[0].name.rpartition("/")[2]
+    return _QUANTISATION.sub("", _SHARD.sub("", name).removesuffix(".gguf"))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower().replace("_", " ")))
+
+
+def _dates(words: frozenset[str]) -> frozenset[str]:
+    """Pick the words that are a month of a release, such as 2507."""
+    return frozenset(word for word in words if re.fullmatch(r"2[3-9](?:0[1-9]|1[0-2])", word))
 
 
 def _looks_like_a_path(name: str) -> bool:

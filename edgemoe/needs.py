@@ -35,18 +35,18 @@ def of(file: GgufFile, whole_window: bool = True, flash: bool = False) -> ModelN
         flash: flash attention; off in llama-cpp-python unless asked for.
     """
     shape = moe_shape(file)
-    total = sum(tensor.bytes for tensor in file.tensors.values())
-    experts = [tensor for name, tensor in file.tensors.items() if EXPERTS.match(name)]
+    total = sum(tensor.bytes for tensor in file.run_tensors.values())
+    experts = [tensor for name, tensor in file.run_tensors.items() if EXPERTS.match(name)]
     dense = total - sum(tensor.bytes for tensor in experts)
     embedding, output = file.tensors.get(_EMBEDDING), file.tensors.get(_OUTPUT)
     outside = embedding.bytes if embedding and output else 0
-    matrices = [t for n, t in file.tensors.items() if len(t.shape) > 1 and not EXPERTS.match(n) and n != _EMBEDDING]
+    matrices = [t for n, t in file.run_tensors.items() if len(t.shape) > 1 and not EXPERTS.match(n) and n != _EMBEDDING]
     tied = embedding.elements if embedding and not output else 0
     pairs = shape.layers * shape.experts if shape else 1
     kv, windowed, state = _cache(file, flash)
     return ModelNeeds(
         shape=shape,
-        layers=file.number("block_count") or 0,
+        layers=file.run_blocks,
         dense_bytes=dense,
         dense_device_bytes=dense - outside,
         dense_read_bytes=dense - outside,
@@ -69,17 +69,16 @@ def _heads(file: GgufFile) -> int:
 
 
 def _expert_width(file: GgufFile) -> int:
-    return max((t.shape[0] for name, t in file.tensors.items() if name.endswith("ffn_down_exps.weight")), default=0)
+    return max((t.shape[0] for name, t in file.run_tensors.items() if name.endswith("ffn_down_exps.weight")), default=0)
 
 
 def _cache(file: GgufFile, flash: bool) -> tuple[int, int, int]:
     """Bytes of KV cache per token in full and in windowed layers, and of recurrent state."""
     blocks: dict[int, dict[str, Shape]] = {}
-    for name, tensor in file.tensors.items():
+    for name, tensor in file.run_tensors.items():
         if match := _BLOCK.match(name):
             blocks.setdefault(int(match[1]), {})[match[2]] = tensor.shape
-    count = file.number("block_count") or len(blocks)
-    own = count - (file.number("nextn_predict_layers") or 0)  # layers that predict ahead are not run
+    own = file.run_blocks or len(blocks)
     sharing = own - (file.number("attention.shared_kv_layers") or 0)  # the last ones read the cache of others
     full = windowed = state = 0
     kept = [_kept(file, layer, blocks.get(layer, {})) if layer < sharing else (0, 0) for layer in range(own)]
@@ -124,6 +123,8 @@ def _head(file: GgufFile, layer: int, kind: str) -> int:
 
 def _state_width(file: GgufFile) -> int:
     """Numbers that a recurrent layer keeps of a sequence."""
+    if head := file.number("wkv.head_size"):
+        return (file.number("embedding_length") or 0) * (head + (file.number("token_shift_count") or 2))
     if cells := file.number("shortconv.l_cache"):
         return (file.number("embedding_length") or 0) * (cells - 1)
     kernel = max(0, (file.number("ssm.conv_kernel") or 0) - 1)

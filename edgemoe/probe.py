@@ -57,7 +57,7 @@ def run(
         The shorter copy first; empty when llama.cpp does not run a copy.
     """
     most = min(MOST_BYTES, int(free_bytes * RAM_SHARE))
-    for more in (0, PERIOD - 1, file.number("block_count") or 1):
+    for more in (0, PERIOD - 1, file.run_blocks or 1):
         planned = copies(file, most, more)
         if max(bytes_of(file, *copy) for copy in planned) > free_bytes * MOST_SHARE:
             break

@@ -45,8 +45,8 @@ class Residence:
 
     @classmethod
     def of_experts(cls, file: GgufFile) -> Residence:
-        """The routed experts of a model."""
-        tensors = [tensor for name, tensor in file.tensors.items() if EXPERTS.match(name)]
+        """Look at the routed experts of a model, those of an MTP head left out."""
+        tensors = [tensor for name, tensor in file.run_tensors.items() if EXPERTS.match(name)]
         return cls((file.shards[tensor.shard], tensor.offset, tensor.bytes) for tensor in tensors)
 
     def share_in_ram(self) -> float | None:

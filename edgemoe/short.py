@@ -34,9 +34,9 @@ def copies(file: GgufFile, most_bytes: int, more: int = 0) -> list[tuple[int, in
     The shorter one has one layer with routed experts, and ``more``. Where even two layers take too many bytes, experts
     are left out, down to twice as many as a token uses.
     """
-    shape, layers = moe_shape(file), file.number("block_count") or 1
+    shape, layers = moe_shape(file), file.run_blocks or 1
     experts = shape.experts if shape else 0
-    routed = sorted(int(match[1]) for name in file.tensors if (match := EXPERTS.match(name)))
+    routed = sorted(int(match[1]) for name in file.run_tensors if (match := EXPERTS.match(name)))
     least = min(layers, (routed[0] if routed else 0) + 1 + more)
     step = max(1, file.number("expert_group_count") or 1)
     fewest = math.ceil(2 * shape.used / step) * step if shape else 0
@@ -86,7 +86,7 @@ def metadata_of(file: GgufFile, layers: int, experts: int) -> dict[str, Value]:
 def _tensors(file: GgufFile, layers: int, experts: int) -> list[GgufTensor]:
     counts = file.metadata.get(f"{file.architecture}.expert_count")  # of some architectures, of each layer
     kept, per_layer = [], counts.values if isinstance(counts, GgufArray) else (counts,)
-    for tensor in file.tensors.values():
+    for tensor in file.run_tensors.values():
         layer = _LAYER.match(tensor.name)
         if layer and int(layer[1]) >= layers:
             continue

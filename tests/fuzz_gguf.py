@@ -21,10 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemoe.cli import main
-from tests.zoo import ARCHITECTURES, build
+from tests.zoo import ARCHITECTURES, HEADLESS, WITH_MTP, build
 
 SECONDS = 60
 MEMORY = 12 << 30
+# What is damaged: models of the zoo, with an MTP head where True.
+MODELS = [(name, False) for name in (*ARCHITECTURES, *HEADLESS)] + [(name, True) for name in WITH_MTP]
 INTERESTING = (0, 1, 2, 3, 5, 7, 31, 33, 64, 127, 255, 256, 1000, 65535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 
@@ -193,15 +195,15 @@ def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str,
     import edgemoe.models
     import edgemoe.predictor  # noqa: F401
 
-    headers: dict[str, Header] = {}
+    headers: dict[tuple[str, bool], Header] = {}
     victim = folder / f"victim-{os.getpid()}.gguf"
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
-        name = ARCHITECTURES[rng.randrange(len(ARCHITECTURES))]
-        if name not in headers:
-            headers[name] = walk(build(name, folder).read_bytes())
-        victim.write_bytes(damage(headers[name], rng))
-        yield number, name, *verdict(victim)
+        name, mtp = model = MODELS[rng.randrange(len(MODELS))]
+        if model not in headers:
+            headers[model] = walk(build(name, folder, mtp=mtp).read_bytes())
+        victim.write_bytes(damage(headers[model], rng))
+        yield number, name + ("-mtp" if mtp else ""), *verdict(victim)
 
 
 def crashes(count: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[str]:

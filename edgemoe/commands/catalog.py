@@ -115,7 +115,12 @@ def _text(models: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) ->
 
 
 def _mark(path: str | None) -> str:
-    return "yes" if path else ""
+    from ..gguf import foreign
+
+    if not path:
+        return ""
+    what = foreign(Path(path))
+    return f"not a GGUF file: this is {what}" if what else "yes"
 
 
 def _billions(parameters: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..gguf import foreign
 from ..models import DEMO
 
 if TYPE_CHECKING:
@@ -17,10 +18,18 @@ def offered(known: Sequence[Path]) -> list[ModelChoice]:
     from tui.records import ModelChoice
     from tui.text import size
 
-    choices = [ModelChoice(str(path), path.stem, f"{size(path.stat().st_size)}, {path}") for path in known]
+    choices = [
+        ModelChoice(str(path), path.stem, f"{_warning(path)}{size(path.stat().st_size)}, {path}") for path in known
+    ]
     choices += [choice for path, choice in _downloaded() if path not in known]
     choices.append(ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2 in some seconds"))
     return [*choices, *_to_download({choice.name for choice in choices})]
+
+
+def _warning(path: Path) -> str:
+    """Say of a file that is no model what it is."""
+    what = foreign(path)
+    return f"not a GGUF file: this is {what}; " if what else ""
 
 
 def _downloaded() -> list[tuple[Path, ModelChoice]]:
@@ -37,10 +46,10 @@ def _downloaded() -> list[tuple[Path, ModelChoice]]:
         for variant in model.variants:
             if (path := downloaded(variant)) is not None:
                 name = f"{model.id}:{variant.quantisation}"
-                about = f"{size(variant.bytes or path.stat().st_size)}, {model.name}"
+                about = f"{_warning(path)}{size(variant.bytes or path.stat().st_size)}, {model.name}"
                 found[path] = ModelChoice(name, name, about, removable=True)
     for cached in models():
-        about = f"{size(cached.bytes)}, downloaded"
+        about = f"{_warning(cached.path)}{size(cached.bytes)}, downloaded"
         found.setdefault(cached.path, ModelChoice(cached.name, cached.name, about, removable=True))
     return list(found.items())
 

@@ -48,11 +48,14 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 
 
 def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
+    from ..gguf import check_weights
+
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
         raise ConfigError("--ctx and --threads are 1 at least")
     budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
     file = _header(parsed.model, find)
+    check_weights(file)
     content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick, free)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT
@@ -219,10 +222,10 @@ def llama_cpp_flags(file: GgufFile, machine: Machine, placed: Plan) -> str:
     if not machine.device or not placed.dense_on_device:
         return " ".join([*command, "-ngl", "0"])
     sizes: dict[int, int] = {}
-    for name, tensor in file.tensors.items():
+    for name, tensor in file.run_tensors.items():
         if match := EXPERTS.match(name):
             sizes[int(match[1])] = sizes.get(int(match[1]), 0) + tensor.bytes
-    first, left = file.number("block_count") or 0, placed.hot_bytes
+    first, left = file.run_blocks, placed.hot_bytes
     while first > 0 and sizes.get(first - 1, 0) <= left:
         first -= 1
         left -= sizes.get(first, 0)

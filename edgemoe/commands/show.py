@@ -45,6 +45,7 @@ def _facts(file: GgufFile) -> dict[str, Any]:
     shape = gguf.moe_shape(file)
     split, why = layers_split(file)
     total = sum(tensor.bytes for tensor in file.tensors.values())
+    run = sum(tensor.bytes for tensor in file.run_tensors.values())
     routed = sum(shape.expert_bytes) * shape.experts if shape else 0
     active = sum(shape.expert_bytes) * shape.used if shape else 0
     tokens, name = file.metadata.get("tokenizer.ggml.tokens"), file.metadata.get("general.name")
@@ -56,7 +57,8 @@ def _facts(file: GgufFile) -> dict[str, Any]:
         "parameters": sum(tensor.elements for tensor in file.tensors.values()),
         "bytes": total,
         "context_length": file.number("context_length"),
-        "layers": file.number("block_count"),
+        "layers": file.run_blocks,
+        "not_run": {"layers": file.mtp_blocks, "bytes": total - run} if file.mtp_blocks else None,
         "tokenizer": file.metadata.get("tokenizer.ggml.model"),
         "vocabulary": tokens.length if isinstance(tokens, gguf.GgufArray) else None,
         "chat_template": "tokenizer.chat_template" in file.metadata,
@@ -73,7 +75,7 @@ def _facts(file: GgufFile) -> dict[str, Any]:
             "split": why,
             "by_layer": _by_layer(file),
         },
-        "dense_bytes": total - routed,
+        "dense_bytes": run - routed,
         "learnt": _learnt(gguf.model_identity(file)),
     }
 
@@ -83,7 +85,7 @@ def _by_layer(file: Any) -> list[dict[str, Any]]:
     from ..gguf import EXPERTS
 
     layers: dict[int, dict[str, Any]] = {}
-    for tensor in file.tensors.values():
+    for tensor in file.run_tensors.values():
         if match := EXPERTS.match(tensor.name):
             layer = layers.setdefault(int(match[1]), {"layer": int(match[1]), "expert_bytes": 0, "types": []})
             layer["expert_bytes"] += tensor.bytes // tensor.shape[-1]
@@ -120,7 +122,12 @@ def _text(facts: dict[str, Any]) -> str:
         ["vocabulary", f"{facts['vocabulary'] or '?'} tokens, {facts['tokenizer'] or 'no tokenizer'}"],
         ["chat template", "yes" if facts["chat_template"] else "no"],
     ]
-    if experts is None:
+    if head := facts["not_run"]:
+        layers = f"{head['layers']} layer" + ("s" if head["layers"] > 1 else "")
+        rows.append(["not run", f"an MTP head of {layers}, {size(head['bytes'])}: it predicts further tokens"])
+    if not facts["bytes"]:
+        rows.append(["weights", "none: a vocabulary only"])
+    elif experts is None:
         rows.append(["experts", "none: a dense model, it runs as in llama.cpp"])
     else:
         shared = f", {experts['shared']} shared" if experts["shared"] else ""

@@ -165,6 +165,14 @@ int32_t em_begin_load(em_engine * e, int32_t shown) {
     return EM_OK;
 }
 
+int32_t em_set_blocks(em_engine * e, int32_t blocks) {
+    if (e->loaded || blocks < 1) {
+        return em_fail(EM_ERROR_STATE, "blocks are counted before the model loads");
+    }
+    e->blocks = blocks;
+    return EM_OK;
+}
+
 int32_t em_end_load(em_engine * e) {
     em_set_loading(nullptr, false);
     for (size_t i = 0; i < e->layers.size();) { // biases without weights, or a down projection missing

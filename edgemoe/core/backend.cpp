@@ -76,7 +76,7 @@ em_layer_t * layer_for(em_engine * e, int block) {
 int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
     em_engine *       e = context_of(buffer)->engine;
     const tensor_name n = parse_name(t->name);
-    if (!e || e->loaded || n.projection < 0 || t->view_src) {
+    if (!e || e->loaded || n.projection < 0 || n.block >= e->blocks || t->view_src) {
         return STATUS_SUCCESS;
     }
     em_layer_t * layer = layer_for(e, n.block);

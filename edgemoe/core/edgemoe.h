@@ -172,6 +172,9 @@ EM_API void        em_engine_free(em_engine * engine);
 // The device that llama.cpp is to use in the place of the engine's: it computes the whole graph there, and the experts where
 // they are. For llama_model_params.devices; NULL without a device. It is the engine's.
 EM_API void *      em_shown_device(em_engine * engine);
+// The model runs its first blocks only: experts of later blocks (an MTP head) get no layer. Call it before em_begin_load;
+// otherwise all blocks run.
+EM_API int32_t     em_set_blocks(em_engine * engine, int32_t blocks);
 // Between begin and end, on the same thread, expert tensors may be given to our buffer type. shown: llama.cpp uses
 // em_shown_device for its graph; else it sees an accelerator that computes expert layers in host memory, and never otherwise.
 EM_API int32_t     em_begin_load(em_engine * engine, int32_t shown);

@@ -161,7 +161,8 @@ struct em_engine {
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
     // The extra field of a tensor would be the shorter way, but ggml-cpu takes it for the mark of a repacked weight.
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
-    bool loaded = false;
+    int32_t blocks = INT32_MAX; // blocks the model runs: experts of later ones get no layer
+    bool    loaded = false;
 
     // Device side. Null when there is none.
     ggml_backend_device * device = nullptr;

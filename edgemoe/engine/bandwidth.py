@@ -106,7 +106,7 @@ def weights_of(file: GgufFile) -> tuple[list[Weight], list[Weight]]:
     experts: list[Weight] = []
     others: list[Weight] = []
     size = [0, 0]
-    for name, tensor in file.tensors.items():
+    for name, tensor in file.run_tensors.items():
         routed = EXPERTS.match(name)
         if (
             len(tensor.shape) < 2

@@ -117,6 +117,7 @@ _SIGNATURES = {
     "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
     "em_engine_free": (None, [ctypes.c_void_p]),
     "em_shown_device": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "em_set_blocks": (_i32, [ctypes.c_void_p, _i32]),
     "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
     "em_end_load": (_i32, [ctypes.c_void_p]),
     "em_engine_stop": (_i32, [ctypes.c_void_p]),
@@ -169,7 +170,9 @@ def library() -> ctypes.CDLL:
     if lib.em_abi_version() != ABI_VERSION or sizes != [lib.em_struct_bytes(i) for i in range(len(sizes))]:
         raise EdgeMoEError("the compiled core is of another version", "reinstall edgemoe")
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(lib, name)
+        function = getattr(lib, name, None)
+        if function is None:
+            raise EdgeMoEError(f"the compiled core is of another version: it lacks {name}", "reinstall edgemoe")
         function.restype, function.argtypes = result, arguments
     return lib
 
@@ -285,6 +288,10 @@ class NativeEngine:
     def shown_device(self) -> int:
         """Address of the device that llama.cpp is to use in the place of this engine's, 0 without one."""
         return int(self._lib.em_shown_device(self.handle) or 0)
+
+    def set_blocks(self, blocks: int) -> None:
+        """Make layers of the experts of the first ``blocks`` blocks only; call it before the model loads."""
+        self._check(self._lib.em_set_blocks(self.handle, blocks))
 
     def begin_load(self, shown: bool) -> None:
         """Take the experts of the model that this thread loads next; ``shown``: llama.cpp uses `shown_device`."""

@@ -100,19 +100,20 @@ def device_memory(name: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def loading(engine: NativeEngine, *, on_device: bool) -> Iterator[list[str]]:
+def loading(engine: NativeEngine, *, on_device: bool, head: Sequence[int] = ()) -> Iterator[list[str]]:
     """While a model of ours loads on this thread; gives what llama.cpp calls an error.
 
     Args:
         engine: takes the experts.
         on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
+        head: blocks of an MTP head: what llama.cpp loads of these stays in the file, never on a device.
     """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
     _scope.errors = errors
     engine.begin_load(on_device)
     devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
-    binding.llama_model_default_params = _params_of_ours(plain_params, devices)
+    binding.llama_model_default_params = _params_of_ours(plain_params, devices, _overrides(tuple(head)))
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
     try:
@@ -164,16 +165,21 @@ def _all_devices() -> list[tuple[str, int]]:
 
 
 @cache
-def _overrides() -> Any:
-    """The list llama.cpp reads: experts go to our buffer type. Kept for good, the parameters only point at it."""
-    return (_Override * 2)(_Override(EXPERT_TENSORS, core().buffer_type()), _Override(None, None))
+def _overrides(head: tuple[int, ...]) -> Any:
+    """Make the list llama.cpp reads: experts, and all of the blocks ``head``, go to our buffer type.
+
+    It is kept for good: the parameters only point at it.
+    """
+    patterns = [EXPERT_TENSORS, *(b"^blk\\.%d\\." % block for block in head)]
+    ours = [_Override(pattern, core().buffer_type()) for pattern in patterns]
+    return (_Override * (len(ours) + 1))(*ours, _Override(None, None))
 
 
-def _params_of_ours(plain: Callable[[], Any], devices: Any) -> Callable[[], Any]:
+def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any) -> Callable[[], Any]:
     def model_default_params() -> Any:
         params = plain()
         if getattr(_scope, "errors", None) is not None:
-            params.tensor_buft_overrides = ctypes.addressof(_overrides())
+            params.tensor_buft_overrides = ctypes.addressof(overrides)
             if devices is not None:
                 params.devices = ctypes.addressof(devices)
         return params

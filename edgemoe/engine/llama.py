@@ -19,8 +19,8 @@ import psutil
 
 from .. import needs
 from ..config import Budget, OffloadConfig
-from ..errors import BadGguf, ConfigError, EdgeMoEError, ModelNotFound
-from ..gguf import GgufFile, check, model_identity, moe_shape
+from ..errors import BadGguf, ConfigError, ContextFailed, EdgeMoEError, ModelNotFound, UnsupportedModel
+from ..gguf import GgufFile, check, check_weights, model_identity, moe_shape
 from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
 from ..residence import Residence
 from ..types import ModelShape, Thinking
@@ -83,7 +83,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     ``edgemoe.llama``).
 
     Args:
-        model_path: a GGUF file, the first one of a split model.
+        model_path: a GGUF file; any shard means its whole model.
         offload: where experts live and who decides.
         **keywords: as in ``llama_cpp.Llama``.
 
@@ -93,6 +93,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     Raises:
         ModelNotFound: no such file, or a shard is missing.
         BadGguf: the file is damaged, or llama.cpp refuses it.
+        UnsupportedModel: the file is sound, but llama.cpp does not run such a model.
+        ContextFailed: llama.cpp cannot make a context with these settings.
         BackendMismatch: llama-cpp-python is not the tested version.
         ConfigError: a setting cannot be honoured.
     """
@@ -102,8 +104,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._native = None
         config = offload or OffloadConfig()
         file = check(Path(model_path))
+        vocab_only = bool(keywords.get("vocab_only"))
+        if not vocab_only:
+            check_weights(file)
         core = host.core()
-        device = _resolve_device(config)
+        device = "" if vocab_only else _resolve_device(config)
         if device == "sim":
             core.configure_sim(config.sim)
             if config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
@@ -115,22 +120,25 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         machine = _machine(device)
         placed, spare = _plan(file, config, machine, keywords)
         stream_tokens = config.stream_tokens if placed.stream_slots else 0
-        pin = config.pin and _can_pin(moe_shape(file))
+        shape = None if vocab_only else moe_shape(file)
+        pin = config.pin and _can_pin(shape)
         native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
         self._native = native
+        native.set_blocks(max(1, file.run_blocks))
+        head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
         self._turns, self._inside = Turns(native), False
         self._owner: object | None = None  # the answer whose tokens the context holds
         complaints: Sequence[str] = ()
         on_device = bool(device) and keywords["n_gpu_layers"] != 0
         self._on_device = on_device
         try:
-            with _load_lock, forgiving_templates(), host.loading(native, on_device=on_device) as complaints:
-                super().__init__(str(model_path), **keywords)
+            loading = host.loading(native, on_device=on_device, head=head)
+            with _load_lock, forgiving_templates(), loading as complaints:
+                super().__init__(str(file.path), **keywords)
         except ValueError as error:
+            made = getattr(self, "_model", None) is not None
             self._free_native()
-            if not Path(model_path).exists():
-                raise ModelNotFound(f"{model_path} does not exist") from error
-            raise BadGguf(f"{file.path.name}: {host.error_text(complaints)}", "the file may be damaged") from error
+            raise _load_error(file, error, complaints, made) from error
         except BaseException:
             self._free_native()
             raise
@@ -138,13 +146,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
-        shape = moe_shape(file)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
-        used = file.number("expert_used_count") or DEFAULT_TOP_K
+        used = _top_k(file, keywords)
         self.experts = Experts(native, config, device, used, model_identity(file), spare)
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
-        if keywords.get("use_mmap", True):
+        if vocab_only:
+            self.experts.notes[:] = [
+                "Only the vocabulary is loaded: there are no experts, and nothing can be computed."
+            ]
+        elif keywords.get("use_mmap", True):
             self.experts.residence = Residence.of_experts(file)
         if on_device and shape is not None and all(layer.slots == layer.experts for layer in native.layers()):
             self.experts.notes.append(f"Every expert has a place on {device}: it computes as llama.cpp does.")
@@ -153,7 +164,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
         if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
             self.experts.look_ahead(file)
-        if placed.reason:
+        if placed.reason and not vocab_only:
             self.experts.notes.append(placed.reason)
         if (problem := self._chat.problem()) is not None and self._chat_format:
             self.experts.notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
@@ -533,6 +544,39 @@ class _GuardedDecode:
             raise EdgeMoEError(f"llama.cpp failed to compute: {self._broken}") from error
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
+
+
+# What llama.cpp says when it makes no context, and what helps.
+_CONTEXT_HINTS = (
+    ("flash_attn", "flash_attn=True, or another type_v"),
+    ("alloc", "a smaller context: n_ctx=, --ctx"),
+    ("memory", "a smaller context: n_ctx=, --ctx"),
+)
+
+
+def _load_error(file: GgufFile, error: ValueError, complaints: Sequence[str], loaded: bool) -> Exception:
+    """Name what went wrong when llama_cpp's constructor failed; only a model that did not load may be damaged."""
+    if not file.path.exists():
+        return ModelNotFound(f"{file.path} does not exist")
+    what = f"{file.path.name}: {host.error_text(complaints)}"
+    if loaded and "llama_context" not in str(error):
+        return error
+    if loaded:
+        hint = next((hint for word, hint in _CONTEXT_HINTS if word in what), "other settings of the context")
+        return ContextFailed(f"no context could be made for {what}", hint)
+    if "Failed to" not in str(error):  # a check of llama_cpp's own, before the file was looked at
+        return error
+    if "unknown model architecture" in what or "unknown pre-tokenizer" in what:
+        return UnsupportedModel(what, "this llama.cpp does not know such models: a newer version may")
+    if "alloc" in what:
+        return EdgeMoEError(what, "a smaller vram= budget, or a smaller model")
+    return BadGguf(what, "the file is damaged, or made for another version of llama.cpp: try another download")
+
+
+def _top_k(file: GgufFile, keywords: dict[str, Any]) -> int:
+    """Count the experts that a token uses in a layer: as the caller overrides it, else as the file says."""
+    override = (keywords.get("kv_overrides") or {}).get(f"{file.architecture}.expert_used_count")
+    return override if isinstance(override, int) and override > 0 else file.number("expert_used_count") or DEFAULT_TOP_K
 
 
 def default_threads(device: bool) -> int:

@@ -143,7 +143,7 @@ def allocated(result: Result) -> list[tuple[str, str, int]]:
     """Tier, what, bytes: what was asked for, by those who asked."""
     shape = moe_shape(result.file)
     experts = sum(shape.expert_bytes) * shape.experts if shape else 0
-    total = sum(tensor.bytes for tensor in result.file.tensors.values())
+    total = sum(tensor.bytes for tensor in result.file.run_tensors.values())
     found = [("file", "routed experts", experts), ("file", "all else", total - experts)]
     for (kind, where), size in sorted(result.buffers.items()):
         name = where.partition("[")[0]  # RPC devices bring their address

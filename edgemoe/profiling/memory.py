@@ -161,7 +161,7 @@ def _expert_ranges(file: GgufFile) -> dict[str, Ranges]:
     """Where the routed experts lie in the files of the model, by path; unknown, so empty, for a split model."""
     found: dict[str, Ranges] = {str(path.resolve()): [] for path in file.shards}
     if len(found) == 1:
-        for name, tensor in file.tensors.items():
+        for name, tensor in file.run_tensors.items():
             if EXPERT_NAME.match(name):
                 found[str(file.path.resolve())].append((tensor.offset, tensor.offset + tensor.bytes))
     return found

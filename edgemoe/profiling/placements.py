@@ -53,7 +53,7 @@ def placements(file: GgufFile, device: str, slot_bytes: int) -> list[Placement]:
     if device in SIMULATED:
         return [Placement(PLAIN, 0)]
     size: dict[int, int] = {}
-    for name, tensor in file.tensors.items():
+    for name, tensor in file.run_tensors.items():
         if match := EXPERTS.match(name):
             size[int(match[1])] = size.get(int(match[1]), 0) + tensor.bytes
     blocks = sorted(size)

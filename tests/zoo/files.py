@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
 
+from .headless import HEADLESS
 from .hybrids import HYBRIDS
 from .shapes import tensors_of
 from .sparse import SPARSE
@@ -22,6 +23,12 @@ SPECS: dict[str, Spec] = TRANSFORMERS | HYBRIDS | SPARSE
 
 ARCHITECTURES: tuple[str, ...] = tuple(SPECS)
 """Names of the zoo's models: llama.cpp's architecture, with a suffix where there are two forms of one."""
+
+WITH_MTP: tuple[str, ...] = (
+    *("qwen35moe", "qwen3next", "glm4moe", "deepseek2-v3", "deepseek32", "glm-dsa", "mimo2", "hy_v3", "cohere2moe"),
+    "step35",
+)
+"""Those that may be built with an MTP head."""
 
 QUANTS: tuple[str, ...] = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
@@ -42,32 +49,33 @@ _EDITION = zlib.crc32(b"".join(source.read_bytes() for source in sorted(Path(__f
 """Part of the file name, so that a folder kept from an older zoo is no trap."""
 
 
-def build(name: str, folder: Path, quant: str | None = None, seed: int = 0) -> Path:
+def build(name: str, folder: Path, quant: str | None = None, seed: int = 0, mtp: bool = False) -> Path:
     """Write the model ``name`` into ``folder`` unless it is there, and return its path.
 
     Args:
-        name: one of `ARCHITECTURES`.
+        name: one of `ARCHITECTURES`, or of the dense ones in `HEADLESS`.
         folder: where the file goes; made if missing.
         quant: one of `QUANTS` or `MIXES`, or None for what files of this architecture mostly have.
         seed: of all weights.
+        mtp: add an MTP head behind the last layer; of `WITH_MTP`.
 
     Raises:
         KeyError: an unknown name.
         RuntimeError: llama.cpp does not know the architecture, or wants other metadata.
     """
-    spec = SPECS[name]
+    spec = SPECS[name] if name in SPECS else HEADLESS[name]
     types = (quant or spec.type).split("/")
-    tag = (quant or "default").replace("/", "+")
+    tag = (quant or "default").replace("/", "+") + ("-mtp" if mtp else "")
     path = folder / f"{name}-{tag}-{seed}-{_EDITION:08x}.gguf"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     widths = _widths(types)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    _write(_header(spec, widths, name), unfinished)
+    _write(_header(spec, widths, name, mtp), unfinished)
     keep = f"{spec.keep}|{_SCALES}" if "NVFP4" in types else spec.keep
-    writer = _header(spec, widths, name)
-    for tensor in tensors_of(replace(spec, keep=keep), unfinished):
+    writer = _header(spec, widths, name, mtp)
+    for tensor in tensors_of(replace(spec, keep=keep), unfinished, mtp):
         if "tid2eid" in tensor.name:
             writer.add_tensor(tensor.name, experts_by_token(tensor, spec.experts, seed))
             continue
@@ -91,11 +99,11 @@ def _type(tensor: str, dims: int, types: list[str]) -> str:
     return "F16" if dims == 2 and re.search(_HALF, tensor) else "F32"
 
 
-def _header(spec: Spec, widths: Geometry, name: str) -> GGUFWriter:
+def _header(spec: Spec, widths: Geometry, name: str, mtp: bool) -> GGUFWriter:
     writer = GGUFWriter(None, spec.arch)
     writer.add_name(f"zoo {name}")
     writer.add_quantization_version(2)
-    for key, value in metadata(spec, widths).items():
+    for key, value in metadata(spec, widths, mtp).items():
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, list):

@@ -57,8 +57,10 @@ class TensorShape:
     shape: tuple[int, ...]
 
 
-def all_tensors(metadata_file: Path) -> list[TensorShape]:
+def all_tensors(metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
     """Every tensor that llama.cpp would take for a GGUF file without tensors, sorted by name.
+
+    ``mtp``: those of an MTP head, too.
 
     Raises:
         RuntimeError: llama.cpp rejects the metadata; with its reason.
@@ -71,7 +73,7 @@ def all_tensors(metadata_file: Path) -> list[TensorShape]:
         found[GGML.ggml_get_name(tensor).decode()] = tuple(reversed(sizes))
 
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers, params.load_mtp = 0, mtp
     file = GGML.gguf_init_from_file(str(metadata_file).encode(), _GgufInit(True, None))
     if not file:
         raise RuntimeError(f"{metadata_file} is no GGUF file")
@@ -85,10 +87,10 @@ def all_tensors(metadata_file: Path) -> list[TensorShape]:
     return [TensorShape(name, shape) for name, shape in sorted(found.items())]
 
 
-def tensors_of(spec: Spec, metadata_file: Path) -> list[TensorShape]:
+def tensors_of(spec: Spec, metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
     """The tensors that the zoo's file of ``spec`` has: without the optional ones it leaves out."""
     chosen = []
-    for tensor in all_tensors(metadata_file):
+    for tensor in all_tensors(metadata_file, mtp):
         optional = re.search(ALWAYS_OPTIONAL, tensor.name) and not re.search(spec.keep, tensor.name)
         if optional or re.search(spec.drop, tensor.name):
             continue

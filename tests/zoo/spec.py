@@ -83,8 +83,11 @@ ALWAYS_OPTIONAL = r"\.(scale|input_scale)$|rope_(freqs|factors)|attn_(q|k|v|qkv|
 """Tensors that llama.cpp takes with nearly every architecture and that few real files have."""
 
 
-def metadata(spec: Spec, widths: Geometry) -> dict[str, Value]:
-    """All keys of a file but ``general.*`` and the tokenizer, with the architecture's prefix."""
+def metadata(spec: Spec, widths: Geometry, mtp: bool = False) -> dict[str, Value]:
+    """All keys of a file but ``general.*`` and the tokenizer, with the architecture's prefix.
+
+    ``mtp`` adds the block of an MTP head, which is like the last layer.
+    """
     shared: dict[str, Value | None] = {
         "vocab_size": VOCABULARY,
         "context_length": 512,
@@ -101,4 +104,9 @@ def metadata(spec: Spec, widths: Geometry) -> dict[str, Value]:
         "expert_feed_forward_length": widths.expert,
     }
     shared |= spec.keys(widths)
+    if mtp:
+        for key, value in shared.items():
+            if isinstance(value, list) and len(value) == spec.layers and "sections" not in key:
+                shared[key] = [*value, value[-1]]  # type: ignore[list-item]
+        shared |= {"block_count": spec.layers + 1, "nextn_predict_layers": 1}
     return {f"{spec.arch}.{key}": value for key, value in shared.items() if value is not None}

@@ -482,6 +482,24 @@ void test_start_stop() {
     printf("%d starts and stops, device memory all returned\n", rounds);
 }
 
+// Experts of blocks that the model does not run get no layer.
+void test_blocks() {
+    configure_sim({});
+    em_engine * e = new_engine("sim", 2);
+    CHECK(em_set_blocks(e, 0) == EM_ERROR_STATE);
+    CHECK(em_set_blocks(e, 1) == EM_OK);
+    {
+        test_model    model(test_shape{}, e);
+        const int32_t slots[1] = {4};
+        CHECK(em_layer_count(e) == 1);
+        CHECK(em_set_slots(e, slots, 1) == EM_OK);
+        CHECK(em_set_blocks(e, 2) == EM_ERROR_STATE);
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+    puts("blocks that do not run have no layer");
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -502,6 +520,7 @@ int main(int argc, char ** argv) {
     test_churn(true);
     test_faults();
     test_start_stop();
+    test_blocks();
     puts("core: all tests passed");
     return 0;
 }

@@ -58,6 +58,8 @@ CASES: list[Case] = [
     ("OPENED", "<think>\n", '"</think>" closes, `</think>` too.\n</think>\n\nHi', '"</think>" closes, `</think>` too.', "Hi", []),
     ("OPENED", "<think>\n", "<think>\nOnce more.\n</think>Hi", "Once more.", "Hi", []),
     ("OPENED", "<think>\n\n</think>\n\n", "Hi", "", "Hi", []),
+    ("OPENED", "<think>\n", 'Need it.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>', "Need it.", "", OSLO),
+    ("OPENED", "<think>\n", 'I could call\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\nor not.\n</think>\n\nHi', 'I could call\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\nor not.', "Hi", []),
     ("QWEN_XML", "", 'I will.\n<tool_call>\n<function=write>\n<parameter=path>\na.html\n</parameter>\n<parameter=text>\n<p>"x"</p>\n  </parameter>\n</tool_call>\n</parameter>\n</function>\n</tool_call>', "", "I will.", [("write", {"path": "a.html", "text": '<p>"x"</p>\n  </parameter>\n</tool_call>'})]),
     ("QWEN_XML", "", "<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n</function>", "", "", OSLO),
     ("QWEN_XML", "", "<tool_call>\n<function=now>\n</function>\n</tool_call>", "", "", [("now", {})]),

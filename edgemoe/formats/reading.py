@@ -117,7 +117,6 @@ class TagReader(Reader):
         self._closing = dict(style.thinking).get(opened, "")
         self._opened = opened  # a model may write the marker once more
         self._in_call: CallMarkers | None = None
-        self._raw_from = 0  # of the buffer while in a call: where its first end marker was looked for
         self._openings = dict(style.thinking)
         self._starts = {call.start: call for call in style.calls}
         closings = tuple(self._openings.values())
@@ -125,7 +124,9 @@ class TagReader(Reader):
         self._held_content = _prefixes((*self._openings, *self._starts, *closings, *style.dropped), ENDS)
         enders = tuple(self._starts) if style.call_ends_thinking else ()
         self._in_reasoning = {c: _search((c, *enders)) for c in closings}
-        self._held_reasoning = {c: _prefixes((c, *enders), ENDS) for c in closings}
+        self._held_reasoning = {c: _prefixes((c, *self._starts), ENDS) for c in closings}
+        wordy = [re.escape(start) for start in self._starts if _is_wordy(start)]
+        self._calls_in_thinking = re.compile(rf"(?:^|\n)[ \t]*({'|'.join(wordy)})" if wordy else r"(?!)")
         self._part = _Part(self, "reasoning" if self._closing else "content")
 
     def _advance(self, final: bool) -> None:
@@ -146,6 +147,13 @@ class TagReader(Reader):
         if self._opened and not self._skip_opening(final):
             return False
         match = self._in_reasoning[self._closing].search(self._buffer)
+        if match is None and (at := self._open_call(final)) is not None:
+            if not final:
+                return self._pass_to(at) and False
+            self._pass_to(at)
+            self._part.end(kept=False)
+            self._closing, self._part = "", _Part(self, "content")
+            return True
         if match is None:
             return self._pass_on(self._held_reasoning[self._closing], final)
         if (quoted := self._is_quoted(match, final)) is None:
@@ -155,7 +163,7 @@ class TagReader(Reader):
         self._pass_to(match.start())
         self._part.end(kept=False)
         self._closing = ""
-        self._part = _Part(self, "content", fresh=True)
+        self._part = _Part(self, "content")
         if match[0] not in self._starts:
             self._buffer = self._buffer[len(match[0]) :]
         return True
@@ -169,6 +177,29 @@ class TagReader(Reader):
             return False
         self._opened = ""
         return True
+
+    def _open_call(self, final: bool) -> int | None:
+        """Where a call begins that may end the answer although thinking was never closed, as Qwen3.5 writes at times.
+
+        Whatever follows the call makes it a part of the thinking.
+        """
+        for match in self._calls_in_thinking.finditer(self._buffer):
+            begin = match.start(1)
+            at_line_start = match[0].startswith("\n") or self._part.at_line_start
+            call, rest = self._starts[match[1]], self._buffer[match.end() :]
+            may = at_line_start and _can_begin_call(call, rest) is not False and _is_calls(call, rest)
+            if may and (not final or self._reads_to_the_end(begin)):
+                return begin
+        return None
+
+    def _reads_to_the_end(self, begin: int) -> bool:
+        """Whether the buffer from ``begin`` on is calls and nothing else."""
+        trial = TagReader(self._style, "", self._prompt)
+        trial._schemas = self._schemas
+        trial.feed(self._buffer[begin:])
+        trial.end()
+        message = trial.message()
+        return bool(message["tool_calls"]) and not message["content"].strip() and "reasoning_content" not in message
 
     def _step_content(self, final: bool) -> bool:
         if self._style.bare and not self._content and not self._part.started and self._may_be_bare():
@@ -187,7 +218,7 @@ class TagReader(Reader):
             self._closing = self._openings[marker]
             self._part = _Part(self, "reasoning")
         elif marker in self._starts:
-            self._in_call, self._raw_from = self._starts[marker], 0
+            self._in_call = self._starts[marker]
         return True  # else a marker without meaning, which is left out
 
     def _counts(self, marker: str) -> bool:
@@ -231,7 +262,7 @@ class TagReader(Reader):
         for call in read:
             self._call(call)
         self._buffer = rest
-        self._part = _Part(self, "content", fresh=True)
+        self._part = _Part(self, "content")
 
     def _may_be_bare(self) -> bool:
         text = self._buffer.lstrip()
@@ -276,8 +307,8 @@ class TagReader(Reader):
 class _Part:
     """A stretch of thinking or answer: blank lines before it go, space behind it waits for what follows."""
 
-    def __init__(self, reader: Reader, kind: Kind, fresh: bool = False) -> None:
-        """``fresh``: a marker came right before it, so that a space at its beginning is no part of it either."""
+    def __init__(self, reader: Reader, kind: Kind) -> None:
+        """Nothing of it has come."""
         self._reader, self._kind = reader, kind
         self._lead, self._space = "", ""
         self._line, self._fence = "", ""
@@ -510,6 +541,16 @@ def _can_begin_call(call: CallMarkers, text: str) -> bool | None:
     if not follows:
         return None
     return follows[0] == "<" or follows.lstrip(" ")[:1] in ("\n", "<", "")
+
+
+def _is_calls(call: CallMarkers, text: str) -> bool:
+    """Whether ``text`` behind the start of a call may be that call, others like it, and the end of the answer."""
+    while (end := text.find(call.end) if call.end else -1) >= 0:
+        text = text[end + len(call.end) :].lstrip()
+        if not text.startswith(call.start):
+            return any(marker.startswith(text) for marker in (call.start, *ENDS)) or not _without_ends(text).strip()
+        text = text[len(call.start) :]
+    return True
 
 
 def _may_end_here(call: CallMarkers, text: str) -> bool:

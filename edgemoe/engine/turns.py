@@ -44,18 +44,31 @@ class Turns:
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._unfinished: weakref.WeakSet[Turn] = weakref.WeakSet()
+        self._leaver: int | None = None  # the thread that ends the program
+        self._closed = False
         self.current: Turn | None = None
+
+    @property
+    def ours(self) -> bool:
+        """This process opened the model."""
+        return os.getpid() == self._process
 
     @contextlib.contextmanager
     def taking(self, turn: Turn) -> Iterator[None]:
         """Compute for ``turn``; other threads wait.
 
         Raises:
-            EdgeMoEError: the model was opened in another process.
+            EdgeMoEError: the model is closed, or was opened in another process.
         """
-        if os.getpid() != self._process:
+        if not self.ours:
             raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
-        with self._lock:
+        self._lock.acquire()
+        try:
+            if self.current is None and self._leaver not in (None, threading.get_ident()):
+                self._lock.release()
+                threading.Event().wait()  # for good: the end of the program leaves this thread behind
+            if self._closed:
+                raise EdgeMoEError("the model is closed")
             before, self.current = self.current, turn
             self._unfinished.add(turn)
             self._native.cancel(turn.cancelled)
@@ -63,7 +76,10 @@ class Turns:
                 yield
             finally:
                 self.current = before
-                self._native.cancel(before is not None and before.cancelled)
+                if not self._closed:
+                    self._native.cancel(before is not None and before.cancelled)
+        finally:
+            self._lock.release()
 
     def finish(self, turn: Turn) -> None:
         """No more will be computed for ``turn``."""
@@ -78,12 +94,29 @@ class Turns:
         """End all answers that are under way."""
         for turn in list(self._unfinished):
             turn.cancelled = True
-        if self.cancelled:
+        if self.cancelled and not self._closed:
             self._native.cancel(True)
 
     def quiet(self, seconds: float) -> bool:
         """Wait until nobody else computes; False when it takes longer."""
-        if os.getpid() != self._process or not self._lock.acquire(timeout=seconds):
+        if not self.ours or not self._lock.acquire(timeout=seconds):
             return False
         self._lock.release()
         return True
+
+    def leave(self, seconds: float) -> bool:
+        """Because the program ends, stop what other threads compute and let none begin again; False if one goes on."""
+        self._leaver = threading.get_ident()
+        self.cancel()
+        return self.ours and self._lock.acquire(timeout=seconds)
+
+    @property
+    def open(self) -> bool:
+        """The model is not closed, and it is this process that opened it."""
+        return self.ours and not self._closed
+
+    def close(self) -> None:
+        """Stop what other threads compute, wait for them, and let nobody compute again."""
+        self.cancel()
+        with self._lock:
+            self._closed = True

@@ -96,8 +96,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         machine = opening.machine_of(device)
         attempt, said = self._load(file, config, machine, shape, keywords)
         placed, keywords = attempt.plan, attempt.keywords
-        native = self._native_engine()
-        self._turns, self._inside, self._generating = Turns(native), False, False
+        native, verbose = self._native_engine(), bool(keywords["verbose"])
+        self._turns, self._inside, self._generating = Turns(native, verbose), False, False
         self._evaluated: int | None = None  # tokens of the latest eval
         self._owner: object | None = None  # the answer whose tokens the context holds
         self._on_device = on_device = bool(device) and keywords["n_gpu_layers"] != 0
@@ -129,8 +129,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             self.experts.notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
-        llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
-        self._ctx.decode = Decode(core, self._ctx.ctx, self.experts, bool(keywords["verbose"]))
+        with host.computing(verbose):
+            llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
+        self._ctx.decode = Decode(core, self._ctx.ctx, self.experts, verbose)
         lifetime.opened(self)
         hot = _HotSet(native, self.experts)
         self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare)
@@ -334,7 +335,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def _meter(self) -> Meter | None:
-        return self._turns.current.meter if self._turns.current is not None else None
+        turn = self._turns.current
+        return turn.meter if turn is not None else None
 
     def _account(self, computed: int, cached: int) -> None:
         if self._meter is not None:
@@ -461,7 +463,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 yield chunk
 
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
-        if self._inside:  # a chat completion calls a completion: account for the outer one
+        if self._inside and self._turns.current is not None:  # a chat calls a completion: account for the outer one
             return create(*args, **keywords)
         meter = Meter(self._native_engine(), self.experts.device, self._on_device)
         turn = Turn(meter)

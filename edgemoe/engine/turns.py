@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 
 from ..errors import EdgeMoEError
+from . import host
 from .binding import NativeEngine
 from .meter import Meter
 
@@ -32,21 +33,23 @@ class Turn:
 
 
 class Turns:
-    """The turns of one model.
+    """The turns of one model."""
 
-    Attributes:
-        current: the turn under way, None between turns.
-    """
-
-    def __init__(self, native: NativeEngine) -> None:
-        """Nobody computes."""
-        self._native = native
+    def __init__(self, native: NativeEngine, verbose: bool) -> None:
+        """Nobody computes yet; ``verbose``: llama.cpp's messages may be seen."""
+        self._native, self._verbose = native, verbose
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._unfinished: weakref.WeakSet[Turn] = weakref.WeakSet()
         self._leaver: int | None = None  # the thread that ends the program
         self._closed = False
-        self.current: Turn | None = None
+        self._current: Turn | None = None
+        self._holder: int | None = None  # the thread whose turn it is
+
+    @property
+    def current(self) -> Turn | None:
+        """The turn that this thread has, None when it has none."""
+        return self._current if self._holder == threading.get_ident() else None
 
     @property
     def ours(self) -> bool:
@@ -64,18 +67,21 @@ class Turns:
             raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
         self._lock.acquire()
         try:
-            if self.current is None and self._leaver not in (None, threading.get_ident()):
+            if self._current is None and self._leaver not in (None, threading.get_ident()):
                 self._lock.release()
                 threading.Event().wait()  # for good: the end of the program leaves this thread behind
             if self._closed:
                 raise EdgeMoEError("the model is closed")
-            before, self.current = self.current, turn
+            before, self._current = self._current, turn
+            self._holder = threading.get_ident()
             self._unfinished.add(turn)
             self._native.cancel(turn.cancelled)
             try:
-                yield
+                with host.computing(self._verbose):
+                    yield
             finally:
-                self.current = before
+                self._current = before
+                self._holder = self._holder if before is not None else None
                 if not self._closed:
                     self._native.cancel(before is not None and before.cancelled)
         finally:
@@ -87,14 +93,15 @@ class Turns:
 
     @property
     def cancelled(self) -> bool:
-        """The turn under way shall end."""
+        """The turn that this thread has shall end."""
         return self.current is not None and self.current.cancelled
 
     def cancel(self) -> None:
         """End all answers that are under way."""
         for turn in list(self._unfinished):
             turn.cancelled = True
-        if self.cancelled and not self._closed:
+        current = self._current
+        if current is not None and current.cancelled and not self._closed:
             self._native.cancel(True)
 
     def quiet(self, seconds: float) -> bool:

@@ -103,6 +103,8 @@ class Turns:
         current = self._current
         if current is not None and current.cancelled and not self._closed:
             self._native.cancel(True)
+            if (now := self._current) is not current:  # which has begun in between
+                self._native.cancel(now is not None and now.cancelled)
 
     def quiet(self, seconds: float) -> bool:
         """Wait until nobody else computes; False when it takes longer."""

@@ -65,7 +65,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def opened(path: Path, offload: OffloadConfig = NONE, **keywords: Any) -> Llama:
-    return Llama(path, offload=offload, **({"n_ctx": 256, "n_threads": 1} | keywords))
+    return Llama(path, offload=offload, **({"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1} | keywords))
 
 
 def ids(llm: llama_cpp.Llama, prompt: list[int] = PROMPT, count: int = 12) -> list[int]:
@@ -802,17 +802,21 @@ def resident() -> int:
 @DEVICES
 def test_memory_threads_and_files_stay_flat(offload: OffloadConfig, model: Path) -> None:
     process = psutil.Process()
-    for _ in range(3):
-        opened(model, offload).close()
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            llm = opened(model, offload)
+            llm.create_completion(PROMPT, max_tokens=8)
+            gone = weakref.ref(llm)
+            del llm
+            gc.collect()
+            assert gone() is None
+
+    rounds(20)
     before, threads, files = resident(), process.num_threads(), process.num_fds()
-    for _ in range(40):
-        llm = opened(model, offload)
-        llm.create_completion(PROMPT, max_tokens=8)
-        gone = weakref.ref(llm)
-        del llm
-        gc.collect()
-        assert gone() is None
-    assert resident() - before < 8 << 20
+    rounds(40)
+    grown = resident() - before
+    assert grown < 8 << 20, f"{grown / 2**20:.1f} MiB more"
     assert process.num_threads() <= threads and process.num_fds() <= files
     used(opened(model, offload), 300, 100)
 

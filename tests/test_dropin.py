@@ -47,6 +47,8 @@ from tests.zoo import build
 
 NONE = OffloadConfig(device="none", profile="off")
 SIM = OffloadConfig(device="sim", vram="50%", profile="off")
+# Experts move for one reason only: what was computed.
+MOVING = OffloadConfig(device="sim", vram="30%", profile="off", policy="lru", prefetch="off", synchronous=True)
 DEVICES = pytest.mark.parametrize("offload", [NONE, SIM], ids=["none", "sim"])
 PROMPT = list(range(5, 25))
 MESSAGES = [{"role": "user", "content": "Say it."}]
@@ -292,12 +294,12 @@ def test_verbose_prints_as_llama_cpp_does(model: Path) -> None:
 
 
 def test_embeddings_move_the_hot_set_and_count(wide: Path) -> None:
-    llm = opened(wide, OffloadConfig(device="sim", vram="30%", profile="off", synchronous=True), embedding=True)
+    llm = opened(wide, MOVING, embedding=True)
     plain = llama_cpp.Llama(str(wide), n_ctx=256, n_threads=1, embedding=True, verbose=False)
     shape = llm.experts.shape
     assert shape is not None
-    before = llm.experts.stats()
     llm.eval([5, 6, 7])
+    before = llm.experts.stats()
     for count in range(1, 13):
         text = chr(64 + count)
         assert np.allclose(llm.embed(text), plain.embed(text), atol=1e-3)
@@ -328,7 +330,7 @@ def test_a_prompt_after_an_embedding_is_read_anew(model: Path) -> None:
 
 
 def test_decode_of_the_context_moves_the_hot_set(wide: Path) -> None:
-    llm = opened(wide, OffloadConfig(device="sim", vram="30%", profile="off", synchronous=True))
+    llm = opened(wide, MOVING)
     before = llm.experts.stats().uploads
     for position in range(40):
         llm._batch.set_batch(batch=[position + 5], n_past=position, logits_all=False)

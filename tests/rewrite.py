@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf import GGUFReader
 
-U16, I32, TEXT = 2, 5, 8
+U16, U32, I32, TEXT = 2, 4, 5, 8
 ALIGNMENT = 32
 
 
@@ -40,7 +40,7 @@ def rewrite(source: Path, path: Path, tensors: Sequence[Tensor], more: Mapping[s
     count = struct.unpack_from("<Q", raw, 16)[0]
     keys = raw[24:end]
     for key, (kind, value) in more.items():
-        raw_value = _text(value) if kind == TEXT else struct.pack({U16: "<H", I32: "<i"}[kind], value)
+        raw_value = _text(value) if kind == TEXT else struct.pack({U16: "<H", U32: "<I", I32: "<i"}[kind], value)
         keys += _text(key) + struct.pack("<I", kind) + raw_value
     infos, offset = b"", 0
     for tensor in tensors:

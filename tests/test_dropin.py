@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import gc
-import importlib
 import inspect
 import json
 import os
@@ -85,7 +82,7 @@ def run(code: str, *arguments: object, timeout: float = 120) -> subprocess.Compl
 
 def test_a_missing_model_is_llama_cpps_value_error(tmp_path: Path) -> None:
     missing = tmp_path / "missing.gguf"
-    with pytest.raises(ValueError, match="Model path does not exist: .*missing.gguf") as error:
+    with pytest.raises(ValueError, match=r"Model path does not exist: .*missing\.gguf") as error:
         Llama(str(missing))
     assert isinstance(error.value, ModelNotFound)
     (tmp_path / "text.gguf").write_text("not a model, but long enough for a header")
@@ -638,7 +635,8 @@ def test_a_fork_is_told_instead_of_hanging(device: str, model: Path, tmp_path: P
             assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 3, status
 
         def answer():
-            for use in (lambda: llm("x"), lambda: llm.eval([1]), lambda: next(stream), lambda: llm._ctx.decode(llm._batch)):
+            decode = lambda: llm._ctx.decode(llm._batch)
+            for use in (lambda: llm("x"), lambda: llm.eval([1]), lambda: next(stream), decode):
                 try:
                     use()
                 except EdgeMoEError as error:

@@ -1,11 +1,14 @@
 """EdgeMoE: Mixture-of-Experts inference with single experts hot on the GPU and cold on the CPU.
 
-The public names are resolved on first use, so ``import edgemoe`` loads neither llama_cpp nor torch.
+The public names are resolved on first use, so ``import edgemoe`` loads neither llama_cpp nor torch. A name that is not
+here is llama_cpp's: ``from edgemoe import Llama, LlamaGrammar`` and ``import edgemoe as llama_cpp`` work.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +17,13 @@ if TYPE_CHECKING:
     from .errors import (
         BackendMismatch,
         BadGguf,
+        Cancelled,
+        ComputeFailed,
         ConfigError,
+        ContextFailed,
         DoesNotFit,
         EdgeMoEError,
+        LoadFailed,
         ModelNotFound,
         UnsupportedModel,
     )
@@ -36,16 +43,24 @@ _HOMES = {
     "DoesNotFit": "errors",
     "BackendMismatch": "errors",
     "ConfigError": "errors",
+    "ContextFailed": "errors",
+    "LoadFailed": "errors",
+    "ComputeFailed": "errors",
+    "Cancelled": "errors",
 }
 
 __all__ = [
     "BackendMismatch",
     "BadGguf",
+    "Cancelled",
+    "ComputeFailed",
     "ConfigError",
+    "ContextFailed",
     "DoesNotFit",
     "EdgeMoEError",
     "ExpertStats",
     "Llama",
+    "LoadFailed",
     "ModelNotFound",
     "OffloadConfig",
     "SimConfig",
@@ -56,4 +71,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    # ``from edgemoe import gguf`` asks here before it looks for the module.
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
+        llama_cpp = importlib.import_module("llama_cpp")
+        if hasattr(llama_cpp, name):
+            return getattr(llama_cpp, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    theirs = dir(sys.modules["llama_cpp"]) if "llama_cpp" in sys.modules else []
+    return sorted({*globals(), *__all__, *(name for name in theirs if not name.startswith("_"))})

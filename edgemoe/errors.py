@@ -1,4 +1,8 @@
-"""Errors that reach the user. Each carries a hint: what to do about it."""
+"""Errors that reach the user. Each carries a hint: what to do about it.
+
+An error that llama_cpp would raise as a ``ValueError`` or a ``RuntimeError`` is that as well, so that code written for
+llama_cpp catches it.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,19 @@ class EdgeMoEError(Exception):
             self.hint = hint
 
 
-class ModelNotFound(EdgeMoEError):
+class ModelNotFound(EdgeMoEError, ValueError):
     """The model file, catalogue name or repository does not exist."""
 
 
-class BadGguf(EdgeMoEError):
+class BadGguf(EdgeMoEError, ValueError):
     """The file is not a GGUF that can be loaded: damaged, truncated or hostile."""
 
 
-class UnsupportedModel(EdgeMoEError):
+class UnsupportedModel(EdgeMoEError, ValueError):
     """A sound GGUF that llama.cpp in this version cannot run."""
 
 
-class ConfigError(EdgeMoEError):
+class ConfigError(EdgeMoEError, ValueError):
     """A setting has a value that cannot be honoured."""
 
 
@@ -43,11 +47,23 @@ class BadMessages(EdgeMoEError, ValueError):
     """Messages that cannot be given to this model, such as an image to a model that reads text."""
 
 
-class ContextFailed(ConfigError, ValueError):
+class ContextFailed(ConfigError):
     """llama.cpp loaded the model, but cannot make a context with these settings."""
 
 
-class DoesNotFit(EdgeMoEError):
+class LoadFailed(EdgeMoEError, ValueError):
+    """llama.cpp could not load a model whose file is sound, for example for lack of memory."""
+
+
+class ComputeFailed(EdgeMoEError, RuntimeError):
+    """llama.cpp could not compute."""
+
+
+class Cancelled(EdgeMoEError, RuntimeError):
+    """``Llama.cancel`` was called during a computation outside a completion."""
+
+
+class DoesNotFit(EdgeMoEError, ValueError):
     """The model does not fit the memory that was asked for.
 
     Attributes:

@@ -13,9 +13,22 @@ import re
 from typing import TypeAlias
 
 from .gguf import EXPERTS, GgufArray, GgufFile, moe_shape
-from .plan import ModelNeeds
+from .plan import BATCH, ModelNeeds
 
-F16, F32 = 2, 4
+F32 = 4
+# Types that a cache can have, by ggml's number: bytes of a block and numbers in it.
+CACHE_TYPES = {
+    0: (4, 1),  # f32
+    1: (2, 1),  # f16
+    2: (18, 32),  # q4_0
+    3: (20, 32),  # q4_1
+    6: (22, 32),  # q5_0
+    7: (24, 32),  # q5_1
+    8: (34, 32),  # q8_0
+    20: (18, 32),  # iq4_nl
+    30: (2, 1),  # bf16
+}
+USUAL_TYPE = 1
 _BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 # Weights that only a recurrent layer has: state-space models, gated delta nets, short convolutions, RWKV.
@@ -26,13 +39,21 @@ _ATTENTION = ("attn_k.weight", "attn_qkv.weight", "attn_kv_a_mqa.weight", "attn_
 Shape: TypeAlias = tuple[int, ...]
 
 
-def of(file: GgufFile, whole_window: bool = True, flash: bool = False) -> ModelNeeds:
+def of(
+    file: GgufFile,
+    whole_window: bool = True,
+    flash: bool = False,
+    batch: int = BATCH,
+    types: tuple[int, int] = (USUAL_TYPE, USUAL_TYPE),
+) -> ModelNeeds:
     """Read a model's needs from its header.
 
     Args:
         file: the header.
         whole_window: layers with a sliding window keep all of the context, as llama-cpp-python has it by default.
         flash: flash attention; off in llama-cpp-python unless asked for.
+        batch: most tokens that llama.cpp computes at once (``n_ubatch``).
+        types: ggml's numbers for the types of keys and values in the cache; an unknown one counts as f16.
     """
     shape = moe_shape(file)
     total = sum(tensor.bytes for tensor in file.run_tensors.values())
@@ -43,7 +64,7 @@ def of(file: GgufFile, whole_window: bool = True, flash: bool = False) -> ModelN
     matrices = [t for n, t in file.run_tensors.items() if len(t.shape) > 1 and not EXPERTS.match(n) and n != _EMBEDDING]
     tied = embedding.elements if embedding and not output else 0
     pairs = shape.layers * shape.experts if shape else 1
-    kv, windowed, state = _cache(file, flash)
+    kv, windowed, state = _cache(file, flash, types)
     return ModelNeeds(
         shape=shape,
         layers=file.run_blocks,
@@ -61,6 +82,7 @@ def of(file: GgufFile, whole_window: bool = True, flash: bool = False) -> ModelN
         heads=_heads(file) + (file.number("attention.indexer.head_count") or 0),
         vocabulary=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         flash=flash,
+        batch=batch,
     )
 
 
@@ -72,7 +94,7 @@ def _expert_width(file: GgufFile) -> int:
     return max((t.shape[0] for name, t in file.run_tensors.items() if name.endswith("ffn_down_exps.weight")), default=0)
 
 
-def _cache(file: GgufFile, flash: bool) -> tuple[int, int, int]:
+def _cache(file: GgufFile, flash: bool, types: tuple[int, int]) -> tuple[int, int, int]:
     """Bytes of KV cache per token in full and in windowed layers, and of recurrent state."""
     blocks: dict[int, dict[str, Shape]] = {}
     for name, tensor in file.run_tensors.items():
@@ -85,7 +107,7 @@ def _cache(file: GgufFile, flash: bool) -> tuple[int, int, int]:
     # Without flash attention values are kept transposed, and every layer is as wide as the widest.
     widest = max((values for _, values in kept), default=0)
     for layer, (keys, values) in enumerate(kept):
-        width = F16 * (keys + (widest if values and not flash else values))
+        width = _row(keys, types[0]) + _row(widest if values and not flash else values, types[1])
         if _windowed(file, layer):
             windowed += width
         else:
@@ -93,6 +115,12 @@ def _cache(file: GgufFile, flash: bool) -> tuple[int, int, int]:
         if _recurrent(blocks.get(layer, {})):
             state += F32 * _state_width(file)
     return full, windowed, state
+
+
+def _row(numbers: int, kind: int) -> int:
+    """Bytes of so many numbers of a type."""
+    size, block = CACHE_TYPES.get(kind, CACHE_TYPES[USUAL_TYPE])
+    return -(-numbers // block) * size
 
 
 def _recurrent(tensors: dict[str, Shape]) -> bool:

@@ -109,6 +109,7 @@ class ModelNeeds:
         heads: attention heads, most of a layer.
         vocabulary: tokens the model knows.
         flash: attention never writes its scores down.
+        batch: most tokens that llama.cpp computes at once (``n_ubatch``).
     """
 
     shape: ModelShape | None
@@ -127,6 +128,7 @@ class ModelNeeds:
     heads: int = 0
     vocabulary: int = 0
     flash: bool = False
+    batch: int = BATCH
 
     @property
     def expert_bytes(self) -> int:
@@ -146,14 +148,14 @@ class ModelNeeds:
     def kv_bytes(self, context: int) -> int:
         """KV cache and recurrent state for ``context`` tokens."""
         cells = round_up(context, CONTEXT_STEP)
-        kept = min(cells, round_up(self.window + BATCH, CONTEXT_STEP)) if self.window else cells
+        kept = min(cells, round_up(self.window + self.batch, CONTEXT_STEP)) if self.window else cells
         return cells * self.kv_token_bytes + kept * self.kv_window_bytes + self.state_bytes
 
     def compute_bytes(self, context: int) -> int:
         """Estimate of llama.cpp's compute buffer: a batch's logits, its attention to the context, or its pairs."""
         scores = (2 if self.flash else self.heads + 2) * round_up(context, CONTEXT_STEP) + 6 * self.width
         pairs = self.shape.used * (2 * self.width + 3 * self.expert_width) + 4 * self.width if self.shape else 0
-        return int(COMPUTE_MARGIN * 4 * BATCH * max(self.vocabulary + self.width, scores, pairs))
+        return int(COMPUTE_MARGIN * 4 * self.batch * max(self.vocabulary + self.width, scores, pairs))
 
     def staging_bytes(self, stream_slots: int, rows: bool) -> int:
         """Device memory of a prefill: places for streamed experts of the largest size.
@@ -172,8 +174,8 @@ class ModelNeeds:
         # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens,
         # and all that belongs to one.
         pair = 2 * self.width + 3 * self.expert_width  # its input and output, three times the neurons
-        aside = 5 * (BATCH * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
-        return places + tables + aside + rows * BATCH * self.shape.used * 5 * pair
+        aside = 5 * (self.batch * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
+        return places + tables + aside + rows * self.batch * self.shape.used * 5 * pair
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Plan:
         ram_mapped_bytes: weights that the CPU reads; pages of the file.
         ram_short_bytes: of these, what the free memory cannot hold: read from the disk again and again.
         fits: the model can be run without reading its weights from the disk for every token.
-        reason: why not, or what was given up; empty when everything is as asked.
+        parts: why not, or what was given up, by what it is about: ``ram``, ``dense``, ``experts``.
     """
 
     context: int
@@ -216,7 +218,16 @@ class Plan:
     ram_mapped_bytes: int = 0
     ram_short_bytes: int = 0
     fits: bool = True
-    reason: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the model cannot be run, or what was given up; empty when everything is as asked."""
+        return self.reason_without()
+
+    def reason_without(self, *subjects: str) -> str:
+        """``reason``, without what it has of these ``parts``."""
+        return " ".join(text for subject, text in self.parts if subject not in subjects)
 
     @property
     def device_bytes(self) -> int:
@@ -244,7 +255,13 @@ def reserve_of(total_bytes: int) -> int:
 
 
 def plan(
-    machine: Machine, needs: ModelNeeds, context: int, budget: Budget, stream: bool = True, dense: bool = True
+    machine: Machine,
+    needs: ModelNeeds,
+    context: int,
+    budget: Budget,
+    stream: bool = True,
+    dense: bool | None = None,
+    cache: bool | None = None,
 ) -> Plan:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
@@ -257,19 +274,21 @@ def plan(
         context: tokens.
         budget: device memory for experts.
         stream: a prefill may bring experts to the device.
-        dense: the device may have more than experts.
+        dense: the dense weights are on the device, or are not, whatever the room; None: where there is room.
+        cache: the same of the KV cache, which is there only beside the dense weights.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget == Budget() else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
     best = Plan(
         context, kv_bytes=needs.kv_bytes(context), reserve_bytes=reserve if machine.device else 0
     )  # fmt: skip
-    notes = []
     if machine.device:
-        best, note = _place_dense(best, needs, room) if dense else (best, "")
-        best = _place_experts(best, needs, room - best.device_bytes, budget, _stages(machine, needs, best, stream))
-        notes = [note, _shortage(best, needs, budget)]
-    return _with_ram(replace(best, reason=" ".join(filter(None, notes))), machine, needs)
+        best, note = (best, "") if dense is False else _place_dense(best, needs, room, dense or False, cache)
+        left = max(0, room - best.device_bytes)
+        best = _place_experts(best, needs, left, budget, _stages(machine, needs, best, stream))
+        parts = (("dense", note), ("experts", _shortage(best, needs, budget)))
+        best = replace(best, parts=tuple((subject, text) for subject, text in parts if text))
+    return _with_ram(best, machine, needs)
 
 
 def experts_room(free_bytes: int, total_bytes: int, spare_bytes: int) -> int:
@@ -277,16 +296,17 @@ def experts_room(free_bytes: int, total_bytes: int, spare_bytes: int) -> int:
     return max(0, free_bytes - reserve_of(total_bytes) - spare_bytes)
 
 
-def _place_dense(start: Plan, needs: ModelNeeds, room: int) -> tuple[Plan, str]:
+def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache: bool | None) -> tuple[Plan, str]:
     # Attention is computed where its cache is.
     dense_bytes, compute = needs.dense_device_bytes, needs.compute_bytes(0)
     dense = replace(start, dense_on_device=True, dense_bytes=dense_bytes, compute_bytes=compute)
     whole = replace(dense, kv_on_device=True, compute_bytes=needs.compute_bytes(start.context))
-    if whole.device_bytes <= room:
+    if cache is not False and (whole.device_bytes <= room or (cache and forced)):
         return whole, ""
-    if dense.device_bytes <= room:
-        return dense, f"The KV cache of {start.context} tokens stays in RAM."
-    return start, "The device has no room for the dense weights: they stay on the CPU."
+    if cache is not True and (dense.device_bytes <= room or forced):
+        return dense, "" if cache is False else f"The KV cache of {start.context} tokens stays in RAM."
+    with_cache = " and the KV cache" if cache else ""
+    return start, f"The device has no room for the dense weights{with_cache}: they stay on the CPU."
 
 
 def _stages(machine: Machine, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
@@ -346,7 +366,7 @@ def _with_ram(placed: Plan, machine: Machine, needs: ModelNeeds) -> Plan:
     placed = replace(placed, ram_private_bytes=private, ram_mapped_bytes=mapped, ram_short_bytes=short)
     if not short:
         return placed
-    return replace(placed, fits=False, reason=f"{_cost_of_shortage(placed, machine, needs)} {placed.reason}".strip())
+    return replace(placed, fits=False, parts=(("ram", _cost_of_shortage(placed, machine, needs)), *placed.parts))
 
 
 def _cost_of_shortage(placed: Plan, machine: Machine, needs: ModelNeeds) -> str:

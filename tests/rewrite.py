@@ -7,10 +7,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFReader
 
-U16, I32 = 2, 5
+U16, U32, I32, TEXT = 2, 4, 5, 8
 ALIGNMENT = 32
 
 
@@ -32,14 +33,15 @@ def tensors_of(path: Path) -> list[Tensor]:
     ]
 
 
-def rewrite(source: Path, path: Path, tensors: Sequence[Tensor], more: Mapping[str, tuple[int, int]] = {}) -> Path:
-    """Write the metadata of ``source`` with other tensors; ``more`` has further keys: GGUF type and number."""
+def rewrite(source: Path, path: Path, tensors: Sequence[Tensor], more: Mapping[str, tuple[int, Any]] = {}) -> Path:
+    """Write the metadata of ``source`` with other tensors; ``more`` has further keys: GGUF type and value."""
     raw = source.read_bytes()
     end = GGUFReader(source).tensors[0].field.offset
     count = struct.unpack_from("<Q", raw, 16)[0]
     keys = raw[24:end]
     for key, (kind, value) in more.items():
-        keys += _text(key) + struct.pack("<I" + {U16: "H", I32: "i"}[kind], kind, value)
+        raw_value = _text(value) if kind == TEXT else struct.pack({U16: "<H", U32: "<I", I32: "<i"}[kind], value)
+        keys += _text(key) + struct.pack("<I", kind) + raw_value
     infos, offset = b"", 0
     for tensor in tensors:
         extents = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgemoe import Llama, OffloadConfig, gguf, needs
 from edgemoe.config import Budget, SimConfig
+from edgemoe.engine import opening
 from edgemoe.plan import GIB, Machine, ModelNeeds, Plan, plan, reserve_of
 from edgemoe.profiling import memory
 from edgemoe.types import ModelShape
@@ -152,6 +153,52 @@ def test_cache_and_buffers_are_what_llama_cpp_takes(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_cache_is_what_llama_cpp_takes(name: str, tmp_path: Path) -> None:
     is_what_llama_cpp_takes(name, tmp_path)
+
+
+CACHES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in ("llama", "cohere2moe", "gpt-oss", "granitehybrid", "gemma4") for kind in CACHES),
+        *(("deepseek2-v3", kind) for kind in ("f32", "bf16")),  # its heads are no whole blocks
+    ],
+)
+def test_a_cache_of_another_type_is_what_llama_cpp_takes(name: str, kind: str, tmp_path: Path) -> None:
+    path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # whose heads have 64 numbers: whole blocks
+    settings: dict[str, Any] = {"n_ctx": 16384, "type_k": number, "type_v": number, "flash_attn": True}
+    with memory.watch() as ledger:
+        Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings).close()
+    cache = sum(size for (what, _), size in ledger.buffers.items() if what in ("KV", "RS"))
+    assert opening.needs_of(gguf.read(path), settings).kv_bytes(16384) == pytest.approx(cache, rel=0.01, abs=3 * 5243)
+
+
+@pytest.mark.parametrize("batch", [64, 2048])
+@pytest.mark.parametrize("name", ["llama", "gpt-oss", "deepseek2-v3"])
+def test_buffers_of_another_batch_are_what_llama_cpp_takes(name: str, batch: int, tmp_path: Path) -> None:
+    path = build(name, tmp_path)
+    settings: dict[str, Any] = {"n_ctx": 4096, "n_batch": batch, "n_ubatch": batch}
+    with memory.watch() as ledger:
+        Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings).close()
+    planned = opening.needs_of(gguf.read(path), settings).compute_bytes(4096)
+    assert ledger.buffers["compute", "CPU"] <= planned
+
+
+def test_settings_of_the_context_are_planned_for(wide: Path) -> None:
+    def made(**settings: Any) -> Plan:
+        file, machine = gguf.read(wide), Machine("sim", 40 << 20, 40 << 20, 64 * GIB, 64 * GIB, 1)
+        model = opening.needs_of(file, settings)
+        return next(opening.attempts(file, model, OffloadConfig(device="sim"), machine, settings)).plan
+
+    usual = made(n_ctx=1024)
+    assert made(n_ctx=1024, type_k=0, type_v=0).kv_bytes == 2 * usual.kv_bytes
+    assert made(n_ctx=1024, type_k=8, type_v=8, flash_attn=True).kv_bytes * 16 == usual.kv_bytes * 8.5
+    assert made(n_ctx=4096, n_batch=2048, n_ubatch=2048).compute_bytes > made(n_ctx=4096).compute_bytes
+    assert not made(n_ctx=1024, offload_kqv=False).kv_on_device and not made(n_ctx=1024, offload_kqv=False).reason
+    assert made(n_ctx=1 << 20, offload_kqv=True, n_gpu_layers=-1).kv_on_device, "it was asked for"
+    assert made(n_ctx=1 << 20, n_gpu_layers=-1).kv_on_device, "and is llama_cpp's default"
+    assert not made(n_gpu_layers=0).dense_on_device
 
 
 def is_what_llama_cpp_takes(name: str, folder: Path) -> None:

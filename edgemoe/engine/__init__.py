@@ -6,8 +6,9 @@ hot ones.
 
 from __future__ import annotations
 
+from ..errors import Cancelled
 from .experts import Experts
 from .host import devices
-from .llama import Cancelled, Llama
+from .llama import Llama
 
 __all__ = ["Cancelled", "Experts", "Llama", "devices"]

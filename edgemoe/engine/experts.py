@@ -38,6 +38,8 @@ SYNCHRONOUS_S = 60.0
 TURN_SHARE, TURN_SHARE_ON_DEMAND = 0.005, 0.01
 # Where every expert is resident their routing makes no difference: it is noted of every so many tokens.
 WATCH_EVERY = 64
+# Batches that wait for the policy's next turn; only where somebody computes without us there are ever so many.
+MOST_UNTOLD = 4096
 # Attempts with half the budget each when the device refuses an allocation.
 ALLOCATION_ATTEMPTS = 5
 
@@ -247,6 +249,11 @@ class Experts:
         if self._predictor is not None and len(tokens) == 1:
             self._native.begin_token(int(tokens[0]))
 
+    def settle(self) -> None:
+        """Count what was computed so far: by another than the engine, perhaps, who announced no step."""
+        with self._lock:
+            self._take()
+
     def after_step(self, tokens: Sequence[int], elapsed_ns: int = 0) -> None:
         """Hand the routing of the step just computed to the policy, and its wishes to the core.
 
@@ -323,6 +330,7 @@ class Experts:
         batches = self._routing.take(self._native.drain())
         if self._policy is not None:
             self._untold += batches
+            del self._untold[:-MOST_UNTOLD]
 
     def keep_history(self) -> None:
         """Write what was learnt so far, in the background; a crash loses what came after."""
@@ -338,11 +346,15 @@ class Experts:
         self._keeper = threading.Thread(target=self._write_history, args=work, daemon=True)
         self._keeper.start()
 
-    def close(self) -> None:
-        """Keep the routing history. The core stays open."""
+    def keep(self, learnt: bool = True) -> None:
+        """Write the routing history, and what was ``learnt`` unless a thread still computes; wait until it is there."""
         self._keeper.join()
         if profile := self._history():
-            self._write_history(profile, self._learnt(), self.notes)
+            self._write_history(profile, self._learnt() if learnt else None, self.notes)
+
+    def close(self) -> None:
+        """Keep the routing history. The core stays open."""
+        self.keep()
         self._native.set_ahead(None, LEAD, 0, 0.0, False)
         if self._predictor is not None:
             self._predictor.close()
@@ -426,8 +438,8 @@ class Experts:
             self._native.set_slots(slots)
         if not slots.any():
             self.notes.append(
-                f"The budget of {wanted / 2**20:.0f} MiB is below 2 x top-k experts for any layer: "
-                "all experts stay on the CPU."
+                f"No expert is on {self.device}: the budget of {wanted / 2**20:.0f} MiB is below 2 x top-k experts of "
+                "any layer. All experts stay on the CPU."
             )
         if self._policy is not None:  # it keeps what it learnt; the core emptied the layers that changed
             self._native.submit(self._policy.resize(slots, self.residency()))

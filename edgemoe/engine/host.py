@@ -6,8 +6,8 @@ wrappers act only on the loading thread; everybody else gets the original behavi
 - the default model parameters, to name our buffer type for expert tensors;
 - the guard that points file descriptors 1 and 2 at the null device, which would freeze a terminal screen.
 
-The log callback stays ours: messages of our models go to the logger ``edgemoe.llama`` instead of the terminal, all
-others to the callback that llama_cpp had.
+The log callback stays ours: messages of our models go to the logger ``edgemoe.llama`` instead of the terminal, and with
+``verbose=True`` also where they went before; all others go to the callback that was there, llama_cpp's or the user's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ _ERROR = 4
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, _ERROR: logging.ERROR, 5: logging.DEBUG}
 
 
+# The callback that was there before ours, and its data.
+_before: list[tuple[Any, Any]] = []
+
+
 class _Override(ctypes.Structure):
     _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
 
@@ -65,7 +69,7 @@ def core() -> Core:
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    _take_log()
     with _quiet():
         registered = load(str(loaded.path).encode())
     if not registered:
@@ -100,44 +104,61 @@ def device_memory(name: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def loading(engine: NativeEngine, *, on_device: bool, head: Sequence[int] = ()) -> Iterator[list[str]]:
+def loading(
+    engine: NativeEngine, *, on_device: bool, head: Sequence[int] = (), verbose: bool = False
+) -> Iterator[list[str]]:
     """While a model of ours loads on this thread; gives what llama.cpp calls an error.
 
     Args:
         engine: takes the experts.
         on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
         head: blocks of an MTP head: what llama.cpp loads of these stays in the file, never on a device.
+        verbose: llama.cpp's lines go to the callback that was there as well.
     """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
-    _scope.errors = errors
+    _scope.errors, _scope.verbose = errors, verbose
     engine.begin_load(on_device)
     devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
     binding.llama_model_default_params = _params_of_ours(plain_params, devices, _overrides(tuple(head)))
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
-    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    _take_log()
     try:
         yield errors
     finally:
         binding.llama_model_default_params = plain_params
         llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard
         engine.end_load()
-        _scope.errors = None
+        _scope.errors, _scope.verbose = None, False
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    before = getattr(_scope, "errors", None)
-    _scope.errors = [] if before is None else before
+def _quiet(verbose: bool = False) -> Iterator[None]:
+    before, loud = getattr(_scope, "errors", None), getattr(_scope, "verbose", False)
+    _scope.errors, _scope.verbose = [] if before is None else before, verbose
     try:
         yield
     finally:
-        _scope.errors = before
+        _scope.errors, _scope.verbose = before, loud
 
 
-def computing() -> contextlib.AbstractContextManager[None]:
-    """While a model of ours computes on this thread: its messages stay off the terminal."""
-    return _quiet()
+def computing(verbose: bool = False) -> contextlib.AbstractContextManager[None]:
+    """While a model of ours computes on this thread: its messages stay off the terminal, unless ``verbose``."""
+    return _quiet(verbose)
+
+
+def tell(text: str) -> None:
+    """Say something to whoever listens to the logger ``edgemoe.llama``."""
+    _log.warning("%s", text)
+
+
+def _take_log() -> None:
+    """Make the log callback ours; lines of other models go on to the one that was there."""
+    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    if ctypes.cast(callback, ctypes.c_void_p).value not in (None, ctypes.cast(_log_callback, ctypes.c_void_p).value):
+        _before[:] = [(callback, data)]
+    llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
 
 
 def _ggml_libraries() -> list[ctypes.CDLL]:
@@ -197,8 +218,10 @@ def _guard_that_spares_us(plain: Any) -> Any:
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log_callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     errors = getattr(_scope, "errors", None)
+    if errors is None or getattr(_scope, "verbose", False):
+        callback, data = _before[0] if _before else (_logger.llama_log_callback, user_data)
+        callback(level, text, data)
     if errors is None:
-        _logger.llama_log_callback(level, text, user_data)
         return
     line = text.decode("utf-8", "replace").rstrip()
     if line and line != ".":

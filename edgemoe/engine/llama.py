@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import inspect
-import os
 import threading
 import time
 import weakref
@@ -19,59 +17,34 @@ import psutil
 
 from .. import needs
 from ..config import Budget, OffloadConfig
-from ..errors import BadGguf, ConfigError, ContextFailed, EdgeMoEError, ModelNotFound, UnsupportedModel
+from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
 from ..gguf import GgufFile, check, check_weights, model_identity, moe_shape
-from ..plan import LAYER_OVERHEAD, Machine, Plan, plan
+from ..plan import LAYER_OVERHEAD, Machine
 from ..residence import Residence
 from ..types import ModelShape, Thinking
-from . import host
-from .binding import Core, NativeEngine
+from . import host, lifetime, opening
+from .binding import NativeEngine
 from .chat import DEFAULT, Chat, forgiving_templates
 from .completion import Completion
+from .decoding import Decode
 from .experts import Experts
 from .meter import Meter
 from .prefix import Prefix
+from .signatures import shown_as
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
 
-# With so many logical cores two are left to our own threads, below it one.
-MANY_CORES = 8
-
-# Of the memory that is available, what may be pinned for the device.
-PIN_SHARE = 0.7
-
 # For states of what was computed before.
 PREFIX_BYTES = 1 << 30
-
-# llama_cpp's own.
-DEFAULT_CONTEXT = 512
-# Top-k assumed where a model has another one in each layer, so that its file gives a list.
-DEFAULT_TOP_K = 8
 
 _COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 
 _load_lock = threading.Lock()
-_open: weakref.WeakSet[Llama] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Routing profiles are saved while the interpreter can still write files."""
-    for llm in list(_open):
-        llm.close()
-
-
-class ComputeFailed(EdgeMoEError, RuntimeError):
-    """llama.cpp could not compute."""
-
-
-class Cancelled(EdgeMoEError):
-    """``Llama.cancel`` was called during a computation outside a completion."""
 
 
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
@@ -99,57 +72,43 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         ConfigError: a setting cannot be honoured.
     """
 
+    @shown_as(llama_cpp.Llama.__init__)
     def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
         """Load the model; resident experts are filled in the background while it already answers."""
-        self._native = None
+        self._native: NativeEngine | None = None
+        self._offload, self._given = offload, frozenset(keywords)
         config = offload or OffloadConfig()
-        file = check(Path(model_path))
+        file = check(opening.existing(model_path))
         vocab_only = bool(keywords.get("vocab_only"))
         if not vocab_only:
             check_weights(file)
         core = host.core()
-        device = "" if vocab_only else _resolve_device(config)
+        device = "" if vocab_only else opening.resolve_device(config, keywords)
         if device == "sim":
             core.configure_sim(config.sim)
             if config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
                 raise ConfigError("a sim device that only pretends has no layers to compute", "leave n_gpu_layers out")
-        keywords.setdefault("n_threads", default_threads(bool(device)))
+        keywords.setdefault("n_threads", opening.default_threads(bool(device)))
         if device:
             keywords.setdefault("n_threads_batch", keywords["n_threads"])
-        keywords["verbose"] = False
-        machine = _machine(device)
-        placed, spare = _plan(file, config, machine, keywords)
-        stream_tokens = config.stream_tokens if placed.stream_slots else 0
+        keywords.setdefault("verbose", False)
         shape = None if vocab_only else moe_shape(file)
-        pin = config.pin and _can_pin(shape)
-        native = core.engine(device, config.prefill_tokens, stream_tokens, pin, placed.stream_slots, GRAPH_US)
-        self._native = native
-        native.set_blocks(max(1, file.run_blocks))
-        head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
-        self._turns, self._inside = Turns(native), False
+        machine = opening.machine_of(device)
+        attempt, said = self._load(file, config, machine, shape, keywords)
+        placed, keywords = attempt.plan, attempt.keywords
+        native, verbose = self._native_engine(), bool(keywords["verbose"])
+        self._turns, self._inside, self._generating = Turns(native, verbose), False, False
+        self._evaluated: int | None = None  # tokens of the latest eval
         self._owner: object | None = None  # the answer whose tokens the context holds
-        complaints: Sequence[str] = ()
-        on_device = bool(device) and keywords["n_gpu_layers"] != 0
-        self._on_device = on_device
-        try:
-            loading = host.loading(native, on_device=on_device, head=head)
-            with _load_lock, forgiving_templates(), loading as complaints:
-                super().__init__(str(file.path), **keywords)
-        except ValueError as error:
-            made = getattr(self, "_model", None) is not None
-            self._free_native()
-            raise _load_error(file, error, complaints, made) from error
-        except BaseException:
-            self._free_native()
-            raise
+        self._on_device = on_device = bool(device) and keywords["n_gpu_layers"] != 0
         self._prefix = Prefix(weakref.proxy(self), PREFIX_BYTES, keywords.get("swa_full") is not False)
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
-        used = _top_k(file, keywords)
-        self.experts = Experts(native, config, device, used, model_identity(file), spare)
+        spare = placed.staging_of(opening.needs_of(file, keywords))
+        self.experts = Experts(native, config, device, opening.top_k(file, keywords), model_identity(file), spare)
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
         if vocab_only:
             self.experts.notes[:] = [
@@ -164,21 +123,62 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
         if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
             self.experts.look_ahead(file)
-        if placed.reason and not vocab_only:
-            self.experts.notes.append(placed.reason)
+        # The experts have their places by now, and say themselves how many.
+        planned = placed.reason_without("experts", *(["dense"] if attempt.note else []))
+        self.experts.notes += [note for note in (said, attempt.note, planned) if note and not vocab_only]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             self.experts.notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
-        llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
-        self._ctx.decode = _GuardedDecode(core, self._ctx.ctx)
-        _open.add(self)
+        with host.computing(verbose):
+            llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
+        self._ctx.decode = Decode(core, self._ctx.ctx, self.experts, verbose)
+        lifetime.opened(self)
         hot = _HotSet(native, self.experts)
         self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare)
         if device and shape is not None:
             self._watchdog.start()
 
+    def _load(
+        self,
+        file: GgufFile,
+        config: OffloadConfig,
+        machine: Machine,
+        shape: ModelShape | None,
+        keywords: dict[str, Any],
+    ) -> tuple[opening.Attempt, str]:
+        """Load by the first plan that the machine has room for; returns it, and what was said before."""
+        core, model = host.core(), opening.needs_of(file, keywords)
+        said = opening.announce_logits(file, model, keywords, machine.ram_total_bytes)
+        pin = config.pin and opening.can_pin(shape)
+        head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
+        plans = list(opening.attempts(file, model, config, machine, keywords))
+        for number, attempt in enumerate(plans, 1):
+            slots = attempt.plan.stream_slots
+            streamed = config.stream_tokens if slots else 0
+            native = core.engine(machine.device, config.prefill_tokens, streamed, pin, slots, GRAPH_US)
+            self._native = native
+            native.set_blocks(max(1, file.run_blocks))
+            complaints: Sequence[str] = ()
+            on_device = bool(machine.device) and attempt.keywords.get("n_gpu_layers") != 0
+            loading = host.loading(native, on_device=on_device, head=head, verbose=bool(keywords["verbose"]))
+            try:
+                with _load_lock, forgiving_templates(), loading as complaints:
+                    super().__init__(str(file.path), **attempt.keywords)
+                break
+            except ValueError as error:
+                made = getattr(self, "_model", None) is not None
+                self._free_native()
+                if number == len(plans) or not opening.out_of_memory(complaints):
+                    raise opening.failure(file, error, complaints, made, attempt, model, machine) from error
+                self.__dict__.pop("_model", None)
+            except BaseException:
+                self._free_native()
+                raise
+        return attempt, said
+
     # ---- computing ----
 
+    @shown_as(llama_cpp.Llama.eval)
     def eval(self, tokens: Sequence[int]) -> None:
         """Compute ``tokens`` after those computed before; see ``llama_cpp.Llama.eval``.
 
@@ -187,6 +187,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """
         with self._computing():
             self._owner = None  # of what the context holds now
+            self._evaluated = len(tokens)
+            if self._meter is not None and not self._generating:
+                self._meter.reads_part(len(tokens))
             self._prefix.cut_back()
             at = 0
             for count in self._prefix.stops(len(tokens)):
@@ -198,21 +201,38 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if self._turns.cancelled:
             raise Cancelled("cancelled")
         started = time.perf_counter_ns()
-        before = self.n_tokens
-        self.experts.before_step(tokens)
         try:
-            with host.computing():
-                super().eval(tokens)
-        except RuntimeError as error:
+            super().eval(tokens)
+        except ComputeFailed as error:
             if self._turns.cancelled:
                 raise Cancelled("cancelled") from error
-            raise ComputeFailed(f"llama.cpp failed to compute: {error}") from error
+            raise
         finally:
-            elapsed_ns = time.perf_counter_ns() - started
             if self._meter is not None:
-                self._meter.computed(elapsed_ns)
-            self.experts.after_step(tokens[: self.n_tokens - before], elapsed_ns)
+                self._meter.computed(time.perf_counter_ns() - started)
 
+    @shown_as(llama_cpp.Llama.embed)
+    def embed(self, *args: Any, **keywords: Any) -> Any:
+        """As in ``llama_cpp.Llama``.
+
+        Raises:
+            Cancelled: ``cancel`` was called meanwhile.
+        """
+        if not self.context_params.embeddings:
+            return super().embed(*args, **keywords)  # which refuses it
+        with self._computing():
+            self._owner = None
+            try:
+                return super().embed(*args, **keywords)
+            except Exception as error:
+                self.reset()  # the memory was cleared on the way
+                if self._turns.cancelled and isinstance(error, ComputeFailed):
+                    raise Cancelled("cancelled") from error
+                raise
+            finally:
+                self._prefix.forget()
+
+    @shown_as(llama_cpp.Llama.generate)
     def generate(
         self, tokens: Sequence[int], *args: Any, **keywords: Any
     ) -> Generator[int, Sequence[int] | None, None]:
@@ -251,16 +271,23 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             made = super().generate(begun, **options)
         sent: Sequence[int] | None = None
         sampler: Any = None
+        known = len(held)  # tokens that are no guesses of a draft model
         with contextlib.closing(made):
             while True:
                 with self._turns.taking(turn):
                     if sampler is not None and self._owner is not me:
-                        self._come_back(held)
+                        self._come_back(held, known - 1)
                         self._sampler, self._mirostat_mu = sampler
+                    self._evaluated, self._generating = None, True
                     try:
                         token = made.send(sent)
                     except StopIteration:
                         return
+                    finally:
+                        self._generating = False
+                    if sampler is not None and self._meter is not None and self.draft_model:
+                        self._meter.drafted(self._evaluated, 1 + len(sent or ()))
+                    known += 1
                     self._owner, sampler = me, (self._sampler, self._mirostat_mu)
                     ended = llama_cpp.llama_vocab_is_eog(self._model.vocab, token) or token in self._ends
                     if self._meter is not None:
@@ -273,11 +300,20 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 if not self.draft_model:
                     held += [token, *(sent or ())]
 
-    def _come_back(self, held: list[int]) -> None:
-        """Another answer has computed meanwhile: make the context hold what this one had computed."""
-        before = held[:-1]  # the last token is computed by whoever goes on
-        reach = self._prefix.begin([*before, -1])
-        self.eval(before[reach:]) if reach < len(before) else None
+    def _come_back(self, held: list[int], sure: int) -> None:
+        """Another answer has computed meanwhile: make the context hold what this one had computed.
+
+        Args:
+            held: the tokens; without a draft model the last one is computed by whoever goes on.
+            sure: of these, the ones that are no guesses; logits of the others are needed once more.
+        """
+        before = held if self.draft_model else held[:-1]
+        reach = self._prefix.begin([*before[:sure], -1])
+        self._generating = True
+        try:
+            self.eval(before[reach:]) if reach < len(before) else None
+        finally:
+            self._generating = False
 
     def _holds_exactly(self, tokens: Sequence[int]) -> bool:
         """The context has just computed ``tokens`` and nothing else: their logits are there."""
@@ -299,7 +335,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def _meter(self) -> Meter | None:
-        return self._turns.current.meter if self._turns.current is not None else None
+        turn = self._turns.current
+        return turn.meter if turn is not None else None
 
     def _account(self, computed: int, cached: int) -> None:
         if self._meter is not None:
@@ -330,6 +367,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     # ---- answers with accounts ----
 
+    @shown_as(llama_cpp.Llama.create_completion)
     def create_completion(self, *args: Any, **keywords: Any) -> Any:
         """As in ``llama_cpp.Llama``, with ``timings`` and ``edgemoe`` in the answer or its last chunk.
 
@@ -351,6 +389,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         given.apply_defaults()
         return Completion(*given.args[:1], **dict(list(given.arguments.items())[1:])).run()
 
+    @shown_as(llama_cpp.Llama.create_chat_completion)
     def create_chat_completion(
         self,
         messages: Sequence[Any],
@@ -424,7 +463,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 yield chunk
 
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
-        if self._inside:  # a chat completion calls a completion: account for the outer one
+        if self._inside and self._turns.current is not None:  # a chat calls a completion: account for the outer one
             return create(*args, **keywords)
         meter = Meter(self._native_engine(), self.experts.device, self._on_device)
         turn = Turn(meter)
@@ -460,8 +499,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 with turn.meter.waiting():
                     yield chunk
         finally:
-            with self._turns.taking(turn), self._outermost():
-                chunks.close()  # type: ignore[attr-defined]
+            if self._turns.open:
+                with self._turns.taking(turn), self._outermost():
+                    chunks.close()  # type: ignore[attr-defined]
             self._turns.finish(turn)
 
     def _finish(self, turn: Turn, answer: dict[str, Any]) -> dict[str, Any]:
@@ -479,7 +519,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def close(self) -> None:
         """Keep the routing profile, stop uploads, free the model."""
-        _open.discard(self)
+        turns = getattr(self, "_turns", None)
+        if turns is not None:
+            if not turns.ours:
+                return  # the memory is a copy of another process's, whose threads are not here
+            turns.close()
+        lifetime.closed(self)
         if getattr(self, "_watchdog", None) is not None:
             self._watchdog.stop()
         if getattr(self, "experts", None) is not None and self._native is not None:
@@ -487,6 +532,31 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if getattr(self, "_stack", None) is not None:
             super().close()
         self._free_native()
+
+    def leave(self, seconds: float, others: bool) -> None:
+        """Stop and keep the routing profile, because the program ends.
+
+        Args:
+            seconds: how long to wait for other threads that compute.
+            others: other threads may still hold the model, so that its memory stays.
+        """
+        alone = self._turns.leave(seconds)
+        if alone and not others:
+            self.close()
+            return
+        lifetime.keep_for_good(self)
+        self._watchdog.stop()
+        self.experts.keep(learnt=alone)
+        if alone:
+            self._native_engine().stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the keywords that open this model again; the placement is planned anew unless it was given."""
+        state: dict[str, Any] = super().__getstate__()
+        planned = {"n_gpu_layers", "offload_kqv", "op_offload", "n_threads", "n_threads_batch"} - self._given
+        if self._chat_format and state["chat_format"] == self._chat_format:
+            planned |= {"chat_format"}
+        return {name: value for name, value in state.items() if name not in planned} | {"offload": self._offload}
 
     def _free_native(self) -> None:
         native, self._native = self._native, None
@@ -524,104 +594,3 @@ def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:
         notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]
 
     return note
-
-
-class _GuardedDecode:
-    """Stands in for ``decode`` of llama_cpp's context: a failed assertion of ggml is an error, not the end."""
-
-    def __init__(self, core: Core, context: int) -> None:
-        self._core, self._context = core, context
-        self._function = host.address_of("llama_decode")
-        self._broken = ""
-
-    def __call__(self, batch: Any) -> None:
-        if self._broken:
-            raise EdgeMoEError(f"the model is unusable after an error: {self._broken}")
-        try:
-            status = self._core.decode(self._function, self._context, batch.batch)
-        except EdgeMoEError as error:
-            self._broken = host.error_text([str(error)])
-            raise EdgeMoEError(f"llama.cpp failed to compute: {self._broken}") from error
-        if status != 0:
-            raise RuntimeError(f"llama_decode returned {status}")
-
-
-# What llama.cpp says when it makes no context, and what helps.
-_CONTEXT_HINTS = (
-    ("flash_attn", "flash_attn=True, or another type_v"),
-    ("alloc", "a smaller context: n_ctx=, --ctx"),
-    ("memory", "a smaller context: n_ctx=, --ctx"),
-)
-
-
-def _load_error(file: GgufFile, error: ValueError, complaints: Sequence[str], loaded: bool) -> Exception:
-    """Name what went wrong when llama_cpp's constructor failed; only a model that did not load may be damaged."""
-    if not file.path.exists():
-        return ModelNotFound(f"{file.path} does not exist")
-    what = f"{file.path.name}: {host.error_text(complaints)}"
-    if loaded and "llama_context" not in str(error):
-        return error
-    if loaded:
-        hint = next((hint for word, hint in _CONTEXT_HINTS if word in what), "other settings of the context")
-        return ContextFailed(f"no context could be made for {what}", hint)
-    if "Failed to" not in str(error):  # a check of llama_cpp's own, before the file was looked at
-        return error
-    if "unknown model architecture" in what or "unknown pre-tokenizer" in what:
-        return UnsupportedModel(what, "this llama.cpp does not know such models: a newer version may")
-    if "alloc" in what:
-        return EdgeMoEError(what, "a smaller vram= budget, or a smaller model")
-    return BadGguf(what, "the file is damaged, or made for another version of llama.cpp: try another download")
-
-
-def _top_k(file: GgufFile, keywords: dict[str, Any]) -> int:
-    """Count the experts that a token uses in a layer: as the caller overrides it, else as the file says."""
-    override = (keywords.get("kv_overrides") or {}).get(f"{file.architecture}.expert_used_count")
-    return override if isinstance(override, int) and override > 0 else file.number("expert_used_count") or DEFAULT_TOP_K
-
-
-def default_threads(device: bool) -> int:
-    """CPU threads for a model: physical cores, less what a device's copies and looking ahead need for themselves.
-
-    Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
-    threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).
-    """
-    physical, logical = psutil.cpu_count(logical=False) or 1, psutil.cpu_count() or 1
-    spare = 0 if not device or logical <= 2 else 1 if logical < MANY_CORES else 2
-    return max(1, min(physical, logical - spare))
-
-
-def _can_pin(shape: ModelShape | None) -> bool:
-    """Whether the machine can spare the memory: what is pinned cannot make room for anything else."""
-    if shape is None:
-        return False
-    # ggml's CUDA backend pins what is not its own only where this is set.
-    os.environ.setdefault("GGML_CUDA_REGISTER_HOST", "1")
-    return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * psutil.virtual_memory().available
-
-
-def _machine(device: str) -> Machine:
-    free, total = host.device_memory(device) if device else (0, 0)
-    ram = psutil.virtual_memory()
-    return Machine(device, free, total, ram.available, ram.total)
-
-
-def _plan(file: GgufFile, config: OffloadConfig, machine: Machine, keywords: dict[str, Any]) -> tuple[Plan, int]:
-    """What goes where, and the device bytes of a prefill; sets the keywords of the dense part unless they are given."""
-    context = keywords.get("n_ctx", DEFAULT_CONTEXT) or file.number("context_length") or DEFAULT_CONTEXT
-    model = needs.of(file, keywords.get("swa_full") is not False, bool(keywords.get("flash_attn")))
-    dense = keywords.get("n_gpu_layers") != 0
-    placed = plan(machine, model, context, config.budget, bool(config.stream_tokens), dense)
-    if "n_gpu_layers" not in keywords:
-        keywords["n_gpu_layers"] = -1 if placed.dense_on_device else 0
-        keywords.setdefault("offload_kqv", placed.kv_on_device)
-        keywords.setdefault("op_offload", placed.dense_on_device)
-    return placed, placed.staging_of(model)
-
-
-def _resolve_device(config: OffloadConfig) -> str:
-    """The ggml name of the device asked for, empty for none."""
-    if config.device == "none":
-        return ""
-    if config.device == "auto":
-        return next(iter(host.devices()), "")
-    return config.device

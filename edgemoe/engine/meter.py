@@ -21,18 +21,39 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
-        self._prompt_n = self._cache_n = self._predicted_n = 0
-        self._prompt_ns = self._first_ns = self._waited_ns = 0
+        self._prompt_n = self._cache_n = self._predicted_n = self._draft_n = self._accepted_n = 0
+        self._prompt_ns = self._first_ns = self._waited_ns = self._began_ns = 0
+        self._in_parts = False
         self._before = ExpertStats()
 
     def start(self) -> None:
         """Begin an answer."""
         self._reset()
+        self._began_ns = time.perf_counter_ns()
         self._before = self._native.stats()
 
     def reads(self, computed: int, cached: int) -> None:
         """A prompt has ``cached`` tokens that are there and ``computed`` that are not yet."""
+        if self._in_parts:  # of the whole, everything was computed for this answer: texts, and images between them
+            computed, cached = computed + cached - self._prompt_n, 0
         self._prompt_n, self._cache_n = self._prompt_n + computed, self._cache_n + cached
+
+    def reads_part(self, computed: int) -> None:
+        """A part of a prompt was read by itself, before the answer is asked for: the text beside an image."""
+        self._in_parts = True
+        self._prompt_n += computed
+
+    def drafted(self, evaluated: int | None, asked: int) -> None:
+        """Count guesses of a draft model, at a token after the first.
+
+        Args:
+            evaluated: tokens that were computed for it; None where a guess that was right made that needless.
+            asked: of these, the ones that are no guesses.
+        """
+        if evaluated is None:
+            self._accepted_n += 1
+        else:
+            self._draft_n += evaluated - asked
 
     def computed(self, elapsed_ns: int) -> None:
         """Account for one evaluation: before the answer's first token it is the prompt's."""
@@ -55,9 +76,12 @@ class Meter:
 
     def receipt(self) -> dict[str, Any]:
         """``timings`` and ``edgemoe``; milliseconds, bytes, rates per second."""
-        prompt_ms = self._prompt_ns / 1e6
+        # Images are computed between two parts, by others.
+        prompt_ns = self._first_ns - self._began_ns if self._in_parts and self._first_ns else self._prompt_ns
+        prompt_ms = prompt_ns / 1e6
         now = time.perf_counter_ns()
         predicted_ms = max(0, now - (self._first_ns or now) - self._waited_ns) / 1e6
+        drafts = {"draft_n": self._draft_n, "draft_n_accepted": self._accepted_n} if self._draft_n else {}
         return {
             "timings": {
                 "cache_n": self._cache_n,
@@ -68,6 +92,7 @@ class Meter:
                 "predicted_ms": predicted_ms,
                 # The prompt's evaluation gave the first token.
                 "predicted_per_second": _rate(max(self._predicted_n - 1, 0), predicted_ms),
+                **drafts,
             },
             "edgemoe": self._experts_part(),
         }

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 
 from ..errors import EdgeMoEError
+from . import host
 from .binding import NativeEngine
 from .meter import Meter
 
@@ -32,38 +33,59 @@ class Turn:
 
 
 class Turns:
-    """The turns of one model.
+    """The turns of one model."""
 
-    Attributes:
-        current: the turn under way, None between turns.
-    """
-
-    def __init__(self, native: NativeEngine) -> None:
-        """Nobody computes."""
-        self._native = native
+    def __init__(self, native: NativeEngine, verbose: bool) -> None:
+        """Nobody computes yet; ``verbose``: llama.cpp's messages may be seen."""
+        self._native, self._verbose = native, verbose
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._unfinished: weakref.WeakSet[Turn] = weakref.WeakSet()
-        self.current: Turn | None = None
+        self._leaver: int | None = None  # the thread that ends the program
+        self._closed = False
+        self._current: Turn | None = None
+        self._holder: int | None = None  # the thread whose turn it is
+
+    @property
+    def current(self) -> Turn | None:
+        """The turn that this thread has, None when it has none."""
+        return self._current if self._holder == threading.get_ident() else None
+
+    @property
+    def ours(self) -> bool:
+        """This process opened the model."""
+        return os.getpid() == self._process
 
     @contextlib.contextmanager
     def taking(self, turn: Turn) -> Iterator[None]:
         """Compute for ``turn``; other threads wait.
 
         Raises:
-            EdgeMoEError: the model was opened in another process.
+            EdgeMoEError: the model is closed, or was opened in another process.
         """
-        if os.getpid() != self._process:
+        if not self.ours:
             raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
-        with self._lock:
-            before, self.current = self.current, turn
+        self._lock.acquire()
+        try:
+            if self._current is None and self._leaver not in (None, threading.get_ident()):
+                self._lock.release()
+                threading.Event().wait()  # for good: the end of the program leaves this thread behind
+            if self._closed:
+                raise EdgeMoEError("the model is closed")
+            before, self._current = self._current, turn
+            self._holder = threading.get_ident()
             self._unfinished.add(turn)
             self._native.cancel(turn.cancelled)
             try:
-                yield
+                with host.computing(self._verbose):
+                    yield
             finally:
-                self.current = before
-                self._native.cancel(before is not None and before.cancelled)
+                self._current = before
+                self._holder = self._holder if before is not None else None
+                if not self._closed:
+                    self._native.cancel(before is not None and before.cancelled)
+        finally:
+            self._lock.release()
 
     def finish(self, turn: Turn) -> None:
         """No more will be computed for ``turn``."""
@@ -71,19 +93,39 @@ class Turns:
 
     @property
     def cancelled(self) -> bool:
-        """The turn under way shall end."""
+        """The turn that this thread has shall end."""
         return self.current is not None and self.current.cancelled
 
     def cancel(self) -> None:
         """End all answers that are under way."""
         for turn in list(self._unfinished):
             turn.cancelled = True
-        if self.cancelled:
+        current = self._current
+        if current is not None and current.cancelled and not self._closed:
             self._native.cancel(True)
+            if (now := self._current) is not current:  # which has begun in between
+                self._native.cancel(now is not None and now.cancelled)
 
     def quiet(self, seconds: float) -> bool:
         """Wait until nobody else computes; False when it takes longer."""
-        if os.getpid() != self._process or not self._lock.acquire(timeout=seconds):
+        if not self.ours or not self._lock.acquire(timeout=seconds):
             return False
         self._lock.release()
         return True
+
+    def leave(self, seconds: float) -> bool:
+        """Because the program ends, stop what other threads compute and let none begin again; False if one goes on."""
+        self._leaver = threading.get_ident()
+        self.cancel()
+        return self.ours and self._lock.acquire(timeout=seconds)
+
+    @property
+    def open(self) -> bool:
+        """The model is not closed, and it is this process that opened it."""
+        return self.ours and not self._closed
+
+    def close(self) -> None:
+        """Stop what other threads compute, wait for them, and let nobody compute again."""
+        self.cancel()
+        with self._lock:
+            self._closed = True

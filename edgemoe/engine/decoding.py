@@ -1,0 +1,63 @@
+"""The decode that stands in for that of llama_cpp's context: placement and learning see every batch of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from ..errors import ComputeFailed, EdgeMoEError
+from . import host
+from .binding import Core
+from .experts import Experts
+
+FULL = 1  # llama_decode found no place in the KV cache
+
+
+class Decode:
+    """Stands in for ``decode`` of llama_cpp's context.
+
+    Tells the experts of every batch, whoever made it: ``eval``, ``embed``, or a program that calls
+    ``llm._ctx.decode``. A failed assertion of ggml is an error, not the end. A program that calls
+    ``llama_cpp.llama_decode(llm.ctx, batch)`` itself, as image handlers do for their images, passes by: the answers are
+    right, and its routing is counted with the next batch, but nothing moves meanwhile.
+    """
+
+    def __init__(self, core: Core, context: int, experts: Experts, verbose: bool) -> None:
+        """Decode in ``context``; ``experts`` are those of its model, ``verbose``: its messages may be seen."""
+        self._core, self._context, self._experts, self._verbose = core, context, experts, verbose
+        self._function, self._process = host.address_of("llama_decode"), os.getpid()
+        self._next = 0  # position behind the latest batch
+        self._broken = ""
+
+    def __call__(self, batch: Any) -> None:
+        """Compute one batch.
+
+        Raises:
+            ComputeFailed: llama.cpp could not.
+        """
+        if self._broken:
+            raise ComputeFailed(f"the model is unusable after an error: {self._broken}", "open it again")
+        if os.getpid() != self._process:
+            raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
+        raw = batch.batch
+        tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
+        started = time.perf_counter_ns()
+        if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
+            self._experts.settle()  # somebody else may have computed meanwhile
+        self._experts.before_step(tokens)
+        computed: list[int] = []
+        try:
+            with host.computing(self._verbose):
+                status = self._core.decode(self._function, self._context, raw)
+            computed = tokens if status == 0 else []
+        except EdgeMoEError as error:
+            self._broken = host.error_text([str(error)])
+            raise ComputeFailed(f"llama.cpp failed to compute: {self._broken}") from error
+        finally:
+            self._experts.after_step(computed, time.perf_counter_ns() - started)
+        if status != 0:
+            hint = "the context is full: n_ctx= sets its size" if status == FULL else ""
+            raise ComputeFailed(f"llama_decode returned {status}", hint)
+        if raw.n_tokens and raw.pos:
+            self._next = raw.pos[raw.n_tokens - 1] + 1

@@ -1,0 +1,63 @@
+"""The models that are open in this process, and what becomes of them when it ends or forks.
+
+Ordering: at exit no model is freed while anything may still use it. A thread that computes is asked to stop, and kept
+from its next step; where another thread may still hold a model, its memory is left to the operating system. A forked
+child has copies of the models without their threads: it forgets them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import threading
+import weakref
+from typing import Any, Protocol
+
+# A computation ends that soon after a cancel, on any machine that is not overloaded.
+LEAVE_S = 5.0
+OURS = "edgemoe-"
+
+
+class Model(Protocol):
+    """An open model."""
+
+    def leave(self, seconds: float, others: bool) -> None:
+        """Stop and keep what was learnt, because the program ends; ``others``: threads may still hold the model."""
+        ...
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def opened(model: Model) -> None:
+    """Look after ``model`` until `closed`."""
+    _open.add(model)
+
+
+def closed(model: Model) -> None:
+    """No longer look after ``model``."""
+    _open.discard(model)
+
+
+def keep_for_good(model: Any) -> None:
+    """Let nothing of ``model`` be freed, not by the interpreter's end either."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Routing profiles are saved while the interpreter can still write files."""
+    others = any(thread.daemon and not thread.name.startswith(OURS) for thread in threading.enumerate())
+    for model in list(_open):
+        model.leave(LEAVE_S, others)
+
+
+def _forget_all() -> None:
+    for model in list(_open):
+        keep_for_good(model)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -30,7 +30,7 @@ from .chat import DEFAULT, Chat, forgiving_templates
 from .completion import Completion
 from .experts import Experts
 from .meter import Meter
-from .prefix import Prefix
+from .prefix import Prefix, folder_of
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
@@ -43,8 +43,8 @@ MANY_CORES = 8
 # Of the memory that is available, what may be pinned for the device.
 PIN_SHARE = 0.7
 
-# For states of what was computed before.
-PREFIX_BYTES = 1 << 30
+# At the end, for a conversation to be on the disk.
+KEEP_SECONDS = 2.0
 
 # llama_cpp's own.
 DEFAULT_CONTEXT = 512
@@ -142,14 +142,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         except BaseException:
             self._free_native()
             raise
-        self._prefix = Prefix(weakref.proxy(self), PREFIX_BYTES, keywords.get("swa_full") is not False)
+        states, identity = 0 if config.cache == "off" else placed.states_bytes, model_identity(file)
+        folder = None if vocab_only else folder_of(config.cache, self, identity, device)
+        self._prefix = Prefix(weakref.proxy(self), states, keywords.get("swa_full") is not False, folder)
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         used = _top_k(file, keywords)
-        self.experts = Experts(native, config, device, used, model_identity(file), spare)
+        self.experts = Experts(native, config, device, used, identity, spare)
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
         if vocab_only:
             self.experts.notes[:] = [
@@ -190,7 +192,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._prefix.cut_back()
             at = 0
             for count in self._prefix.stops(len(tokens)):
-                self._eval_part(tokens[at : at + count])
+                try:
+                    self._eval_part(tokens[at : at + count])
+                except BaseException:
+                    self._prefix.failed()
+                    raise
                 self._prefix.passed()
                 at += count
 
@@ -307,9 +313,29 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def load_state(self, state: Any) -> None:
         """As in ``llama_cpp.Llama``."""
-        super().load_state(state)
+        try:
+            super().load_state(state)
+        finally:
+            self._prefix.forget()
+            self._owner = None
+
+    def reset(self) -> None:
+        """As in ``llama_cpp.Llama``."""
+        super().reset()
         self._prefix.forget()
-        self._owner = None
+
+    def keep(self) -> None:
+        """Write the conversation in the context to the folder of ``OffloadConfig.cache``, where there is one.
+
+        It is copied now and written in the background. ``close`` does the same and waits for it.
+        """
+        with self._computing():
+            self._prefix.keep()
+
+    def forget(self) -> None:
+        """Never use again what was computed up to now. Call it after you have set another adapter or control vector."""
+        with self._computing():
+            self._prefix.void()
 
     @property
     def _known(self) -> int:
@@ -482,11 +508,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         _open.discard(self)
         if getattr(self, "_watchdog", None) is not None:
             self._watchdog.stop()
+        if getattr(self, "_prefix", None) is not None and self._native is not None:
+            with contextlib.suppress(EdgeMoEError):  # a copy of this process after a fork keeps nothing
+                self.keep()
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:
             super().close()
         self._free_native()
+        if getattr(self, "_prefix", None) is not None:
+            self._prefix.close(KEEP_SECONDS)
 
     def _free_native(self) -> None:
         native, self._native = self._native, None

@@ -142,7 +142,7 @@ class Prefix:
     def stops(self, count: int) -> list[int]:
         """Of the next ``count`` tokens to be computed: how many at a time, so that marks can be set between."""
         if self.cuttable or count == 1 or not self._budget:
-            return [count] if count else []
+            return [count]
         begin, batch = self._llm.n_tokens, self._llm.n_batch
         end = begin + count
         # llama_cpp computes a batch at a time, so a stop at its end costs nothing; the last one is cut smaller.

@@ -141,6 +141,9 @@ def _common_options() -> _Parser:
     place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
     place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
     place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
+    place.add_argument(
+        "--cache", metavar="WHERE", help="states of prompts that were read: auto (in RAM), off, or also in this folder"
+    )
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
@@ -236,6 +239,8 @@ def _open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
     recent = Recent(home("data") / "recent.json")
 
+    if parsed.cache is None:  # --resume goes on where a conversation was left
+        parsed.cache = str(home("cache") / "prompts")
     presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
     keys = load_keys(home("config") / "keys.toml")
 
@@ -396,7 +401,7 @@ def _offload(parsed: argparse.Namespace, name: str) -> OffloadConfig:
 
     model = entry(name)
     hints = asdict(model.offload) if model else {}
-    given = {option: getattr(parsed, option) for option in ("device", "vram", "policy")}
+    given = {option: getattr(parsed, option) for option in ("device", "vram", "policy", "cache")}
     layers: tuple[Mapping[str, Any], ...] = (hints, given)
     config = OffloadConfig(**{k: value for layer in layers for k, value in layer.items() if value is not None})
     if name != DEMO:

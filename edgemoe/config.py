@@ -110,6 +110,8 @@ class OffloadConfig:
             while the CPU computes the others, where measured rates say that both are done sooner. Where it is not all
             of a layer that a prefill brings: each expert with at least this many tokens, until there are rates. 0 does
             neither.
+        cache: what is kept of prompts that were read. ``auto``: states in RAM, within what the plan sets aside. A path:
+            also in this folder, from which a later process goes on. ``off``: only what the context itself holds.
         pin: let the device's driver pin the cold experts' memory, so that the device fetches them by itself: a third of
             the memory traffic. Never where too little RAM would be left.
         synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts
@@ -128,6 +130,7 @@ class OffloadConfig:
     uploads_per_step: int = 2
     prefill_tokens: int = 16
     stream_tokens: int = 32
+    cache: str | Path = "auto"
     pin: bool = True
     synchronous: bool = False
     sim: SimConfig = SimConfig()
@@ -144,6 +147,8 @@ class OffloadConfig:
             raise ConfigError(f"stream_tokens={self.stream_tokens} is negative", "0 never streams")
         if not self.device:
             raise ConfigError("device is empty", "give 'auto', 'none', 'sim' or a ggml device name")
+        if not str(self.cache):
+            raise ConfigError("cache is empty", "give 'auto', 'off' or a folder")
 
     @property
     def budget(self) -> Budget:

@@ -29,6 +29,9 @@ STREAM_SLOTS = 16
 LAYER_OVERHEAD = 4096
 # Margin on the estimate of llama.cpp's compute buffer; 4 measured ones lay 0 to 6 % below it.
 COMPUTE_MARGIN = 1.1
+# States of prompts that were read: a share of the RAM that the model leaves, at most so many bytes. If it leaves none,
+# they still have a small share of all free RAM: a hybrid without states reads every prompt from its beginning.
+STATES_SHARE, STATES_BYTES, STATES_LEAST_SHARE = 1 / 4, 4 * GIB, 1 / 64
 
 # Budgets that ask for no resident experts.
 NOTHING = (Budget(bytes=0), Budget(share=0.0))
@@ -198,6 +201,7 @@ class Plan:
         ram_private_bytes: host memory that cannot be given back: KV cache and buffers not on the device, staging.
         ram_mapped_bytes: weights that the CPU reads; pages of the file.
         ram_short_bytes: of these, what the free memory cannot hold: read from the disk again and again.
+        states_bytes: host memory for states of prompts that were read, at most; taken when there are some.
         fits: the model can be run without reading its weights from the disk for every token.
         parts: why not, or what was given up, by what it is about: ``ram``, ``dense``, ``experts``.
     """
@@ -217,6 +221,7 @@ class Plan:
     ram_private_bytes: int = 0
     ram_mapped_bytes: int = 0
     ram_short_bytes: int = 0
+    states_bytes: int = 0
     fits: bool = True
     parts: tuple[tuple[str, str], ...] = ()
 
@@ -363,7 +368,11 @@ def _with_ram(placed: Plan, machine: Machine, needs: ModelNeeds) -> Plan:
     mapped = needs.expert_bytes - hot + needs.dense_bytes
     mapped -= min(needs.dense_bytes, needs.dense_device_bytes) if placed.dense_on_device else 0
     short = max(0, private + mapped - machine.ram_free_bytes)
-    placed = replace(placed, ram_private_bytes=private, ram_mapped_bytes=mapped, ram_short_bytes=short)
+    left, least = machine.ram_free_bytes - private - mapped, int(machine.ram_free_bytes * STATES_LEAST_SHARE)
+    states = min(STATES_BYTES, max(int(left * STATES_SHARE), least))
+    placed = replace(
+        placed, ram_private_bytes=private, ram_mapped_bytes=mapped, ram_short_bytes=short, states_bytes=states
+    )
     if not short:
         return placed
     return replace(placed, fits=False, parts=(("ram", _cost_of_shortage(placed, machine, needs)), *placed.parts))

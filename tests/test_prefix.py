@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
 from edgemoe import Llama, OffloadConfig
+from edgemoe.engine.llama import ComputeFailed
 from tests import zoo
 
 # Models whose memory cannot be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
@@ -26,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(name: str, folder: Path, **keywords: Any) -> Llama:
-    path = zoo.build(name, folder)
-    return Llama(path, n_ctx=2048, n_threads=1, swa_full=False, offload=CPU, **keywords)
+    settings = {"n_ctx": 2048, "n_threads": 1, "swa_full": False, "offload": CPU} | keywords
+    return Llama(zoo.build(name, folder), **settings)
 
 
 def asked(llm: Llama, prompt: list[int], count: int = 24) -> tuple[dict[str, Any], list[int]]:
@@ -42,14 +44,38 @@ def asked(llm: Llama, prompt: list[int], count: int = 24) -> tuple[dict[str, Any
 
 def logits_after(llm: Llama, prompt: list[int]) -> Any:
     """Logits behind ``prompt``, with whatever the model has of it."""
-    import llama_cpp
-
     stream = llm.generate(prompt, temp=0)
     next(stream)
-    row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    logits = np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).copy()
+    logits = last_logits(llm)
     stream.close()
     return logits
+
+
+def resumed(llm: Llama, prompt: list[int]) -> tuple[int, Any]:
+    """Tokens of ``prompt`` that were not computed again, and the logits behind it."""
+    reached: list[int] = []
+    begin = llm._prefix.begin
+    llm._prefix.begin = lambda tokens: reached.append(begin(tokens)) or reached[-1]  # type: ignore[func-returns-value,method-assign]
+    try:
+        logits = logits_after(llm, prompt)
+    finally:
+        llm._prefix.begin = begin  # type: ignore[method-assign]
+    return reached[0] if reached else len(prompt), logits
+
+
+def last_logits(llm: Llama) -> Any:
+    """Logits behind the token that was computed last."""
+    row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+    return np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).copy()
+
+
+def words(seed: int, count: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(5, 250, count)]
+
+
+def agree(got: Any, wanted: Any) -> bool:
+    """A prompt in batches of other sizes rounds otherwise."""
+    return bool(np.abs(got - wanted).max() <= 1e-3 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", [*HYBRID, *WINDOWED, *PLAIN])
@@ -126,3 +152,203 @@ def test_answers_that_take_turns_are_those_of_each_alone(folder: Path) -> None:
                 tokens.append(next(stream))
         assert together == alone
         llm.close()
+
+
+# What may happen between two prompts.
+
+
+@pytest.mark.parametrize("name", ["llama", "jamba", "qwen35moe", "lfm2moe", "granite_swa", "gemma4"])
+def test_a_computation_that_ended_half_way_leaves_no_wrong_state(name: str, folder: Path) -> None:
+    llm, fresh = (opened(name, folder, n_batch=256, n_ubatch=64) for _ in range(2))
+    prompt = words(1, 900)
+    wanted = logits_after(fresh, prompt)
+    # Once a prompt of its own, once the end of one that was there; at the first node, somewhere, in a later batch.
+    for begun in (0, 500):
+        for nodes in (1, 77, 300):
+            llm.reset()
+            if begun:
+                asked(llm, prompt[:begun], 1)
+            left = [nodes]
+
+            def stop(_: Any, left: list[int] = left) -> bool:
+                left[0] -= 1
+                return left[0] < 0
+
+            calls_back = llama_cpp.ggml_abort_callback(stop)
+            llama_cpp.llama_set_abort_callback(llm._ctx.ctx, calls_back, None)
+            with pytest.raises(ComputeFailed):
+                asked(llm, prompt, 1)
+            llama_cpp.llama_set_abort_callback(llm._ctx.ctx, llama_cpp.ggml_abort_callback(0), None)
+            assert begun <= llm.n_tokens < len(prompt)
+            # Computing goes on, or the prompt is asked again: the same either way.
+            if nodes == 77:
+                llm.eval(prompt[llm.n_tokens :])
+                assert agree(last_logits(llm), wanted), (begun, nodes)
+            else:
+                reach, got = resumed(llm, prompt)
+                assert reach >= begun - SLACK and agree(got, wanted), (begun, nodes, reach)
+    llm.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("name", ["jamba", "qwen35moe", "gpt-oss", "llama"])
+def test_tokens_may_be_taken_back_by_hand(name: str, folder: Path) -> None:
+    llm, fresh = opened(name, folder), opened(name, folder)
+    prompt, more = words(1, 700), words(2, 30)
+    for kept in (650, 300, 3):
+        llm.reset()
+        llm.eval(prompt)
+        llm.n_tokens = kept
+        llm.eval(more)
+        fresh.reset()
+        fresh.eval([*prompt[:kept], *more])
+        assert llm.n_tokens == kept + len(more)
+        assert agree(last_logits(llm), last_logits(fresh)), kept
+    llm.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("name", ["jamba", "gpt-oss", "llama"])
+def test_refused_drafts_leave_no_trace(name: str, folder: Path) -> None:
+    class Guesses:
+        """Two tokens that are right, and three at random."""
+
+        def __init__(self, right: list[int]) -> None:
+            self.right, self.random = right, np.random.default_rng(5)
+
+        def __call__(self, ids: Any, /, **_: Any) -> Any:
+            known = self.right[len(ids) : len(ids) + 2]
+            return np.array([*known, *self.random.integers(5, 250, 3)], np.intc)
+
+    plain = opened(name, folder)
+    prompt = words(1, 100) * 3
+    _, wanted = asked(plain, prompt, 40)
+    llm = opened(name, folder, draft_model=Guesses([*prompt, *wanted]))
+    _, got = asked(llm, prompt, 40)
+    assert got[:39] == wanted[:39]
+    plain.close()
+    llm.close()
+
+
+def test_another_adapter_makes_everything_void(folder: Path) -> None:
+    for name in ("dots1", "lfm2moe"):
+        llm, fresh = opened(name, folder), opened(name, folder)
+        prompt, other = words(1, 400), words(2, 400)
+        asked(llm, prompt)
+        asked(llm, other)
+        asked(llm, prompt)
+        layers, width = 3, llm.n_embd()
+        vector = (np.random.default_rng(1).standard_normal(layers * width) * 3).astype(np.float32)
+        data = vector.ctypes.data_as(llama_cpp.ctypes.POINTER(llama_cpp.ctypes.c_float))
+        for model in (llm, fresh):
+            assert llama_cpp.llama_set_adapter_cvec(model.ctx, data, vector.size, width, 1, layers) == 0
+        assert not agree(logits_after(llm, [*prompt, 7]), logits_after(fresh, [*prompt, 7])), "the vector does nothing"
+        llm.forget()
+        assert llm._prefix.bytes == 0 and llm.n_tokens == 0
+        for wanted in (other, prompt):
+            fresh.forget()
+            assert agree(logits_after(llm, [*wanted, 7]), logits_after(fresh, [*wanted, 7]))
+        llm.close()
+        fresh.close()
+
+
+@pytest.mark.parametrize("name", ["jamba", "gpt-oss", "llama"])
+def test_states_that_llama_cpp_saved_are_put_back(name: str, folder: Path) -> None:
+    llm, fresh = opened(name, folder), opened(name, folder)
+    first, second = words(1, 400), words(2, 500)
+    asked(llm, first)
+    saved, n_tokens = llm.save_state(), llm.n_tokens
+    asked(llm, second)
+    llm.load_state(saved)
+    assert llm.n_tokens == n_tokens
+    held = [int(token) for token in llm.input_ids[:n_tokens]]
+    reach, got = resumed(llm, [*held, 7, 8])
+    assert reach == n_tokens and agree(got, logits_after(fresh, [*held, 7, 8]))
+    fresh.reset()
+    assert agree(logits_after(llm, [*second, 9]), logits_after(fresh, [*second, 9]))
+    llm.close()
+    fresh.close()
+
+
+def test_embeddings_between_two_prompts(folder: Path) -> None:
+    for name in ("llama", "jamba"):
+        llm, fresh = opened(name, folder, embedding=True), opened(name, folder, embedding=True)
+        prompt = words(1, 300)
+        wanted = logits_after(fresh, prompt)
+        asked(llm, prompt[:200])
+        llm.create_embedding(["some text", "and another"])
+        assert agree(logits_after(llm, prompt), wanted)
+        asked(llm, words(2, 300))
+        assert agree(logits_after(llm, prompt), wanted)
+        llm.close()
+        fresh.close()
+
+
+def test_tokens_that_were_computed_elsewhere_are_never_matched(folder: Path) -> None:
+    """As images are: they count as tokens, and no token tells which image it was."""
+    for name in ("llama", "jamba"):
+        llm, fresh = opened(name, folder), opened(name, folder)
+        begin, image, end = words(1, 100), words(2, 60), words(3, 100)
+        for seen in (begin, []):
+            asked(llm, words(9, 150), 1)
+            llm.reset()
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
+            if seen:
+                llm.eval(seen)
+            count = llm.n_tokens
+            llm._batch.set_batch(batch=image, n_past=count, logits_all=False)
+            llm._ctx.decode(llm._batch)
+            llm.input_ids[count : count + len(image)] = 0  # nobody says what they were
+            llm.n_tokens += len(image)
+            llm.eval(end)
+            prompt = [*seen, *[0] * len(image), *end, 7]
+            asked(llm, words(4, 200), 1)  # another conversation, and back
+            fresh.reset()
+            assert agree(logits_after(llm, prompt), logits_after(fresh, prompt))
+        llm.close()
+        fresh.close()
+
+
+def test_a_budget_below_one_state_costs_no_copies(folder: Path) -> None:
+    llm = opened("jamba", folder)
+    llm._prefix._budget = 1000
+    copies: list[int] = []
+    copied = llm._prefix._state
+    llm._prefix._state = lambda flags: copies.append(flags) or copied(flags)  # type: ignore[func-returns-value,method-assign]
+    asked(llm, words(1, 600), 300)
+    assert llm._prefix.bytes == 0 and len(copies) == 1
+    llm.close()
+
+
+def test_what_holds_a_mark_twice_counts_it_once(folder: Path) -> None:
+    llm = opened("jamba", folder)
+    first = words(1, 900)
+    asked(llm, first, 300)
+    before = llm._prefix.bytes
+    asked(llm, [*first[:800], *words(2, 400)], 4)  # the first one is kept whole; both share their marks up to here
+    kept = llm._prefix._kept[0]
+    shared = set(map(id, kept.marks)) & set(map(id, llm._prefix._marks))
+    assert shared and before > 0
+    own = sum(mark.bytes for mark in llm._prefix._marks if id(mark) not in shared)
+    assert llm._prefix.bytes == kept.bytes + own
+    llm.close()
+
+
+def test_rows_of_logits_belong_to_the_prompt(folder: Path) -> None:
+    llm, fresh = opened("llama", folder, logits_all=True), opened("llama", folder, logits_all=True)
+    text, other = "A text that is long enough to be kept by far. " * 6, "Something else altogether, long too. " * 6
+    asks = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    llm.create_completion(text, **asks)
+    llm.create_completion(other, **asks)
+    got, wanted = (model.create_completion(text, **asks)["choices"][0]["logprobs"] for model in (llm, fresh))
+    assert np.allclose(got["token_logprobs"][1:], wanted["token_logprobs"][1:], atol=1e-3)
+    llm.close()
+    fresh.close()
+
+
+def test_a_token_of_an_answer_asks_for_one_stop(folder: Path) -> None:
+    llm = opened("jamba", folder)
+    llm.eval(words(1, 600))
+    assert llm._prefix.stops(1) == [1] and not sum(llm._prefix.stops(0))
+    assert sum(llm._prefix.stops(1000)) == 1000
+    llm.close()

@@ -12,6 +12,7 @@ from .records import Answer
 from .text import count, percent, rate, seconds, size
 
 SLOW_FIRST_TOKEN_S = 5.0  # people look away
+LONG_PROMPT = 256  # tokens; of a shorter one nobody asks how much was reused
 SLOW_SHARE = 0.4  # of the expert time or of the pairs: below that another cause matters more
 
 
@@ -88,6 +89,9 @@ class Receipt:
     def parts(self) -> list[str]:
         """The figures in words, most important first; a dense model has no expert figures."""
         parts = [rate(self.answer_rate), f"first token {seconds(self.first_token_s)}"]
+        asked = self.prompt_tokens + self.cached_tokens
+        if self.cached_tokens and asked >= LONG_PROMPT:
+            parts.append(f"{count(self.cached_tokens)} of {count(asked)} reused")
         if self.pairs:
             parts += [f"hit rate {percent(self.hit_rate)}", f"{size(self.upload_bytes)} moved"]
             spent = [("device", self.device_ms), ("CPU", self.cpu_ms)]

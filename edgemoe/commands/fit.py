@@ -298,6 +298,7 @@ def as_text(content: dict[str, Any]) -> str:
             "of " + size(machine["ram_free_bytes"]) + " free",
         ]
     )
+    rows.append(["prompts kept, at most", size(placed["states_bytes"]), "RAM"])
     head = f"{model['file']}: {model['architecture']}, {model['layers']} layers"
     if model["experts"]:
         head += f", {model['experts']} experts in {model['expert_layers']} of them, {model['used']} used"

@@ -29,7 +29,7 @@ from .completion import Completion
 from .decoding import Decode
 from .experts import Experts
 from .meter import Meter
-from .prefix import Prefix
+from .prefix import Prefix, folder_of
 from .signatures import shown_as
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
@@ -37,8 +37,8 @@ from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
 GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
 
-# For states of what was computed before.
-PREFIX_BYTES = 1 << 30
+# At the end, for a conversation to be on the disk.
+KEEP_SECONDS = 2.0
 
 _COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
@@ -101,14 +101,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._evaluated: int | None = None  # tokens of the latest eval
         self._owner: object | None = None  # the answer whose tokens the context holds
         self._on_device = on_device = bool(device) and keywords["n_gpu_layers"] != 0
-        self._prefix = Prefix(weakref.proxy(self), PREFIX_BYTES, keywords.get("swa_full") is not False)
+        states, identity = 0 if config.cache == "off" else placed.states_bytes, model_identity(file)
+        folder = None if vocab_only else folder_of(config.cache, self, identity, device)
+        self._prefix = Prefix(weakref.proxy(self), states, keywords.get("swa_full") is not False, folder)
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
         if shape is not None and not native.layers():
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         spare = placed.staging_of(opening.needs_of(file, keywords))
-        self.experts = Experts(native, config, device, opening.top_k(file, keywords), model_identity(file), spare)
+        self.experts = Experts(native, config, device, opening.top_k(file, keywords), identity, spare)
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
         if vocab_only:
             self.experts.notes[:] = [
@@ -193,7 +195,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._prefix.cut_back()
             at = 0
             for count in self._prefix.stops(len(tokens)):
-                self._eval_part(tokens[at : at + count])
+                try:
+                    self._eval_part(tokens[at : at + count])
+                except BaseException:
+                    self._prefix.failed()
+                    raise
                 self._prefix.passed()
                 at += count
 
@@ -344,9 +350,29 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def load_state(self, state: Any) -> None:
         """As in ``llama_cpp.Llama``."""
-        super().load_state(state)
+        try:
+            super().load_state(state)
+        finally:
+            self._prefix.forget()
+            self._owner = None
+
+    def reset(self) -> None:
+        """As in ``llama_cpp.Llama``."""
+        super().reset()
         self._prefix.forget()
-        self._owner = None
+
+    def keep(self) -> None:
+        """Write the conversation in the context to the folder of ``OffloadConfig.cache``, where there is one.
+
+        It is copied now and written in the background. ``close`` does the same and waits for it.
+        """
+        with self._computing():
+            self._prefix.keep()
+
+    def forget(self) -> None:
+        """Never use again what was computed up to now. Call it after you have set another adapter or control vector."""
+        with self._computing():
+            self._prefix.void()
 
     @property
     def _known(self) -> int:
@@ -523,6 +549,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if turns is not None:
             if not turns.ours:
                 return  # the memory is a copy of another process's, whose threads are not here
+            turns.cancel()
+            if getattr(self, "_prefix", None) is not None and self._native is not None:
+                with contextlib.suppress(EdgeMoEError):  # closed already
+                    self.keep()
             turns.close()
         lifetime.closed(self)
         if getattr(self, "_watchdog", None) is not None:
@@ -532,6 +562,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if getattr(self, "_stack", None) is not None:
             super().close()
         self._free_native()
+        if getattr(self, "_prefix", None) is not None:
+            self._prefix.close(KEEP_SECONDS)
 
     def leave(self, seconds: float, others: bool) -> None:
         """Stop and keep the routing profile, because the program ends.

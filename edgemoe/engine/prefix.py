@@ -2,7 +2,8 @@
 
 The memory of a plain model can be cut behind any token. That of a hybrid, recurrent or sliding-window model cannot: it
 holds one state, or a window, which each token overwrites. There states are kept at places where conversations
-are likely to part (*marks*), and put back. A conversation that another one displaces is kept whole.
+are likely to part (*marks*), and put back. A conversation that another one displaces is kept whole, in RAM and, where
+there is a folder, on disk.
 
 Ordering: everything happens in the thread that computes, between computations.
 
@@ -11,51 +12,30 @@ Ordering: everything happens in the thread that computes, between computations.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from ..types import IdArray
+from .kept import TAIL, Folder, Header, Kept, Mark, State, common, key_of
 
 SEQUENCE = 0
 PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-# Tokens at the end of a prompt that the next one may not repeat: what a template writes before an answer.
-TAIL = 8
 # Between two marks of an answer under way.
 SPACING = 256
 # A displaced conversation that is shorter is read again sooner than it is kept.
 LEAST_KEPT = 64
-
-
-@dataclass(eq=False)
-class Mark:
-    """The partial state behind ``position`` tokens."""
-
-    position: int
-    state: ctypes.Array[ctypes.c_uint8]
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return len(self.state)
-
-
-@dataclass(eq=False)
-class Kept:
-    """A whole conversation: its tokens, its state and its marks."""
-
-    tokens: IdArray
-    state: ctypes.Array[ctypes.c_uint8]
-    marks: list[Mark] = field(default_factory=list)
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return len(self.state) + sum(mark.bytes for mark in self.marks) + self.tokens.nbytes
+# A file is read when it saves more tokens than this.
+LEAST_READ = 200
+# Settings of a context without which a state means something else.
+_SETTINGS = (
+    *("n_ctx", "n_seq_max", "rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type", "type_k"),
+    *("type_v", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast"),
+    *("yarn_beta_slow", "yarn_orig_ctx", "embeddings", "swa_full", "kv_unified"),
+)
 
 
 class Prefix:
@@ -65,38 +45,43 @@ class Prefix:
         llm: the model; its ``input_ids`` and ``n_tokens`` say what the context holds.
         budget: bytes for marks and kept conversations.
         whole_window: layers with a sliding window keep all of the context.
+        folder: where conversations are kept on disk, None for nowhere.
 
     Attributes:
         cuttable: the memory can be cut behind any token.
     """
 
-    def __init__(self, llm: Any, budget: int, whole_window: bool) -> None:
+    def __init__(self, llm: Any, budget: int, whole_window: bool, folder: Folder | None = None) -> None:
         """Nothing is computed yet."""
-        self._llm, self._budget = llm, budget
+        self._llm, self._budget, self._folder = llm, budget, folder
         model = llm.model
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         self.cuttable = not recurrent and (whole_window or llama_cpp.llama_model_n_swa(model) == 0)
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._marks: list[Mark] = []
+        self._marks_fit = True  # a single one is no larger than the budget
         self._kept: list[Kept] = []  # the one used last is the last
         self._asked = 0  # tokens of the last prompt
+        self._seen = 0  # tokens of the context when this object last looked
+        self._foreign: int | None = None  # tokens from here on were computed elsewhere: images, raw batches
+        self._on_disk: IdArray | None = None
 
     @property
     def bytes(self) -> int:
         """What marks and kept conversations hold."""
-        return sum(mark.bytes for mark in self._marks) + sum(kept.bytes for kept in self._kept)
+        marks = {id(mark): mark.bytes for kept in self._kept for mark in kept.marks}
+        marks |= {id(mark): mark.bytes for mark in self._marks}
+        return sum(marks.values()) + sum(kept.state.nbytes + kept.tokens.nbytes for kept in self._kept)
 
     def begin(self, tokens: Sequence[int]) -> int:
         """Make the context hold the beginning of ``tokens``, and return its length; the rest has to be computed."""
-        llm = self._llm
         prompt = np.asarray(tokens, dtype=np.intc)
-        held = llm.input_ids[: llm.n_tokens]
-        reach = self._reach(_common(held, prompt), len(held), self._marks, len(prompt))
-        other, further = self._best_kept(prompt)
-        if other is not None and further > reach + LEAST_KEPT:
+        held = self._held()
+        length = len(held) if self._is_intact() and len(held) == self._llm.n_tokens else None
+        reach = self._reach(common(held, prompt), length, [mark.position for mark in self._marks], len(prompt))
+        if (other := self._elsewhere(prompt, reach)) is not None:
             self._displace(0)
-            self._restore(other)
-            reach = further
+            reach = other[1] if self._restore(other[0]) else 0
         else:
             self._displace(reach)
         self._cut(reach)
@@ -106,50 +91,143 @@ class Prefix:
     def forget(self) -> None:
         """The context holds something else, or nothing: its marks are void."""
         self._marks.clear()
+        self._seen, self._foreign = self._llm.n_tokens, None
+
+    def void(self) -> None:
+        """Give up everything that was computed: the weights mean something else now, as with another adapter."""
+        self._kept.clear()
+        self._folder = None  # its key does not name the adapter
+        self._llm.n_tokens = self._asked = 0
+        llama_cpp.llama_memory_clear(self._memory, True)
+        self._llm._requires_eval = True
+        self.forget()
+
+    def keep(self) -> None:
+        """Copy the conversation in the context, and write it to the folder in the background."""
+        if self._folder is None or self._llm.n_tokens < LEAST_KEPT or not self._is_whole():
+            return
+        if not self._is_on_disk() and (kept := self._copy()) is not None:
+            self._to_disk(kept)
+
+    def close(self, seconds: float) -> None:
+        """Wait until the folder has everything, for so long at most."""
+        if self._folder is not None:
+            self._folder.wait(seconds)
+
+    def failed(self) -> None:
+        """A computation ended half-way; the tokens up to here are computed."""
+        self._seen = self._llm.n_tokens
 
     def cut_back(self) -> None:
-        """Computing goes on behind ``n_tokens``: marks further on are void."""
-        if self._marks and self._marks[-1].position > self._llm.n_tokens:
-            self._marks = [mark for mark in self._marks if mark.position <= self._llm.n_tokens]
+        """Computing goes on behind ``n_tokens``: what was computed further on is void.
+
+        A memory that cannot be cut there is put back to the last mark, and computed again from there. It went further
+        than ``n_tokens`` when a computation failed half-way, when a draft was refused, or when somebody set
+        ``n_tokens``.
+        """
+        here = self._llm.n_tokens
+        if self._marks and self._marks[-1].position > here:
+            self._marks = [mark for mark in self._marks if mark.position <= here]
+        if self._foreign is not None and here <= self._foreign:
+            self._foreign = None
+        elif self._foreign is None and here > self._seen:
+            self._foreign = self._seen
+        if self.cuttable or self._foreign is not None or self._is_intact():
+            return
+        again = self._llm.input_ids[:here].tolist()
+        self._cut(max((mark.position for mark in self._marks), default=0))
+        self._seen = self._llm.n_tokens
+        self._llm.eval(again[self._seen :]) if self._seen < here else None
 
     def stops(self, count: int) -> list[int]:
         """Of the next ``count`` tokens to be computed: how many at a time, so that marks can be set between."""
+        if self.cuttable or count == 1 or not self._budget:
+            return [count]
         begin, batch = self._llm.n_tokens, self._llm.n_batch
         end = begin + count
-        places = [end]
-        if not self.cuttable and self._budget and count > 1:
-            # llama_cpp computes a batch at a time, so a stop at its end costs nothing; the last one is cut smaller.
-            last = begin + (count - 1) // batch * batch
-            wanted = {*range(begin + batch, end, batch), *range(last, end, SPACING), self._asked - TAIL, self._asked}
-            places = [*sorted(place for place in wanted if begin < place < end), end]
-        return [place - before for before, place in zip([begin, *places], places, strict=False) if place > before]
+        # llama_cpp computes a batch at a time, so a stop at its end costs nothing; the last one is cut smaller.
+        last = begin + (count - 1) // batch * batch
+        wanted = {*range(begin + batch, end, batch), *range(last, end, SPACING), self._asked - TAIL, self._asked}
+        places = [*sorted(place for place in wanted if begin < place < end), end]
+        return [place - before for before, place in zip([begin, *places], places, strict=False)]
 
     def passed(self) -> None:
         """Tokens were computed up to here: set a mark where one is due."""
-        here = self._llm.n_tokens
-        if self.cuttable or not self._budget or (self._marks and self._marks[-1].position >= here):
+        here = self._seen = self._llm.n_tokens
+        if self.cuttable or not self._budget or not self._marks_fit or self._foreign is not None:
             return
         last = self._marks[-1].position if self._marks else 0
-        if here in (self._asked - TAIL, self._asked) or here - last >= SPACING:
-            self._marks.append(Mark(here, self._state(PARTIAL)))
-            self._shrink()
+        if last < here and (here in (self._asked - TAIL, self._asked) or here - last >= SPACING):
+            state = self._state(PARTIAL)
+            self._marks_fit = state.nbytes <= self._budget
+            if self._marks_fit:
+                self._marks.append(Mark(here, state))
+                self._shrink()
+
+    # What the context holds.
+
+    def _held(self) -> IdArray:
+        """Its tokens, without those that were computed elsewhere."""
+        count = self._llm.n_tokens
+        end = self._seen if count > self._seen else count
+        held: IdArray = self._llm.input_ids[: end if self._foreign is None else min(end, self._foreign)]
+        return held
+
+    def _is_intact(self) -> bool:
+        """Whether the memory ends where ``n_tokens`` says; one that can be cut may go further."""
+        end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1
+        return bool(end >= self._llm.n_tokens if self.cuttable else end == self._llm.n_tokens)
+
+    def _is_whole(self) -> bool:
+        """Whether its tokens say all about the state."""
+        return len(self._held()) == self._llm.n_tokens and self._is_intact()
+
+    def _is_on_disk(self) -> bool:
+        return self._on_disk is not None and np.array_equal(self._on_disk, self._held())
 
     # How far a memory can be used.
 
-    def _reach(self, agreed: int, length: int, marks: Sequence[Mark], asked: int) -> int:
-        """Tokens that stay: of a memory of ``length`` tokens, ``agreed`` of which begin a prompt of ``asked``."""
-        most = min(agreed, asked - 1)  # one must be computed, for its logits
-        if self.cuttable or length <= most:
-            return min(most, length)
-        return max((mark.position for mark in marks if mark.position <= most), default=0)
+    def _reach(self, agreed: int, length: int | None, marks: Sequence[int], asked: int) -> int:
+        """Count the tokens that stay of a memory.
 
-    def _best_kept(self, prompt: IdArray) -> tuple[Kept | None, int]:
-        best, furthest = None, 0
+        Args:
+            agreed: tokens of it with which the prompt begins.
+            length: tokens of it, None where its end is not what it should be.
+            marks: positions of its marks.
+            asked: tokens of the prompt.
+        """
+        most = min(agreed, asked - 1)  # one must be computed, for its logits
+        if self.cuttable:
+            end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1 if length is None else length
+            return int(min(most, end))
+        if length is not None and length <= most:
+            return length
+        return max((position for position in marks if position <= most), default=0)
+
+    def _elsewhere(self, prompt: IdArray, reach: int) -> tuple[Kept, int] | None:
+        """A kept conversation that reaches further than the context, in RAM or else on disk, and how far."""
+        asked = len(prompt)
+        if self._llm._logits_all:  # rows of logits are not kept, and somebody may ask for those of a whole prompt
+            return None
+        best: Kept | None = None
+        furthest = reach + LEAST_KEPT
         for kept in self._kept:
-            reach = self._reach(_common(kept.tokens, prompt), len(kept.tokens), kept.marks, len(prompt))
-            if reach > furthest:
-                best, furthest = kept, reach
-        return best, furthest
+            marks = [mark.position for mark in kept.marks]
+            further = self._reach(common(kept.tokens, prompt), len(kept.tokens), marks, asked)
+            if further > furthest:
+                best, furthest = kept, further
+        beyond = furthest if best is not None else reach
+        if self._folder is not None and asked - beyond > LEAST_READ:
+
+            def reach_of(header: Header) -> int:
+                return self._reach(common(header.tokens, prompt), len(header.tokens), header.places, asked)
+
+            header, further = self._folder.find(reach_of)
+            if header is not None and further > beyond + LEAST_READ:
+                kept_there = self._folder.read(header)
+                if kept_there is not None:
+                    return kept_there, further
+        return (best, furthest) if best is not None else None
 
     # Changing what the context holds.
 
@@ -158,28 +236,49 @@ class Prefix:
         llm = self._llm
         if not self._budget or reach >= self._asked - TAIL or llm.n_tokens - reach < LEAST_KEPT:
             return
-        size = llama_cpp.llama_state_seq_get_size(llm.ctx, SEQUENCE)
-        if 0 < size <= self._budget:
-            tokens = np.array(llm.input_ids[: llm.n_tokens], dtype=np.intc)
-            self._kept = [kept for kept in self._kept if _common(kept.tokens, tokens) < len(kept.tokens)]
-            self._kept.append(Kept(tokens, self._state(0), list(self._marks)))
+        if llm._logits_all or not self._is_whole() or (kept := self._copy()) is None:
+            return
+        if self._folder is not None and not self._is_on_disk():
+            self._to_disk(kept)
+        if kept.bytes <= self._budget:
+            self._kept = [other for other in self._kept if common(other.tokens, kept.tokens) < len(other.tokens)]
+            self._kept.append(kept)
             self._shrink()
 
-    def _restore(self, kept: Kept) -> None:
+    def _copy(self) -> Kept | None:
+        """The conversation in the context; None where it is too large for both places."""
+        size = llama_cpp.llama_state_seq_get_size(self._llm.ctx, SEQUENCE)
+        if size <= 0 or (self._folder is None and size > self._budget):
+            return None
+        return Kept(self._held().copy(), self._state(0), list(self._marks), self._asked)
+
+    def _to_disk(self, kept: Kept) -> None:
+        assert self._folder is not None
+        self._on_disk = kept.tokens
+        self._folder.write(Kept(kept.tokens, kept.state, _thinned(kept), kept.asked))
+
+    def _restore(self, kept: Kept) -> bool:
+        """Put a conversation in place of the one that is there; False when llama.cpp refuses it."""
         llm = self._llm
         llama_cpp.llama_memory_clear(self._memory, True)
-        taken = llama_cpp.llama_state_seq_set_data(llm.ctx, kept.state, len(kept.state), SEQUENCE)
-        if kept in self._kept:
-            self._kept.remove(kept)
-        self._marks = list(kept.marks)
-        llm.n_tokens = len(kept.tokens) if taken else 0
-        llm.input_ids[: len(kept.tokens)] = kept.tokens
+        taken = llama_cpp.llama_state_seq_set_data(llm.ctx, _pointer(kept.state), kept.state.nbytes, SEQUENCE)
+        self._kept = [other for other in self._kept if other is not kept]
+        length = len(kept.tokens) if taken else 0
+        self._marks = list(kept.marks) if taken else []
+        llm.input_ids[:length] = kept.tokens[:length]
+        llm.n_tokens, llm._requires_eval = length, True
+        self._seen, self._foreign = length, None
+        if taken and not self._is_intact():
+            llm.n_tokens = self._seen = 0
+        return bool(llm.n_tokens)
 
     def _cut(self, reach: int) -> None:
         llm = self._llm
-        if reach < llm.n_tokens and not self.cuttable and reach > 0:
-            mark = next(mark for mark in self._marks if mark.position == reach)
-            if not llama_cpp.llama_state_seq_set_data_ext(llm.ctx, mark.state, mark.bytes, SEQUENCE, PARTIAL):
+        if reach > 0 and not self.cuttable and (reach < llm.n_tokens or not self._is_intact()):
+            mark = next((mark for mark in self._marks if mark.position == reach), None)
+            if mark is None or not llama_cpp.llama_state_seq_set_data_ext(
+                llm.ctx, _pointer(mark.state), mark.bytes, SEQUENCE, PARTIAL
+            ):
                 reach = 0
         if reach == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, SEQUENCE, reach, -1):
             llama_cpp.llama_memory_clear(self._memory, True)
@@ -187,13 +286,15 @@ class Prefix:
         self._marks = [mark for mark in self._marks if mark.position <= reach]
         if reach < llm.n_tokens or reach == 0:
             llm._requires_eval = True
-        llm.n_tokens = reach
+        llm.n_tokens = self._seen = reach
+        if self._foreign is not None and reach <= self._foreign:
+            self._foreign = None
 
-    def _state(self, flags: int) -> ctypes.Array[ctypes.c_uint8]:
+    def _state(self, flags: int) -> State:
         context = self._llm.ctx
         size = llama_cpp.llama_state_seq_get_size_ext(context, SEQUENCE, flags)
-        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
-        llama_cpp.llama_state_seq_get_data_ext(context, state, size, SEQUENCE, flags)
+        state = np.empty(size, np.uint8)
+        llama_cpp.llama_state_seq_get_data_ext(context, _pointer(state), size, SEQUENCE, flags)
         return state
 
     def _shrink(self) -> None:
@@ -201,14 +302,42 @@ class Prefix:
         while self.bytes > self._budget and self._kept:
             self._kept.pop(0)
         while self.bytes > self._budget and self._marks:
-            places = [0, *(mark.position for mark in self._marks)]
-            inner = range(len(self._marks) - 2)
-            closest = min(inner, key=lambda at: places[at + 2] - places[at], default=0)
-            del self._marks[closest]
+            del self._marks[_most_crowded(self._marks)]
 
 
-def _common(first: IdArray, second: IdArray) -> int:
-    """How many tokens both begin with."""
-    count = min(len(first), len(second))
-    differ = np.flatnonzero(first[:count] != second[:count])
-    return int(differ[0]) if len(differ) else count
+def folder_of(cache: str | Path, llm: Any, model: str, device: str) -> Folder | None:
+    """The folder that ``OffloadConfig.cache`` names, None for ``auto`` and ``off``.
+
+    Args:
+        cache: the setting.
+        llm: the model; its context settings and its adapter are part of the files' key.
+        model: its identity.
+        device: ggml name of the device, whose kind is part of the key: another one rounds otherwise.
+    """
+    if str(cache) in ("auto", "off"):
+        return None
+    settings: dict[str, object] = {name: getattr(llm.context_params, name) for name in _SETTINGS}
+    settings |= {"context": llm.n_ctx(), "device": device.rstrip("0123456789"), "backend": llama_cpp.__version__}
+    settings["overrides"] = llm.kv_overrides
+    if llm.lora_path:
+        status = Path(llm.lora_path).stat()
+        settings["adapter"] = [str(Path(llm.lora_path).resolve()), status.st_size, status.st_mtime_ns, llm.lora_scale]
+    return Folder(Path(cache).expanduser(), key_of(model, settings))
+
+
+def _pointer(state: State) -> Any:
+    return state.ctypes.data_as(llama_cpp.ctypes.POINTER(llama_cpp.ctypes.c_uint8))
+
+
+def _most_crowded(marks: Sequence[Mark]) -> int:
+    """The mark that its neighbours can replace best; of the last two none while there are others."""
+    places = [0, *(mark.position for mark in marks)]
+    return min(range(len(marks) - 2), key=lambda at: places[at + 2] - places[at], default=0)
+
+
+def _thinned(kept: Kept) -> list[Mark]:
+    """Marks for a file: no more bytes of them than of the whole state, but the two at the end of the prompt stay."""
+    marks = [mark for mark in kept.marks if mark.position <= kept.asked]
+    while len(marks) > 2 and sum(mark.bytes for mark in marks) > kept.state.nbytes:
+        del marks[_most_crowded(marks)]
+    return marks

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import EdgeMoEError
@@ -22,6 +22,8 @@ from ..types import Thinking
 
 # Cancelling again this often covers a cancel that came before the engine had begun and was forgotten by it.
 CANCEL_SECONDS = 0.02
+# After an answer without another request: its conversation is copied, which delays a question that comes just then.
+IDLE_SECONDS = 1.5
 # For the routing profile to be written when the parent has died.
 LAST_WISHES_SECONDS = 2.0
 FACTS = ("device", "shape", "notes", "free_before")
@@ -39,6 +41,7 @@ class _Child:
         self._engine: Any = None
         self._cancelled = -1  # the highest request that was cancelled
         self._running = -1
+        self._unkept = False  # an answer came since the conversation was kept
 
     def serve(self, factory: Any) -> None:
         reader = threading.Thread(target=self._read, name="edgemoe-reader", daemon=True)
@@ -52,9 +55,19 @@ class _Child:
         except Exception as error:
             self._send("error", 0, _portable(error))
             return
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next_job()) is not None:
             self._run(*job)
         engine.close()
+
+    def _next_job(self) -> tuple[int, str, Any] | None:
+        """Wait for a request; once the user reads or writes, keep the conversation for a later start."""
+        try:
+            return self._jobs.get(timeout=IDLE_SECONDS if self._unkept else None)
+        except Empty:
+            self._unkept = False
+            with contextlib.suppress(Exception):  # a convenience: the next answer tells if the engine is broken
+                self._engine.keep()
+            return self._jobs.get()
 
     def _run(self, number: int, what: str, argument: Any) -> None:
         self._running = number
@@ -68,6 +81,7 @@ class _Child:
             self._send("error", number, _portable(error))
         finally:
             self._running = -1
+            self._unkept |= what == "answer" and hasattr(self._engine, "keep")
 
     def _answer(self, number: int, messages: Any, keywords: dict[str, Any]) -> None:
         if number > self._cancelled:

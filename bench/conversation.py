@@ -1,0 +1,155 @@
+"""A conversation of 20 turns with thinking stripped from its history: what is read again, and how soon an answer begins.
+
+    python bench/conversation.py [--turns 20] [--rounds 3] [--threads N] [--json]
+
+Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a question;
+the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the number of
+prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
+
+The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
+medians. llama-cpp-python reads the last but one prompt before, so that it can reuse what it would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.zoo import files
+from tests.zoo.spec import Geometry
+
+SYSTEM, QUESTION, THOUGHT, ANSWER = 1500, 40, 80, 60  # tokens
+CONTEXT = 8192
+WIDE = Geometry(embedding=512, dense=1024, expert=512, shared=512, heads=8, kv_heads=2)
+MODELS = {"hybrid": "qwen35moe", "plain": "qwen3moe"}
+
+
+def build(name: str, folder: Path) -> Path:
+    """A larger model of an architecture of the zoo."""
+    spec = replace(files.SPECS[name], layers=8, experts=16, used=4)
+    with mock.patch.dict(files.SPECS, {name: spec}), mock.patch.object(files, "_widths", lambda types: WIDE):
+        return files.build(name, folder / "conversation")
+
+
+def open_model(which: str, path: Path, threads: int) -> Any:
+    settings = {"n_ctx": CONTEXT, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+    if which == "llama_cpp":
+        import llama_cpp
+
+        return llama_cpp.Llama(str(path), **settings)
+    from edgemoe import Llama, OffloadConfig
+
+    return Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings)
+
+
+class Conversation:
+    """Tokens of a conversation; its answers are forced, so that both sides have the same."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self._random = np.random.default_rng(seed)
+        self.history = self.words(SYSTEM)
+
+    def words(self, count: int) -> list[int]:
+        return [int(token) for token in self._random.integers(40, 120, count)]
+
+    def ask(self) -> list[int]:
+        """A prompt with a new question, behind which the answer's beginning stands as in a template."""
+        return [*self.history, *self.words(QUESTION), 33, 34, 35]
+
+    def answered(self, prompt: list[int], answer: list[int]) -> None:
+        """The answer stays, its thought does not."""
+        self.history = [*prompt, *answer[THOUGHT:]]
+
+
+def answer(llm: Any, prompt: list[int], words: list[int]) -> tuple[float, int]:
+    """Seconds until the first token of an answer of ``words``, and prompt tokens computed where that is known."""
+    sample, forced = llm.sample, itertools.chain(words, itertools.repeat(65))
+    llm.sample = lambda *given, **keywords: (sample(*given, **keywords), next(forced))[1]
+    first, last, began = 0.0, {}, time.perf_counter()
+    try:
+        for last in llm.create_completion(prompt, max_tokens=len(words), temperature=0, stream=True):
+            first = first or time.perf_counter() - began
+    finally:
+        del llm.sample
+    return first, last.get("timings", {}).get("prompt_n", 0)
+
+
+def measure(kind: str, path: Path, turns: int, rounds: int, threads: int) -> dict[str, Any]:
+    ours, plain = (open_model(which, path, threads) for which in ("edgemoe", "llama_cpp"))
+    talk, computed, new, before = Conversation(), 0, 0, 0
+    for turn in range(turns - 2):
+        prompt, words = talk.ask(), talk.words(THOUGHT + ANSWER)
+        _, count = answer(ours, prompt, words)
+        if turn:
+            computed, new = computed + count, new + len(prompt) - before
+        talk.answered(prompt, words)
+        before = len(prompt)
+    seconds: dict[str, list[float]] = {"edgemoe": [], "llama_cpp": []}
+    begun = talk.history
+    for _ in range(rounds):
+        talk.history = begun
+        prompt, words = talk.ask(), talk.words(THOUGHT + ANSWER)
+        for llm in (ours, plain):
+            _, count = answer(llm, prompt, words)
+            computed, new = computed + count, new + (len(prompt) - before if llm is ours else 0)
+        talk.answered(prompt, words)
+        last = talk.ask()
+        for which, llm in (("edgemoe", ours), ("llama_cpp", plain)):
+            first, count = answer(llm, last, talk.words(4))
+            seconds[which].append(first)
+            computed, new = computed + count, new + (len(last) - len(prompt) if llm is ours else 0)
+    ratios = [b / a for a, b in zip(seconds["edgemoe"], seconds["llama_cpp"], strict=True)]
+    ours.close()
+    plain.close()
+    return {
+        "model": f"{kind} ({MODELS[kind]})",
+        "turns": turns,
+        "prompt": len(last),
+        "computed_to_new": computed / new,
+        "edgemoe_s": statistics.median(seconds["edgemoe"]),
+        "llama_cpp_s": statistics.median(seconds["llama_cpp"]),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.gettempdir()) / "edgemoe-zoo"
+    rows = [
+        measure(kind, build(name, folder), options.turns, options.rounds, options.threads)
+        for kind, name in MODELS.items()
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("| model | turns | last prompt | computed to new | first token, s | llama_cpp, s | ratio (min .. max) |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} | {row['edgemoe_s']:.2f} "
+            f"| {row['llama_cpp_s']:.2f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()

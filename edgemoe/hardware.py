@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from . import limits
 from .config import home
 from .engine import bandwidth, host
 from .engine.bandwidth import Bench, Weight
@@ -51,8 +52,7 @@ class Measured:
 def machine(device: str, threads: int) -> Machine:
     """This machine without rates."""
     free, total = host.device_memory(device) if device else (0, 0)
-    ram = psutil.virtual_memory()
-    cores = psutil.cpu_count(logical=False) or 1
+    ram, cores = limits.memory(), limits.processors().physical
     sim = device == "sim"
     return Machine(device, free, total, ram.available, ram.total, cores, threads, device_is_cpu=sim)
 

@@ -56,15 +56,14 @@ def _downloaded() -> list[tuple[Path, ModelChoice]]:
 
 def _to_download(here: set[str]) -> list[ModelChoice]:
     """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
-    import psutil
-
     from tui.records import ModelChoice
     from tui.text import size
 
+    from .. import limits
     from ..catalog import load
     from .pull import of_catalogue
 
-    room = psutil.virtual_memory().available
+    room = limits.memory().available
     fitting: list[ModelChoice] = []
     others: list[ModelChoice] = []
     for model in load().models:

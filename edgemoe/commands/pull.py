@@ -123,9 +123,9 @@ def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
         from ..models import downloaded
 
         return model, next((v for v in model.variants if downloaded(v)), model.variants[0])
-    import psutil
+    from .. import limits
 
-    room = psutil.virtual_memory().available
+    room = limits.memory().available
     return model, next((v for v in model.variants if (v.bytes or 0) < room), model.variants[0])
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import psutil
 
-from .. import needs
+from .. import limits, needs
 from ..config import Budget, OffloadConfig
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
 from ..gguf import GgufFile, check, check_weights, model_identity, moe_shape
@@ -122,9 +121,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self.experts.notes.append(f"Every expert has a place on {device}: it computes as llama.cpp does.")
         if device == "sim" and config.sim.compute_rate > 0:
             self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
-        spare_core = (psutil.cpu_count() or 1) > int(keywords["n_threads"] or 1)
+        spare_core = limits.processors().logical > int(keywords["n_threads"] or 1)
         if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
             self.experts.look_ahead(file)
+        if not vocab_only:
+            self.experts.notes += opening.limit_notes("n_threads" in self._given)
         # The experts have their places by now, and say themselves how many.
         planned = placed.reason_without("experts", *(["dense"] if attempt.note else []))
         self.experts.notes += [note for note in (said, attempt.note, planned) if note and not vocab_only]

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import llama_cpp
-import psutil
 
-from .. import needs
+from .. import limits, needs
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
 from ..gguf import GgufFile
@@ -188,9 +187,15 @@ def default_threads(device: bool) -> int:
     Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
     threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).
     """
-    physical, logical = psutil.cpu_count(logical=False) or 1, psutil.cpu_count() or 1
-    spare = 0 if not device or logical <= 2 else 1 if logical < MANY_CORES else 2
-    return max(1, min(physical, logical - spare))
+    allowed = limits.processors()
+    spare = 0 if not device or allowed.logical <= 2 else 1 if allowed.logical < MANY_CORES else 2
+    return max(1, min(allowed.physical, allowed.logical - spare))
+
+
+def limit_notes(threads_given: bool) -> list[str]:
+    """Say where a limit of this process decided, and not the machine."""
+    reasons = [limits.memory().reason, "" if threads_given else limits.processors().reason]
+    return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons if reason]
 
 
 def can_pin(shape: ModelShape | None) -> bool:
@@ -199,13 +204,13 @@ def can_pin(shape: ModelShape | None) -> bool:
         return False
     # ggml's CUDA backend pins what is not its own only where this is set.
     os.environ.setdefault("GGML_CUDA_REGISTER_HOST", "1")
-    return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * psutil.virtual_memory().available
+    return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * limits.memory().available
 
 
 def machine_of(device: str) -> Machine:
     """Measure the memory that is free now."""
     free, total = host.device_memory(device) if device else (0, 0)
-    ram = psutil.virtual_memory()
+    ram = limits.memory()
     return Machine(device, free, total, ram.available, ram.total)
 
 

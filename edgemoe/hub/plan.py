@@ -126,9 +126,9 @@ def plan_download(
     listing = cache.listing if constants.HF_HUB_OFFLINE else fetch.listing
     commit, files = listing(repo, revision)
     if free_bytes is None:
-        import psutil
+        from .. import limits  # it costs a library, which few calls need
 
-        free_bytes = int(psutil.virtual_memory().available)
+        free_bytes = limits.memory().available
     branch = "" if commit == revision else revision
     return choose(Download(repo, commit, tuple(files), branch=branch), quantisation, free_bytes)
 

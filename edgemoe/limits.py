@@ -1,0 +1,191 @@
+"""What this process may use of its machine: processors, memory, memory that it may lock.
+
+A container, a batch system or ``taskset`` gives a process less than the machine has, and the machine's own figures do
+not tell. Everything that plans asks here.
+
+**Source**: sched_setaffinity(2); cgroup v2 ``cpu.max``, ``memory.max``, ``memory.high`` and version 1's names for them
+(kernel documentation, admin-guide/cgroup-v2 and cgroup-v1); the topology below /sys/devices/system/cpu.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Processors:
+    """Processors that this process may use.
+
+    Attributes:
+        logical: how many at once.
+        physical: cores among them; on a processor with cores of two kinds the quick ones only.
+        reason: what decides when it is not the machine, empty otherwise.
+    """
+
+    logical: int
+    physical: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of RAM for this process.
+
+    Attributes:
+        total: all that it may use.
+        available: what of it is free now, file pages that can be dropped included.
+        reason: what decides when it is not the machine, empty otherwise.
+    """
+
+    total: int
+    available: int
+    reason: str = ""
+
+
+def processors(root: Path = ROOT) -> Processors:
+    """Count the processors that affinity and quota leave to this process.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    machine = psutil.cpu_count() or 1
+    allowed = _affinity()
+    logical, reason = len(allowed), ""
+    if logical < machine:
+        reason = f"this process may run on {logical} of {machine} processors"
+    quota = _quota(root)
+    if quota is not None and quota < logical:
+        logical = max(1, int(quota))
+        reason = f"the container may use {quota:g} of {machine} processors"
+    return Processors(logical, max(1, min(_cores(allowed, root), logical)), reason)
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """Read how much RAM the machine and the limits of this process leave to it.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    machine = psutil.virtual_memory()
+    limits = [limit for limit in _memory_limits(root) if limit[0] < machine.total]
+    if not limits:
+        return Memory(int(machine.total), int(machine.available))
+    most = min(limit for limit, _ in limits)
+    left = min(max(0, limit - used) for limit, used in limits)
+    return Memory(most, min(int(machine.available), left), f"the container may use {most / 2**30:.1f} GiB of RAM")
+
+
+def lockable() -> int | None:
+    """Read how many bytes this process may lock in RAM; None where nothing limits it or nobody tells."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
+# Processors.
+
+
+def _affinity() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count() or 1))
+
+
+def _cores(allowed: list[int], root: Path) -> int:
+    """Count the physical cores among ``allowed``, of two kinds the quick ones; half of them where nobody tells."""
+    devices = root / "sys" / "devices"
+    quick = _numbers(_text(devices / "cpu_core" / "cpus")) if _text(devices / "cpu_atom" / "cpus") else set()
+    wanted = [number for number in allowed if not quick or number in quick] or allowed
+    siblings = {
+        _text(devices / "system" / "cpu" / f"cpu{number}" / "topology" / "thread_siblings_list") for number in wanted
+    }
+    if "" not in siblings:
+        return len(siblings)
+    physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count() or 1
+    # psutil knows no cores in some containers: there a processor counts as half a core, as with two threads each.
+    share = physical / logical if physical else 0.5
+    return max(1, round(len(wanted) * share)) if logical > 1 else 1
+
+
+def _numbers(text: str) -> set[int]:
+    """Read a list such as ``0-7,16``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.strip().isdigit():
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _quota(root: Path) -> float | None:
+    """Read how many processors' time the process may use; None for as much as there is."""
+    shares = []
+    for folder in _groups(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
+            shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
+# Memory.
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Each limit above this process, with the bytes that are used below it and cannot be dropped."""
+    for folder in _groups(root, "memory"):
+        given = [_text(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limits = [int(text) for text in given if text.isdigit()]
+        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+        if limits and used.isdigit():
+            yield min(limits), max(0, int(used) - _droppable(folder))
+
+
+def _droppable(folder: Path) -> int:
+    """Bytes of file pages, which the kernel drops before it ends a process."""
+    entries = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    names = [("total_inactive_file", "total_active_file"), ("inactive_file", "active_file")]
+    for pair in names:
+        if all(entries.get(name, "").isdigit() for name in pair):
+            return sum(int(entries[name]) for name in pair)
+    return 0
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, from its own up to the one that is mounted."""
+    mounted = root / "sys" / "fs" / "cgroup"
+    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            base = mounted / "unified" if (mounted / "unified").is_dir() else mounted
+        elif controller in controllers.split(","):
+            named = [mounted / controllers, mounted / controller]
+            base = next((folder for folder in named if folder.is_dir()), named[0])
+        else:
+            continue
+        folder = base / path.strip("/")
+        while folder != base:
+            if folder.is_dir():  # in a namespace of its own a process sees other paths than it is told
+                yield folder
+            folder = folder.parent
+        yield base
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="ascii").strip()
+    return ""

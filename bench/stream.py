@@ -106,7 +106,9 @@ def measure(path: Path, tokens: int, plain: int, computing: bool) -> list[dict[s
             ours, theirs = (row(found[which], place) for which in ("edgemoe", "llama_cpp"))
             rows.append({"way": name, "at": f"{place:,}", "edgemoe": ours, "llama_cpp": theirs, "base": base})
         at = f"200 behind a prompt of {LONG_PROMPT:,}"
-        rows.append({"way": name, "at": at, "edgemoe": behind["edgemoe"], "llama_cpp": behind["llama_cpp"], "base": base})
+        rows.append(
+            {"way": name, "at": at, "edgemoe": behind["edgemoe"], "llama_cpp": behind["llama_cpp"], "base": base}
+        )
     return rows
 
 

@@ -508,9 +508,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         _open.discard(self)
         if getattr(self, "_watchdog", None) is not None:
             self._watchdog.stop()
-        if getattr(self, "_prefix", None) is not None and self._native is not None:
-            with contextlib.suppress(EdgeMoEError):  # a copy of this process after a fork keeps nothing
-                self.keep()
+        prefix = getattr(self, "_prefix", None) if self._native is not None else None
+        if prefix is not None and self._turns.quiet(0):  # not while another thread computes, nor after a fork
+            prefix.keep()
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:

@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(name: str, models: Path, cache: Path | str, **keywords: Any) -> Llama:
     offload = OffloadConfig(device="none", profile="off", cache=cache)
-    settings = {"n_ctx": 2048, "n_threads": 1, "swa_full": False} | keywords
+    settings = {"n_ctx": 2048, "n_threads": 1, "n_threads_batch": 1, "swa_full": False} | keywords
     return Llama(zoo.build(name, models), offload=offload, **settings)
 
 
@@ -285,7 +285,7 @@ def test_the_child_keeps_the_conversation_when_it_is_idle(tmp_path: Path) -> Non
 def test_a_chat_goes_on_where_an_earlier_process_ended(models: Path, tmp_path: Path) -> None:
     path = str(zoo.build("jamba", models))
     offload = OffloadConfig(device="none", profile="off", cache=str(tmp_path / "prompts"))
-    source = Worker(partial(open_llama, path, n_ctx=2048, n_threads=1, offload=offload))
+    source = Worker(partial(open_llama, path, n_ctx=2048, n_threads=1, n_threads_batch=1, offload=offload))
     messages = [{"role": "user", "content": "word after word " * 60}]
     reused = []
     for _ in range(2):

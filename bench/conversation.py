@@ -1,16 +1,16 @@
-"""A conversation of 20 turns with thinking stripped from its history: what is read again, and how soon an answer begins.
+"""A conversation of 20 turns with thinking stripped from its history: what is read again, how soon an answer begins.
 
     python bench/conversation.py [--turns 20] [--rounds 3] [--threads N] [--json]
 
-Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a question;
-the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the number of
+Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a
+question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the number of
 prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
 
 The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
 medians. llama-cpp-python reads the last but one prompt before, so that it can reuse what it would.
 
-Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`: the first token of the next
-answer against the time of reading it all.
+Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`: the first token of the
+next answer against the time of reading it all.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ def answer(llm: Any, prompt: list[int], words: list[int]) -> tuple[float, int]:
     """Seconds until the first token of an answer of ``words``, and prompt tokens computed where that is known."""
     sample, forced = llm.sample, itertools.chain(words, itertools.repeat(65))
     llm.sample = lambda *given, **keywords: (sample(*given, **keywords), next(forced))[1]
-    first, last, began = 0.0, {}, time.perf_counter()
+    first, count, began = 0.0, 0, time.perf_counter()
     try:
-        for last in llm.create_completion(prompt, max_tokens=len(words), temperature=0, stream=True):
+        for chunk in llm.create_completion(prompt, max_tokens=len(words), temperature=0, stream=True):
             first = first or time.perf_counter() - began
+            count = chunk.get("timings", {}).get("prompt_n", 0)
     finally:
         del llm.sample
-    return first, last.get("timings", {}).get("prompt_n", 0)
+    return first, count
 
 
 def measure(kind: str, path: Path, turns: int, rounds: int, threads: int) -> dict[str, Any]:
@@ -180,8 +181,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} | {row['edgemoe_s']:.2f} "
-            f"| {row['llama_cpp_s']:.2f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
+            f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} "
+            f"| {row['edgemoe_s']:.2f} | {row['llama_cpp_s']:.2f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
         )
     print(f"\n| {RESUMED} tokens | read, s | after a restart, s | share | file, MB | copied for it, s |")
     print("|---|---|---|---|---|---|")

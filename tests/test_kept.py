@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(name: str, models: Path, cache: Path | str, **keywords: Any) -> Llama:
     offload = OffloadConfig(device="none", profile="off", cache=cache)
-    settings = {"n_ctx": 2048, "n_threads": 1, "n_threads_batch": 1, "swa_full": False} | keywords
+    settings: dict[str, Any] = {"n_ctx": 2048, "n_threads": 1, "n_threads_batch": 1, "swa_full": False} | keywords
     return Llama(zoo.build(name, models), offload=offload, **settings)
 
 
@@ -301,7 +301,7 @@ def test_the_chat_has_a_folder_and_one_answer_has_none(monkeypatch: pytest.Monke
     model.write_bytes(b"GGUF")
     seen: list[Any] = []
     monkeypatch.setattr("edgemoe.cli._chat_in_lines", lambda engines, *_: seen.append(engines) or 0)  # type: ignore[func-returns-value]
-    opener = partial(FakeLlama, answers=["x"])
+    opener: Any = partial(FakeLlama, answers=["x"])
     assert main(["chat", str(model), "--plain"], opener) == 0
     assert main(["chat", str(model), "--plain", "--cache", "off"], opener) == 0
     caches = [engines._opener.keywords["offload"].cache for engines in seen]

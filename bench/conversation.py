@@ -3,8 +3,8 @@
     python bench/conversation.py [--turns 20] [--rounds 3] [--threads N] [--json]
 
 Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a
-question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the number of
-prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
+question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the
+number of prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
 
 The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
 medians. llama-cpp-python reads the last but one prompt before, so that it can reuse what it would.
@@ -182,7 +182,8 @@ def main() -> None:
     for row in rows:
         print(
             f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} "
-            f"| {row['edgemoe_s']:.2f} | {row['llama_cpp_s']:.2f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
+            f"| {row['edgemoe_s']:.2f} | {row['llama_cpp_s']:.2f} "
+            f"| {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
         )
     print(f"\n| {RESUMED} tokens | read, s | after a restart, s | share | file, MB | copied for it, s |")
     print("|---|---|---|---|---|---|")

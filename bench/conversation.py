@@ -1,13 +1,16 @@
-"""A conversation of 20 turns with thinking stripped from its history: what is read again, and how soon an answer begins.
+"""A conversation of 20 turns with thinking stripped from its history: what is read again, how soon an answer begins.
 
     python bench/conversation.py [--turns 20] [--rounds 3] [--threads N] [--json]
 
-Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a question;
-the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the number of
-prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
+Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a
+question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the
+number of prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
 
 The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
 medians. llama-cpp-python reads the last but one prompt before, so that it can reuse what it would.
+
+Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`: the first token of the
+next answer against the time of reading it all.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from tests.zoo.spec import Geometry
 
 SYSTEM, QUESTION, THOUGHT, ANSWER = 1500, 40, 80, 60  # tokens
 CONTEXT = 8192
+RESUMED = 4000
 WIDE = Geometry(embedding=512, dense=1024, expert=512, shared=512, heads=8, kv_heads=2)
 MODELS = {"hybrid": "qwen35moe", "plain": "qwen3moe"}
 
@@ -44,7 +48,7 @@ def build(name: str, folder: Path) -> Path:
         return files.build(name, folder / "conversation")
 
 
-def open_model(which: str, path: Path, threads: int) -> Any:
+def open_model(which: str, path: Path, threads: int, cache: str | Path = "auto") -> Any:
     settings = {"n_ctx": CONTEXT, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
     if which == "llama_cpp":
         import llama_cpp
@@ -52,7 +56,7 @@ def open_model(which: str, path: Path, threads: int) -> Any:
         return llama_cpp.Llama(str(path), **settings)
     from edgemoe import Llama, OffloadConfig
 
-    return Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings)
+    return Llama(path, offload=OffloadConfig(device="none", profile="off", cache=cache), **settings)
 
 
 class Conversation:
@@ -78,13 +82,14 @@ def answer(llm: Any, prompt: list[int], words: list[int]) -> tuple[float, int]:
     """Seconds until the first token of an answer of ``words``, and prompt tokens computed where that is known."""
     sample, forced = llm.sample, itertools.chain(words, itertools.repeat(65))
     llm.sample = lambda *given, **keywords: (sample(*given, **keywords), next(forced))[1]
-    first, last, began = 0.0, {}, time.perf_counter()
+    first, count, began = 0.0, 0, time.perf_counter()
     try:
-        for last in llm.create_completion(prompt, max_tokens=len(words), temperature=0, stream=True):
+        for chunk in llm.create_completion(prompt, max_tokens=len(words), temperature=0, stream=True):
             first = first or time.perf_counter() - began
+            count = chunk.get("timings", {}).get("prompt_n", 0)
     finally:
         del llm.sample
-    return first, last.get("timings", {}).get("prompt_n", 0)
+    return first, count
 
 
 def measure(kind: str, path: Path, turns: int, rounds: int, threads: int) -> dict[str, Any]:
@@ -127,6 +132,33 @@ def measure(kind: str, path: Path, turns: int, rounds: int, threads: int) -> dic
     }
 
 
+def measure_restart(kind: str, path: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """Seconds until the first token: of reading everything, and after a restart."""
+    talk, read, resumed, sizes, copies = Conversation(), [], [], [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            llm = open_model("edgemoe", path, threads, cache)
+            prompt, words = talk.words(RESUMED), talk.words(THOUGHT + ANSWER)
+            read.append(answer(llm, prompt, words)[0])
+            began = time.perf_counter()
+            llm.keep()  # what a new question may have to wait for
+            copies.append(time.perf_counter() - began)
+            llm.close()
+            sizes.append(sum(file.stat().st_size for file in Path(cache).iterdir()))
+            llm = open_model("edgemoe", path, threads, cache)
+            talk.answered(prompt, words)
+            resumed.append(answer(llm, talk.ask(), talk.words(4))[0])
+            llm.close()
+    return {
+        "model": f"{kind} ({MODELS[kind]})",
+        "read_s": statistics.median(read),
+        "resumed_s": statistics.median(resumed),
+        "share": statistics.median(b / a for a, b in zip(read, resumed, strict=True)),
+        "file_bytes": statistics.median(sizes),
+        "copy_s": statistics.median(copies),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=20)
@@ -139,15 +171,26 @@ def main() -> None:
         measure(kind, build(name, folder), options.turns, options.rounds, options.threads)
         for kind, name in MODELS.items()
     ]
+    restarts = [
+        measure_restart(kind, build(name, folder), options.rounds, options.threads) for kind, name in MODELS.items()
+    ]
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"conversation": rows, "restart": restarts}, indent=2))
         return
     print("| model | turns | last prompt | computed to new | first token, s | llama_cpp, s | ratio (min .. max) |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} | {row['edgemoe_s']:.2f} "
-            f"| {row['llama_cpp_s']:.2f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
+            f"| {row['model']} | {row['turns']} | {row['prompt']} | {row['computed_to_new']:.2f} "
+            f"| {row['edgemoe_s']:.2f} | {row['llama_cpp_s']:.2f} "
+            f"| {row['ratio']:.1f} ({row['ratio_min']:.1f} .. {row['ratio_max']:.1f}) |"
+        )
+    print(f"\n| {RESUMED} tokens | read, s | after a restart, s | share | file, MB | copied for it, s |")
+    print("|---|---|---|---|---|---|")
+    for row in restarts:
+        print(
+            f"| {row['model']} | {row['read_s']:.2f} | {row['resumed_s']:.2f} | {row['share']:.1%} "
+            f"| {row['file_bytes'] / 1e6:.0f} | {row['copy_s']:.3f} |"
         )
 
 

@@ -3,12 +3,13 @@
     python bench/stream.py [--tokens 16200] [--plain 8200] [--computing] [--json]
 
 Both stream the same forced letters from a tiny model. Time from the end of one `llama_decode` to the beginning of the
-next is the loop's: sampling, spelling, stop strings, chunks, and a reader who does nothing. The table has medians of 200
-tokens each. llama_cpp's loop spells the whole answer again for every token; --plain is where its answer ends (0: none).
+next is the loop's: sampling, spelling, stop strings, chunks, and a reader who does nothing. The table has medians of
+200 tokens each. llama_cpp's loop spells the whole answer again for every token; --plain is where its answer ends
+(0: none).
 
 Only the prompt is computed: the logits behind it are sampled again for each token. With --computing the model computes
-each token. Then the loop finds cold caches behind a long context, whoever wrote it: the first call behind `llama_decode`
-took 2 us at 200 tokens and 30 us at 8,000, and the same call again 1 us at both.
+each token. Then any loop finds cold caches behind a long context: the first call behind `llama_decode` took 2 us at 200
+tokens and 30 us at 8,000, and the same call again 1 us at both.
 """
 
 from __future__ import annotations

@@ -171,6 +171,8 @@ def test_run_prints_the_answer_and_nothing_else_on_stdout(model: str, capsys: Ca
     assert engine.sampling == [{"max_tokens": 9, "temperature": 0.0}]
     offload = OffloadConfig(device="sim", vram="50%", policy="lru")
     assert engine.keywords == {"n_threads": 2, "seed": 7, "offload": offload}
+    assert main(["run", model, "hi", "--cache", "off"], opened) == 0
+    assert opened.engines[1].keywords["offload"].cache == "off"
 
 
 THINKING = Script("Yes.", "Let me\x1b[2J see.", (("look", '{"at": "the sky"}'),))

@@ -10,15 +10,20 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_engine import FakeLlama
 from test_prefix import asked, logits_after, resumed
 
 from edgemoe import Llama, OffloadConfig
+from edgemoe.cli import main
+from edgemoe.config import home
 from edgemoe.engine.kept import MOST_BYTES, SUFFIX, UNFINISHED, Folder, Header, Kept, Mark, common, key_of
+from edgemoe.worker import Worker, open_llama
 from tests import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(name: str, models: Path, cache: Path | str, **keywords: Any) -> Llama:
     offload = OffloadConfig(device="none", profile="off", cache=cache)
-    settings = {"n_ctx": 2048, "n_threads": 1, "swa_full": False} | keywords
+    settings: dict[str, Any] = {"n_ctx": 2048, "n_threads": 1, "n_threads_batch": 1, "swa_full": False} | keywords
     return Llama(zoo.build(name, models), offload=offload, **settings)
 
 
@@ -252,8 +257,62 @@ def test_a_displaced_conversation_is_on_disk_too(models: Path, tmp_path: Path) -
     assert len(files(tmp_path)) == 2
 
 
+# The chat's child process.
+
+
+class Keeper(FakeLlama):
+    """Tells through a pipe when it is asked to keep its conversation."""
+
+    def __init__(self, pipe: str, **keywords: Any) -> None:
+        sys.modules["__main__"].__dict__["IDLE_SECONDS"] = 0.01
+        super().__init__(**keywords)
+        self.pipe = pipe
+
+    def keep(self) -> None:
+        Path(self.pipe).write_text("kept")
+
+
+def test_the_child_keeps_the_conversation_when_it_is_idle(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    engine = Worker(partial(Keeper, str(pipe), answers=["a b c"])).open(lambda: None)
+    for _ in range(2):
+        assert len(list(engine.create_chat_completion([{"role": "user", "content": "go"}]))) > 2
+        assert pipe.read_text() == "kept"
+    engine.close()
+
+
+def test_a_chat_goes_on_where_an_earlier_process_ended(models: Path, tmp_path: Path) -> None:
+    path = str(zoo.build("jamba", models))
+    offload = OffloadConfig(device="none", profile="off", cache=str(tmp_path / "prompts"))
+    source = Worker(partial(open_llama, path, n_ctx=2048, n_threads=1, n_threads_batch=1, offload=offload))
+    messages = [{"role": "user", "content": "word after word " * 60}]
+    reused = []
+    for _ in range(2):
+        engine = source.open(lambda: None)
+        *_, last = engine.create_chat_completion(messages, max_tokens=4, temperature=0)
+        reused.append((last["timings"]["cache_n"], last["timings"]["prompt_n"]))
+        engine.close()
+    assert reused[0][0] == 0 and reused[1][0] > 400 and reused[1][1] < 20
+
+
+def test_the_chat_has_a_folder_and_one_answer_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    seen: list[Any] = []
+    monkeypatch.setattr("edgemoe.cli._chat_in_lines", lambda engines, *_: seen.append(engines) or 0)  # type: ignore[func-returns-value]
+    opener: Any = partial(FakeLlama, answers=["x"])
+    assert main(["chat", str(model), "--plain"], opener) == 0
+    assert main(["chat", str(model), "--plain", "--cache", "off"], opener) == 0
+    caches = [engines._opener.keywords["offload"].cache for engines in seen]
+    assert caches == [str(home("cache") / "prompts"), "off"]
+
+
+# Kills.
+
 WRITER = """
 import sys
+from functools import partial
 from pathlib import Path
 import numpy as np
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]

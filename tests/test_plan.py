@@ -78,6 +78,8 @@ def is_within_its_budget(machine: Machine, model: ModelNeeds, context: int, budg
     ram = made.ram_private_bytes + made.ram_mapped_bytes
     assert made.fits == (ram <= machine.ram_free_bytes)
     assert made.fits or made.reason.startswith("RAM is too small")
+    states = max((machine.ram_free_bytes - ram) // 4, machine.ram_free_bytes // 64)
+    assert 0 <= made.states_bytes <= min(4 * GIB, states)
     assert ram + made.device_bytes >= model.expert_bytes + model.kv_bytes(context), "nothing is forgotten"
 
 

@@ -28,7 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(name: str, folder: Path, **keywords: Any) -> Llama:
-    settings = {"n_ctx": 2048, "n_threads": 1, "swa_full": False, "offload": CPU} | keywords
+    settings: dict[str, Any] = {
+        "n_ctx": 2048,
+        "n_threads": 1,
+        "n_threads_batch": 1,
+        "swa_full": False,
+        "offload": CPU,
+    } | keywords
     return Llama(zoo.build(name, folder), **settings)
 
 

@@ -550,14 +550,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if turns is not None:
             if not turns.ours:
                 return  # the memory is a copy of another process's, whose threads are not here
-            turns.cancel()
-            if getattr(self, "_prefix", None) is not None and self._native is not None:
-                with contextlib.suppress(EdgeMoEError):  # closed already
-                    self.keep()
             turns.close()
         lifetime.closed(self)
         if getattr(self, "_watchdog", None) is not None:
             self._watchdog.stop()
+        if getattr(self, "_prefix", None) is not None and self._native is not None:
+            self._prefix.keep()
         if getattr(self, "experts", None) is not None and self._native is not None:
             self.experts.close()
         if getattr(self, "_stack", None) is not None:

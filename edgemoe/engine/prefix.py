@@ -136,8 +136,11 @@ class Prefix:
             return
         again = self._llm.input_ids[:here].tolist()
         self._cut(max((mark.position for mark in self._marks), default=0))
-        self._seen = self._llm.n_tokens
-        self._llm.eval(again[self._seen :]) if self._seen < here else None
+        at = self._llm.n_tokens
+        for count in self.stops(here - at) if at < here else ():
+            self._llm._eval_part(again[at : at + count])
+            self.passed()
+            at += count
 
     def stops(self, count: int) -> list[int]:
         """Of the next ``count`` tokens to be computed: how many at a time, so that marks can be set between."""

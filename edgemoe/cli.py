@@ -19,7 +19,7 @@ from tui.sampling import MAX_TOKENS
 
 from . import __version__
 from .commands import MODEL, catalog, doctor, fit, profile, pull, routing, show
-from .console import show_progress, talk
+from .console import mend_streams, readable, show_progress, talk
 from .errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
 
 RUN_EPILOG = """\
@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
         open_engine: takes the arguments of :class:`edgemoe.Llama`, which it is when None.
     """
     verbose = False
+    mend_streams()
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        given = readable(sys.argv[1:] if arguments is None else arguments)
         parsed = _parser().parse_args(given or ["chat"])
         verbose = getattr(parsed, "verbose", False)
         command: Callable[[argparse.Namespace, OpenEngine], int] = parsed.command

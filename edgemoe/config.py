@@ -166,9 +166,24 @@ def terminal_is_dumb() -> bool:
     return os.environ.get("TERM") == "dumb"
 
 
+_NOWHERE = Path(os.devnull, "no-home")  # nothing can be written there
+
+
 def home(kind: str) -> Path:
-    """Folder for ``kind`` (``config``, ``data`` or ``cache``); ``EDGEMOE_HOME`` overrides all of them."""
-    if root := os.environ.get("EDGEMOE_HOME"):
-        return Path(root) / kind
+    """Folder for ``kind`` (``config``, ``data`` or ``cache``); ``EDGEMOE_HOME`` overrides all of them.
+
+    Where the user has no home, it is a place where nothing can be kept: whoever writes there says so.
+    """
+    if root := os.environ.get("EDGEMOE_HOME", "").strip():
+        return _known(Path(os.path.expanduser(root))) / kind
     dirs = platformdirs.PlatformDirs("edgemoe", appauthor=False)
-    return {"config": dirs.user_config_path, "data": dirs.user_data_path, "cache": dirs.user_cache_path}[kind]
+    try:
+        path: Path = getattr(dirs, f"user_{kind}_path")
+    except RuntimeError:  # newer releases of platformdirs
+        return _NOWHERE
+    return _known(path)
+
+
+def _known(path: Path) -> Path:
+    """The same, unless nobody knows where ``~`` is: a folder of that name is nobody's wish."""
+    return _NOWHERE if path.parts and path.parts[0].startswith("~") else path

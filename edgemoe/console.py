@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 from collections.abc import Sequence
 
 BAR = 24
+
+
+def mend_streams() -> None:
+    """Make the standard streams usable: a closed one leads nowhere, and what it cannot encode is replaced."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the program)
+        elif mode == "w" and stream.encoding and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """Read arguments as UTF-8 where the locale knows ASCII only."""
+    return [
+        os.fsencode(text).decode("utf-8", "replace") if any("\ud800" <= sign <= "\udfff" for sign in text) else text
+        for text in arguments
+    ]
 
 
 def talk(text: str, end: str = "\n") -> None:

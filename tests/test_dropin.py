@@ -948,3 +948,61 @@ def test_from_pretrained_is_of_our_class(model: Path, monkeypatch: pytest.Monkey
     assert type(llm) is Llama and llm.experts.device == "sim" and "sub/tiny.gguf" in fetched
     assert len(ids(llm, count=3)) == 3
     llm.close()
+
+
+# ---- bare surroundings ----
+
+COMMAND = "import sys; from edgemoe.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed by a shell")
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("show MODEL", 0), ("run MODEL hi --max-tokens 2", 0), ("rm nothing", 3), ("chat MODEL", 2)]
+)
+def test_commands_without_standard_streams(arguments: str, code: int, model: Path) -> None:
+    line = f'"{sys.executable}" -c "$0" {arguments.replace("MODEL", str(model))} 0<&- 1>&- 2>&-'
+    assert subprocess.run(["sh", "-c", line, COMMAND], cwd=ROOT, timeout=120).returncode == code
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["output", "all"],
+)
+def test_commands_where_only_ascii_is_known(surroundings: dict[str, str], model: Path) -> None:
+    command = [sys.executable, "-c", COMMAND, "run", str(model), "é?", "--max-tokens", "12"]
+    done = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, env=os.environ | surroundings)
+    assert done.returncode == 0 and done.stdout.isascii() and done.stderr.isascii(), done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a home is always known")
+@pytest.mark.parametrize("named", [None, "~/x"])
+def test_without_a_home_nothing_is_kept(
+    named: str | None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def nobody(uid: int) -> Any:
+        raise KeyError(uid)
+
+    for name in ("HOME", "EDGEMOE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if named:
+        monkeypatch.setenv("EDGEMOE_HOME", named)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    llm = opened(model, OffloadConfig(device="sim", vram="50%"))
+    assert len(ids(llm)) == 12
+    llm.close()
+    assert len([note for note in llm.experts.notes if "not saved" in note]) == 1, llm.experts.notes
+    assert not list(Path.cwd().iterdir()), "no folder called ~"
+
+
+def test_a_home_is_read_as_a_shell_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from edgemoe.config import home
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text, folder in (("~/x", "x"), (f"{tmp_path}/mit Ümlaut\n", "mit Ümlaut")):
+        monkeypatch.setenv("EDGEMOE_HOME", text)
+        assert home("data") == tmp_path / folder / "data"

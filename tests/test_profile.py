@@ -178,6 +178,14 @@ def test_last_layers_take_no_more_than_ours(model: Path) -> None:
     assert [p.name for p in placements.placements(file, "none", 0)] == ["llama.cpp"]
 
 
+def test_no_ratio_of_identical_placements(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = [*SMALL[:-4], "--vram", "0", *SMALL[-2:]]
+    assert main(["profile", str(model), *nothing, "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "No expert is on sim" in found["verdict"]
+    assert "Against" not in found["verdict"]
+
+
 def test_depth_is_computed_before_the_clock_starts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deep = ["-p", "8", "-n", "4", "-d", "0,32", "-r", "1", "--device", "none", "--threads", "1"]
     assert main(["profile", str(model), *deep, "-o", "json"]) == 0

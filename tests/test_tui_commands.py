@@ -332,6 +332,9 @@ def test_fit_leaves_out_pairs_and_keeps_the_system_prompt() -> None:
     assert fitting.left_out == 6 and fitting.fits
     assert fitting.messages[0]["role"] == "system" and fitting.messages[1]["role"] == "user"
     assert not context.fit([{"role": "user", "content": "x" * 9999}], 500, None, 3.5).fits
+    for text, least in (("漢字" * 2000, 4000), ("🙂" * 500, 1000), ("QmFzZTY0" * 500, 2000), ("Ж" * 900, 900)):
+        assert context.tokens([{"role": "user", "content": text}]) >= least, "said before it is sent"
+    assert context.tokens([{"role": "user", "content": "Grüße aus Köln " * 100}]) < 600
 
 
 def test_settings_in_words() -> None:

@@ -4,8 +4,9 @@
 
 ``FOLDER`` is the unpacked source archive of llama-cpp-python 0.3.36 (it has ``tests`` and ``vendor``). Its tests
 download models; here a local one stands in for each. They run three times: as they are, then on ``none``, then on
-``sim`` with half of the experts hot. Where they expect the words of their own model, those of the local one are expected: what the
-first run gives. The program prints which tests pass, and fails where one passes as it is and not with ours.
+``sim`` with half of the experts hot. Where they expect the words of their own model, those of the local one are
+expected: what the first run gives. The program prints which tests pass, and fails where one passes as it is and not
+with ours.
 
 This file is also the pytest plugin of those runs.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHARACTERS_PER_TOKEN = 3.5  # of English under today's tokenizers, before the first receipt
+LONG_WORD = 40  # characters: with figures and letters of both cases it is base64, say, not language
 MESSAGE_TOKENS = 5  # what a chat template adds to a message
 WARN_SHARE = 0.7
 ANSWER_SHARE = 0.25  # of the context is kept free for the answer, or max_tokens if that is less
@@ -28,9 +29,21 @@ class Fit:
     fits: bool
 
 
+def length(text: str) -> float:
+    """Count the characters of ``text`` in those of English: a sign of another script is a token, an emoji is two."""
+    most = CHARACTERS_PER_TOKEN
+    foreign = sum((most if sign < "\U00010000" else 2 * most) - 1 for sign in text if sign > "\u02ff")
+    encoded = sum(len(word) for word in text.split() if len(word) >= LONG_WORD and _mixed(word))
+    return len(text) + encoded + foreign
+
+
+def _mixed(word: str) -> bool:
+    return word.isascii() and any(map(str.isdigit, word)) and not (word.islower() or word.isupper())
+
+
 def tokens(messages: Messages, characters_per_token: float = CHARACTERS_PER_TOKEN) -> int:
     """An estimate for ``messages``."""
-    characters = sum(len(message["content"]) for message in messages)
+    characters = sum(length(message["content"]) for message in messages)
     return round(characters / characters_per_token) + MESSAGE_TOKENS * len(messages)
 
 

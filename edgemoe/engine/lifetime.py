@@ -28,6 +28,8 @@ class Model(Protocol):
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+# One model loads at a time: llama_cpp is changed meanwhile.
+load_lock = threading.Lock()
 
 
 def opened(model: Model) -> None:
@@ -54,6 +56,8 @@ def _leave_all() -> None:
 
 
 def _forget_all() -> None:
+    global load_lock
+    load_lock = threading.Lock()  # a thread that is not here may have held the other one
     for model in list(_open):
         keep_for_good(model)
     _open.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import inspect
-import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -43,16 +42,18 @@ _COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 
-_load_lock = threading.Lock()
-
 
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
     Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
     physical cores, less one or two that a device's copies need, ``n_gpu_layers`` puts the dense part on the device when
-    there is one, ``verbose`` is off, and nothing is ever written to the terminal (messages go to the logger
-    ``edgemoe.llama``).
+    there is one, and ``verbose`` is off. llama.cpp's messages go to the logger ``edgemoe.llama``; only with
+    ``verbose=True`` they are written to stderr as well, as llama_cpp does. Every error that llama_cpp raises as a
+    ``ValueError`` or ``RuntimeError`` is one here, too.
+
+    Several threads may use one model: each answer, or token of a stream, waits for its turn. A program that ends, or
+    closes the model, ends what other threads compute. After a fork the child has to open the model anew.
 
     Args:
         model_path: a GGUF file; any shard means its whole model.
@@ -66,7 +67,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         ModelNotFound: no such file, or a shard is missing.
         BadGguf: the file is damaged, or llama.cpp refuses it.
         UnsupportedModel: the file is sound, but llama.cpp does not run such a model.
+        LoadFailed: the file is sound, but llama.cpp could not load it.
         ContextFailed: llama.cpp cannot make a context with these settings.
+        DoesNotFit: there is no memory for the context, not by any smaller plan either.
+        ValueError: llama_cpp refuses a setting.
         BackendMismatch: llama-cpp-python is not the tested version.
         ConfigError: a setting cannot be honoured.
     """
@@ -165,7 +169,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             on_device = bool(machine.device) and attempt.keywords.get("n_gpu_layers") != 0
             loading = host.loading(native, on_device=on_device, head=head, verbose=bool(keywords["verbose"]))
             try:
-                with _load_lock, forgiving_templates(), loading as complaints:
+                with lifetime.load_lock, forgiving_templates(), loading as complaints:
                     super().__init__(str(file.path), **attempt.keywords)
                 break
             except ValueError as error:

@@ -98,13 +98,20 @@ class Turns:
 
     def cancel(self) -> None:
         """End all answers that are under way."""
-        for turn in list(self._unfinished):
+        for turn in self._all():
             turn.cancelled = True
         current = self._current
         if current is not None and current.cancelled and not self._closed:
             self._native.cancel(True)
             if (now := self._current) is not current:  # which has begun in between
                 self._native.cancel(now is not None and now.cancelled)
+
+    def _all(self) -> list[Turn]:
+        while True:
+            try:
+                return list(self._unfinished)
+            except RuntimeError:  # another thread begins or ends one meanwhile
+                continue
 
     def quiet(self, seconds: float) -> bool:
         """Wait until nobody else computes; False when it takes longer."""

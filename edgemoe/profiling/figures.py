@@ -198,6 +198,8 @@ def verdict(result: Result) -> str:
             ratios.append(f"{sample.test.name}: {middle(sample.per_second) / best:.2f} x")
     against = "llama.cpp on the CPU" if result.device in SIMULATED else "llama.cpp's best placement of whole layers"
     text = f"Against {against}: {', '.join(ratios)}." if ratios else "There is nothing to compare with."
+    if not result.slots and result.device != "none" and moe_shape(result.file) is not None:
+        text = f"No expert is on {result.device}: both placements are the same, and a ratio of them says nothing."
     split = time_split(result)
     if split:
         name, ms = max(split[0]["ms"].items(), key=lambda part: part[1])

@@ -177,8 +177,8 @@ class Answering:
         receipt = self.receipt = event.receipt
         answer = self._before.followed_by(event.answer)
         if receipt.context_tokens:
-            written = len(event.answer.text) + len(event.answer.thought)
-            characters = sum(len(message["content"]) for message in self._sent) + written
+            written = context.length(event.answer.text) + context.length(event.answer.thought)
+            characters = sum(context.length(message["content"]) for message in self._sent) + written
             self._characters_per_token = max(characters / receipt.context_tokens, 1.0)
         await self._finish(answer, _receipt(event.reason, answer, receipt))
         status = self._surface.status

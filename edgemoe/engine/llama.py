@@ -268,7 +268,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _generated(
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
-        me, held = object(), list(prompt)
+        me = object()
+        held: Any = list(prompt)  # what the context holds of this answer: with a draft model a copy of its tokens
         with self._turns.taking(turn):
             begun, reset = prompt, options["reset"]
             if not reset:
@@ -303,7 +304,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     ended = llama_cpp.llama_vocab_is_eog(self._model.vocab, token) or token in self._ends
                     if self._meter is not None:
                         self._meter.sampled(counts=not ended)
-                    held = self.input_ids[: self.n_tokens].tolist() if self.draft_model else held
+                    held = self.input_ids[: self.n_tokens].copy() if self.draft_model else held
                 if token in self._ends:  # llama_cpp looks for llama.cpp's own end tokens only
                     yield self.token_eos()
                     return
@@ -311,14 +312,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 if not self.draft_model:
                     held += [token, *(sent or ())]
 
-    def _come_back(self, held: list[int], sure: int) -> None:
+    def _come_back(self, held: Sequence[int], sure: int) -> None:
         """Another answer has computed meanwhile: make the context hold what this one had computed.
 
         Args:
             held: the tokens; without a draft model the last one is computed by whoever goes on.
             sure: of these, the ones that are no guesses; logits of the others are needed once more.
         """
-        before = held if self.draft_model else held[:-1]
+        before = [int(token) for token in (held if self.draft_model else held[:-1])]
         reach = self._prefix.begin([*before[:sure], -1])
         self._generating = True
         try:

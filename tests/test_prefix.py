@@ -14,8 +14,15 @@ from edgemoe.engine.llama import ComputeFailed
 from tests import zoo
 
 # Models whose memory cannot be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
-HYBRID = ("qwen3next", "qwen35moe", "granitehybrid", "jamba", "lfm2moe", "kimi-linear", "nemotron_h_moe", "minimax-01")
-WINDOWED = ("gpt-oss", "gemma4", "llama4", "afmoe", "mimo2", "step35", "cohere2moe", "exaone-moe", "granite_swa")
+HYBRID = (
+    *("qwen3next", "qwen35moe", "granitehybrid", "jamba", "lfm2moe", "kimi-linear", "kimi-k3", "nemotron_h_moe"),
+    *("nemotron_h_moe-puzzle", "deepseek4", "minimax-01", "bailingmoe3"),
+)
+RECURRENT = ("mamba", "mamba2", "rwkv6")
+WINDOWED = (
+    *("gpt-oss", "gemma4", "llama4", "smallthinker", "afmoe", "mimo2", "step35", "cohere2moe", "exaone-moe", "laguna"),
+    *("maple", "mellum", "granite_swa", "dots3note"),
+)
 PLAIN = ("llama", "qwen3moe", "deepseek2-v2")
 CONVERSATION = 900
 SLACK = 300  # tokens that may be read again beside the new ones
@@ -84,7 +91,7 @@ def agree(got: Any, wanted: Any) -> bool:
     return bool(np.abs(got - wanted).max() <= 1e-3 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", [*HYBRID, *WINDOWED, *PLAIN])
+@pytest.mark.parametrize("name", [*HYBRID, *RECURRENT, *WINDOWED, *PLAIN])
 def test_only_what_is_new_is_read(name: str, folder: Path) -> None:
     llm = opened(name, folder)
     random = np.random.default_rng(3)
@@ -117,7 +124,7 @@ def test_only_what_is_new_is_read(name: str, folder: Path) -> None:
     llm.close()
 
 
-@pytest.mark.parametrize("name", [*HYBRID, *WINDOWED, *PLAIN])
+@pytest.mark.parametrize("name", [*HYBRID, *RECURRENT, *WINDOWED, *PLAIN])
 def test_what_was_put_back_gives_the_logits_of_a_fresh_computation(name: str, folder: Path) -> None:
     llm, fresh = opened(name, folder), opened(name, folder)
     random = np.random.default_rng(5)

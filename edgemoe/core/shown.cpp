@@ -112,6 +112,7 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     for (ggml_backend_event ** event : p->all_events()) {
         *event = G.ggml_backend_event_new(e->device);
     }
+    p->traits = em_traits_of(e->device);
     p->events = p->ready && p->inner->iface.event_record && p->inner->iface.event_wait;
     p->early  = p->events && (e->device != em_sim_device() || em_sim_early());
     ggml_backend_buffer_type * host = G.ggml_backend_dev_host_buffer_type(e->device);

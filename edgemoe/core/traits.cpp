@@ -1,0 +1,28 @@
+#include "traits.h"
+
+#include "engine.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+em_device_traits em_traits_of_registry(const char * name) {
+    // ggml-cuda under its three names. Others may send by a queue of their own: ggml-vulkan does so on some cards, and does not say.
+    constexpr const char * CUDA[] = {"CUDA", "ROCm", "MUSA"};
+    const bool             cuda   = std::any_of(std::begin(CUDA), std::end(CUDA), [&](const char * known) { return strcmp(name, known) == 0; });
+    const char *           moves  = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
+    em_device_traits traits;
+    traits.sends_in_order     = cuda;
+    traits.optimizes_in_place = cuda && !(moves && atoi(moves) == 1);
+    return traits;
+}
+
+em_device_traits em_traits_of(ggml_backend_device * device) {
+    if (device == em_sim_device()) {
+        em_device_traits traits;
+        traits.sends_in_order = em_sim_streams() != EM_SIM_TRANSFER;
+        return traits;
+    }
+    ggml_backend_reg * registry = G.ggml_backend_dev_backend_reg(device);
+    return em_traits_of_registry(registry ? registry->iface.get_name(registry) : "");
+}

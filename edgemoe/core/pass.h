@@ -188,6 +188,7 @@ struct em_pass {
     size_t                 ids_stride = 0, places_stride = 0, forced_stride = 0; // of a layer, in the regions of these names
     uint64_t next_uid = EM_FIRST_UID;
     int64_t  unseen   = 0;
+    int64_t  kept     = 0; // graphs since everything was waited for
 };
 
 // n rows of a matrix, as a tensor of their own.

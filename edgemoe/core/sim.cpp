@@ -379,6 +379,8 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     return STATUS_SUCCESS;
 }
 
+void backend_optimize(ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {}
+
 // ---- events ----
 
 struct sim_event {
@@ -481,6 +483,7 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
     b->iface.graph_compute    = backend_compute;
     b->iface.event_record     = event_record;
     b->iface.event_wait       = event_wait;
+    b->iface.graph_optimize   = backend_optimize;
     b->device                 = dev;
     b->context                = s;
     return b;
@@ -541,20 +544,23 @@ void em_sim_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
 }
 
 ggml_backend_device * em_sim_device() {
-    ggml_backend_device_i & d = device.iface;
-    d.get_name        = device_name;
-    d.get_description = device_description;
-    d.get_memory      = device_memory;
-    d.get_type        = device_type;
-    d.get_props       = device_props;
-    d.init_backend    = device_init;
-    d.get_buffer_type = device_buft;
-    d.supports_op     = device_supports_op;
-    d.supports_buft   = device_supports_buft;
-    d.event_new         = event_new;
-    d.event_free        = event_free;
-    d.event_synchronize = event_synchronize;
-    device.reg        = em_reg();
+    [[maybe_unused]] static const bool filled = [] {
+        ggml_backend_device_i & d = device.iface;
+        d.get_name          = device_name;
+        d.get_description   = device_description;
+        d.get_memory        = device_memory;
+        d.get_type          = device_type;
+        d.get_props         = device_props;
+        d.init_backend      = device_init;
+        d.get_buffer_type   = device_buft;
+        d.supports_op       = device_supports_op;
+        d.supports_buft     = device_supports_buft;
+        d.event_new         = event_new;
+        d.event_free        = event_free;
+        d.event_synchronize = event_synchronize;
+        device.reg          = em_reg();
+        return true;
+    }();
     return &device;
 }
 

@@ -13,6 +13,7 @@ em_device_traits em_traits_of_registry(const char * name) {
     const char *           moves  = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
     em_device_traits traits;
     traits.sends_in_order     = cuda;
+    traits.keeps_nothing      = cuda;
     traits.optimizes_in_place = cuda && !(moves && atoi(moves) == 1);
     return traits;
 }
@@ -20,7 +21,8 @@ em_device_traits em_traits_of_registry(const char * name) {
 em_device_traits em_traits_of(ggml_backend_device * device) {
     if (device == em_sim_device()) {
         em_device_traits traits;
-        traits.sends_in_order = em_sim_streams() != EM_SIM_TRANSFER;
+        traits.sends_in_order     = em_sim_streams() != EM_SIM_TRANSFER;
+        traits.optimizes_in_place = true;
         return traits;
     }
     ggml_backend_reg * registry = G.ggml_backend_dev_backend_reg(device);

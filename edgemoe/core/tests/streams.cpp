@@ -116,6 +116,129 @@ void test_parity_of(em_sim_streams_t streams, int jitter_us) {
     CHECK(t.wrong == 0);
 }
 
+// ---- what a pass waits for now and then ----
+
+struct {
+    std::map<const void *, int> waits; // of streams and events
+    void (*synchronize)(ggml_backend *);
+    void (*event_synchronize)(ggml_backend_device *, ggml_backend_event *);
+} counted;
+
+// A stream and events of a device that frees nothing by itself are waited for every 64 graphs, and not more often.
+void test_letting_go() {
+    constexpr int GRAPHS = 64 * 3 + 10;
+    em_sim_options o{};
+    o.streams = EM_SIM_TRANSFER, o.early = 1;
+    configure_sim(o);
+    em_engine * e = new_engine("sim", 2, 60000, 8);
+    {
+        const test_shape s = shape_of(TYPE_F32, 2);
+        test_model       model(s, e);
+        make_hot(e, s, 4);
+        test_pass pass(e);
+        auto *    p      = static_cast<em_pass *>(pass.stream->context);
+        auto &    device = em_sim_device()->iface;
+        counted = {{}, p->home->iface.synchronize, device.event_synchronize};
+        p->home->iface.synchronize = [](ggml_backend * b) {
+            counted.waits[b] += 1;
+            counted.synchronize(b);
+        };
+        device.event_synchronize = [](ggml_backend_device * d, ggml_backend_event * event) {
+            counted.waits[event] += 1;
+            counted.event_synchronize(d, event);
+        };
+        test_graph g(model, 0, 1, 1, pass.buffer), h(model, 1, 1, 2, pass.buffer);
+        for (int i = 0; i < GRAPHS; ++i) {
+            (i % 2 ? g : h).run(pass.stream);
+        }
+        device.event_synchronize = counted.event_synchronize;
+        p->home->iface.synchronize = counted.synchronize;
+        for (const void * waited : std::initializer_list<const void *>{p->home, p->ready, e->used, e->layers[0]->used, e->layers[1]->used}) {
+            CHECK(counted.waits[waited] == GRAPHS / 64);
+        }
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+    puts("streams and events are waited for every 64 graphs");
+}
+
+// ---- fusions ----
+
+// The look that ggml-cuda and ggml-vulkan take before they fuse nodes: does the result overwrite a source that is not one of them?
+bool overwrites_a_source(const ggml_cgraph * nodes, const ggml_tensor * result) {
+    auto begin = [](const ggml_tensor * t) { return static_cast<const char *>(t->data); };
+    auto end   = [](const ggml_tensor * t) { return static_cast<const char *>(t->data) + G.ggml_nbytes(t); };
+    for (int i = 0; i < nodes->n_nodes; ++i) {
+        for (const ggml_tensor * s : nodes->nodes[i]->src) {
+            const bool fused = std::find(nodes->nodes, nodes->nodes + i, s) != nodes->nodes + i;
+            if (s && s->op != OP.none && !fused && begin(s) < end(result) && begin(result) < end(s)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+struct {
+    const ggml_tensor * result;
+    bool                overwrites, optimized;
+    int (*compute)(ggml_backend *, ggml_cgraph *);
+} looked;
+
+// What follows a layer's experts is a part of its own. The device still sees that the sum would overwrite the rows it is made of.
+void test_fusions() {
+    em_sim_options o{};
+    configure_sim(o);
+    em_engine * e = new_engine("sim", 2, 60000, 8);
+    {
+        const test_shape s = shape_of(TYPE_F32, 2);
+        test_model       model(s, e);
+        make_hot(e, s, 4);
+        test_pass pass(e);
+        auto *    p = static_cast<em_pass *>(pass.stream->context);
+        looked.compute           = p->inner->iface.graph_compute;
+        p->inner->iface.graph_compute = [](ggml_backend * b, ggml_cgraph * part) {
+            if (part->nodes[part->n_nodes - 1] == looked.result) {
+                looked.overwrites = overwrites_a_source(part, looked.result);
+            }
+            return looked.compute(b, part);
+        };
+        for (const bool overlap : {false, true}) {
+            test_graph   g(model, 0, 1, 1, pass.buffer);
+            const auto & want = g.run(pass.stream);
+            ggml_tensor * down = nullptr;
+            for (int i = 0; i < g.graph->n_nodes; ++i) {
+                down = g.graph->nodes[i]->op == OP.mul_mat_id ? g.graph->nodes[i] : down;
+            }
+            g.out->data   = overlap ? down->data : g.out->data;
+            looked.result = g.out;
+            CHECK(g.run(pass.stream) == want);
+            CHECK(looked.overwrites == overlap);
+            CHECK(down->op == OP.mul_mat_id && down->src[2]); // the graph is llama.cpp's again
+        }
+        p->inner->iface.graph_compute = looked.compute;
+
+        // llama.cpp's graphs reach the device's own look at them.
+        p->inner->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) { looked.optimized = true; };
+        pass.stream->iface.graph_optimize(pass.stream, nullptr, nullptr);
+        CHECK(looked.optimized);
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+    puts("a part shows the device what a fusion would overwrite");
+}
+
+void test_traits() {
+    for (const char * name : {"CUDA", "ROCm", "MUSA"}) {
+        const em_device_traits t = em_traits_of_registry(name);
+        CHECK(t.sends_in_order && t.keeps_nothing && t.optimizes_in_place);
+    }
+    for (const char * name : {"Vulkan", "Metal", "SYCL", "RPC", ""}) {
+        const em_device_traits t = em_traits_of_registry(name);
+        CHECK(!t.sends_in_order && !t.keeps_nothing && !t.optimizes_in_place);
+    }
+}
+
 } // namespace
 
 void test_streams() {
@@ -124,5 +247,8 @@ void test_streams() {
             test_parity_of(streams, jitter_us);
         }
     }
+    test_letting_go();
+    test_fusions();
+    test_traits();
     configure_sim({});
 }

@@ -141,8 +141,7 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
             }
         }
     }
-    em_before_sending(p);
-    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4);
+    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4); // since the view came the device rests
     return start(p, layer, g);
 }
 

@@ -305,11 +305,11 @@ em_predictor * ignorant_predictor(const test_shape & s) {
 }
 
 // Evictions, uploads and prefetches at random while the model computes: never a wrong number. Run under the thread sanitizer.
-void test_churn(bool by_pass) {
+void test_churn(bool by_pass, em_sim_streams_t streams) {
     ggml_backend * cpu = cpu_backend();
     em_sim_options slow{};
     slow.jitter_us = 50;
-    slow.fetch_all = 2, slow.early = 1;
+    slow.fetch_all = 2, slow.early = 1, slow.streams = streams;
     configure_sim(slow);
     em_engine * e = new_engine("sim", 4, 60000, by_pass ? 8 : 4);
     {
@@ -369,7 +369,8 @@ void test_churn(bool by_pass) {
     }
     em_engine_free(e);
     G.ggml_backend_free(cpu);
-    printf("no wrong number under churn%s\n", by_pass ? " where the device computes the graph" : "");
+    constexpr const char * STREAMS[] = {"", ", in order", ", with a transfer queue"};
+    printf("no wrong number under churn%s%s\n", by_pass ? " where the device computes the graph" : "", STREAMS[streams]);
 }
 
 // Every fault of the device, again and again: numbers stay right, on the CPU if need be.
@@ -473,8 +474,10 @@ int main(int argc, char ** argv) {
     test_streams();
     test_sharing();
     test_stop();
-    test_churn(false);
-    test_churn(true);
+    test_churn(false, EM_SIM_CALLER);
+    for (const em_sim_streams_t streams : {EM_SIM_CALLER, EM_SIM_ORDERED, EM_SIM_TRANSFER}) {
+        test_churn(true, streams);
+    }
     test_faults();
     test_start_stop();
     test_blocks();

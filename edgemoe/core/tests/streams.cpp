@@ -95,6 +95,38 @@ void chains(tally & t, const em_sim_options & o, int type, int share, ggml_backe
     em_engine_free(e);
 }
 
+// A trace replaces the ids that a router computes just then.
+void forced(tally & t, const em_sim_options & o, int share, ggml_backend * cpu) {
+    configure_sim(o);
+    em_engine * e = new_engine("sim", 2, 60000, 8);
+    {
+        const test_shape s = shape_of(TYPE_F32, 2);
+        test_model       model(s, e);
+        make_hot(e, s, share);
+        test_pass    pass(e);
+        test_graph   g(model, 0, 1, 1, pass.buffer);
+        const auto & want = g.run(cpu);
+        const std::vector<int32_t> trace = {g.ids[0], g.ids[1], 0, 1}; // of both layers
+        CHECK(em_force(e, trace.data(), 1, s.k) == EM_OK);
+        ggml_tensor * ids    = g.graph->nodes[0]->src[2];
+        ggml_tensor   router = *ids;
+        std::vector<int32_t> others = {(g.ids[0] + 1) % s.experts, (g.ids[1] + 1) % s.experts};
+        router.data = others.data();
+        ids->op = OP.cont, ids->src[0] = &router, ids->flags |= TENSOR_FLAG_COMPUTE;
+        std::vector<ggml_tensor *> nodes = {ids};
+        nodes.insert(nodes.end(), g.graph->nodes, g.graph->nodes + g.graph->n_nodes);
+        ggml_cgraph routed = *g.graph;
+        routed.nodes = nodes.data(), routed.n_nodes += 1, routed.uid <<= 16;
+        for (int again = 0; again < 10; ++again) {
+            g.begin();
+            CHECK(G.ggml_backend_graph_compute(pass.stream, &routed) == STATUS_SUCCESS);
+            t.add(g.result() == want, o, "a forced layer", TYPE_F32, share, 1);
+        }
+        em_engine_stop(e);
+    }
+    em_engine_free(e);
+}
+
 void test_parity_of(em_sim_streams_t streams, int jitter_us) {
     ggml_backend * cpu = cpu_backend();
     tally          t;
@@ -107,6 +139,9 @@ void test_parity_of(em_sim_streams_t streams, int jitter_us) {
                 single_layers(t, o, type, share, 4, cpu); // half a layer on the stage
                 single_layers(t, o, type, share, 8, cpu);
                 chains(t, o, type, share, cpu);
+                if (type == TYPE_F32) {
+                    forced(t, o, share, cpu);
+                }
             }
         }
     }

@@ -76,9 +76,9 @@ class SimConfig:
             1, all but every so many of a layer.
         early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
             digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.
-        streams: where llama.cpp's graph is computed: in the calling thread (``caller``), in threads that copy and compute
-            in the order of the calls as CUDA does (``ordered``), or in threads that send beside what they compute
-            (``transfer``), as Vulkan does on some cards.
+        streams: where llama.cpp's graph is computed: in the calling thread (``caller``), in threads that copy and
+            compute in the order of the calls as CUDA does (``ordered``), or in threads that send beside their
+            computations (``transfer``), as Vulkan does on some cards.
     """
 
     bandwidth: int = 0

@@ -67,7 +67,9 @@ def test_architecture_whose_misses_are_fetched(name: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", ["ordered", "transfer"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architecture_on_a_device_that_overlaps(name: str, streams: Literal["ordered", "transfer"], folder: Path) -> None:
+def test_architecture_on_a_device_that_overlaps(
+    name: str, streams: Literal["ordered", "transfer"], folder: Path
+) -> None:
     reference = plain(build(name, folder))
     tokens, logits = parity.answer(reference)
     reference.close()

@@ -141,7 +141,8 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
             }
         }
     }
-    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4); // since the view came the device rests
+    // The device rests since the view has arrived: nothing to wait for.
+    G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4);
     return start(p, layer, g);
 }
 

@@ -93,9 +93,9 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     return status;
 }
 
-// What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs on. It is a
-// view of nothing rather than no operation: before ggml-cuda and ggml-vulkan fuse nodes they look for sources that the result
-// would overwrite, and pass over those without an operation, as constants.
+// What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs
+// on. The leaf is a view of nothing and not a tensor without an operation: before ggml-cuda and ggml-vulkan fuse nodes,
+// they look for sources that the result would overwrite, and take a source without an operation for a constant.
 void cut(em_pass * p, ggml_tensor * t) {
     em_cut c{t, t->op, {}};
     std::copy(std::begin(t->src), std::end(t->src), c.src);
@@ -264,9 +264,9 @@ void read(em_pass * p, ggml_cgraph * graph) {
     }
 }
 
-// ggml-vulkan and ggml-metal free what a stream has run when somebody waits for the stream, and ggml-vulkan takes a new event for
-// every record until somebody waits for the event. So now and then, between two graphs, when it takes no time, everything is
-// waited for that a pass otherwise only lets other streams wait for.
+// ggml-vulkan and ggml-metal free the commands of a stream when somebody waits for the stream, and ggml-vulkan takes a
+// new event for every record until somebody waits for the event. A pass lets other streams wait instead. So the
+// computing thread waits for all of them now and then, between two graphs, when nothing is under way.
 void let_go(em_pass * p) {
     constexpr int64_t EVERY = 64, LATEST = 256; // graphs; a token is one
     em_engine * e = p->e;

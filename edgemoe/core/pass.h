@@ -20,8 +20,8 @@
 //     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner more than the layer's hot pairs.
 //   - the stage (`engine->stream`): part h is written after `vacant[h]` was reached on inner, which is after the layer before
 //     has read it; inner waits for `filled[h]` before it reads it. Layers of different types may have a part's memory in common.
-// What is sent on inner itself (the CPU's rows, places, tables) waits for what was started there before: by the order of the stream,
-// or, where a device sends beside its computations, by `ready` (em_before_sending).
+// The CPU's rows, places and tables are sent on inner itself. They wait for the computations before them: by the order
+// of the stream, or, where a device sends beside its computations, by `ready` (em_before_sending).
 // A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `layer.used` is recorded
 // on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt, and a
 // graph over all slots, keep the copy thread out by its mutex; the latter records `engine->used`. Where a device has no events,
@@ -236,7 +236,7 @@ struct em_put_rows {
 };
 
 // few.cpp: a layer of a few tokens
-void em_before_sending(em_pass * p); // what is sent on inner next may replace what was started before reads or writes
+void em_before_sending(em_pass * p); // the next copies to inner wait for its computations so far
 int  em_few_tokens(em_pass * p, em_block & b);
 void em_force_ids(em_pass * p, const em_block & b); // where a trace says so, the ids on the device are replaced
 // Starts all pairs by the table. Cold ones go to some slot, unless every expert is resident. Needs the layer's mutex.

@@ -49,8 +49,8 @@ void pass_free(ggml_backend * b) {
     delete b;
 }
 
-// The computing thread's calls between its graphs. Who waits for an event on another thread (em_slots_set) may reset what a stream
-// records into (ggml-vulkan), so both hold the compute mutex.
+// llama.cpp's calls between its graphs. In ggml-vulkan a wait for an event may reset the memory that the event's stream
+// records into. Another thread waits in em_slots_set, so both hold the compute mutex.
 std::lock_guard<std::mutex> alone(em_pass * p) { return std::lock_guard<std::mutex>(p->e->compute_mutex); }
 
 void pass_set(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
@@ -146,8 +146,10 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     b->iface.get_tensor_async = pass_get;
     b->iface.synchronize      = pass_synchronize;
     b->iface.graph_compute    = stream_compute;
-    b->iface.graph_optimize   = p->traits.optimizes_in_place && p->inner->iface.graph_optimize ? pass_optimize : nullptr;
     b->device                 = dev;
+    if (p->traits.optimizes_in_place && p->inner->iface.graph_optimize) {
+        b->iface.graph_optimize = pass_optimize;
+    }
     b->context                = p.release();
     return b;
 }

@@ -1,15 +1,15 @@
 // sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
 // faults on demand. Kernels are ggml-cpu's, so its results are exact.
 //
-// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened with the parameter
-// "async" have a worker, and faults. Where the others compute, the streams of a pass, the option `streams` says:
+// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened with the
+// parameter "async" have a worker, and faults. The option `streams` says where the streams of a pass compute:
 //
 //   - EM_SIM_CALLER: in the calling thread. Nothing of a pass overlaps then.
-//   - EM_SIM_ORDERED: in a worker each. A stream does everything in the order of the calls, and streams wait for each other's
-//     events: CUDA.
-//   - EM_SIM_TRANSFER: as before, but every stream, also one of "async", sends by a queue of its own beside its computations.
-//     Sending waits for nothing but the events that its stream waits for; a computation waits for all that was sent before it:
-//     ggml-vulkan where the card has a transfer queue.
+//   - EM_SIM_ORDERED: in a worker each. A stream does everything in the order of the calls, and streams wait for each
+//     other's events, as with CUDA.
+//   - EM_SIM_TRANSFER: in a worker each, and every stream, also one of "async", sends by a queue of its own beside its
+//     computations. A copy to the device waits for the events that its stream waits for and for nothing else; a
+//     computation waits for all copies before it. So ggml-vulkan does where the card has a transfer queue.
 
 #include "engine.h"
 
@@ -223,8 +223,9 @@ struct sim_stream {
     std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes
     std::unique_ptr<sim_queue>         transfer;       // null: what is sent goes the way of the computations
     std::vector<std::function<void()>> unsent;         // for the transfer queue, which gets them together
-    int64_t                            sent = 0, awaited = 0; // the latest submission to it, and the one that the computations wait for
-    int64_t                            latest = 0;            // task of the computations
+    int64_t                            sent = 0;    // the latest submission to that queue
+    int64_t                            awaited = 0; // the one that the computations wait for
+    int64_t                            latest = 0;  // task of the computations
     std::atomic<bool>                  failed{false};
 
     // The next task of the computations. What went to the transfer queue before it is done first.

@@ -7,10 +7,11 @@
 #include <cstring>
 
 em_device_traits em_traits_of_registry(const char * name) {
-    // ggml-cuda under its three names. Others may send by a queue of their own: ggml-vulkan does so on some cards, and does not say.
+    // ggml-cuda has three names. ggml-vulkan sends beside its computations on some cards; no function tells on which.
     constexpr const char * CUDA[] = {"CUDA", "ROCm", "MUSA"};
-    const bool             cuda   = std::any_of(std::begin(CUDA), std::end(CUDA), [&](const char * known) { return strcmp(name, known) == 0; });
-    const char *           moves  = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
+    const auto   same  = [&](const char * known) { return strcmp(name, known) == 0; };
+    const bool   cuda  = std::any_of(std::begin(CUDA), std::end(CUDA), same);
+    const char * moves = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
     em_device_traits traits;
     traits.sends_in_order     = cuda;
     traits.keeps_nothing      = cuda;

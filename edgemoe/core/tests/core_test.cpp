@@ -370,7 +370,8 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
     em_engine_free(e);
     G.ggml_backend_free(cpu);
     constexpr const char * STREAMS[] = {"", ", in order", ", with a transfer queue"};
-    printf("no wrong number under churn%s%s\n", by_pass ? " where the device computes the graph" : "", STREAMS[streams]);
+    const char * where = by_pass ? " where the device computes the graph" : "";
+    printf("no wrong number under churn%s%s\n", where, STREAMS[streams]);
 }
 
 // Every fault of the device, again and again: numbers stay right, on the CPU if need be.

@@ -123,7 +123,8 @@ struct test_model {
         char name[64];
         snprintf(name, sizeof(name), "blk.%d.ffn_%s_exps.weight", layer, what);
         G.ggml_set_name(t, name);
-        static std::map<std::tuple<int, int64_t, int64_t, int, uint64_t>, std::vector<char>> made; // the same for every model
+        // The same for every model.
+        static std::map<std::tuple<int, int64_t, int64_t, int, uint64_t>, std::vector<char>> made;
         const int64_t  rows  = out * shape.experts;
         const uint64_t seed  = uint64_t(layer * 3 + what[0]);
         auto &         bytes = made[{shape.type, in, out, shape.experts, seed}];

@@ -1,4 +1,4 @@
-// A pass over streams that compute in threads of their own: what it sends, computes and copies must wait for each other by
+// A pass over streams that compute in threads of their own. Its copies and computations must wait for each other by
 // events and not by luck.
 
 #include "harness.h"
@@ -22,8 +22,8 @@ struct tally {
         graphs += 1;
         wrong += !right;
         if (!right && wrong <= SHOWN) {
-            printf("  wrong: %s of type %d, %d of 8 hot, %d tokens, early %d, fetches %d\n", what, type, share, int(tokens), int(o.early),
-                   int(o.fetch_all));
+            printf("  wrong: %s of type %d, %d of 8 hot, %d tokens, early %d, fetches %d\n", what, type, share,
+                   int(tokens), int(o.early), int(o.fetch_all));
         }
     }
 };
@@ -54,7 +54,8 @@ void single_layers(tally & t, const em_sim_options & o, int type, int share, int
             test_graph   g(model, 0, tokens, uint64_t(tokens), pass.buffer);
             const auto & want = wanted(g, type, uint64_t(tokens), cpu);
             for (int again = 0; again < 2; ++again) { // its graphs are kept
-                t.add(largest_difference(g.run(pass.stream), want) <= most_difference(o, tokens), o, "a layer", type, share, tokens);
+                const bool right = largest_difference(g.run(pass.stream), want) <= most_difference(o, tokens);
+                t.add(right, o, "a layer", type, share, tokens);
             }
         }
         em_engine_stop(e); // llama.cpp lets go of its streams later
@@ -146,8 +147,8 @@ void test_parity_of(em_sim_streams_t streams, int jitter_us) {
         }
     }
     G.ggml_backend_free(cpu);
-    printf("streams %s, jitter %d us: %d of %d graphs wrong\n", streams == EM_SIM_ORDERED ? "in order" : "with a transfer queue", jitter_us,
-           t.wrong, t.graphs);
+    const char * kind = streams == EM_SIM_ORDERED ? "in order" : "with a transfer queue";
+    printf("streams %s, jitter %d us: %d of %d graphs wrong\n", kind, jitter_us, t.wrong, t.graphs);
     CHECK(t.wrong == 0);
 }
 
@@ -188,8 +189,9 @@ void test_letting_go() {
         }
         device.event_synchronize = counted.event_synchronize;
         p->home->iface.synchronize = counted.synchronize;
-        for (const void * waited : std::initializer_list<const void *>{p->home, p->ready, e->used, e->layers[0]->used, e->layers[1]->used}) {
-            CHECK(counted.waits[waited] == GRAPHS / 64);
+        const void * waited[] = {p->home, p->ready, e->used, e->layers[0]->used, e->layers[1]->used};
+        for (const void * w : waited) {
+            CHECK(counted.waits[w] == GRAPHS / 64);
         }
         em_engine_stop(e);
     }
@@ -199,7 +201,7 @@ void test_letting_go() {
 
 // ---- fusions ----
 
-// The look that ggml-cuda and ggml-vulkan take before they fuse nodes: does the result overwrite a source that is not one of them?
+// The check of ggml-cuda and ggml-vulkan before they fuse nodes: a source that is none of the nodes is overwritten.
 bool overwrites_a_source(const ggml_cgraph * nodes, const ggml_tensor * result) {
     auto begin = [](const ggml_tensor * t) { return static_cast<const char *>(t->data); };
     auto end   = [](const ggml_tensor * t) { return static_cast<const char *>(t->data) + G.ggml_nbytes(t); };
@@ -220,7 +222,7 @@ struct {
     int (*compute)(ggml_backend *, ggml_cgraph *);
 } looked;
 
-// What follows a layer's experts is a part of its own. The device still sees that the sum would overwrite the rows it is made of.
+// The nodes after a layer's experts are a part of their own. The device still sees that a sum would overwrite its rows.
 void test_fusions() {
     em_sim_options o{};
     configure_sim(o);
@@ -254,7 +256,9 @@ void test_fusions() {
         p->inner->iface.graph_compute = looked.compute;
 
         // llama.cpp's graphs reach the device's own look at them.
-        p->inner->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) { looked.optimized = true; };
+        p->inner->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {
+            looked.optimized = true;
+        };
         pass.stream->iface.graph_optimize(pass.stream, nullptr, nullptr);
         CHECK(looked.optimized);
         em_engine_stop(e);

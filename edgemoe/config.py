@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
@@ -75,6 +76,9 @@ class SimConfig:
             1, all but every so many of a layer.
         early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
             digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.
+        streams: where llama.cpp's graph is computed: in the calling thread (``caller``), in threads that copy and
+            compute in the order of the calls as CUDA does (``ordered``), or in threads that send beside their
+            computations (``transfer``), as Vulkan does on some cards.
     """
 
     bandwidth: int = 0
@@ -89,6 +93,7 @@ class SimConfig:
     compute_rate: int = 0
     fetch_all: int = 0
     early: bool = False
+    streams: Literal["caller", "ordered", "transfer"] = "caller"
 
 
 @dataclass(frozen=True)

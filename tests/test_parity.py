@@ -7,6 +7,7 @@ computes with ggml-cpu's kernels, so a difference of any size is a mistake of ou
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -61,6 +62,21 @@ def test_architecture_whose_misses_are_fetched(name: str, folder: Path) -> None:
     got = parity.ours(build(name, folder), share=50, gpu_layers=-1, sim=SimConfig(fetch_all=True))
     assert got.tokens == tokens and got.difference(logits) == 0
     assert got.stats.fetched == got.stats.misses > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["ordered", "transfer"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_on_a_device_that_overlaps(
+    name: str, streams: Literal["ordered", "transfer"], folder: Path
+) -> None:
+    reference = plain(build(name, folder))
+    tokens, logits = parity.answer(reference)
+    reference.close()
+    for early, difference in ((False, 0.0), (True, 1e-5)):
+        sim = SimConfig(streams=streams, early=early, jitter_us=50, fetch_all=2)
+        got = parity.ours(build(name, folder), share=50, gpu_layers=-1, sim=sim)
+        assert got.tokens == tokens and got.difference(logits) <= difference
 
 
 @pytest.mark.parametrize("quant", ["F32", "Q4_0", "Q8_0", "MXFP4", "Q4_K/Q6_K", "Q5_K"])

@@ -49,6 +49,9 @@ typedef struct {
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 
+// Where the streams of a pass on sim compute, see sim.cpp.
+enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER = 2 };
+
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
 typedef struct {
     int32_t struct_bytes;
@@ -64,6 +67,7 @@ typedef struct {
     int64_t  compute_rate;
     int64_t  fetch_all;
     int64_t  early;
+    int64_t  streams; // em_sim_streams_t
 } em_sim_options;
 
 // One expert layer, in the order the layers run.

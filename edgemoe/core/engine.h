@@ -288,6 +288,7 @@ bool em_sim_register(void * from, size_t bytes);
 void em_sim_unregister(void * from);
 int64_t em_sim_fetch_all(); // 1: every miss of a decode step is fetched, n: all but every n-th of a layer
 bool    em_sim_early();
+int64_t em_sim_streams(); // em_sim_streams_t
 bool    em_sim_copies_fail(); // now and then
 int64_t em_sim_registered(); // pieces of host memory not given back
 bool em_sim_take_error(ggml_backend * stream);

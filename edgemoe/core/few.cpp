@@ -21,6 +21,13 @@ char * area_of(em_pass * p, em_region & region, size_t & stride, size_t each, co
 
 } // namespace
 
+void em_before_sending(em_pass * p) {
+    if (p->events && !p->traits.sends_in_order) {
+        G.ggml_backend_event_record(p->ready, p->inner);
+        G.ggml_backend_event_wait(p->inner, p->ready);
+    }
+}
+
 void em_force_ids(em_pass * p, const em_block & b) {
     em_engine * e = p->e;
     if (e->forced_tokens == 0 || b.k != e->forced_used) {
@@ -33,6 +40,7 @@ void em_force_ids(em_pass * p, const em_block & b) {
     }
     ids.data = memory;
     em_force_routing(e, b.layer->index, &ids);
+    em_before_sending(p);
     for (int64_t t = 0; t < b.tokens; ++t) {
         const size_t at = size_t(t) * ids.nb[1];
         G.ggml_backend_tensor_set_async(p->inner, b.ids, memory + at, at, size_t(b.k) * 4);
@@ -83,6 +91,7 @@ bool em_start_by_table(em_pass * p, const em_block & b) {
         for (size_t i = 0; i < layer.slot_of.size(); ++i) {
             to[i] = layer.slot_of[i] >= 0 ? layer.slot_of[i] : any;
         }
+        em_before_sending(p);
         G.ggml_backend_tensor_set_async(p->inner, p->slot_table[l], to, 0, layer.slot_of.size() * 4);
         p->table_version[l] = layer.version;
     }
@@ -132,6 +141,7 @@ bool start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
             }
         }
     }
+    // The device rests since the view has arrived: nothing to wait for.
     G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k * b.tokens) * 4);
     return start(p, layer, g);
 }
@@ -211,6 +221,7 @@ int compute_fetched(em_pass * p, const em_block & b) {
         places[p->fetched_pairs[n].k] = int32_t(n);
     }
     G.ggml_backend_event_wait(p->inner, p->filled[EM_FIRST]);
+    em_before_sending(p);
     G.ggml_backend_tensor_set_async(p->inner, g.ids, places, 0, size_t(b.k) * 4);
     const int status = G.ggml_backend_graph_compute_async(p->inner, g.part[EM_FIRST]);
     G.ggml_backend_event_record(p->vacant[EM_FIRST], p->inner);
@@ -230,6 +241,7 @@ int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * num
     r.numbers->data = there + n * row, r.numbers->buffer = p->aside.buffer;
     r.put->data = r.all->data = out->data;
     r.put->buffer = r.all->buffer = em_buffer_of(out);
+    em_before_sending(p);
     G.ggml_backend_tensor_set_async(p->inner, r.rows, rows, 0, n * row);
     G.ggml_backend_tensor_set_async(p->inner, r.numbers, numbers, 0, n * 4);
     const int status = G.ggml_backend_graph_compute_async(p->inner, r.graph);
@@ -251,6 +263,7 @@ int em_send_rows(em_pass * p, const em_block & b) {
     }
     std::sort(number.begin(), number.end());
     if (n < MANY || most == 0) {
+        em_before_sending(p);
         for (size_t i = 0; i < n;) {
             const size_t from = size_t(number[i]) * row;
             size_t       to   = from + row;

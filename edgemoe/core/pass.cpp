@@ -93,12 +93,14 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     return status;
 }
 
-// What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs on.
+// What was computed here is a leaf for the rest of the graph: a device in another process is sent all that a node hangs
+// on. The leaf is a view of nothing and not a tensor without an operation: before ggml-cuda and ggml-vulkan fuse nodes,
+// they look for sources that the result would overwrite, and take a source without an operation for a constant.
 void cut(em_pass * p, ggml_tensor * t) {
     em_cut c{t, t->op, {}};
     std::copy(std::begin(t->src), std::end(t->src), c.src);
     p->cuts.push_back(c);
-    t->op = OP.none;
+    t->op = OP.view;
     std::fill(std::begin(t->src), std::end(t->src), nullptr);
 }
 
@@ -193,12 +195,13 @@ int run_odd(em_pass * p, ggml_tensor * t) {
         }
         sources[size_t(i)] = *t->src[i];
         sources[size_t(i)].data = room(t->src[i]);
-        sources[size_t(i)].buffer = nullptr, sources[size_t(i)].view_src = nullptr, sources[size_t(i)].op = OP.none;
+        sources[size_t(i)].buffer = nullptr, sources[size_t(i)].view_src = nullptr, sources[size_t(i)].view_offs = 0,
+        sources[size_t(i)].op = OP.none;
         G.ggml_backend_tensor_get_async(p->inner, t->src[i], sources[size_t(i)].data, 0, G.ggml_nbytes(t->src[i]));
         node.src[i] = &sources[size_t(i)];
     }
     G.ggml_backend_synchronize(p->inner);
-    node.data = room(t), node.buffer = nullptr, node.view_src = nullptr;
+    node.data = room(t), node.buffer = nullptr, node.view_src = nullptr, node.view_offs = 0;
     std::vector<char> arena(G.ggml_graph_overhead_custom(4, false) + 256);
     ggml_context *    ctx   = G.ggml_init({arena.size(), arena.data(), true});
     ggml_cgraph *     graph = G.ggml_new_graph_custom(ctx, 4, false);
@@ -258,6 +261,42 @@ void read(em_pass * p, ggml_cgraph * graph) {
         } else {
             r.stops.push_back({i, i, nullptr});
         }
+    }
+}
+
+// ggml-vulkan and ggml-metal free the commands of a stream when somebody waits for the stream, and ggml-vulkan takes a
+// new event for every record until somebody waits for the event. A pass lets other streams wait instead. So the
+// computing thread waits for all of them now and then, between two graphs, when nothing is under way.
+void let_go(em_pass * p) {
+    constexpr int64_t EVERY = 64, LATEST = 256; // graphs; a token is one
+    em_engine * e = p->e;
+    if (p->traits.keeps_nothing || ++p->kept < EVERY) {
+        return;
+    }
+    std::unique_lock<std::mutex> frozen(e->copy_mutex, std::try_to_lock);
+    if (!frozen.owns_lock()) { // an upload under way may wait for an event that would be reset
+        if (p->kept < LATEST) {
+            return;
+        }
+        e->copy_wanted = true;
+        frozen.lock();
+        e->copy_wanted = false;
+    }
+    p->kept = 0;
+    for (ggml_backend * stream : {p->inner, p->home, e->stream}) {
+        G.ggml_backend_synchronize(stream);
+    }
+    auto wait = [](ggml_backend_event * event) {
+        if (event) {
+            G.ggml_backend_event_synchronize(event);
+        }
+    };
+    for (ggml_backend_event ** event : p->all_events()) {
+        wait(*event);
+    }
+    wait(e->used);
+    for (auto & layer : e->layers) {
+        wait(layer->used);
     }
 }
 
@@ -354,6 +393,7 @@ int em_pass_compute(em_pass * p, ggml_cgraph * graph) {
     if (!prepare(p)) {
         return STATUS_ALLOC_FAILED;
     }
+    let_go(p);
     const int status = run_graph(p, graph);
     unpatch(p);
     return status;

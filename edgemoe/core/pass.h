@@ -20,12 +20,15 @@
 //     where the layer itself overwrites them. The CPU waits for `arrived` before it gives inner more than the layer's hot pairs.
 //   - the stage (`engine->stream`): part h is written after `vacant[h]` was reached on inner, which is after the layer before
 //     has read it; inner waits for `filled[h]` before it reads it. Layers of different types may have a part's memory in common.
+// The CPU's rows, places and tables are sent on inner itself. They wait for the computations before them: by the order
+// of the stream, or, where a device sends beside its computations, by `ready` (em_before_sending).
 // A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `layer.used` is recorded
 // on inner; the copy thread marks the slot under the same mutex, then lets its stream wait for `layer.used`. A prompt, and a
 // graph over all slots, keep the copy thread out by its mutex; the latter records `engine->used`. Where a device has no events,
 // whoever would wait for one waits for the stream.
 
 #include "engine.h"
+#include "traits.h"
 
 #include <array>
 
@@ -139,6 +142,7 @@ struct em_pass {
     ggml_backend * inner = nullptr;
     ggml_backend * home  = nullptr;
 
+    em_device_traits     traits;
     bool                 events = false;
     bool                 early  = false; // hot pairs may be started before the CPU knows the ids
     ggml_backend_event * ready = nullptr, * arrived = nullptr;
@@ -184,6 +188,7 @@ struct em_pass {
     size_t                 ids_stride = 0, places_stride = 0, forced_stride = 0; // of a layer, in the regions of these names
     uint64_t next_uid = EM_FIRST_UID;
     int64_t  unseen   = 0;
+    int64_t  kept     = 0; // graphs since everything was waited for
 };
 
 // n rows of a matrix, as a tensor of their own.
@@ -193,7 +198,8 @@ inline ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n) 
     r.nb[2] = r.nb[3] = r.nb[1] * size_t(n);
     r.data     = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
     r.buffer   = em_buffer_of(&t);
-    r.view_src = nullptr;
+    r.view_src  = nullptr;
+    r.view_offs = 0; // a device may add it to `data`
     return r;
 }
 
@@ -230,6 +236,7 @@ struct em_put_rows {
 };
 
 // few.cpp: a layer of a few tokens
+void em_before_sending(em_pass * p); // the next copies to inner wait for its computations so far
 int  em_few_tokens(em_pass * p, em_block & b);
 void em_force_ids(em_pass * p, const em_block & b); // where a trace says so, the ids on the device are replaced
 // Starts all pairs by the table. Cold ones go to some slot, unless every expert is resident. Needs the layer's mutex.

@@ -49,13 +49,26 @@ void pass_free(ggml_backend * b) {
     delete b;
 }
 
+// llama.cpp's calls between its graphs. In ggml-vulkan a wait for an event may reset the memory that the event's stream
+// records into. Another thread waits in em_slots_set, so both hold the compute mutex.
+std::lock_guard<std::mutex> alone(em_pass * p) { return std::lock_guard<std::mutex>(p->e->compute_mutex); }
+
 void pass_set(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    const auto lock = alone(pass_of(b));
     G.ggml_backend_tensor_set_async(pass_of(b)->inner, t, data, offset, size);
 }
 void pass_get(ggml_backend * b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    const auto lock = alone(pass_of(b));
     G.ggml_backend_tensor_get_async(pass_of(b)->inner, t, data, offset, size);
 }
-void pass_synchronize(ggml_backend * b) { G.ggml_backend_synchronize(pass_of(b)->inner); }
+void pass_synchronize(ggml_backend * b) {
+    const auto lock = alone(pass_of(b));
+    G.ggml_backend_synchronize(pass_of(b)->inner);
+}
+void pass_optimize(ggml_backend * b, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
+    const auto lock = alone(pass_of(b));
+    pass_of(b)->inner->iface.graph_optimize(pass_of(b)->inner, graph, params);
+}
 
 void set_n_threads(ggml_backend * b, int n) {
     em_pass * p = pass_of(b);
@@ -112,6 +125,7 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     for (ggml_backend_event ** event : p->all_events()) {
         *event = G.ggml_backend_event_new(e->device);
     }
+    p->traits = em_traits_of(e->device);
     p->events = p->ready && p->inner->iface.event_record && p->inner->iface.event_wait;
     p->early  = p->events && (e->device != em_sim_device() || em_sim_early());
     ggml_backend_buffer_type * host = G.ggml_backend_dev_host_buffer_type(e->device);
@@ -133,6 +147,9 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     b->iface.synchronize      = pass_synchronize;
     b->iface.graph_compute    = stream_compute;
     b->device                 = dev;
+    if (p->traits.optimizes_in_place && p->inner->iface.graph_optimize) {
+        b->iface.graph_optimize = pass_optimize;
+    }
     b->context                = p.release();
     return b;
 }

@@ -1,8 +1,15 @@
 // sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
 // faults on demand. Kernels are ggml-cpu's, so its results are exact.
 //
-// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened without the parameter
-// "async" compute in the calling thread, others have a worker.
+// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened with the
+// parameter "async" have a worker, and faults. The option `streams` says where the streams of a pass compute:
+//
+//   - EM_SIM_CALLER: in the calling thread. Nothing of a pass overlaps then.
+//   - EM_SIM_ORDERED: in a worker each. A stream does everything in the order of the calls, and streams wait for each
+//     other's events, as with CUDA.
+//   - EM_SIM_TRANSFER: in a worker each, and every stream, also one of "async", sends by a queue of its own beside its
+//     computations. A copy to the device waits for the events that its stream waits for and for nothing else; a
+//     computation waits for all copies before it. So ggml-vulkan does where the card has a transfer queue.
 
 #include "engine.h"
 
@@ -11,12 +18,13 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <utility>
 
 namespace {
 
 struct sim_state {
     std::mutex      mutex; // guards everything here
-    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0, 0};
+    em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0, 0, EM_SIM_CALLER};
     int64_t         used = 0, allocations = 0, copies = 0, computations = 0, registrations = 0, registered = 0;
     std::mt19937_64 random{1};
     std::mutex      link; // one transfer at a time
@@ -154,49 +162,154 @@ bool   buft_is_host(ggml_backend_buffer_type *) { return false; }
 
 // ---- stream ----
 
-struct sim_stream {
-    ggml_backend *                    cpu = nullptr;
-    bool                              async = false;
-    std::thread                       worker;
-    std::mutex                        mutex;
-    std::condition_variable           changed;
-    std::deque<std::function<void()>> work;
-    bool                              busy = false, stopping = false;
-    std::atomic<bool>                 failed{false};
+// Tasks that a thread does one after the other.
+class sim_queue {
+  public:
+    sim_queue() : thread([this] { run(); }) {}
+    ~sim_queue() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stopping = true;
+        }
+        changed.notify_all();
+        thread.join();
+    }
+    int64_t submit(std::function<void()> task) { // gives the task's number
+        int64_t n;
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            tasks.push_back(std::move(task));
+            n = ++submitted;
+        }
+        changed.notify_all();
+        return n;
+    }
+    void wait(int64_t n) { // until the task of this number, and all before it, are done
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return done >= n; });
+    }
 
+  private:
     void run() {
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
-            changed.wait(lock, [&] { return stopping || !work.empty(); });
-            if (work.empty()) {
+            changed.wait(lock, [&] { return stopping || !tasks.empty(); });
+            if (tasks.empty()) {
                 return; // stopping, and everything done
             }
-            auto task = std::move(work.front());
-            work.pop_front();
-            busy = true;
-            lock.unlock();
-            jitter();
-            task();
+            {
+                const auto task = std::move(tasks.front());
+                tasks.pop_front();
+                lock.unlock();
+                jitter();
+                task();
+            }
             lock.lock();
-            busy = false;
+            ++done;
             changed.notify_all();
         }
     }
+    std::mutex                        mutex;
+    std::condition_variable           changed;
+    std::deque<std::function<void()>> tasks;
+    int64_t                           submitted = 0, done = 0;
+    bool                              stopping  = false;
+    std::thread                       thread; // last: it uses all of the above
+};
+
+struct sim_stream {
+    ggml_backend *                     cpu    = nullptr;
+    bool                               faulty = false; // errors are injected, and its user asks for them
+    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes
+    std::unique_ptr<sim_queue>         transfer;       // null: what is sent goes the way of the computations
+    std::vector<std::function<void()>> unsent;         // for the transfer queue, which gets them together
+    int64_t                            sent = 0;    // the latest submission to that queue
+    int64_t                            awaited = 0; // the one that the computations wait for
+    int64_t                            latest = 0;  // task of the computations
+    std::atomic<bool>                  failed{false};
+
+    // The next task of the computations. What went to the transfer queue before it is done first.
     void submit(std::function<void()> task) {
-        if (!async) {
+        if (!compute) {
             task();
             return;
         }
-        {
-            std::lock_guard<std::mutex> lock(mutex);
-            work.push_back(std::move(task));
+        await_sent();
+        latest = compute->submit(std::move(task));
+    }
+    void send(std::function<void()> task) {
+        if (transfer) {
+            unsent.push_back(std::move(task));
+        } else {
+            submit(std::move(task));
         }
-        changed.notify_all();
+    }
+    void send_now() {
+        if (!unsent.empty()) {
+            sent = transfer->submit([tasks = std::exchange(unsent, {})] {
+                for (const auto & task : tasks) {
+                    task();
+                }
+            });
+        }
+    }
+    void await_sent() {
+        if (awaited < sent) {
+            awaited = sent;
+            latest  = compute->submit([this, n = sent] { transfer->wait(n); });
+        }
     }
     void wait() {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return work.empty() && !busy; });
+        send_now();
+        await_sent();
+        if (compute) {
+            compute->wait(latest);
+        }
     }
+};
+
+// A graph as it was when it was submitted: like a device's command buffer it outlives what it was made from.
+class sim_graph {
+  public:
+    explicit sim_graph(const ggml_cgraph * from) : copies(size_t(from->n_nodes)) {
+        const size_t n = copies.size();
+        std::unordered_map<const ggml_tensor *, ggml_tensor *> known;
+        for (size_t i = 0; i < n; ++i) {
+            copies[i] = *from->nodes[i];
+            known[from->nodes[i]] = &copies[i];
+        }
+        auto copy = [&](ggml_tensor * t) {
+            auto [at, is_new] = known.insert({t, nullptr});
+            if (is_new) {
+                leaves.push_back(*t);
+                at->second = &leaves.back();
+                std::fill(std::begin(at->second->src), std::end(at->second->src), nullptr);
+                at->second->view_src = nullptr;
+            }
+            return at->second;
+        };
+        arena.resize(G.ggml_graph_overhead_custom(n, false) + 256);
+        ctx   = G.ggml_init({arena.size(), arena.data(), true});
+        graph = G.ggml_new_graph_custom(ctx, n, false);
+        for (ggml_tensor & t : copies) {
+            for (ggml_tensor *& s : t.src) {
+                s = s ? copy(s) : nullptr;
+            }
+            t.view_src = t.view_src ? copy(t.view_src) : nullptr;
+            G.ggml_graph_add_node(graph, &t);
+        }
+    }
+    ~sim_graph() { G.ggml_free(ctx); }
+    sim_graph(const sim_graph &) = delete;
+
+    ggml_cgraph * get() const { return graph; }
+
+  private:
+    std::vector<ggml_tensor> copies;
+    std::deque<ggml_tensor>  leaves;
+    std::vector<char>        arena;
+    ggml_context *           ctx;
+    ggml_cgraph *            graph;
 };
 
 sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
@@ -207,14 +320,9 @@ const char * backend_name(ggml_backend *) { return "SIM"; }
 
 void backend_free(ggml_backend * b) {
     sim_stream * s = stream_of(b);
-    if (s->worker.joinable()) {
-        {
-            std::lock_guard<std::mutex> lock(s->mutex);
-            s->stopping = true;
-        }
-        s->changed.notify_all();
-        s->worker.join();
-    }
+    s->wait();
+    s->compute.reset(); // it may wait for the other
+    s->transfer.reset();
     G.ggml_backend_free(s->cpu);
     delete s;
     delete b;
@@ -223,8 +331,8 @@ void backend_free(ggml_backend * b) {
 void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
     sim_stream * s  = stream_of(b);
     char *       to = static_cast<char *>(t->data) + offset;
-    s->submit([=] {
-        if (s->async && nth(state().copies, state().options.fail_copy, false)) {
+    s->send([=] {
+        if (s->faulty && nth(state().copies, state().options.fail_copy, false)) {
             memset(to, 0xff, size); // NaN in every float format
             s->failed = true;
             return;
@@ -238,29 +346,41 @@ void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, siz
     stream_of(b)->submit([=] { transfer(data, from, size, true); });
 }
 
+// On the device, in the order of the computations. Without a worker ggml waits and copies, which is the same.
+bool backend_copy_async(ggml_backend * from, ggml_backend * b, const ggml_tensor * source, ggml_tensor * target) {
+    if (from != b || !stream_of(b)->compute) {
+        return false;
+    }
+    stream_of(b)->submit([data = source->data, to = target->data, n = G.ggml_nbytes(source)] { memcpy(to, data, n); });
+    return true;
+}
+
 void backend_synchronize(ggml_backend * b) { stream_of(b)->wait(); }
 
 int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     sim_stream * s = stream_of(b);
-    if (!s->async) {
+    if (!s->compute) {
         return G.ggml_backend_graph_compute(s->cpu, graph);
     }
-    s->submit([=] {
+    s->send_now();
+    s->submit([s, kept = std::make_shared<sim_graph>(graph)] {
         if (s->failed) {
             return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
         }
-        const int64_t rate = state().options.compute_rate;
+        const int64_t rate = s->faulty ? state().options.compute_rate : 0;
         if (rate > 0) {
-            pretend(graph, rate);
+            pretend(kept->get(), rate);
             return;
         }
-        if (nth(state().computations, state().options.fail_compute, false) ||
-            G.ggml_backend_graph_compute(s->cpu, graph) != STATUS_SUCCESS) {
+        const bool fails = s->faulty && nth(state().computations, state().options.fail_compute, false);
+        if (fails || G.ggml_backend_graph_compute(s->cpu, kept->get()) != STATUS_SUCCESS) {
             s->failed = true;
         }
     });
     return STATUS_SUCCESS;
 }
+
+void backend_optimize(ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {}
 
 // ---- events ----
 
@@ -293,6 +413,7 @@ void event_synchronize(ggml_backend_device *, ggml_backend_event * event) { even
 void event_record(ggml_backend * b, ggml_backend_event * event) {
     sim_event * e = event_of(event);
     int64_t     n;
+    stream_of(b)->send_now();
     {
         std::lock_guard<std::mutex> lock(e->mutex);
         n = ++e->recorded;
@@ -306,8 +427,12 @@ void event_record(ggml_backend * b, ggml_backend_event * event) {
 
 void event_wait(ggml_backend * b, ggml_backend_event * event) {
     sim_event *   e = event_of(event);
+    sim_stream *  s = stream_of(b);
     const int64_t n = e->latest();
-    stream_of(b)->submit([=] { e->wait(n); });
+    s->submit([=] { e->wait(n); });
+    if (s->transfer) {
+        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // what is sent together waits together
+    }
 }
 
 // ---- device ----
@@ -338,11 +463,15 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
         return nullptr;
     }
     sim_stream * s = new sim_stream;
-    s->cpu   = cpu;
-    s->async = params && strcmp(params, "async") == 0;
-    if (s->async) {
+    s->cpu    = cpu;
+    s->faulty = params && strcmp(params, "async") == 0;
+    const int64_t streams = em_sim_streams();
+    if (s->faulty || streams != EM_SIM_CALLER) {
         G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
-        s->worker = std::thread([s] { s->run(); });
+        s->compute = std::make_unique<sim_queue>();
+        if (streams == EM_SIM_TRANSFER) {
+            s->transfer = std::make_unique<sim_queue>();
+        }
     }
     ggml_backend * b = new ggml_backend{};
     b->guid                   = GUID;
@@ -350,10 +479,12 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
     b->iface.free             = backend_free;
     b->iface.set_tensor_async = backend_set_async;
     b->iface.get_tensor_async = backend_get_async;
+    b->iface.cpy_tensor_async = backend_copy_async;
     b->iface.synchronize      = backend_synchronize;
     b->iface.graph_compute    = backend_compute;
     b->iface.event_record     = event_record;
     b->iface.event_wait       = event_wait;
+    b->iface.graph_optimize   = backend_optimize;
     b->device                 = dev;
     b->context                = s;
     return b;
@@ -402,32 +533,35 @@ int64_t em_sim_registered() {
 bool em_sim_take_error(ggml_backend * b) { return b->device == &device && stream_of(b)->failed.exchange(false); }
 
 void em_sim_set_threads(ggml_backend * b, int n) {
-    if (!stream_of(b)->async) {
+    if (!stream_of(b)->compute) {
         G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
     }
 }
 
 void em_sim_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
-    if (!stream_of(b)->async) {
+    if (!stream_of(b)->compute) {
         G.ggml_backend_cpu_set_abort_callback(stream_of(b)->cpu, fn, data);
     }
 }
 
 ggml_backend_device * em_sim_device() {
-    ggml_backend_device_i & d = device.iface;
-    d.get_name        = device_name;
-    d.get_description = device_description;
-    d.get_memory      = device_memory;
-    d.get_type        = device_type;
-    d.get_props       = device_props;
-    d.init_backend    = device_init;
-    d.get_buffer_type = device_buft;
-    d.supports_op     = device_supports_op;
-    d.supports_buft   = device_supports_buft;
-    d.event_new         = event_new;
-    d.event_free        = event_free;
-    d.event_synchronize = event_synchronize;
-    device.reg        = em_reg();
+    [[maybe_unused]] static const bool filled = [] {
+        ggml_backend_device_i & d = device.iface;
+        d.get_name          = device_name;
+        d.get_description   = device_description;
+        d.get_memory        = device_memory;
+        d.get_type          = device_type;
+        d.get_props         = device_props;
+        d.init_backend      = device_init;
+        d.get_buffer_type   = device_buft;
+        d.supports_op       = device_supports_op;
+        d.supports_buft     = device_supports_buft;
+        d.event_new         = event_new;
+        d.event_free        = event_free;
+        d.event_synchronize = event_synchronize;
+        device.reg          = em_reg();
+        return true;
+    }();
     return &device;
 }
 
@@ -441,13 +575,19 @@ bool em_sim_copies_fail() {
     return state().options.fail_copy != 0;
 }
 
+int64_t em_sim_streams() {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return state().options.streams;
+}
+
 bool em_sim_early() {
     std::lock_guard<std::mutex> lock(state().mutex);
     return state().options.early != 0;
 }
 
 int32_t em_sim_configure(const em_sim_options * o) {
-    if (!o || o->struct_bytes != int32_t(sizeof(*o)) || o->capacity < 0) {
+    if (!o || o->struct_bytes != int32_t(sizeof(*o)) || o->capacity < 0 || o->streams < EM_SIM_CALLER ||
+        o->streams > EM_SIM_TRANSFER) {
         return em_fail(EM_ERROR_ARGUMENT, "sim options");
     }
     std::lock_guard<std::mutex> lock(state().mutex);

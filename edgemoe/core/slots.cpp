@@ -148,8 +148,9 @@ void em_places_free(em_places & p) {
 
 namespace {
 
-// Waits until nothing reads a layer's slots any more. Needs its mutex, so that nothing else is started meanwhile. A stream that
-// another thread uses is not waited for where there are events: it might be capturing a graph.
+// Waits until nothing reads a layer's slots any more. Needs the compute mutex, for in ggml-vulkan the wait resets memory
+// that the computing thread's stream records into, and the layer's, so that nothing else is started meanwhile. A stream
+// that another thread uses is not waited for where there are events: it might be capturing a graph.
 void wait_for_readers(em_engine * e, em_layer_t & layer) {
     if (layer.used && e->used) {
         G.ggml_backend_event_synchronize(layer.used);
@@ -318,6 +319,7 @@ int em_slots_set(em_engine * e, const int32_t * slots, int32_t count) {
         e->urgent.clear();
     }
     int status = EM_OK;
+    std::lock_guard<std::mutex> compute(e->compute_mutex);
     std::lock_guard<std::mutex> copy(e->copy_mutex);
     // First everything that shrinks, so that what grows finds the room.
     for (int pass = 0; pass < 2; ++pass) {

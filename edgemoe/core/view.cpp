@@ -9,9 +9,10 @@ namespace {
 
 ggml_tensor aside_copy(em_pass * p, const em_host_view::arrival & a) {
     ggml_tensor t = *a.from;
-    t.data     = p->aside.base + a.aside;
-    t.buffer   = p->aside.buffer;
-    t.view_src = nullptr;
+    t.data      = p->aside.base + a.aside;
+    t.buffer    = p->aside.buffer;
+    t.view_src  = nullptr;
+    t.view_offs = 0; // a device may add it to `data`
     return t;
 }
 
@@ -38,7 +39,8 @@ bool move_aside(em_pass * p, const em_block & b) {
             a.aside = at;
             ggml_tensor from = *a.from, to = aside_copy(p, a);
             from.buffer = em_buffer_of(&from);
-            from.view_src = nullptr;
+            from.view_src  = nullptr;
+            from.view_offs = 0;
             G.ggml_backend_tensor_copy_async(p->inner, p->inner, &from, &to);
         }
         at += em_align(G.ggml_nbytes(a.from), EM_PASS_ALIGN);
@@ -75,8 +77,9 @@ bool em_view_start(em_pass * p, const em_block & b) {
     };
     auto outside = [&](const ggml_tensor * t) {
         ggml_tensor * c = add(t);
-        c->op       = OP.none;
-        c->view_src = nullptr;
+        c->op        = OP.none;
+        c->view_src  = nullptr;
+        c->view_offs = 0;
         std::fill(std::begin(c->src), std::end(c->src), nullptr);
         v.arrivals[v.arrival_count++] = {t, c, 0};
         return c;

@@ -54,6 +54,7 @@ class _SimOptions(ctypes.Structure):
         ("compute_rate", _i64),
         ("fetch_all", _i64),
         ("early", _i64),
+        ("streams", _i64),
     ]
 
 
@@ -234,6 +235,7 @@ class Core:
             sim.compute_rate,
             sim.fetch_all,
             sim.early,
+            ("caller", "ordered", "transfer").index(sim.streams),
         )
         if self._lib.em_sim_configure(ctypes.byref(options)) != OK:
             raise ConfigError(self.last_error())

@@ -1,9 +1,10 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
+//
+// With "streams" in the place of the rounds: only what streams.cpp has.
 
 #include "harness.h"
 
 #include "../kernels.h"
-#include "../pass.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,20 +13,7 @@ namespace {
 
 int rounds = 1000;
 
-// Threads of a pass. The thread sanitizer knows nothing of the team's own barriers.
-#if defined(__SANITIZE_THREAD__)
-constexpr int TEAM = 1;
-#else
-constexpr int TEAM = 2;
-#endif
-
 ggml_backend * our_backend() { return em_buft()->device->iface.init_backend(em_buft()->device, nullptr); }
-
-ggml_backend * cpu_backend() {
-    ggml_backend * cpu = G.ggml_backend_cpu_init();
-    G.ggml_backend_cpu_set_n_threads(cpu, 1);
-    return cpu;
-}
 
 void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_cast<em_context *>(b->context)->cpu, 1); }
 
@@ -72,24 +60,6 @@ void test_kernels() {
     }
 }
 
-std::vector<em_load> loads_of(const test_shape & s, int share_of_8) {
-    std::vector<em_load> loads;
-    for (int l = 0; l < s.layers; ++l) {
-        for (int e = 0; e < s.experts * share_of_8 / 8; ++e) {
-            loads.push_back({l, e, -1});
-        }
-    }
-    return loads;
-}
-
-void make_hot(em_engine * e, const test_shape & s, int share_of_8) {
-    const std::vector<int32_t> slots(size_t(s.layers), s.experts * share_of_8 / 8);
-    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
-    const auto loads = loads_of(s, share_of_8);
-    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
-    CHECK(em_wait_uploads(e, 20000) == EM_OK);
-}
-
 // Any share of the experts hot, any batch, streamed or not, in one graph or in many: what ggml-cpu computes.
 void test_parity() {
     ggml_backend * cpu = cpu_backend();
@@ -121,24 +91,6 @@ void test_parity() {
     G.ggml_backend_free(cpu);
     puts("parity holds");
 }
-
-// A stream of the device that llama.cpp gets in the place of sim, and a piece of its memory.
-struct test_pass {
-    ggml_backend *        stream;
-    ggml_backend_buffer * buffer;
-
-    explicit test_pass(em_engine * e) {
-        auto * shown = static_cast<ggml_backend_device *>(em_shown_device(e));
-        typedef void (*set_n_threads_t)(ggml_backend *, int);
-        stream = shown->iface.init_backend(shown, nullptr);
-        reinterpret_cast<set_n_threads_t>(shown->reg->iface.get_proc_address(shown->reg, "ggml_backend_set_n_threads"))(stream, TEAM);
-        buffer = G.ggml_backend_buft_alloc_buffer(shown->iface.get_buffer_type(shown), 64);
-    }
-    ~test_pass() {
-        G.ggml_backend_buffer_free(buffer);
-        G.ggml_backend_free(stream);
-    }
-};
 
 // The same where the device computes the graph: hot pairs before the CPU knows the ids or after; no miss, all or all but every second
 // one fetched; prompts through a stage of a whole layer or of half of one.
@@ -353,11 +305,11 @@ em_predictor * ignorant_predictor(const test_shape & s) {
 }
 
 // Evictions, uploads and prefetches at random while the model computes: never a wrong number. Run under the thread sanitizer.
-void test_churn(bool by_pass) {
+void test_churn(bool by_pass, em_sim_streams_t streams) {
     ggml_backend * cpu = cpu_backend();
     em_sim_options slow{};
     slow.jitter_us = 50;
-    slow.fetch_all = 2, slow.early = 1;
+    slow.fetch_all = 2, slow.early = 1, slow.streams = streams;
     configure_sim(slow);
     em_engine * e = new_engine("sim", 4, 60000, by_pass ? 8 : 4);
     {
@@ -417,7 +369,9 @@ void test_churn(bool by_pass) {
     }
     em_engine_free(e);
     G.ggml_backend_free(cpu);
-    printf("no wrong number under churn%s\n", by_pass ? " where the device computes the graph" : "");
+    constexpr const char * STREAMS[] = {"", ", in order", ", with a transfer queue"};
+    const char * where = by_pass ? " where the device computes the graph" : "";
+    printf("no wrong number under churn%s%s\n", where, STREAMS[streams]);
 }
 
 // Every fault of the device, again and again: numbers stay right, on the CPU if need be.
@@ -504,20 +458,27 @@ void test_blocks() {
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds]\n");
+        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams]\n");
         return 2;
     }
     setvbuf(stdout, nullptr, _IOLBF, 0);
-    rounds = argc > 2 ? atoi(argv[2]) : rounds;
     meet_ggml(argv[1]);
+    if (argc > 2 && strcmp(argv[2], "streams") == 0) {
+        test_streams();
+        return 0;
+    }
+    rounds = argc > 2 ? atoi(argv[2]) : rounds;
     test_kernels();
     test_parity();
     test_pass_parity();
     test_prompts_of_layers();
+    test_streams();
     test_sharing();
     test_stop();
-    test_churn(false);
-    test_churn(true);
+    test_churn(false, EM_SIM_CALLER);
+    for (const em_sim_streams_t streams : {EM_SIM_CALLER, EM_SIM_ORDERED, EM_SIM_TRANSFER}) {
+        test_churn(true, streams);
+    }
     test_faults();
     test_start_stop();
     test_blocks();

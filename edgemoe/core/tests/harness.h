@@ -2,13 +2,17 @@
 
 // What the core's own tests share: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
 
-#include "../engine.h"
+#include "../pass.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <map>
 #include <random>
+#include <tuple>
 
 #define CHECK(condition)                                                                  \
     do {                                                                                  \
@@ -119,13 +123,21 @@ struct test_model {
         char name[64];
         snprintf(name, sizeof(name), "blk.%d.ffn_%s_exps.weight", layer, what);
         G.ggml_set_name(t, name);
-        const int64_t rows   = out * shape.experts;
-        const auto    values = random_floats(size_t(in * rows), 0.06f, uint64_t(layer * 3 + what[0]));
-        if (shape.type == TYPE_F32) {
-            memcpy(at, values.data(), values.size() * 4);
-        } else {
-            T.ggml_quantize_chunk(shape.type, values.data(), at, 0, rows, in, nullptr);
+        // The same for every model.
+        static std::map<std::tuple<int, int64_t, int64_t, int, uint64_t>, std::vector<char>> made;
+        const int64_t  rows  = out * shape.experts;
+        const uint64_t seed  = uint64_t(layer * 3 + what[0]);
+        auto &         bytes = made[{shape.type, in, out, shape.experts, seed}];
+        if (bytes.empty()) {
+            const auto values = random_floats(size_t(in * rows), 0.06f, seed);
+            bytes.resize(G.ggml_nbytes(t));
+            if (shape.type == TYPE_F32) {
+                memcpy(bytes.data(), values.data(), bytes.size());
+            } else {
+                T.ggml_quantize_chunk(shape.type, values.data(), bytes.data(), 0, rows, in, nullptr);
+            }
         }
+        memcpy(at, bytes.data(), bytes.size());
         CHECK(G.ggml_backend_tensor_alloc(buffer, t, at) == STATUS_SUCCESS);
         at += G.ggml_nbytes(t);
         return t;
@@ -263,3 +275,55 @@ inline void configure_sim(em_sim_options o) {
     o.capacity     = o.capacity ? o.capacity : int64_t(1) << 34;
     CHECK(em_sim_configure(&o) == EM_OK);
 }
+
+// Threads of a pass. The thread sanitizer knows nothing of the team's own barriers.
+#if defined(__SANITIZE_THREAD__)
+constexpr int TEAM = 1;
+#else
+constexpr int TEAM = 2;
+#endif
+
+inline ggml_backend * cpu_backend() {
+    ggml_backend * cpu = G.ggml_backend_cpu_init();
+    G.ggml_backend_cpu_set_n_threads(cpu, 1);
+    return cpu;
+}
+
+inline std::vector<em_load> loads_of(const test_shape & s, int share_of_8) {
+    std::vector<em_load> loads;
+    for (int l = 0; l < s.layers; ++l) {
+        for (int e = 0; e < s.experts * share_of_8 / 8; ++e) {
+            loads.push_back({l, e, -1});
+        }
+    }
+    return loads;
+}
+
+inline void make_hot(em_engine * e, const test_shape & s, int share_of_8) {
+    const std::vector<int32_t> slots(size_t(s.layers), s.experts * share_of_8 / 8);
+    CHECK(em_set_slots(e, slots.data(), s.layers) == EM_OK);
+    const auto loads = loads_of(s, share_of_8);
+    CHECK(em_submit(e, loads.data(), int32_t(loads.size())) == int32_t(loads.size()));
+    CHECK(em_wait_uploads(e, 20000) == EM_OK);
+}
+
+// A stream of the device that llama.cpp gets in the place of sim, and a piece of its memory.
+struct test_pass {
+    ggml_backend *        stream;
+    ggml_backend_buffer * buffer;
+
+    explicit test_pass(em_engine * e) {
+        auto * shown = static_cast<ggml_backend_device *>(em_shown_device(e));
+        typedef void (*set_n_threads_t)(ggml_backend *, int);
+        stream = shown->iface.init_backend(shown, nullptr);
+        reinterpret_cast<set_n_threads_t>(shown->reg->iface.get_proc_address(shown->reg, "ggml_backend_set_n_threads"))(stream, TEAM);
+        buffer = G.ggml_backend_buft_alloc_buffer(shown->iface.get_buffer_type(shown), 64);
+    }
+    ~test_pass() {
+        G.ggml_backend_buffer_free(buffer);
+        G.ggml_backend_free(stream);
+    }
+};
+
+// streams.cpp
+void test_streams();

@@ -140,7 +140,7 @@ def assess(
         "schema": SCHEMA,
         "model": _model(file, model, context),
         "machine": asdict(machine),
-        "plan": asdict(placed) | {"device_bytes": placed.device_bytes},
+        "plan": asdict(placed) | {"device_bytes": placed.device_bytes, "reason": placed.reason},
         "routing": "this model's history" if heat is not None else "typical",
         "forecast": asdict(expected) if placed.fits or expected.decode else None,
         "verdict": verdict(machine, model, placed, expected),

@@ -1,0 +1,129 @@
+"""Other programs on our class in place of llama_cpp's: the same calls with both, and the answers beside each other.
+
+    python -m pip install langchain-community llama-index-llms-llama-cpp instructor
+    python tests/clients.py [MODEL.gguf]
+
+A client that is not installed is left out and named. The program fails where an answer differs from plain llama_cpp's;
+where plain llama_cpp gives an error ours may answer, as with a JSON schema. llama_cpp's own server and the openai
+client are tested by tests/test_server_tools.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("EDGEMOE_HOME", tempfile.mkdtemp())
+
+import llama_cpp
+
+from edgemoe import Llama, OffloadConfig
+from edgemoe.demo import build_demo
+
+PLAIN = llama_cpp.Llama
+QUESTION = "The capital of France is"
+SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False}
+
+
+class Ours(Llama):
+    """Ours with a small simulated device."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        keywords.setdefault("offload", OffloadConfig(device="sim", vram="50%", profile="off"))
+        super().__init__(*arguments, **keywords)
+
+
+def langchain(path: str) -> list[Any]:
+    """Completion, stream, and a chat with LangChain."""
+    from langchain_community.chat_models import ChatLlamaCpp
+    from langchain_community.llms import LlamaCpp
+
+    options = {"model_path": path, "temperature": 0, "max_tokens": 12, "n_ctx": 512, "n_threads": 1, "verbose": False}
+    llm, chat = LlamaCpp(**options), ChatLlamaCpp(**options)
+    messages = [("system", "Be brief."), ("human", "What is the capital of France?")]
+    return [llm.invoke(QUESTION), list(llm.stream(QUESTION)), chat.invoke(messages).content]
+
+
+def langchain_embeddings(path: str) -> list[Any]:
+    """Embeddings with LangChain."""
+    from langchain_community.embeddings import LlamaCppEmbeddings
+
+    return [LlamaCppEmbeddings(model_path=path, n_ctx=128, n_threads=1, verbose=False).embed_query("Hello")]
+
+
+def llama_index(path: str) -> list[Any]:
+    """Completion, stream and a chat with LlamaIndex."""
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.llama_cpp import LlamaCPP
+
+    llm = LlamaCPP(model_path=path, temperature=0.0, max_new_tokens=12, context_window=512, model_kwargs=SETTINGS)
+    chat = llm.chat([ChatMessage(role="user", content="What is the capital of France?")])
+    pieces = [piece.delta for piece in llm.stream_complete(QUESTION)]
+    return [llm.complete(QUESTION).text, "".join(map(str, pieces)), str(chat.message.content)]
+
+
+def with_instructor(path: str) -> list[Any]:
+    """A record by JSON schema with instructor."""
+    import instructor
+    from pydantic import BaseModel
+
+    class Town(BaseModel):
+        name: str
+        country: str
+
+    llm = llama_cpp.Llama(path, **SETTINGS)
+    create = instructor.patch(create=llm.create_chat_completion_openai_v1, mode=instructor.Mode.JSON_SCHEMA)
+    ask = [{"role": "user", "content": "Paris is in France. Give name and country."}]
+    return [create(messages=ask, response_model=Town, temperature=0, max_tokens=60, max_retries=0).model_dump()]
+
+
+CLIENTS: dict[str, Callable[[str], list[Any]]] = {
+    "langchain_community": langchain,
+    "langchain_community.embeddings": langchain_embeddings,
+    "llama_index.llms.llama_cpp": llama_index,
+    "instructor": with_instructor,
+}
+
+
+def tried(client: Callable[[str], list[Any]], path: str, used: type) -> list[Any]:
+    """What the client gives with ``used`` in the place of llama_cpp's class; an error counts as an answer."""
+    modules = [module for module in list(sys.modules.values()) if getattr(module, "Llama", None) in (PLAIN, Ours)]
+    for module in [llama_cpp, *modules]:
+        if module.__name__ not in (__name__, "edgemoe", "edgemoe.engine", "edgemoe.engine.llama", "llama_cpp.llama"):
+            module.Llama = used  # type: ignore[attr-defined]
+    try:
+        return client(path)
+    except Exception as error:
+        return [Failed(f"{type(error).__name__}: {error}"[:200])]
+
+
+class Failed(str):
+    """What went wrong."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="the demo model where none is given")
+    path = parser.parse_args().model or str(build_demo())
+    wrong = 0
+    for name, client in CLIENTS.items():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+            continue
+        plain, ours = tried(client, path, PLAIN), tried(client, path, Ours)
+        only_ours = isinstance(plain[0], Failed) and not isinstance(ours[0], Failed)
+        wrong += plain != ours and not only_ours
+        print(f"{name}: {'equal' if plain == ours else 'only ours answers' if only_ours else 'DIFFERENT'}")
+        print(f"  plain: {str(plain)[:160]}\n  ours:  {str(ours)[:160]}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -13,7 +13,7 @@ import llama_cpp
 from .. import limits, needs
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
-from ..gguf import GgufFile
+from ..gguf import HINT, GgufFile
 from ..plan import Machine, ModelNeeds, Plan, plan
 from ..types import ModelShape
 from . import host
@@ -130,6 +130,8 @@ def failure(
     """Name what went wrong when llama_cpp's constructor failed; only a model that did not load may be damaged."""
     if not file.path.exists():
         return ModelNotFound(f"Model path does not exist: {file.path}")
+    if isinstance(error, UnicodeError):  # llama_cpp reads all metadata as text
+        return BadGguf(f"{file.path.name}: a text in its header is not UTF-8", HINT)
     what = f"{file.path.name}: {host.error_text(complaints)}"
     if loaded and "llama_context" not in str(error):
         return error

@@ -291,6 +291,6 @@ def _compile(text: str, asked: set[str] | None = None) -> Any:
     environment.filters["from_json"] = json.loads
     try:
         return environment.from_string(text)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # of a damaged text the compiler may fail in any way
         where = f" in line {line}" if (line := getattr(error, "lineno", None)) else ""
         raise BadTemplate(f"the chat template cannot be compiled: {error}{where}", HINT) from error

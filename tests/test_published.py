@@ -436,3 +436,10 @@ def test_an_override_of_top_k_counts(tmp_path: Path) -> None:
     assert llm.experts.shape is not None and llm.experts.shape.used == 4
     assert llm.experts.last().shape == (2, 4) and llm.experts.heat().sum() == 3 * 2 * 4
     llm.close()
+
+
+def test_a_header_whose_text_is_no_utf8_is_damaged(tmp_path: Path) -> None:
+    path = build("llama", tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"<|begin|>", b"<|\xffegin|>"))
+    with pytest.raises(BadGguf, match="not UTF-8"):
+        Llama(path, offload=CPU, n_ctx=64)

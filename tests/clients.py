@@ -1,6 +1,6 @@
 """Other programs on our class in place of llama_cpp's: the same calls with both, and the answers beside each other.
 
-    python -m pip install langchain-community llama-index-llms-llama-cpp instructor
+    python -m pip install langchain-community llama-index-llms-llama-cpp instructor outlines guidance lm-format-enforcer
     python tests/clients.py [MODEL.gguf]
 
 A client that is not installed is left out and named. The program fails where an answer differs from plain llama_cpp's;
@@ -82,11 +82,47 @@ def with_instructor(path: str) -> list[Any]:
     return [create(messages=ask, response_model=Town, temperature=0, max_tokens=60, max_retries=0).model_dump()]
 
 
+def with_outlines(path: str) -> list[Any]:
+    """A choice and a record with outlines."""
+    import outlines
+
+    model = outlines.from_llamacpp(llama_cpp.Llama(path, **SETTINGS))
+    choose = outlines.Generator(model, outlines.types.regex(r"(Paris|Rome)"))
+    return [choose(QUESTION + " ", max_tokens=8, temperature=0)]
+
+
+def with_guidance(path: str) -> list[Any]:
+    """A constrained answer with guidance, which calls ``llama_decode`` itself."""
+    from guidance import gen, models, select
+
+    model = models.LlamaCpp(llama_cpp.Llama(path, **SETTINGS), echo=False)
+    model += QUESTION + " " + select(["Rome", "Paris"], name="town") + "." + gen("rest", max_tokens=6, temperature=0)
+    return [model["town"], model["rest"]]
+
+
+def enforcer(path: str) -> list[Any]:
+    """JSON by lm-format-enforcer's logits processor."""
+    from lmformatenforcer import JsonSchemaParser
+    from lmformatenforcer.integrations.llamacpp import (
+        build_llamacpp_logits_processor,
+        build_token_enforcer_tokenizer_data,
+    )
+
+    llm = llama_cpp.Llama(path, **SETTINGS)
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"]}
+    made = build_llamacpp_logits_processor(build_token_enforcer_tokenizer_data(llm), JsonSchemaParser(schema))
+    processors = llama_cpp.LogitsProcessorList([made])
+    return [llm("A town as JSON: ", logits_processor=processors, max_tokens=30, temperature=0)["choices"][0]["text"]]
+
+
 CLIENTS: dict[str, Callable[[str], list[Any]]] = {
     "langchain_community": langchain,
     "langchain_community.embeddings": langchain_embeddings,
     "llama_index.llms.llama_cpp": llama_index,
     "instructor": with_instructor,
+    "outlines": with_outlines,
+    "lmformatenforcer": enforcer,
+    "guidance": with_guidance,
 }
 
 

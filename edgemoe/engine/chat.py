@@ -45,6 +45,7 @@ class Chat:
         }
         self._templates: dict[str, Template] = {}
         self._tokens: dict[str, int | None] = {}
+        self._markers: dict[str, tuple[frozenset[int], frozenset[int]]] = {}  # of a template: spelled, ends
 
     @property
     def known(self) -> frozenset[str]:
@@ -121,7 +122,9 @@ class Chat:
         taken = formats.prepared(template, messages, lambda text: formats.shielded(text, shields))
         pieces = formats.pieces(template.render(taken, tools, **keywords), shields)
         prompt = [token for piece in pieces for token in self._tokenized(*piece)]
-        spelled, ends = self._spelled(style), self._ends(style, template)
+        if name not in self._markers:  # to look for them may take all of the vocabulary
+            self._markers[name] = self._spelled(style), self._ends(style, template)
+        spelled, ends = self._markers[name]
         options = _completion_options(given) | {"prompt": prompt, "grammar": grammar}
         stream = bool(options.get("stream"))
         with self._llm.speaking(spelled, ends):

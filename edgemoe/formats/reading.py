@@ -282,7 +282,7 @@ class TagReader(Reader):
 
     # Passing text on.
 
-    def _pass_on(self, held: frozenset[str], final: bool) -> bool:
+    def _pass_on(self, held: _Prefixes, final: bool) -> bool:
         """Everything but an end that may become a marker; never more to do."""
         keep = 0 if final else _held(self._buffer, held)
         self._pass_to(len(self._buffer) - keep)
@@ -492,17 +492,24 @@ def _search(markers: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
-def _prefixes(markers: Iterable[str], ends: Iterable[str] = ()) -> frozenset[str]:
-    """What a text may end with that another piece could make a marker; ``ends`` are held whole, too."""
+class _Prefixes(NamedTuple):
+    """What a text may end with that another piece could make a marker, and the length of the longest of it."""
+
+    parts: frozenset[str]
+    longest: int
+
+
+def _prefixes(markers: Iterable[str], ends: Iterable[str] = ()) -> _Prefixes:
+    """Collect the beginnings of ``markers``; ``ends`` are held whole, too."""
     parts = {marker[:length] for marker in markers for length in range(1, len(marker))}
-    return frozenset(parts | {marker[:length] for marker in ends for length in range(1, len(marker) + 1)})
+    parts |= {marker[:length] for marker in ends for length in range(1, len(marker) + 1)}
+    return _Prefixes(frozenset(parts), max(map(len, parts), default=0))
 
 
-def _held(text: str, prefixes: frozenset[str]) -> int:
+def _held(text: str, prefixes: _Prefixes) -> int:
     """Length of the longest end of ``text`` that is one of ``prefixes``, with a quote before it."""
-    longest = max(map(len, prefixes), default=0)
-    for length in range(min(longest, len(text)), 0, -1):
-        if text[-length:] in prefixes:
+    for length in range(min(prefixes.longest, len(text)), 0, -1):
+        if text[-length:] in prefixes.parts:
             return length + (text[-length - 1 : -length] in tuple(_QUOTES))
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any
 from .history import prepared
 from .reading import Delta, HarmonyReader, Reader, TagReader
 from .shield import pieces, shielded
-from .styles import ANY, Style, style_of
+from .styles import ANY, Style, compiled, style_of
 from .template import Template, keywords_of
 
 __all__ = [
@@ -42,8 +42,8 @@ def reader(template: str, prompt: str = "", *, tools: Iterable[Any] = (), ends: 
         ends: the text may close with the special token that ends an answer.
     """
     style = style_of(template)
-    if not prompt and template:
-        prompt = Template(template).opening if _compiles(template) else ""
+    if not prompt and (known := compiled(template)) is not None:
+        prompt = known.opening
     if style.harmony:
         return HarmonyReader(prompt, tools, ends)
     opened = next((opening for opening, _ in style.thinking if prompt.rstrip().endswith(opening)), "")
@@ -74,11 +74,3 @@ def _unopened(text: str) -> str:
         if match and opening not in text[: match.start()]:
             return opening
     return ""
-
-
-def _compiles(template: str) -> bool:
-    try:
-        Template(template)
-    except ValueError:
-        return False
-    return True

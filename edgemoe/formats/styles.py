@@ -180,7 +180,7 @@ def _thinking(template: str, shown: str) -> tuple[tuple[str, str], ...]:
         for opening, closing in (f"<{name}>", f"</{name}>"), (f"[{name}]", f"[/{name}]"):
             if opening in template and closing in template:
                 return ((opening, closing),)
-    pair_or_none = learnt_thinking(_compiled(template))
+    pair_or_none = learnt_thinking(compiled(template))
     return (pair_or_none,) if pair_or_none else UNKNOWN.thinking
 
 
@@ -190,12 +190,14 @@ def _enclosing(template: str, shown: str) -> tuple[CallMarkers, ...]:
         found = tuple(call for call in found if call.start != "<tool_call>")
     if "<|tool_list_start|>" in shown:  # LFM2 names its call markers nowhere
         found += tuple(call for call in CALLS if call.start == "<|tool_call_start|>" and call not in found)
-    if found or not (learnt := learnt_call(_compiled(template))):
+    if found or not (learnt := learnt_call(compiled(template))):
         return found
     return (CallMarkers(learnt.start, learnt.end, learnt.parse, learnt.inner),)
 
 
-def _compiled(template: str) -> Template | None:
+@lru_cache(maxsize=32)
+def compiled(template: str) -> Template | None:
+    """The template, None where it cannot be compiled; compiled once."""
     try:
         return Template(template)
     except BadTemplate:
@@ -204,5 +206,5 @@ def _compiled(template: str) -> Template | None:
 
 def _render(template: str) -> str:
     """The template with a tool and a call: markers that it puts together are seen in it."""
-    compiled = _compiled(template)
-    return compiled.shown() if compiled else ""
+    known = compiled(template)
+    return known.shown() if known else ""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edgemoe.demo import build_demo
+from edgemoe.models.demo import build_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli import main; raise SystemExit(main())"

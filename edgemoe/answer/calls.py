@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from .records import Answer, ToolCall, Turn
-from .text import one_line
+from ..text.display import one_line
+from .record import Answer, ToolCall
 
 _VALUE_WIDTH = 200  # characters of one argument that are shown
 
@@ -86,7 +86,7 @@ def in_words(call: ToolCall) -> str:
     return " · ".join([f"called {one_line(call.name, _VALUE_WIDTH)}", *parts])
 
 
-def as_text(answer: Answer | Turn) -> str:
+def as_text(answer: Answer) -> str:
     """The answer as it is copied: its text, or its calls in words where it only called tools."""
     return answer.text or "\n".join(in_words(call) for call in answer.calls)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgemoe.types import Thinking
+    from ..types import Thinking
 
 LEVELS = ("on", "off", "low", "medium", "high")
 DEFAULT = "default"  # what the template does when nothing is said

@@ -6,7 +6,7 @@ import threading
 from typing import NamedTuple
 
 from .calls import Delta
-from .records import Answer, ToolCall
+from .record import Answer, ToolCall
 
 
 class Growth(NamedTuple):

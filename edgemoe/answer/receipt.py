@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgemoe.types import ExpertStats
-
-from .records import Answer
-from .text import count, percent, rate, seconds, size
+from ..text.display import count, percent, rate, seconds, size
+from ..types import ExpertStats
+from .record import Answer
 
 SLOW_FIRST_TOKEN_S = 5.0  # people look away
 LONG_PROMPT = 256  # tokens; of a shorter one nobody asks how much was reused

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemoe.types import Thinking
+    from ..types import Thinking
 
 Value = float | int
 MAX_TOKENS = 1024  # of a model that does not think: a small one can repeat itself for ever

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..text.display import duration, visible
 from .calls import Delta, in_words
 from .growth import Growing
 from .receipt import Receipt, breaking_off, what_cut
-from .text import duration, visible
 
 _HELP = {"length": "a larger --max-tokens allows more", "full": "a larger --ctx makes room"}
 

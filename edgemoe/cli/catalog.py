@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import table, talk
+from ..text.console import table, talk
 
 if TYPE_CHECKING:
-    from ..catalog import Catalogue, Model
+    from ..models.catalog import Catalogue, Model
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    from .. import catalog
+    from ..models import catalog
 
     catalogue = catalog.load()
     if parsed.names and not parsed.downloaded:  # a shell waits for this: no look at the disk
@@ -50,8 +50,8 @@ def _list(parsed: argparse.Namespace) -> int:
 
 def _others(catalogue: Catalogue, part: str) -> list[dict[str, Any]]:
     """Downloaded models that the catalogue does not have, those with ``part`` in their name."""
-    from ..hub.cache import models
-    from ..models import downloaded
+    from ..models.find import downloaded
+    from ..models.hub.cache import models
 
     known = {path for model in catalogue.models for variant in model.variants if (path := downloaded(variant))}
     found = [cached for cached in models() if cached.path not in known and part.lower() in cached.name.lower()]
@@ -81,7 +81,7 @@ def _words(model: Model) -> Sequence[str]:
 
 
 def _facts(model: Model) -> dict[str, Any]:
-    from ..models import DEMO, built_demo, downloaded
+    from ..models.find import DEMO, built_demo, downloaded
 
     variants = [
         asdict(variant) | {"bytes": variant.bytes, "path": _text_of(downloaded(variant))} for variant in model.variants
@@ -95,7 +95,7 @@ def _text_of(path: Path | None) -> str | None:
 
 
 def _text(models: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
-    from tui.text import size
+    from ..text.display import size
 
     rows = []
     for model in models:
@@ -115,7 +115,7 @@ def _text(models: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) ->
 
 
 def _mark(path: str | None) -> str:
-    from ..gguf import foreign
+    from ..models.gguf import foreign
 
     if not path:
         return ""

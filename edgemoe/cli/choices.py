@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..gguf import foreign
-from ..models import DEMO
+from ..models.find import DEMO
+from ..models.gguf import foreign
 
 if TYPE_CHECKING:
-    from tui.records import ModelChoice
+    from ..tui.records import ModelChoice
 
 
 def offered(known: Sequence[Path]) -> list[ModelChoice]:
     """All of them; ``known`` files come first. Looks at the disk, never at the network."""
-    from tui.records import ModelChoice
-    from tui.text import size
+    from ..text.display import size
+    from ..tui.records import ModelChoice
 
     choices = [
         ModelChoice(str(path), path.stem, f"{_warning(path)}{size(path.stat().st_size)}, {path}") for path in known
@@ -34,12 +34,11 @@ def _warning(path: Path) -> str:
 
 def _downloaded() -> list[tuple[Path, ModelChoice]]:
     """Of the catalogue first, under the names they have there."""
-    from tui.records import ModelChoice
-    from tui.text import size
-
-    from ..catalog import load
-    from ..hub.cache import models
-    from ..models import downloaded
+    from ..models.catalog import load
+    from ..models.find import downloaded
+    from ..models.hub.cache import models
+    from ..text.display import size
+    from ..tui.records import ModelChoice
 
     found: dict[Path, ModelChoice] = {}
     for model in load().models:
@@ -56,11 +55,10 @@ def _downloaded() -> list[tuple[Path, ModelChoice]]:
 
 def _to_download(here: set[str]) -> list[ModelChoice]:
     """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
-    from tui.records import ModelChoice
-    from tui.text import size
-
     from .. import limits
-    from ..catalog import load
+    from ..models.catalog import load
+    from ..text.display import size
+    from ..tui.records import ModelChoice
     from .pull import of_catalogue
 
     room = limits.memory().available

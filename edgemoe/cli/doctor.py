@@ -9,8 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..console import show_progress, table, talk
 from ..errors import EdgeMoEError
+from ..text.console import show_progress, table, talk
 
 SCHEMA = "edgemoe.doctor.v1"
 _MARKS = {"ok": "ok", "note": "note", "bad": "PROBLEM"}
@@ -44,9 +44,9 @@ def _doctor(parsed: argparse.Namespace) -> int:
     findings, seconds = _versions(), 0.0
     rates: dict[str, float] = {}
     try:
-        from .. import hardware
         from ..engine import devices
         from ..engine.host import core
+        from ..machine import hardware
 
         core()
     except EdgeMoEError as error:

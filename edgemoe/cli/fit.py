@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Budget, home
-from ..console import show_progress, table, talk
 from ..errors import ConfigError
+from ..text.console import show_progress, table, talk
 
 if TYPE_CHECKING:
-    from ..forecast import Forecast
-    from ..gguf import GgufFile
-    from ..plan import Machine, ModelNeeds, Plan
+    from ..models.gguf import GgufFile
+    from ..planning.forecast import SpeedForecast
+    from ..planning.placement import MachineRates, ModelNeeds, Plan
 
 SCHEMA = "edgemoe.fit.v1"
 DOES_NOT_FIT = 4
@@ -48,7 +48,7 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 
 
 def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
-    from ..gguf import check_weights
+    from ..models.gguf import check_weights
 
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
         raise ConfigError("--ctx and --threads are 1 at least")
@@ -72,8 +72,8 @@ def _bytes(text: str | None) -> int | None:
 
 def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
     """The header of a file, or of a model of the hub that is not downloaded."""
-    from .. import gguf, remote
     from ..errors import ModelNotFound
+    from ..models import gguf, remote_header
     from .pull import download_of
 
     try:
@@ -83,7 +83,7 @@ def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
             raise  # a file was meant
     plan = download_of(name)
     talk(plan.choice or f"{plan.repo} is not on this disk: its header is read on the hub")
-    return remote.header_of(plan)
+    return remote_header.header_of(plan)
 
 
 def _device(asked: str) -> str:
@@ -117,9 +117,10 @@ def assess(
         quick: use what was measured before and nothing else.
         free: bytes of device memory and of RAM to plan with; None for what is free now.
     """
-    from .. import hardware, needs
-    from ..forecast import hit_rate
-    from ..plan import plan
+    from ..machine import hardware
+    from ..planning import model_needs
+    from ..planning.forecast import hit_rate
+    from ..planning.placement import plan
 
     bare = hardware.machine(device, threads or 1)
     bare = replace(bare, threads=threads or bare.cores)
@@ -129,7 +130,7 @@ def assess(
         bare = replace(bare, device_free_bytes=device_free, device_total_bytes=total)
     if ram_free is not None:
         bare = replace(bare, ram_free_bytes=ram_free, ram_total_bytes=max(ram_free, bare.ram_total_bytes))
-    model, machine = needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
+    model, machine = model_needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
     placed = plan(machine, model, context, budget)
     if placed.ram_short_bytes and machine.disk_rate is None and not quick:
         machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
@@ -148,9 +149,9 @@ def assess(
     }
 
 
-def _known_rates(machine: Machine, quick: bool) -> dict[str, float]:
+def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
     """What `edgemoe doctor` measured."""
-    from .. import hardware
+    from ..machine import hardware
 
     notes: list[str] = []
     known = hardware.load(machine.device, machine.threads, notes)
@@ -162,17 +163,17 @@ def _known_rates(machine: Machine, quick: bool) -> dict[str, float]:
 
 
 def _forecast(
-    file: GgufFile, machine: Machine, model: ModelNeeds, placed: Plan, hits: float, quick: bool
-) -> Forecast:  # fmt: skip
+    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Plan, hits: float, quick: bool
+) -> SpeedForecast:  # fmt: skip
     """From a run of a few layers; where that is not wanted or not possible, from rates."""
-    from .. import hardware, probe
     from ..engine.bandwidth import COMMON, weights_of
-    from ..forecast import forecast, from_runs
+    from ..machine import hardware, trial_run
+    from ..planning.forecast import forecast, from_runs
 
     if quick:
         return forecast(machine, model, placed, hits)
     try:
-        runs = probe.run(file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress)
+        runs = trial_run.run(file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress)
         if runs:
             return from_runs(runs, machine, model, placed, hits)
         experts, others = weights_of(file)
@@ -186,7 +187,8 @@ def _forecast(
 
 def _heat(file: GgufFile, model: ModelNeeds) -> Any:
     """What earlier runs learnt of the routing, None when there is nothing."""
-    from .. import gguf, history
+    from ..models import gguf
+    from ..routing import history
 
     if model.shape is None or not file.path.is_file():
         return None
@@ -214,9 +216,9 @@ def _model(file: GgufFile, model: ModelNeeds, context: int) -> dict[str, Any]:
     }
 
 
-def llama_cpp_flags(file: GgufFile, machine: Machine, placed: Plan) -> str:
+def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Plan) -> str:
     """The command of llama.cpp that comes nearest: whole layers, the last ones on the device, in as much memory."""
-    from ..gguf import EXPERTS
+    from ..models.gguf import EXPERTS
 
     command = ["llama-server", "-m", file.path.name, "-c", str(placed.context), "-t", str(machine.threads)]
     if not machine.device or not placed.dense_on_device:
@@ -234,7 +236,7 @@ def llama_cpp_flags(file: GgufFile, machine: Machine, placed: Plan) -> str:
     return " ".join(command + ([] if placed.kv_on_device else ["--no-kv-offload"]))
 
 
-def verdict(machine: Machine, model: ModelNeeds, placed: Plan, expected: Forecast) -> str:
+def verdict(machine: MachineRates, model: ModelNeeds, placed: Plan, expected: SpeedForecast) -> str:
     """The plan in words."""
     if not placed.fits:
         return placed.reason
@@ -272,7 +274,7 @@ def in_short(content: dict[str, Any]) -> str:
 
 def as_text(content: dict[str, Any]) -> str:
     """The record for people."""
-    from tui.text import size
+    from ..text.display import size
 
     model, placed, machine = content["model"], content["plan"], content["machine"]
     device = machine["device"]

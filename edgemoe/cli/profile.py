@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import show_progress, talk
 from ..errors import ConfigError, EdgeMoEError
+from ..text.console import show_progress, talk
 
 if TYPE_CHECKING:
     from ..config import OffloadConfig

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..console import show_progress, talk
 from ..errors import ConfigError, ModelNotFound
+from ..text.console import show_progress, talk
 
 if TYPE_CHECKING:
-    from ..catalog import Model, Variant
-    from ..hub import Download
-    from ..hub.cache import Removal
-    from ..hub.meter import Progress
+    from ..models.catalog import Model, Variant
+    from ..models.hub import Download
+    from ..models.hub.cache import Removal
+    from ..models.hub.meter import Progress
 
 INTERRUPTED = 130
 MODEL = "a name of the catalogue, org/repo:QUANT, or org/repo for the quantisation that fits best"
@@ -48,8 +48,8 @@ def download_of(name: str, revision: str | None = None) -> Download:
         DoesNotFit: no quantisation is named and none fits.
         EdgeMoEError: the hub refuses or does not answer.
     """
-    from ..hub import Download, RemoteFile, parse, plan_download
-    from ..hub.plan import MAIN
+    from ..models.hub import Download, RemoteFile, parse, plan_download
+    from ..models.hub.records import MAIN
 
     if "/" in name:
         repo, quantisation = parse(name)
@@ -68,9 +68,9 @@ def fetch(name: str, told: Callable[[float, str], bool]) -> None:
     """Download a model for the chat, which is told of it and can stop it by saying no.
 
     Raises:
-        EdgeMoEError: see `edgemoe.hub.fetch.download`.
+        EdgeMoEError: see `edgemoe.models.hub.download.download`.
     """
-    from ..hub.fetch import download
+    from ..models.hub.download import download
 
     def report(progress: Progress) -> None:
         if not told(progress.share, in_words(progress)):
@@ -86,7 +86,7 @@ def removed(name: str, really: bool) -> int:
     Raises:
         EdgeMoEError: it is not there, or in use.
     """
-    from ..hub.cache import remove
+    from ..models.hub.cache import remove
 
     what = removal_of(name)
     if really:
@@ -100,8 +100,8 @@ def removal_of(name: str) -> Removal:
     Raises:
         ModelNotFound: it is not there.
     """
-    from ..hub import parse
-    from ..hub.cache import removal
+    from ..models.hub import parse
+    from ..models.hub.cache import removal
 
     if "/" in name:
         return removal(*parse(name))
@@ -111,7 +111,7 @@ def removal_of(name: str) -> Removal:
 
 def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
     """The model of that name, in the quantisation named or else the first that fits this machine, or that is there."""
-    from ..catalog import load
+    from ..models.catalog import load
 
     model, variant = load().resolve(name)
     if not model.variants:
@@ -120,7 +120,7 @@ def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
     if variant is not None:
         return model, variant
     if there:
-        from ..models import downloaded
+        from ..models.find import downloaded
 
         return model, next((v for v in model.variants if downloaded(v)), model.variants[0])
     from .. import limits
@@ -131,12 +131,12 @@ def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
 
 def _pull(parsed: argparse.Namespace) -> int:
     plan = download_of(parsed.model, parsed.revision)
-    from tui.text import visible
+    from ..text.display import visible
 
     if plan.choice:
         talk(visible(plan.choice))
 
-    from ..hub.fetch import download, missing_bytes
+    from ..models.hub.download import download, missing_bytes
 
     missing = missing_bytes(plan)
     if parsed.dry_run:
@@ -155,7 +155,7 @@ def _pull(parsed: argparse.Namespace) -> int:
 
 
 def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
-    from tui.text import size, visible
+    from ..text.display import size, visible
 
     if as_json:
         print(json.dumps(_facts(plan, missing)))
@@ -166,11 +166,11 @@ def _print_plan(plan: Download, missing: int, as_json: bool) -> None:
 
 
 def _rm(parsed: argparse.Namespace) -> int:
-    from tui.text import size, visible
+    from ..text.display import size, visible
 
     what = removal_of(parsed.model)
 
-    from ..hub.cache import remove
+    from ..models.hub.cache import remove
 
     for name in what.files:
         talk(visible(name))
@@ -205,7 +205,7 @@ def _show(progress: Progress) -> None:
 
 def in_words(progress: Progress) -> str:
     """Bytes, and speed and time left or what it does instead."""
-    from tui.text import size
+    from ..text.display import size
 
     left = progress.seconds_left
     step = f"{size(progress.done_bytes)} of {size(progress.total_bytes)}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import home
-from ..console import show_progress, table, talk
 from ..errors import ConfigError, EdgeMoEError
+from ..text.console import show_progress, table, talk
 from . import MODEL
 
 FRACTIONS = "0.125,0.25,0.5"
@@ -47,10 +47,11 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
 
 
 def _replay(parsed: argparse.Namespace) -> int:
-    from .. import replay, trace
-    from ..clock import Machine
+    from ..replay import replay
+    from ..replay.virtual_clock import ClockModel
+    from ..routing import trace
 
-    machine = None if parsed.clock is None else Machine.parse(parsed.clock)
+    machine = None if parsed.clock is None else ClockModel.parse(parsed.clock)
     fractions = _shares(parsed.slots)
     if parsed.uploads is not None and parsed.uploads < 1:
         raise ConfigError(f"--uploads {parsed.uploads} is below 1")
@@ -68,7 +69,7 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 
 def _learn(data: Any) -> Any:
-    from .. import replay
+    from ..replay import replay
 
     try:
         tables = replay.learn(data, show_progress)
@@ -123,8 +124,9 @@ def _replay_text(result: dict[str, Any]) -> str:
 def _train(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     import numpy as np
 
-    from .. import gguf, history, predictor, trace
-    from ..predictor import fit, measure
+    from ..models import gguf
+    from ..routing import history, predictor, trace
+    from ..routing.predictor import evaluate, train
 
     file = gguf.check(find(parsed.model))
     shape = gguf.moe_shape(file)
@@ -143,9 +145,9 @@ def _train(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     if ids.shape[1:] != (shape.layers, shape.used) or ids.max(initial=0) >= shape.experts:
         raise EdgeMoEError(f"the trace has layers and top-k {ids.shape[1:]}, the model {(shape.layers, shape.used)}")
     kept = int(len(ids) * (1 - HELD_OUT))
-    tables = fit.fit(ids[:kept], shape.experts, show_progress, tokens[:kept])
-    ours = measure.next_layers(tables, ids[kept:], 1, tokens[kept:])
-    plain = measure.plain_table(ids[:kept], ids[kept:], shape.experts)
+    tables = train.fit(ids[:kept], shape.experts, show_progress, tokens[:kept])
+    ours = evaluate.next_layers(tables, ids[kept:], 1, tokens[kept:])
+    plain = evaluate.plain_table(ids[:kept], ids[kept:], shape.experts)
     report = {"tokens": kept, "held_out": len(ids) - kept, "next": ours.as_dict(), "table": plain.as_dict()}
     if ours.recall_at_k <= plain.recall_at_k:
         raise EdgeMoEError(

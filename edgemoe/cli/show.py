@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import home
-from ..console import table, talk
+from ..text.console import table, talk
 from . import MODEL
 
 if TYPE_CHECKING:
-    from ..gguf import GgufFile
+    from ..models.gguf import GgufFile
 
 
 def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
@@ -26,8 +26,8 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 
 
 def _show(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
-    from .. import gguf
-    from ..models import entry
+    from ..models import gguf
+    from ..models.find import entry
 
     file = gguf.check(find(parsed.model))
     if model := entry(parsed.model):
@@ -39,8 +39,8 @@ def _show(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
 
 
 def _facts(file: GgufFile) -> dict[str, Any]:
-    from .. import gguf
-    from ..families import layers_split
+    from ..models import gguf
+    from ..models.families import layers_split
 
     shape = gguf.moe_shape(file)
     split, why = layers_split(file)
@@ -82,7 +82,7 @@ def _facts(file: GgufFile) -> dict[str, Any]:
 
 def _by_layer(file: Any) -> list[dict[str, Any]]:
     """For each layer with routed experts: bytes of one expert, and the types of its projections."""
-    from ..gguf import EXPERTS
+    from ..models.gguf import EXPERTS
 
     layers: dict[int, dict[str, Any]] = {}
     for tensor in file.run_tensors.values():
@@ -96,8 +96,8 @@ def _by_layer(file: Any) -> list[dict[str, Any]]:
 
 def _learnt(identity: str) -> dict[str, Any]:
     """What earlier runs left for the scheduler."""
-    from .. import history
-    from ..predictor.tables import path_of
+    from ..routing import history
+    from ..routing.predictor.tables import path_of
 
     folder = home("data") / "profiles"
     profile = history.load(identity, folder)
@@ -109,7 +109,7 @@ def _learnt(identity: str) -> dict[str, Any]:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    from tui.text import size
+    from ..text.display import size
 
     experts, learnt = facts["experts"], facts["learnt"]
     rows = [

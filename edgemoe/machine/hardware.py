@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from . import limits
-from .config import home
-from .engine import bandwidth, host
-from .engine.bandwidth import Bench, Weight
-from .plan import Machine
+from .. import limits
+from ..config import home
+from ..engine import bandwidth, host
+from ..engine.bandwidth import Bench, Weight
+from ..planning.placement import MachineRates
 
 SCHEMA = "edgemoe.machine.v1"
 RAM_BYTES = 256 << 20
@@ -28,7 +28,7 @@ DISK_SECONDS = 2.0
 DISK_BLOCK = 4 << 20
 # What a layer does for a token beside weights (norms, ropes, copies, softmax), in operations on a few numbers.
 NODES_OF_A_LAYER = 40
-RATES = tuple(f.name for f in fields(Machine) if f.name.endswith(("_rate", "_ns")))
+RATES = tuple(f.name for f in fields(MachineRates) if f.name.endswith(("_rate", "_ns")))
 Progress = Callable[[float, str], None]
 
 
@@ -49,12 +49,12 @@ class Measured:
     rates: dict[str, float]
 
 
-def machine(device: str, threads: int) -> Machine:
+def machine(device: str, threads: int) -> MachineRates:
     """This machine without rates."""
     free, total = host.device_memory(device) if device else (0, 0)
     ram, cores = limits.memory(), limits.processors().physical
     sim = device == "sim"
-    return Machine(device, free, total, ram.available, ram.total, cores, threads, device_is_cpu=sim)
+    return MachineRates(device, free, total, ram.available, ram.total, cores, threads, device_is_cpu=sim)
 
 
 def measure(
@@ -215,7 +215,7 @@ def save(device: str, threads: int, rates: dict[str, float], seconds: float) -> 
     return kept
 
 
-def with_rates(bare: Machine, rates: dict[str, float]) -> Machine:
+def with_rates(bare: MachineRates, rates: dict[str, float]) -> MachineRates:
     """The machine with what was measured."""
     return replace(bare, **rates)  # type: ignore[arg-type]
 

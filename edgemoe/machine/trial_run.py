@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from . import gguf, needs
-from .config import OffloadConfig
-from .errors import BadGguf
-from .forecast import Run
-from .gguf import GgufFile, moe_shape
-from .plan import BATCH, ModelNeeds, Plan
-from .short import bytes_of, copies, short_copy
-from .types import BoolArray, IdArray
+from ..config import OffloadConfig
+from ..errors import BadGguf
+from ..models import gguf
+from ..models.gguf import GgufFile, moe_shape
+from ..planning import model_needs
+from ..planning.forecast import Run
+from ..planning.placement import BATCH, ModelNeeds, Plan
+from ..types import BoolArray, IdArray
+from .truncated_model import bytes_of, copies, short_copy
 
 MOST_BYTES = 2 << 30
 RAM_SHARE, MOST_SHARE = 0.25, 0.5  # of the free memory that a copy should take, and may take at most
@@ -83,7 +84,7 @@ def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: 
         "path": str(path),
         "offload": {
             "device": device or "none",
-            "vram": _budget(placed, needs.of(gguf.read(path)), shape.experts if shape else 1),
+            "vram": _budget(placed, model_needs.of(gguf.read(path)), shape.experts if shape else 1),
             "stream_tokens": OffloadConfig.stream_tokens if placed.stream_slots else 0,
         },
         "threads": threads,
@@ -95,7 +96,7 @@ def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: 
 
 def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
     """Seconds of a batch and of a token; None where it failed: llama.cpp may end the process it runs in."""
-    command = [sys.executable, "-m", "edgemoe.probe", json.dumps(settings)]
+    command = [sys.executable, "-m", "edgemoe.machine.trial_run", json.dumps(settings)]
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
@@ -109,7 +110,7 @@ def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
 
 def main(settings: dict[str, Any]) -> None:
     """Load a copy, time it and print both figures: the child's part."""
-    from .engine import Llama
+    from ..engine import Llama
 
     threads, hit_rate = settings["threads"], settings["hit_rate"]
     offload = OffloadConfig(**settings["offload"], policy="static", prefetch="off", profile="off")
@@ -150,7 +151,7 @@ def _decode_s(llm: Any, hit_rate: float) -> float:
 
 
 def _seconds(llm: Any, tokens: list[int]) -> float:
-    from .profiling.observe import likeliest
+    from ..profiling.observe import likeliest
 
     started = time.perf_counter()
     llm.eval(tokens)

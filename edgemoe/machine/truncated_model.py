@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from . import gguf, needs
-from .config import home
-from .gguf import EXPERTS, GgufArray, GgufFile, GgufTensor, Value, moe_shape
+from ..config import home
+from ..models import gguf
+from ..models.gguf import EXPERTS, GgufArray, GgufFile, GgufTensor, Value, moe_shape
+from ..planning import model_needs
 
 ALIGNMENT = 32
 _LAYER = re.compile(r"^blk\.(\d+)\.")
@@ -77,7 +78,7 @@ def metadata_of(file: GgufFile, layers: int, experts: int) -> dict[str, Value]:
                 value = replace(value, length=layers, values=value.values[:layers])
         kept[key] = value
     kept[f"{name}.block_count"] = layers
-    kept[f"{name}.vocab_size"] = needs.of(file).vocabulary
+    kept[f"{name}.vocab_size"] = model_needs.of(file).vocabulary
     if experts:
         kept[f"{name}.expert_count"] = experts
     return kept

@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..config import OffloadConfig, home
+from ..errors import ConfigError, ModelNotFound
 from . import toml
-from .config import OffloadConfig, home
-from .errors import ConfigError, ModelNotFound
 
 if TYPE_CHECKING:
-    from .types import ModelShape
+    from ..types import ModelShape
 
 NAME = "models.toml"
 CAPABILITIES = ("chat", "thinking", "tools")
@@ -39,7 +39,7 @@ ROUNDING = 0.04
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class CatalogueFile:
     """One file of a repository.
 
     Attributes:
@@ -79,7 +79,7 @@ class Variant:
 
     quantisation: str
     repository: str
-    files: tuple[RemoteFile, ...]
+    files: tuple[CatalogueFile, ...]
     source: str
     checked: str
     revision: str = "main"
@@ -297,9 +297,8 @@ def _check_date(text: str) -> None:
 
 
 def builtin_path() -> Path:
-    """The catalogue that comes with the program: beside this module once installed, above it in a checkout."""
-    installed = Path(__file__).with_name(NAME)
-    return installed if installed.exists() else Path(__file__).parent.parent / NAME
+    """The catalogue that comes with the program; in a checkout a link to the file at its top."""
+    return Path(__file__).with_name(NAME)
 
 
 def user_path() -> Path:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import home
-from .errors import EdgeMoEError
-from .types import FloatArray
+from ..config import home
+from ..errors import EdgeMoEError
+from ..types import FloatArray
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from ..errors import ConfigError, EdgeMoEError, ModelNotFound
 from . import gguf
 from .catalog import Model, Sampling, Variant, load
-from .errors import ConfigError, EdgeMoEError, ModelNotFound
 
 DEMO = "demo"
 _REPOSITORY = re.compile(r"^(?P<repository>[\w.-]+/[\w.-]+):(?P<quantisation>[\w.-]+)$")

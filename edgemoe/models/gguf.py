@@ -21,8 +21,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .errors import BadGguf, EdgeMoEError, ModelNotFound, UnsupportedModel
-from .types import FloatArray, ModelShape
+from ..errors import BadGguf, EdgeMoEError, ModelNotFound, UnsupportedModel
+from ..types import FloatArray, ModelShape
 
 HINT = "the file may be damaged: download it again"
 OTHER_FILE = "download another file of the model: this one is not damaged, but made for other programs"

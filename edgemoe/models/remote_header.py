@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..errors import BadGguf, ModelNotFound
 from . import gguf
-from .errors import BadGguf, ModelNotFound
 from .gguf import GgufFile
 from .hub import Download
 

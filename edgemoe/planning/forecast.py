@@ -1,7 +1,8 @@
 """How fast a model will be on a machine: from runs of a few of its layers, or at most, from rates. Pure arithmetic.
 
-A copy of a few layers (``edgemoe.probe``) runs through the engine as the model would; every further layer adds the same
-time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs (docs/log.md).
+A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
+adds the same time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs
+(docs/log.md).
 
 By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
 the same time, and a join. Uploads run beside and count only when the link cannot keep up.
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .plan import BATCH, Machine, ModelNeeds, Plan, disk_bytes
-from .types import FloatArray
+from ..types import FloatArray
+from .placement import BATCH, MachineRates, ModelNeeds, Plan, disk_bytes
 
 # Hit rates of the adaptive policy by share of experts resident: the middle of gpt-oss-20b and DeepSeek-V2-Lite on
 # recorded routing (loads on demand); at 0.125 that of LRU on larger models.
@@ -36,7 +37,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SpeedForecast:
     """Tokens per second; None where something that they depend on was not measured.
 
     Attributes:
@@ -52,7 +53,9 @@ class Forecast:
     band: float | None = None
 
 
-def from_runs(runs: Sequence[Run], machine: Machine, needs: ModelNeeds, plan: Plan, hit_rate: float) -> Forecast:
+def from_runs(
+    runs: Sequence[Run], machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float
+) -> SpeedForecast:
     """Speeds of the whole model from runs of short copies of it, the shortest first."""
     first, last = runs[0], runs[-1]
 
@@ -65,10 +68,10 @@ def from_runs(runs: Sequence[Run], machine: Machine, needs: ModelNeeds, plan: Pl
     if decode is not None and plan.ram_short_bytes:
         decode = decode + disk_bytes(plan, needs) / machine.disk_rate if machine.disk_rate else None
     hits = hit_rate if any(plan.slots) else 0.0
-    return Forecast(hits, None if plan.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND)
+    return SpeedForecast(hits, None if plan.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND)
 
 
-def forecast(machine: Machine, needs: ModelNeeds, plan: Plan, hit_rate: float) -> Forecast:
+def forecast(machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float) -> SpeedForecast:
     """What a model can reach that is placed by ``plan``; ``hit_rate`` is that of decode, 0..1."""
     hits = needs.pairs * hit_rate if any(plan.slots) else 0.0
     decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, plan.dense_on_device)
@@ -77,11 +80,11 @@ def forecast(machine: Machine, needs: ModelNeeds, plan: Plan, hit_rate: float) -
         decode = decode + read / machine.disk_rate if machine.disk_rate else None
     batch = _batch_seconds(machine, needs, plan)
     prefill = None if batch is None or plan.ram_short_bytes else BATCH / batch
-    return Forecast(hit_rate if any(plan.slots) else 0.0, prefill, None if decode is None else 1 / decode)
+    return SpeedForecast(hit_rate if any(plan.slots) else 0.0, prefill, None if decode is None else 1 / decode)
 
 
 def step_seconds(
-    machine: Machine, needs: ModelNeeds, hits: float, misses: float, uploads: float, dense_on_device: bool = True
+    machine: MachineRates, needs: ModelNeeds, hits: float, misses: float, uploads: float, dense_on_device: bool = True
 ) -> float | None:
     """Seconds of one token; None when a rate is missing.
 
@@ -105,7 +108,7 @@ def step_seconds(
     return max(dense + together(machine, device, cpu) + join + fixed, upload)
 
 
-def together(machine: Machine, device_s: float, cpu_s: float) -> float:
+def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
     """Wall time of work of the device and of the CPU at once; a device that is the CPU in disguise takes its cores."""
     longer = max(device_s, cpu_s)
     if not machine.device_is_cpu:
@@ -148,13 +151,13 @@ def _over(amount: float, rate: float | None) -> float | None:
     return amount / rate if rate else None
 
 
-def _dense_rate(machine: Machine, on_device: bool) -> float | None:
+def _dense_rate(machine: MachineRates, on_device: bool) -> float | None:
     if on_device and machine.device:
         return machine.device_dense_rate or machine.device_rate
     return machine.cpu_dense_rate or machine.cpu_expert_rate
 
 
-def _batch_seconds(machine: Machine, needs: ModelNeeds, plan: Plan) -> float | None:
+def _batch_seconds(machine: MachineRates, needs: ModelNeeds, plan: Plan) -> float | None:
     """Seconds of a batch of `BATCH` tokens: resident experts on the device, others streamed there or on the CPU."""
     on_device = plan.dense_on_device and bool(machine.device)
     dense_rate = machine.device_dense_operation_rate if on_device else machine.cpu_dense_operation_rate

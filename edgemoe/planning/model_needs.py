@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from .gguf import EXPERTS, GgufArray, GgufFile, moe_shape
-from .plan import BATCH, ModelNeeds
+from ..models.gguf import EXPERTS, GgufArray, GgufFile, moe_shape
+from .placement import BATCH, ModelNeeds
 
 F32 = 4
 # Types that a cache can have, by ggml's number: bytes of a block and numbers in it.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .config import Budget
-from .policy import plan_slots
-from .types import ModelShape
+from ..config import Budget
+from ..routing.policy import plan_slots
+from ..types import ModelShape
 
 GIB = 1 << 30
 # Left free on a device for the desktop and other programs; on a device below 4 GiB a quarter of it.
@@ -38,7 +38,7 @@ NOTHING = (Budget(bytes=0), Budget(share=0.0))
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineRates:
     """One machine, and what was measured of it; a rate that was not measured is None.
 
     Attributes:
@@ -92,7 +92,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What a model needs, in bytes; made of its header by ``edgemoe.needs``.
+    """What a model needs, in bytes; made of its header by ``edgemoe.planning.model_needs``.
 
     Attributes:
         shape: geometry of the routed experts, None for a dense model.
@@ -260,7 +260,7 @@ def reserve_of(total_bytes: int) -> int:
 
 
 def plan(
-    machine: Machine,
+    machine: MachineRates,
     needs: ModelNeeds,
     context: int,
     budget: Budget,
@@ -314,7 +314,7 @@ def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache:
     return start, f"The device has no room for the dense weights{with_cache}: they stay on the CPU."
 
 
-def _stages(machine: Machine, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
+def _stages(machine: MachineRates, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
     """Numbers of staging places, the best first."""
     if not stream or needs.shape is None:
         return [0]
@@ -358,7 +358,7 @@ def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
     return ""
 
 
-def _with_ram(placed: Plan, machine: Machine, needs: ModelNeeds) -> Plan:
+def _with_ram(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> Plan:
     """Add what the host holds, and what it costs when that is too much."""
     private = placed.pinned_bytes
     private += 0 if placed.kv_on_device else placed.kv_bytes + needs.compute_bytes(placed.context)
@@ -378,7 +378,7 @@ def _with_ram(placed: Plan, machine: Machine, needs: ModelNeeds) -> Plan:
     return replace(placed, fits=False, parts=(("ram", _cost_of_shortage(placed, machine, needs)), *placed.parts))
 
 
-def _cost_of_shortage(placed: Plan, machine: Machine, needs: ModelNeeds) -> str:
+def _cost_of_shortage(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> str:
     needed, free = placed.ram_private_bytes + placed.ram_mapped_bytes, machine.ram_free_bytes
     text = f"RAM is too small: {needed / GIB:.2f} GiB are needed, {free / GIB:.2f} GiB are free"
     if placed.ram_private_bytes > free:

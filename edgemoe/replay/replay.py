@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .clock import Clock, Machine
-from .engine.binding import COLD, PENDING, RESIDENT
-from .engine.predictor import NativePredictor
-from .policy import make
-from .predictor import Tables, fit, measure
-from .prefetch import GAIN, LEAD, PLAN_EVERY
-from .trace import Trace
-from .types import BoolArray, FloatArray, IdArray, ModelShape
+from ..engine.binding import COLD, PENDING, RESIDENT
+from ..engine.predictor import NativePredictor
+from ..routing.policy import make
+from ..routing.predictor import Tables, evaluate, train
+from ..routing.prefetch import GAIN, LEAD, PLAN_EVERY
+from ..routing.trace import Trace
+from ..types import BoolArray, FloatArray, IdArray, ModelShape
+from .virtual_clock import Clock, ClockModel
 
 SCHEMA = "edgemoe.replay.v1"
 UPLOADS = 2  # the engine's default for loads per layer and token
@@ -277,7 +277,7 @@ class Job:
     split: Split
     limit: int | None
     tables: Tables | None
-    machine: Machine | None = None
+    machine: ClockModel | None = None
 
     def run(self) -> dict[str, Any]:
         """Count it."""
@@ -323,7 +323,7 @@ def report(
     fractions: Sequence[float],
     limit: int | None,
     tables: Tables | None,
-    machine: Machine | None = None,
+    machine: ClockModel | None = None,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> dict[str, Any]:
     """All policies at all budgets, in the form of `SCHEMA`.
@@ -359,18 +359,18 @@ def report(
 def _predictors(data: Split, tables: Tables | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if len(data.train):
-        found["table"] = measure.plain_table(data.train, data.test, data.experts).as_dict()
+        found["table"] = evaluate.plain_table(data.train, data.test, data.experts).as_dict()
     if tables is not None:
         for lead in range(1, tables.leads + 1):
-            found[f"next-{lead}"] = measure.next_layers(tables, data.test, lead, data.test_tokens).as_dict()
+            found[f"next-{lead}"] = evaluate.next_layers(tables, data.test, lead, data.test_tokens).as_dict()
     return found
 
 
 def learn(data: Split, progress: Callable[[float, str], None] = lambda share, step: None) -> Tables | None:
     """Train on the training half; None when it is too short."""
-    if len(data.train) < fit.LEAST_TOKENS:
+    if len(data.train) < train.LEAST_TOKENS:
         return None
-    return fit.fit(data.train, data.experts, progress, data.train_tokens)
+    return train.fit(data.train, data.experts, progress, data.train_tokens)
 
 
 def verdict(budgets: Sequence[dict[str, Any]]) -> str:

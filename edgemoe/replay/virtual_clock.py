@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 SMOOTH = 0.1  # as the core's estimate of the time from layer to layer
 
 
 @dataclass(frozen=True)
-class Machine:
+class ClockModel:
     """What a token's time is made of. The values are of a PC with two channels of DDR5 and a PCIe 4.0 x16 card.
 
     Attributes:
@@ -38,7 +38,7 @@ class Machine:
     expert: float = 5e6
 
     @classmethod
-    def parse(cls, text: str) -> Machine:
+    def parse(cls, text: str) -> ClockModel:
         """Read ``cpu=45e9,link=24e9``; what is not given keeps its value.
 
         Raises:
@@ -70,7 +70,7 @@ class Clock:
         now: seconds since the beginning.
     """
 
-    def __init__(self, machine: Machine, layers: int, expert_bytes: Sequence[float] | None) -> None:
+    def __init__(self, machine: ClockModel, layers: int, expert_bytes: Sequence[float] | None) -> None:
         """Begin at 0; ``expert_bytes`` is of one expert of each layer, None where only the machine tells."""
         self.now = 0.0
         self._machine = machine

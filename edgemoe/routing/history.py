@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..types import FloatArray, IdArray
 from .trace import read_npz, write_npz
-from .types import FloatArray, IdArray
 
 VERSION = 1
 # Evidence this many tokens old counts half: some long chats, so that the profile follows its user.

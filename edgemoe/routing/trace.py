@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import EdgeMoEError
-from .types import BoolArray, FloatArray, IdArray
+from ..errors import EdgeMoEError
+from ..types import BoolArray, FloatArray, IdArray
 
 AnyArray = npt.NDArray[Any]
 IntArray = npt.NDArray[np.int64]

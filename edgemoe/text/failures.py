@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgemoe.errors import EdgeMoEError
-
-from .text import visible
+from ..errors import EdgeMoEError
+from .display import visible
 
 
 class Failure(NamedTuple):

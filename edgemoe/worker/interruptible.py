@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any
 
-from .session import Engine
+from .protocol import Engine
 
 # A signal that comes just before the main thread falls asleep does not wake it: it has to look for itself.
 LOOK_SECONDS = 0.05

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 
-from ..errors import EdgeMoEError, ModelNotFound
-from .plan import MAIN, Download, RemoteFile, names_of, whole_models
+from ...errors import EdgeMoEError, ModelNotFound
+from .records import MAIN, Download, RemoteFile, names_of, whole_models
 
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 

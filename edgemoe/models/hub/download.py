@@ -27,11 +27,11 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session,
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from ..errors import EdgeMoEError, ModelNotFound
+from ...errors import EdgeMoEError, ModelNotFound
 from . import cache
 from .failures import DiskTooSmall, explained, is_passing, wait_asked_for
 from .meter import Meter, Progress
-from .plan import Download, RemoteFile
+from .records import Download, RemoteFile
 
 QUESTIONS = 4  # attempts at a question before it is given up: 3.5 s in all
 TRANSFERS = 8  # attempts in a row that bring no byte before a file is given up: one minute in all

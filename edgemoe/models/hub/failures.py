@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import DoesNotFit, EdgeMoEError, ModelNotFound
+from ...errors import DoesNotFit, EdgeMoEError, ModelNotFound
 
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone at the next attempt

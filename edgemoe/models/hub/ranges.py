@@ -8,9 +8,9 @@ from functools import partial
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from ..errors import EdgeMoEError
-from .fetch import insist, remote_of
-from .plan import Download, RemoteFile
+from ...errors import EdgeMoEError
+from .download import insist, remote_of
+from .records import Download, RemoteFile
 
 
 def opened(plan: Download, file: RemoteFile) -> tuple[int, Callable[[int, int], bytes]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
-from ..types import ModelShape
-from .adaptive import Forecast
+from ...errors import ConfigError
+from ...types import ModelShape
+from .adaptive import DecayScorer
 from .base import IntArray, Policy
 from .demand import DemandPolicy
 from .learned import Learned, Predictor
@@ -15,7 +15,7 @@ from .static import Static
 
 __all__ = ["IntArray", "Policy", "Predictor", "least_slots", "make", "plan_slots"]
 
-_SCORERS = {"lru": Recency, "lfu": Frequency, "adaptive": Forecast}
+_SCORERS = {"lru": Recency, "lfu": Frequency, "adaptive": DecayScorer}
 
 
 def make(name: str, shape: ModelShape, slots: IntArray, predictor: Predictor | None = None) -> Policy | None:

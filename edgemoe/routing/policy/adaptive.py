@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..types import BoolArray, FloatArray, ModelShape
+from ...types import BoolArray, FloatArray, ModelShape
 from .base import Indices, Scores
 from .lfu import Frequency
 
@@ -21,7 +21,7 @@ TERMS = ((0.5, 0.05), (0.9, 0.28), (0.98, 0.45), (0.998, 0.2), (0.9998, 0.2))
 CHARGE = 0.15
 
 
-class Forecast:
+class DecayScorer:
     """Scores an expert by its forecast use: a weighted sum of decaying frequencies, `demand.Scorer`.
 
     The fast term is recency, the slow one the taste of the model. Scores are uses per token, 0..1.

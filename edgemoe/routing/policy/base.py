@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..types import BoolArray, FloatArray, IdArray, Load, ModelShape
+from ...types import BoolArray, FloatArray, IdArray, Load, ModelShape
 
 IntArray = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.intp]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..types import BoolArray, FloatArray, IdArray, Load, ModelShape
+from ...types import BoolArray, FloatArray, IdArray, Load, ModelShape
 from .base import Indices, IntArray, Ledger, Scores
 from .exchange import Exchange, fill
 

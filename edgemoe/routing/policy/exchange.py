@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..types import BoolArray, Load
+from ...types import BoolArray, Load
 from .base import Indices, IntArray, Scores
 
 Accept = Callable[[Scores, Scores], BoolArray]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..types import BoolArray, FloatArray, IdArray, ModelShape
+from ...types import BoolArray, FloatArray, IdArray, ModelShape
 from .base import Indices, Scores
 
 # Expected uses (discounted, 0..1) that a newcomer must have above its victim. Hit rate (loads per layer and token) on

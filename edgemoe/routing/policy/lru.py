@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..types import BoolArray, FloatArray, ModelShape
+from ...types import BoolArray, FloatArray, ModelShape
 from .base import Indices, Scores
 
 

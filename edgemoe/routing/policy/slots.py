@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..types import ModelShape
+from ...types import ModelShape
 from .base import IntArray
 
 

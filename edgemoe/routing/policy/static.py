@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..types import BoolArray, FloatArray, IdArray, Load, ModelShape
+from ...types import BoolArray, FloatArray, IdArray, Load, ModelShape
 from .base import IntArray, Ledger
 from .exchange import Exchange, fill
 

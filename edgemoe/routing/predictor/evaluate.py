@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..types import FloatArray, IdArray
-from .fit import by_token, decayed, one_hot
+from ...types import FloatArray, IdArray
 from .tables import Tables
+from .train import by_token, decayed, one_hot
 
 BINS = 10
 

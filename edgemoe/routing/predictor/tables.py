@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...types import FloatArray
 from ..trace import read_npz, write_npz
-from ..types import FloatArray
 
 VERSION = 2
 # What is left of a use one token later: from "just now" to "the taste of this model".

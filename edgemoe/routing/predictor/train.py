@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EdgeMoEError
-from ..types import IdArray
+from ...errors import EdgeMoEError
+from ...types import IdArray
 from .tables import DECAYS, HORIZON, LEADS, MEMORY_RATES, REACH, TOKEN_PRIOR, Tables, untrained
 
 if TYPE_CHECKING:

@@ -295,7 +295,7 @@ def test_ctrl_c_while_loading(model: str, capsys: Captured) -> None:
 def test_a_reader_that_goes_away_is_no_traceback(model: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from edgemoe.cli import main\nfrom fake_engine import FakeLlama\n"
+        "from edgemoe.cli.main import main\nfrom fake_engine import FakeLlama\n"
         "opened = lambda path, **keywords: FakeLlama(path, answers=['word ' * 30000], **keywords)\n"
         "raise SystemExit(main(['run', sys.argv[1], 'hi'], opened))"
     )
@@ -362,7 +362,7 @@ def test_the_chat_opens_on_a_terminal_and_quits(model: str) -> None:
     """A real pseudo-terminal: the chat draws, Ctrl+Q leaves, the exit code is 0."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from edgemoe.cli import main\nfrom fake_engine import FakeLlama\n"
+        "from edgemoe.cli.main import main\nfrom fake_engine import FakeLlama\n"
         "raise SystemExit(main(['chat', sys.argv[1]], FakeLlama))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}

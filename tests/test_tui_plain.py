@@ -140,7 +140,7 @@ def test_the_command_line_chooses_the_plain_chat(tmp_path: Path, term: str, opti
     (tmp_path / "m.gguf").write_bytes(b"")
     code = (
         "import sys; sys.path[:0] = ['tests']\n"
-        "from fake_engine import FakeLlama; from edgemoe.cli import main\n"
+        "from fake_engine import FakeLlama; from edgemoe.cli.main import main\n"
         "sys.exit(main(sys.argv[1:], FakeLlama))"
     )
     command = [sys.executable, "-c", code, "chat", str(tmp_path / "m.gguf"), *options]

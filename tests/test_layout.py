@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,25 @@ def test_the_served_chat_in_a_folder_with_another_tui(rubbish: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_in_a_folder_with_another_tui(rubbish: Path) -> None:
     assert ran("demo", "--ask", "What is the capital of France?", "--max-tokens", "4").strip()
+
+
+# What is installed.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["the checkout", "the source archive"])
+def test_one_package_is_installed(source: str, tmp_path: Path) -> None:
+    """Both ways to a wheel follow the links to ``tui`` and to the catalogue."""
+    pytest.importorskip("scikit_build_core")
+    path = ROOT
+    if source == "the source archive":
+        code = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
+        made = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        path = tmp_path / made.stdout.decode().splitlines()[-1]
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    build_folder = f"--config-settings=build-dir={tmp_path / 'build'}"
+    subprocess.run([*pip, build_folder, "-w", str(tmp_path), str(path)], check=True)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    assert {top for name in names if not (top := name.split("/")[0]).endswith(".dist-info")} == {"edgemoe"}
+    assert {"edgemoe/tui/app.tcss", "edgemoe/models/models.toml", "edgemoe/engine/edgemoe_core.so"} <= names
+    assert not [name for name in names if name.startswith("edgemoe/core/")]

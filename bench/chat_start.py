@@ -29,7 +29,7 @@ TURNS, WORDS = 6, 150  # of each conversation, and of each turn
 
 def fill(path: Path, chats: int) -> None:
     """Conversations of words as frequent as in a language: few very often, most seldom."""
-    from tui.store import Store
+    from edgemoe.tui.store import Store
 
     store, chance = Store(path), random.Random(1)
     words = [f"{chance.choice('bdfklmnprst')}{index}" for index in range(20_000)]
@@ -47,9 +47,9 @@ def chat(folder: str) -> None:
     """The app, as ``edgemoe chat`` opens it, its scripted engine in a child."""
     from fake_engine import FakeLlama
 
+    from edgemoe.tui.app import ChatApp
+    from edgemoe.tui.records import ChatSettings
     from edgemoe.worker import Worker
-    from tui.app import ChatApp
-    from tui.records import ChatSettings
 
     ChatApp(Worker(partial(FakeLlama)), ChatSettings("scripted"), Path(folder) / "chats.db").run()
 
@@ -75,7 +75,7 @@ def first_paint_ms(folder: str) -> tuple[float, float]:
 
 def searches_ms(folder: str) -> list[tuple[str, float]]:
     """Each search with its milliseconds, as the history asks for it: in the archive's thread."""
-    from tui.archive import Archive
+    from edgemoe.tui.archive import Archive
 
     archive = Archive(Path(folder) / "chats.db", print)
     archive.do(lambda store: store.recent(1)).result()

@@ -38,9 +38,9 @@ def chat(rate: float, seconds: float, folder: str, short: bool, thought: bool) -
     """The app, in this process, its engine in a child."""
     from fake_engine import FakeLlama, Script
 
+    from edgemoe.tui.app import ChatApp
+    from edgemoe.tui.records import ChatSettings
     from edgemoe.worker import Worker
-    from tui.app import ChatApp
-    from tui.records import ChatSettings
 
     many = 1 if short else int(seconds * rate / len(PARAGRAPH.split(" "))) + 2
     text = PARAGRAPH.replace(CODE, CODE[: len(CODE) // 4]) if short else PARAGRAPH * many

@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from edgemoe import Llama, OffloadConfig, replay, trace
+from edgemoe import Llama, OffloadConfig
 from edgemoe.config import SimConfig
 from edgemoe.engine import host
+from edgemoe.replay import replay
+from edgemoe.routing import trace
 
 STRETCH = 100
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgemoe import Llama, OffloadConfig
 from edgemoe.config import SimConfig
-from edgemoe.probe import routes
+from edgemoe.machine.trial_run import routes
 
 TOKENS, WARM_UP = 60, 15
 

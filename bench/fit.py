@@ -16,13 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgemoe import OffloadConfig, gguf, probe
-from edgemoe.commands.fit import assess
+from edgemoe import OffloadConfig
+from edgemoe.cli.fit import assess
 from edgemoe.config import Budget
-from edgemoe.console import table, talk
-from edgemoe.forecast import BAND
-from edgemoe.plan import BATCH
+from edgemoe.machine import trial_run
+from edgemoe.models import gguf
+from edgemoe.planning.forecast import BAND
+from edgemoe.planning.placement import BATCH
 from edgemoe.profiling.measure import OURS, Test, middle, profile
+from edgemoe.text.console import table, talk
 
 PLACEMENTS = (("none", "0%"), ("sim", "25%"), ("sim", "50%"), ("sim", "75%"), ("sim", "100%"))
 TESTS = (Test(prompt=BATCH), Test(generate=48))
@@ -54,10 +56,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, action="append", required=True)
     parser.add_argument("--threads", type=int, default=1, help="fewer than cores, where the device is simulated")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--copy", type=float, default=probe.MOST_BYTES, help="most bytes of a copy that is run")
+    parser.add_argument("--copy", type=float, default=trial_run.MOST_BYTES, help="most bytes of a copy that is run")
     parser.add_argument("--json", action="store_true")
     parsed = parser.parse_args()
-    probe.MOST_BYTES = int(parsed.copy)
+    trial_run.MOST_BYTES = int(parsed.copy)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EDGEMOE_HOME"] = folder

@@ -17,9 +17,11 @@ from statistics import fmean
 
 import numpy as np
 
-from edgemoe import Llama, OffloadConfig, predictor, replay, trace
-from edgemoe.clock import Clock, Machine
+from edgemoe import Llama, OffloadConfig
 from edgemoe.config import SimConfig
+from edgemoe.replay import replay
+from edgemoe.replay.virtual_clock import Clock, ClockModel
+from edgemoe.routing import predictor, trace
 from edgemoe.types import ExpertStats, ModelShape
 
 FEW, ALL = "12.5%", "100%"
@@ -56,12 +58,12 @@ def measure(given: argparse.Namespace, ids: np.ndarray, share: str, prefetch: st
     return Run(fmean(steps), after.slots // shape.layers, ExpertStats(**counted), shape)
 
 
-def machine_of(given: argparse.Namespace, few: Run, every: Run, tokens: int) -> Machine:
+def machine_of(given: argparse.Namespace, few: Run, every: Run, tokens: int) -> ClockModel:
     """What the two runs tell of the machine."""
     size = float(np.mean(few.shape.expert_bytes))
     hit_s = every.stats.hits * size / given.device
     layers = tokens * few.shape.layers
-    return Machine(
+    return ClockModel(
         cpu=few.stats.misses * size / (few.stats.cpu_ns / 1e9),
         device=given.device,
         link=given.link,

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edgemoe.demo import build_demo
+from edgemoe.models.demo import build_demo
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = "from edgemoe.cli import main; raise SystemExit(main())"
+RUN = "from edgemoe.cli.main import main; raise SystemExit(main())"
 SECONDS = 10.0
 IDLE_SECONDS = 60.0  # for a whole answer on a busy machine
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'

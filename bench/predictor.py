@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from edgemoe.engine.predictor import NativePredictor
-from edgemoe.predictor import Tables
+from edgemoe.routing.predictor import Tables
 
 
 def tables(layers: int, experts: int, used: int) -> Tables:

@@ -17,9 +17,11 @@ from statistics import median
 
 import numpy as np
 
-from edgemoe import Llama, OffloadConfig, predictor, replay, trace
+from edgemoe import Llama, OffloadConfig
 from edgemoe.config import SimConfig
-from edgemoe.gguf import check, model_identity
+from edgemoe.models.gguf import check, model_identity
+from edgemoe.replay import replay
+from edgemoe.routing import predictor, trace
 
 
 def run(given: argparse.Namespace, data: replay.Split, bandwidth: int, prefetch: str) -> float:

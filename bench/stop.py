@@ -29,14 +29,14 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from edgemoe import OffloadConfig
-from edgemoe.demo import build_demo
+from edgemoe.models.demo import build_demo
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.store import Store
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.worker import Worker, open_llama
-from tui.app import ChatApp
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
-from tui.store import Store
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.prompt import Prompt
 
 STORY = "Write a long story about a ship."
 RATE = 100.0  # tokens a second of the scripted engine

@@ -12,12 +12,12 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from edgemoe import Llama, OffloadConfig
-from edgemoe.demo import build_demo
-from tui.app import ChatApp
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
-from tui.session import InThisProcess
-from tui.widgets.prompt import Prompt
+from edgemoe.models.demo import build_demo
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.widgets.prompt import Prompt
 
 QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
 

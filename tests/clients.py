@@ -23,7 +23,7 @@ os.environ.setdefault("EDGEMOE_HOME", tempfile.mkdtemp())
 import llama_cpp
 
 from edgemoe import Llama, OffloadConfig
-from edgemoe.demo import build_demo
+from edgemoe.models.demo import build_demo
 
 PLAIN = llama_cpp.Llama
 QUESTION = "The capital of France is"

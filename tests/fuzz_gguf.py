@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from tests.zoo import ARCHITECTURES, HEADLESS, WITH_MTP, build
 
 SECONDS = 60
@@ -191,9 +191,9 @@ def _load_and_run(path: Path) -> str:
 def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str, float]]:
     """Number, model, verdict and milliseconds of each round; a round is the same whichever rounds came before it."""
     import edgemoe.engine.llama
-    import edgemoe.history
-    import edgemoe.models
-    import edgemoe.predictor  # noqa: F401
+    import edgemoe.models.find
+    import edgemoe.routing.history
+    import edgemoe.routing.predictor  # noqa: F401
 
     headers: dict[tuple[str, bool], Header] = {}
     victim = folder / f"victim-{os.getpid()}.gguf"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from edgemoe import catalog, toml
-from edgemoe.catalog import Catalogue, Model, OffloadHints, RemoteFile, Sampling, Variant
 from edgemoe.errors import ConfigError, ModelNotFound
+from edgemoe.models import catalog, toml
+from edgemoe.models.catalog import Catalogue, CatalogueFile, Model, OffloadHints, Sampling, Variant
 from edgemoe.types import ModelShape
 
 SCHEMA = Path(catalog.__file__).with_name("models.schema.json")
@@ -141,7 +141,13 @@ def test_the_schema_accepts_the_catalogue() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("model", Model), ("variant", Variant), ("file", RemoteFile), ("sampling", Sampling), ("offload", OffloadHints)],
+    [
+        ("model", Model),
+        ("variant", Variant),
+        ("file", CatalogueFile),
+        ("sampling", Sampling),
+        ("offload", OffloadHints),
+    ],
 )
 def test_schema_and_records_agree(name: str, kind: type) -> None:
     """Keys, which of them are required, and their types."""

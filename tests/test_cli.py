@@ -22,7 +22,7 @@ from fake_engine import FakeLlama, Gate, Script
 
 import edgemoe
 from edgemoe import OffloadConfig
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.errors import BadGguf, DoesNotFit
 from edgemoe.types import Thinking
 
@@ -52,9 +52,9 @@ def model(tmp_path: Path) -> str:
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], None]:
     """A demo model that is built at once, on a machine with the GPUs named."""
-    module = types.ModuleType("edgemoe.demo")
+    module = types.ModuleType("edgemoe.models.demo")
     module.build_demo = lambda target=None, progress=None: tmp_path / "demo.gguf"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "edgemoe.demo", module)
+    monkeypatch.setitem(sys.modules, "edgemoe.models.demo", module)
 
     def with_gpus(names: list[str]) -> None:
         engine = types.ModuleType("edgemoe.engine")
@@ -78,10 +78,10 @@ def interpreter(code: str) -> str:
     "code",
     [
         "import edgemoe",
-        "import edgemoe.cli",
-        "import edgemoe.cli, sys\nsys.stdout, out = open('/dev/null', 'w'), sys.stdout\n"
-        "edgemoe.cli.main(['--help'])\nsys.stdout = out",
-        "import tui.receipt, tui.text, tui.failures",
+        "import edgemoe.cli.main",
+        "import edgemoe.cli.main, sys\nsys.stdout, out = open('/dev/null', 'w'), sys.stdout\n"
+        "edgemoe.cli.main.main(['--help'])\nsys.stdout = out",
+        "import edgemoe.answer.receipt, edgemoe.text.display, edgemoe.text.failures",
     ],
 )
 def test_importing_loads_no_heavy_modules(code: str) -> None:
@@ -90,7 +90,7 @@ def test_importing_loads_no_heavy_modules(code: str) -> None:
 
 
 def test_help_does_not_even_load_numpy() -> None:
-    code = "import sys, edgemoe.cli\nedgemoe.cli.main(['--version'])\nprint('numpy' in sys.modules)"
+    code = "import sys, edgemoe.cli.main\nedgemoe.cli.main.main(['--version'])\nprint('numpy' in sys.modules)"
     assert interpreter(code).splitlines() == [f"edgemoe {edgemoe.__version__}", "False"]
 
 
@@ -295,7 +295,7 @@ def test_ctrl_c_while_loading(model: str, capsys: Captured) -> None:
 def test_a_reader_that_goes_away_is_no_traceback(model: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from edgemoe.cli import main\nfrom fake_engine import FakeLlama\n"
+        "from edgemoe.cli.main import main\nfrom fake_engine import FakeLlama\n"
         "opened = lambda path, **keywords: FakeLlama(path, answers=['word ' * 30000], **keywords)\n"
         "raise SystemExit(main(['run', sys.argv[1], 'hi'], opened))"
     )
@@ -347,7 +347,7 @@ def test_demo_progress_is_for_terminals_only(
             progress(0.5, "experts")
         return Path("demo.gguf")
 
-    monkeypatch.setattr(sys.modules["edgemoe.demo"], "build_demo", build)
+    monkeypatch.setattr(sys.modules["edgemoe.models.demo"], "build_demo", build)
     assert main(["demo", "--ask", "why?"], Opened()) == 0
     assert "experts\x1b" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -362,7 +362,7 @@ def test_the_chat_opens_on_a_terminal_and_quits(model: str) -> None:
     """A real pseudo-terminal: the chat draws, Ctrl+Q leaves, the exit code is 0."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from edgemoe.cli import main\nfrom fake_engine import FakeLlama\n"
+        "from edgemoe.cli.main import main\nfrom fake_engine import FakeLlama\n"
         "raise SystemExit(main(['chat', sys.argv[1]], FakeLlama))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}

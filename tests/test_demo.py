@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe import EdgeMoEError, Llama, OffloadConfig, demo, trace
-from edgemoe.gguf import check, moe_shape
+from edgemoe import EdgeMoEError, Llama, OffloadConfig
+from edgemoe.models import demo
+from edgemoe.models.gguf import check, moe_shape
+from edgemoe.routing import trace
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from edgemoe import hardware
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.config import SimConfig
 from edgemoe.engine import host
 from edgemoe.errors import BackendMismatch
+from edgemoe.machine import hardware
 
 Captured = pytest.CaptureFixture[str]
 RATES = {"cpu_expert_rate": 1e10, "ram_rate": 2e10}

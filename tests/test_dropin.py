@@ -952,7 +952,7 @@ def test_from_pretrained_is_of_our_class(model: Path, monkeypatch: pytest.Monkey
 
 # ---- bare surroundings ----
 
-COMMAND = "import sys; from edgemoe.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from edgemoe.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed by a shell")

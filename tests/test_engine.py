@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
-from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig, trace
+from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig
 from edgemoe.engine import host
-from edgemoe.prefetch import PLAN_EVERY
+from edgemoe.routing import trace
+from edgemoe.routing.prefetch import PLAN_EVERY
 from tests import parity
 from tests.routing import wide_model
 from tests.zoo import build

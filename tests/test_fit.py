@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe import gguf, hardware, needs, probe, short
-from edgemoe.cli import main
-from edgemoe.commands import fit
+from edgemoe.cli import fit
+from edgemoe.cli.main import main
 from edgemoe.config import Budget
 from edgemoe.errors import BadGguf, EdgeMoEError
-from edgemoe.forecast import BAND, Run, forecast, from_runs, hit_rate, step_seconds, typical_hit_rate
-from edgemoe.hub import RemoteFile, plan_download
-from edgemoe.hub.ranges import opened
-from edgemoe.plan import GIB, Machine, ModelNeeds, plan
-from edgemoe.remote import MOST_BYTES, Part, header_from
+from edgemoe.machine import hardware, trial_run, truncated_model
+from edgemoe.models import gguf
+from edgemoe.models.hub import RemoteFile, plan_download
+from edgemoe.models.hub.ranges import opened
+from edgemoe.models.remote_header import MOST_BYTES, Part, header_from
+from edgemoe.planning import model_needs
+from edgemoe.planning.forecast import BAND, Run, forecast, from_runs, hit_rate, step_seconds, typical_hit_rate
+from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, plan
 from edgemoe.types import ModelShape
 from tests.hub_server import HubServer, Repository, Sparse
 from tests.routing import wide_model
 from tests.zoo import ARCHITECTURES, build
 
 MODEL = ModelNeeds(ModelShape(10, 32, 4, (1_000_000,) * 10), 10, 10**8, 10**8, 10**8, 5 * 10**7, 10**6)
-MACHINE = Machine(
+MACHINE = MachineRates(
     "CUDA0", 8 * GIB, 8 * GIB, 32 * GIB, 32 * GIB, 8, 8, cpu_expert_rate=1e10, cpu_operation_rate=1e11,
     upload_pinned_rate=2e10, device_rate=1e11, device_operation_rate=1e13, join_ns=50_000.0,
 )  # fmt: skip
@@ -57,7 +59,7 @@ def test_a_simulated_device_shares_the_cores() -> None:
 
 
 def test_what_was_not_measured_is_not_invented() -> None:
-    bare = Machine("CUDA0", 8 * GIB, 8 * GIB, 32 * GIB, 32 * GIB)
+    bare = MachineRates("CUDA0", 8 * GIB, 8 * GIB, 32 * GIB, 32 * GIB)
     expected = forecast(bare, MODEL, plan(bare, MODEL, 512, Budget()), 0.9)
     assert expected.decode is None and expected.prefill is None
     assert step_seconds(replace(MACHINE, join_ns=None), MODEL, 1, 0, 0) is None
@@ -117,12 +119,12 @@ def test_copies_are_as_long_as_memory_allows(model: Path) -> None:
     file = gguf.read(model)
     whole = sum(tensor.bytes for tensor in file.tensors.values())
     layers, experts = 4, 32
-    assert short.copies(file, 2 * whole) == [(layers, experts)]
-    assert short.copies(file, int(0.8 * whole)) == [(1, experts), (3, experts)]
-    (_, fewest), (longest, fewer) = short.copies(file, whole // 8)
+    assert truncated_model.copies(file, 2 * whole) == [(layers, experts)]
+    assert truncated_model.copies(file, int(0.8 * whole)) == [(1, experts), (3, experts)]
+    (_, fewest), (longest, fewer) = truncated_model.copies(file, whole // 8)
     assert longest == 2 and 2 * 4 <= fewer == fewest < experts, "fewer experts before no layer at all"
     grouped = replace(file, metadata=file.metadata | {"qwen3moe.expert_group_count": 16})
-    assert {count for _, count in short.copies(grouped, 1)} == {16}, "whole groups, and an end to it"
+    assert {count for _, count in truncated_model.copies(grouped, 1)} == {16}, "whole groups, and an end to it"
 
 
 def test_without_a_place_for_a_copy_rates_are_all_there_is(
@@ -140,10 +142,10 @@ def test_without_a_place_for_a_copy_rates_are_all_there_is(
 def test_llama_cpp_runs_a_copy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "home"))
     file = gguf.check(build(name, tmp_path))
-    bare = Machine("sim", 8 * GIB, 8 * GIB, 8 * GIB, 8 * GIB)
-    placed = plan(bare, needs.of(file), 512, Budget(share=0.5))
+    bare = MachineRates("sim", 8 * GIB, 8 * GIB, 8 * GIB, 8 * GIB)
+    placed = plan(bare, model_needs.of(file), 512, Budget(share=0.5))
     whole = sum(tensor.bytes for tensor in file.tensors.values())
-    runs = probe.run(file, "sim", placed, 0.5, 1, int(0.95 * whole / probe.RAM_SHARE))
+    runs = trial_run.run(file, "sim", placed, 0.5, 1, int(0.95 * whole / trial_run.RAM_SHARE))
     assert runs and all(run.prefill_s > 0 and run.decode_s > 0 for run in runs)
     assert [run.layers for run in runs] == sorted({run.layers for run in runs})
     assert not list((tmp_path / "home").rglob("*.gguf")), "nothing stays on the disk"
@@ -153,10 +155,10 @@ def test_a_made_up_trace_has_the_hit_rate_asked_for() -> None:
     resident = np.zeros((3, 32), dtype=bool)
     resident[:, 5:20] = True
     for rate in (0.0, 0.3, 1.0):
-        ids = probe.routes(resident, 4, 400, rate, np.random.default_rng(0))
+        ids = trial_run.routes(resident, 4, 400, rate, np.random.default_rng(0))
         assert all(len(set(row)) == 4 for row in ids.reshape(-1, 4).tolist())
         assert resident[0, ids].mean() == pytest.approx(rate, abs=0.03)
-    assert probe.routes(np.ones((1, 4), dtype=bool), 4, 2, 0.0, np.random.default_rng(0)).shape == (2, 1, 4)
+    assert trial_run.routes(np.ones((1, 4), dtype=bool), 4, 2, 0.0, np.random.default_rng(0)).shape == (2, 1, 4)
 
 
 # The command.
@@ -202,15 +204,15 @@ def test_people_read_a_table_and_a_verdict(
 def test_what_does_not_fit_has_an_exit_code(
     model: Path, rates: dict[str, float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "machine", lambda device, threads: Machine(ram_free_bytes=4 << 20))
+    monkeypatch.setattr(hardware, "machine", lambda device, threads: MachineRates(ram_free_bytes=4 << 20))
     assert main(["fit", str(model), "--device", "none", "--ctx", "256"]) == 4
     out = capsys.readouterr().out
     assert "RAM is too small" in out and "It fits" not in out
 
 
 def test_what_the_disk_costs_is_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = plan(Machine(ram_free_bytes=GIB), needs.of(gguf.read(model)), 512, Budget())
-    poor = Machine(ram_free_bytes=asked.ram_private_bytes + asked.ram_mapped_bytes // 2)
+    asked = plan(MachineRates(ram_free_bytes=GIB), model_needs.of(gguf.read(model)), 512, Budget())
+    poor = MachineRates(ram_free_bytes=asked.ram_private_bytes + asked.ram_mapped_bytes // 2)
     monkeypatch.setattr(hardware, "machine", lambda device, threads: poor)
     monkeypatch.setattr(hardware, "disk_rate", lambda folder: 1e9)
     found = fit.assess(gguf.check(model), "", Budget(), 512)
@@ -315,7 +317,7 @@ def test_a_header_is_read_without_its_20_gigabytes(model: Path, tmp_path: Path) 
         file = header_from([Part("big.gguf", path.stat().st_size, read_range)])
         assert 4 << 20 < handler.given <= MOST_BYTES < 32 << 20
     assert file.tensors == gguf.read(path).tensors and file.path == Path("big.gguf")
-    assert needs.of(file) == needs.of(gguf.read(path))
+    assert model_needs.of(file) == model_needs.of(gguf.read(path))
 
 
 def test_a_small_file_is_read_whole_and_once(model: Path) -> None:

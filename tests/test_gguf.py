@@ -15,9 +15,10 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig, families
+from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig
 from edgemoe.errors import UnsupportedModel
-from edgemoe.gguf import check, model_identity, moe_shape, read
+from edgemoe.models import families
+from edgemoe.models.gguf import check, model_identity, moe_shape, read
 from tests.zoo import ARCHITECTURES, build
 
 Change = Callable[[bytearray], None]

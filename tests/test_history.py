@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.history import HALF_LIFE_TOKENS, RECENT_TOKENS, Profile, load, merge, save
+from edgemoe.routing.history import HALF_LIFE_TOKENS, RECENT_TOKENS, Profile, load, merge, save
 from edgemoe.types import FloatArray
 
 KEY = "0123abcd"

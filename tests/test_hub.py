@@ -22,12 +22,12 @@ import pytest
 from hub_server import Answer, HubServer, Repository, sha256
 from huggingface_hub import constants, scan_cache_dir
 
-from edgemoe.cli import main
-from edgemoe.commands import pull as command
+from edgemoe.cli import pull as command
+from edgemoe.cli.main import main
 from edgemoe.config import home
 from edgemoe.errors import DoesNotFit, EdgeMoEError, ModelNotFound
-from edgemoe.hub import Download, RemoteFile, cache, fetch, parse, plan_download
-from edgemoe.hub.meter import Progress
+from edgemoe.models.hub import Download, RemoteFile, cache, download, parse, plan_download
+from edgemoe.models.hub.meter import Progress
 from tests.zoo import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,12 +65,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses that would have been made."""
     made: list[float] = []
-    monkeypatch.setattr(fetch, "sleep", made.append)
+    monkeypatch.setattr(download, "sleep", made.append)
     return made
 
 
 def pull(name: str = f"{REPO}:Q4_K_M", progress: Any = None) -> Path:
-    return fetch.download(plan_download(*parse(name)), progress)
+    return download.download(plan_download(*parse(name)), progress)
 
 
 def partials(tmp_path: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def test_what_is_there_is_not_fetched_again(hub: HubServer) -> None:
 
 
 def test_progress_counts_all_shards(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemoe.hub.meter.EVERY_S", 0.0)
+    monkeypatch.setattr("edgemoe.models.hub.meter.EVERY_S", 0.0)
     seen: list[Progress] = []
     pull(f"{REPO}:Q8_0", seen.append)
     assert {p.total_bytes for p in seen} == {3 * MIB}
@@ -115,7 +115,7 @@ def test_a_download_resumes_after_twenty_cuts(hub: HubServer, waits: list[float]
     assert pull().read_bytes() == Q4
     ranges = [request.range for request in hub.asked("/cdn/")]
     assert ranges == ["", *(f"bytes={150_000 * n}-" for n in range(1, 21))]
-    assert max(waits) <= fetch.PAUSE_S  # each connection brought something: nothing to be patient about
+    assert max(waits) <= download.PAUSE_S  # each connection brought something: nothing to be patient about
 
 
 def test_a_connection_that_brings_nothing_is_given_up_in_the_end(
@@ -129,7 +129,7 @@ def test_a_connection_that_brings_nothing_is_given_up_in_the_end(
     hub.faults.cuts, hub.faults.cut_after = 50, 0
     with pytest.raises(EdgeMoEError, match="no connection"):
         pull()
-    assert hub.faults.cuts == 50 - fetch.TRANSFERS
+    assert hub.faults.cuts == 50 - download.TRANSFERS
     hub.faults.cuts = 0
     hub.faults.cdn = []
     assert pull().read_bytes() == Q4 and not partials(tmp_path)
@@ -174,9 +174,9 @@ def test_a_damaged_partial_file_is_no_trap(hub: HubServer) -> None:
 def test_another_file_than_the_one_planned_is_refused(hub: HubServer) -> None:
     wrong = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf", len(Q4), "0" * 64),))
     with pytest.raises(EdgeMoEError, match="not the file that is meant"):
-        fetch.download(wrong)
+        download.download(wrong)
     bare = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),))
-    assert fetch.download(bare).read_bytes() == Q4
+    assert download.download(bare).read_bytes() == Q4
 
 
 def test_a_missing_shard_is_named_before_the_first_byte(hub: HubServer) -> None:
@@ -197,17 +197,17 @@ def test_a_commit_or_a_name_that_is_a_path_is_refused(hub: HubServer, tmp_path: 
     headers = {"X-Repo-Commit": "../../../evil", "X-Linked-Size": "3", "ETag": f'"{"a" * 64}"'}
     hub.faults.resolve = [Answer(200, headers)]
     with pytest.raises(EdgeMoEError, match="does not answer like the hub"):
-        fetch.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),)))
+        download.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),)))
     hub.repositories[REPO].files["../../../../evil-Q3_K_M.gguf"] = b"evil"
     with pytest.raises(ModelNotFound, match="no quantisation Q3_K_M"):
         pull(f"{REPO}:Q3_K_M")
     with pytest.raises(EdgeMoEError):
-        fetch.download(Download(REPO, "main", (RemoteFile("../../../../evil-Q3_K_M.gguf"),)))
+        download.download(Download(REPO, "main", (RemoteFile("../../../../evil-Q3_K_M.gguf"),)))
     assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_a_full_disk_is_told_before(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, fetch.RESERVE + 2 * MIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, download.RESERVE + 2 * MIB))
     with pytest.raises(DoesNotFit, match="disk") as caught:
         pull()
     assert "HF_HOME" in caught.value.hint and not hub.asked("/cdn/")
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_meanwhile(hub: HubServer, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_stream", full)
+        patch.setattr(download, "_stream", full)
         with pytest.raises(DoesNotFit, match="disk"):
             pull()
     assert pull().read_bytes() == Q4
@@ -321,7 +321,7 @@ def test_offline_what_is_on_the_disk_is_found(hub: HubServer, monkeypatch: pytes
         pull("org/other")
     assert "HF_HUB_OFFLINE" in caught.value.hint
     with pytest.raises(ModelNotFound, match="offline"):
-        fetch.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-IQ2_XS.gguf"),)))
+        download.download(Download(REPO, "main", (RemoteFile("Tiny-MoE-IQ2_XS.gguf"),)))
     assert len(hub.requests) == asked
 
 
@@ -349,7 +349,7 @@ def run(hub: HubServer, home: Path, *arguments: str, **keywords: Any) -> subproc
 def test_two_processes_fetch_the_same_file_once(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "LOCK_S", 0.05)
+    monkeypatch.setattr(download, "LOCK_S", 0.05)
     hub.faults.pause_after = MIB
     other = run(hub, tmp_path, "pull", f"{REPO}:Q4_K_M")
     assert hub.faults.paused.wait(20)
@@ -543,7 +543,7 @@ def test_rm_wants_a_yes(hub: HubServer, capsys: Captured, monkeypatch: pytest.Mo
 
 def test_importing_the_commands_loads_no_huggingface_hub() -> None:
     names = "('huggingface_hub', 'numpy', 'psutil')"
-    code = f"import sys, edgemoe.cli, edgemoe.hub; print([name for name in {names} if name in sys.modules])"
+    code = f"import sys, edgemoe.cli.main, edgemoe.models.hub; print([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from edgemoe.errors import DoesNotFit, ModelNotFound
-from edgemoe.hub import Download, RemoteFile, parse
-from edgemoe.hub.failures import wait_asked_for
-from edgemoe.hub.meter import Meter, Progress
-from edgemoe.hub.plan import choose, quantisation_of
+from edgemoe.models.hub import Download, RemoteFile, parse
+from edgemoe.models.hub.choose import choose
+from edgemoe.models.hub.failures import wait_asked_for
+from edgemoe.models.hub.meter import Meter, Progress
+from edgemoe.models.hub.records import quantisation_of
 
 
 def test_names_are_split() -> None:

@@ -20,7 +20,7 @@ from fake_engine import FakeLlama
 from test_prefix import asked, logits_after, resumed
 
 from edgemoe import Llama, OffloadConfig
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.config import home
 from edgemoe.engine.kept import MOST_BYTES, SUFFIX, UNFINISHED, Folder, Header, Kept, Mark, common, key_of
 from edgemoe.worker import Worker, open_llama
@@ -300,7 +300,7 @@ def test_the_chat_has_a_folder_and_one_answer_has_none(monkeypatch: pytest.Monke
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
     seen: list[Any] = []
-    monkeypatch.setattr("edgemoe.cli._chat_in_lines", lambda engines, *_: seen.append(engines) or 0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr("edgemoe.cli.chat._chat_in_lines", lambda engines, *_: seen.append(engines) or 0)  # type: ignore[func-returns-value]
     opener: Any = partial(FakeLlama, answers=["x"])
     assert main(["chat", str(model), "--plain"], opener) == 0
     assert main(["chat", str(model), "--plain", "--cache", "off"], opener) == 0

@@ -10,7 +10,7 @@ import pytest
 from edgemoe import OffloadConfig
 from edgemoe.config import SimConfig
 from edgemoe.engine.routers import look_ahead
-from edgemoe.gguf import check, values
+from edgemoe.models.gguf import check, values
 from edgemoe.types import ExpertStats, FloatArray
 from tests import parity
 from tests.routing import wide_model

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from test_cli import Opened
 
-from edgemoe import catalog, models
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.errors import ConfigError, ModelNotFound
+from edgemoe.models import catalog, find
 from tests.zoo import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,15 +62,15 @@ def test_a_file_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     for name in ("tiny.gguf", "mixtral", "no-suffix"):
         Path(name).write_bytes(b"GGUF")
-        assert models.find(name) == Path(name)
+        assert find.find(name) == Path(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert models.find("~/tiny.gguf") == tmp_path / "tiny.gguf"
+    assert find.find("~/tiny.gguf") == tmp_path / "tiny.gguf"
 
 
 @pytest.mark.parametrize("name", ["no.gguf", "./no", "dir/no", "../no.GGUF", "~/no", "org/repo", "org/repo/no.gguf"])
 def test_what_looks_like_a_path_is_one(name: str, download: Download) -> None:
     with pytest.raises(ModelNotFound, match="there is no file") as caught:
-        models.find(name)
+        find.find(name)
     assert "demo" in caught.value.hint
 
 
@@ -80,14 +80,14 @@ def test_a_folder_is_no_model_unless_its_name_is(tmp_path: Path, monkeypatch: py
         Path(name).mkdir()
     for name in ("somewhere", "./mixtral", "."):
         with pytest.raises(ModelNotFound, match="is a folder"):
-            models.find(name)
+            find.find(name)
     with pytest.raises(ModelNotFound, match="Mixtral 8x7B"):
-        models.find("mixtral")
+        find.find("mixtral")
 
 
 def test_the_demo_is_built(tmp_path: Path) -> None:
-    assert models.find("demo", lambda: tmp_path) == tmp_path
-    assert models.find("Demo", lambda: tmp_path) == tmp_path
+    assert find.find("demo", lambda: tmp_path) == tmp_path
+    assert find.find("Demo", lambda: tmp_path) == tmp_path
 
 
 # A name of the catalogue.
@@ -97,37 +97,37 @@ def test_a_downloaded_model_is_found_by_any_name(download: Download) -> None:
     repository, names = files_of("gpt-oss-20b")
     (path,) = download(repository, *names)
     for name in ("gpt-oss-20b", "GPT-OSS", "gpt-oss:mxfp4", "gpt-oss 20B"):
-        assert models.find(name) == path
+        assert find.find(name) == path
 
 
 def test_a_model_counts_when_all_its_shards_are_there(download: Download) -> None:
     repository, names = files_of("gpt-oss-120b")
     download(repository, *names[:-1])
     with pytest.raises(ModelNotFound) as caught:
-        models.find("gpt-oss-120b")
+        find.find("gpt-oss-120b")
     assert caught.value.hint == "edgemoe pull gpt-oss-120b"
     download(repository, names[-1])
-    assert models.find("gpt-oss-120b").name == names[0]
+    assert find.find("gpt-oss-120b").name == names[0]
 
 
 def test_the_first_variant_that_is_there_is_taken(download: Download) -> None:
     repository, names = files_of("phi-3.5-moe:Q6_K")
     (path,) = download(repository, *names)
-    assert models.find("phi-moe") == path
+    assert find.find("phi-moe") == path
     with pytest.raises(ModelNotFound) as caught:
-        models.find("phi-moe:q8_0")
+        find.find("phi-moe:q8_0")
     assert caught.value.hint == "edgemoe pull phi-3.5-moe:Q8_0"
 
 
 def test_a_model_without_known_files(download: Download) -> None:
     with pytest.raises(ModelNotFound, match="Grok-1 is not on this machine") as caught:
-        models.find("grok-1")
+        find.find("grok-1")
     assert "ORG/REPO:QUANT" in caught.value.hint
 
 
 def test_a_name_nobody_knows(download: Download) -> None:
     with pytest.raises(ModelNotFound, match="'mixtrl'") as caught:
-        models.find("mixtrl")
+        find.find("mixtrl")
     assert "mixtral" in caught.value.hint
 
 
@@ -135,10 +135,10 @@ def test_a_broken_catalogue_does_not_stop_a_path(tmp_path: Path) -> None:
     catalog.user_path().parent.mkdir(parents=True)
     catalog.user_path().write_text("x = \n")
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    assert models.find(str(tmp_path / "tiny.gguf"))
-    assert models.entry(str(tmp_path / "tiny.gguf")) is None
+    assert find.find(str(tmp_path / "tiny.gguf"))
+    assert find.entry(str(tmp_path / "tiny.gguf")) is None
     with pytest.raises(ConfigError, match="line 1"):
-        models.find("mixtral")
+        find.find("mixtral")
 
 
 # org/repo:QUANT.
@@ -146,36 +146,36 @@ def test_a_broken_catalogue_does_not_stop_a_path(tmp_path: Path) -> None:
 
 def test_a_repository_and_a_quantisation(download: Download) -> None:
     q4, ud, q4_s, _ = download("org/repo-GGUF", "m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-mmproj.gguf")
-    assert models.find("org/repo-GGUF:q4_k_m") == q4
-    assert models.find("org/repo-GGUF:UD-Q4_K_M") == ud
-    assert models.find("org/repo-GGUF:Q4_K_S") == q4_s
+    assert find.find("org/repo-GGUF:q4_k_m") == q4
+    assert find.find("org/repo-GGUF:UD-Q4_K_M") == ud
+    assert find.find("org/repo-GGUF:Q4_K_S") == q4_s
     q4.unlink()
     with pytest.raises(ModelNotFound):
-        models.find("org/repo-GGUF:Q4_K_M")
+        find.find("org/repo-GGUF:Q4_K_M")
 
 
 @pytest.mark.parametrize("name", ["org/repo-GGUF:Q4_K", "org/repo-GGUF:Q8_0", "org/other:Q4_K_M", "a/b:c"])
 def test_a_repository_that_is_not_there(name: str, download: Download) -> None:
     download("org/repo-GGUF", "m-Q4_K_M.gguf", "mmproj-Q8_0.gguf")
     with pytest.raises(ModelNotFound, match="not on this machine") as caught:
-        models.find(name)
+        find.find(name)
     assert caught.value.hint == f"edgemoe pull {name}"
 
 
 def test_no_cache_at_all(download: Download, tmp_path: Path) -> None:
     (tmp_path / "hub").rmdir()
     with pytest.raises(ModelNotFound):
-        models.find("org/repo:Q4_K_M")
-    assert models.downloaded(catalog.load().resolve("gpt-oss")[0].variants[0]) is None
+        find.find("org/repo:Q4_K_M")
+    assert find.downloaded(catalog.load().resolve("gpt-oss")[0].variants[0]) is None
 
 
 def test_shards_of_a_repository(download: Download) -> None:
     names = [f"Q4_K_M/m-Q4_K_M-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     download("org/repo", *names[1:])
     with pytest.raises(ModelNotFound):
-        models.find("org/repo:Q4_K_M")
+        find.find("org/repo:Q4_K_M")
     (first,) = download("org/repo", names[0])
-    assert models.find("org/repo:Q4_K_M") == first
+    assert find.find("org/repo:Q4_K_M") == first
 
 
 def test_the_revision_that_main_means_comes_first_then_the_latest(download: Download) -> None:
@@ -184,9 +184,9 @@ def test_the_revision_that_main_means_comes_first_then_the_latest(download: Down
     (main,) = download("org/repo", "m-Q4_0.gguf", commit="b" * 40)
     for seconds, path in enumerate((main, older, old)):
         os.utime(path.parent, (seconds, seconds))
-    assert models.find("org/repo:Q4_0") == main
+    assert find.find("org/repo:Q4_0") == main
     main.resolve().unlink()
-    assert models.find("org/repo:Q4_0") == old
+    assert find.find("org/repo:Q4_0") == old
 
 
 # edgemoe list.
@@ -236,7 +236,7 @@ def test_list_of_nothing(download: Download, capsys: Captured) -> None:
 
 
 def test_list_knows_a_demo_that_is_built(download: Download, capsys: Captured) -> None:
-    from edgemoe.demo import demo_path
+    from edgemoe.models.demo import demo_path
 
     demo_path().parent.mkdir(parents=True)
     demo_path().write_bytes(b"GGUF")
@@ -245,7 +245,10 @@ def test_list_knows_a_demo_that_is_built(download: Download, capsys: Captured) -
 
 
 def test_names_for_completion_touch_neither_the_disk_nor_the_hub(capsys: Captured) -> None:
-    code = "import sys, edgemoe.cli\nedgemoe.cli.main(['list', '--names', 'mixtral'])\nprint(sorted(sys.modules))"
+    code = (
+        "import sys\nfrom edgemoe.cli.main import main\n"
+        "main(['list', '--names', 'mixtral'])\nprint(sorted(sys.modules))"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     *names, modules = done.stdout.splitlines()

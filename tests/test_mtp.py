@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe import Llama, OffloadConfig, gguf, needs
-from edgemoe.catalog import load
-from edgemoe.cli import main
-from edgemoe.commands import fit
+from edgemoe import Llama, OffloadConfig
+from edgemoe.cli import fit
+from edgemoe.cli.main import main
 from edgemoe.config import Budget
 from edgemoe.errors import UnsupportedModel
-from edgemoe.plan import Machine, plan
+from edgemoe.machine.truncated_model import copies, short_copy, write
+from edgemoe.models import gguf
+from edgemoe.models.catalog import load
+from edgemoe.models.page_cache import Residence
+from edgemoe.planning import model_needs
+from edgemoe.planning.placement import MachineRates, plan
 from edgemoe.profiling import memory
-from edgemoe.residence import Residence
-from edgemoe.short import copies, short_copy, write
 from tests import parity
 from tests.zoo import SPECS, WITH_MTP, build
 from tests.zoo.reference import plain
@@ -52,11 +54,11 @@ def test_every_count_is_that_of_the_model_without_its_head(name: str, folder: Pa
     assert (headed.mtp_blocks, headed.run_blocks) == (1, bare.run_blocks) and bare.mtp_blocks == 0
     assert headed.run_tensors.keys() == bare.tensors.keys() and len(headed.tensors) > len(bare.tensors)
     assert gguf.moe_shape(headed) == gguf.moe_shape(bare)
-    assert needs.of(headed) == needs.of(bare)
-    machine = Machine("sim", GIB, GIB, GIB, GIB)
-    assert plan(machine, needs.of(headed), 512, Budget()) == plan(machine, needs.of(bare), 512, Budget())
+    assert model_needs.of(headed) == model_needs.of(bare)
+    machine = MachineRates("sim", GIB, GIB, GIB, GIB)
+    assert plan(machine, model_needs.of(headed), 512, Budget()) == plan(machine, model_needs.of(bare), 512, Budget())
     assert copies(headed, GIB) == copies(bare, GIB)
-    placed = plan(machine, needs.of(bare), 512, Budget(share=0.5))
+    placed = plan(machine, model_needs.of(bare), 512, Budget(share=0.5))
     flags = [fit.llama_cpp_flags(file, machine, placed).split()[3:] for file in (bare, headed)]
     assert flags[0] == flags[1]
 
@@ -67,7 +69,7 @@ def test_the_cache_is_what_llama_cpp_takes(name: str, folder: Path) -> None:
     with memory.watch() as ledger:
         Llama(path, n_ctx=2048, offload=CPU).close()
     cache = sum(size for (kind, _), size in ledger.buffers.items() if kind in ("KV", "RS"))
-    assert abs(cache - needs.of(gguf.read(path)).kv_bytes(2048)) <= 3 * 5243  # of llama.cpp's figures: 0.01 MiB
+    assert abs(cache - model_needs.of(gguf.read(path)).kv_bytes(2048)) <= 3 * 5243  # of llama.cpp's figures: 0.01 MiB
 
 
 @pytest.mark.parametrize("name", ["qwen35moe", "hy_v3"])

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe import Llama, OffloadConfig, gguf, needs
+from edgemoe import Llama, OffloadConfig
 from edgemoe.config import Budget, SimConfig
 from edgemoe.engine import opening
-from edgemoe.plan import GIB, Machine, ModelNeeds, Plan, plan, reserve_of
+from edgemoe.models import gguf
+from edgemoe.planning import model_needs
+from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, Plan, plan, reserve_of
 from edgemoe.profiling import memory
 from edgemoe.types import ModelShape
 from tests.routing import wide_model
@@ -24,17 +26,17 @@ MODEL = ModelNeeds(
     SHAPE, 24, dense_bytes=2 * GIB, dense_device_bytes=1 * GIB, dense_read_bytes=1 * GIB, kv_token_bytes=48 << 10,
     width=2880, expert_width=2880, heads=64, vocabulary=201_088,
 )  # fmt: skip
-DESKTOP = Machine("CUDA0", 8 * GIB, 8 * GIB, 30 * GIB, 32 * GIB, 8, disk_rate=2e9)
+DESKTOP = MachineRates("CUDA0", 8 * GIB, 8 * GIB, 30 * GIB, 32 * GIB, 8, disk_rate=2e9)
 AUTO = Budget()
 
 
 @st.composite
-def machines(draw: st.DrawFn) -> Machine:
+def machines(draw: st.DrawFn) -> MachineRates:
     total = draw(st.integers(0, 96 * GIB))
     free = draw(st.integers(0, total))
     ram = draw(st.integers(0, 512 * GIB))
     rate = draw(st.one_of(st.none(), st.floats(1e8, 1e10)))
-    return Machine(draw(st.sampled_from(["", "CUDA0", "sim"])), free, total, ram, ram, 8, disk_rate=rate)
+    return MachineRates(draw(st.sampled_from(["", "CUDA0", "sim"])), free, total, ram, ram, 8, disk_rate=rate)
 
 
 @st.composite
@@ -62,7 +64,7 @@ budgets = st.one_of(
 contexts = st.integers(1, 1 << 18)
 
 
-def is_within_its_budget(machine: Machine, model: ModelNeeds, context: int, budget: Budget) -> None:
+def is_within_its_budget(machine: MachineRates, model: ModelNeeds, context: int, budget: Budget) -> None:
     made = plan(machine, model, context, budget)
     reserve = reserve_of(machine.device_total_bytes) if budget == AUTO else 0
     assert made.device_bytes <= max(0, machine.device_free_bytes - reserve)
@@ -86,7 +88,7 @@ def is_within_its_budget(machine: Machine, model: ModelNeeds, context: int, budg
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), contexts, budgets)
 def test_a_plan_never_takes_more_than_there_is(
-    machine: Machine, model: ModelNeeds, context: int, budget: Budget
+    machine: MachineRates, model: ModelNeeds, context: int, budget: Budget
 ) -> None:
     is_within_its_budget(machine, model, context, budget)
 
@@ -95,7 +97,7 @@ def test_a_plan_never_takes_more_than_there_is(
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), contexts, budgets)
 def test_10000_plans_never_take_more_than_there_is(
-    machine: Machine, model: ModelNeeds, context: int, budget: Budget
+    machine: MachineRates, model: ModelNeeds, context: int, budget: Budget
 ) -> None:
     is_within_its_budget(machine, model, context, budget)
 
@@ -189,7 +191,7 @@ def test_buffers_of_another_batch_are_what_llama_cpp_takes(name: str, batch: int
 
 def test_settings_of_the_context_are_planned_for(wide: Path) -> None:
     def made(**settings: Any) -> Plan:
-        file, machine = gguf.read(wide), Machine("sim", 40 << 20, 40 << 20, 64 * GIB, 64 * GIB, 1)
+        file, machine = gguf.read(wide), MachineRates("sim", 40 << 20, 40 << 20, 64 * GIB, 64 * GIB, 1)
         model = opening.needs_of(file, settings)
         return next(opening.attempts(file, model, OffloadConfig(device="sim"), machine, settings)).plan
 
@@ -205,7 +207,7 @@ def test_settings_of_the_context_are_planned_for(wide: Path) -> None:
 
 def is_what_llama_cpp_takes(name: str, folder: Path) -> None:
     path = build(name, folder)
-    model = needs.of(gguf.read(path))
+    model = model_needs.of(gguf.read(path))
     with memory.watch() as ledger:
         Llama(path, n_ctx=2048, offload=OffloadConfig(device="none", profile="off")).close()
     found = ledger.buffers
@@ -224,8 +226,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def loaded(path: Path, capacity: int, vram: str | int = "auto") -> tuple[Plan, Any]:
     """Load on a sim device of so many bytes; gives the plan and the open model."""
     config = OffloadConfig(device="sim", vram=vram, profile="off", sim=SimConfig(capacity=capacity))
-    machine = Machine("sim", capacity, capacity, 64 * GIB, 64 * GIB, 1)
-    made = plan(machine, needs.of(gguf.read(path)), 512, config.budget)
+    machine = MachineRates("sim", capacity, capacity, 64 * GIB, 64 * GIB, 1)
+    made = plan(machine, model_needs.of(gguf.read(path)), 512, config.budget)
     return made, Llama(path, n_ctx=512, n_threads=1, offload=config)
 
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemoe import trace
 from edgemoe.errors import ConfigError
-from edgemoe.policy import Policy, least_slots, make, plan_slots
-from edgemoe.policy.lfu import Frequency
-from edgemoe.policy.static import LEARN_TOKENS
+from edgemoe.routing import trace
+from edgemoe.routing.policy import Policy, least_slots, make, plan_slots
+from edgemoe.routing.policy.lfu import Frequency
+from edgemoe.routing.policy.static import LEARN_TOKENS
 from edgemoe.types import BoolArray, FloatArray, IdArray, Load, ModelShape
 
 NAMES = ("static", "lru", "lfu", "adaptive")

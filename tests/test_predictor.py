@@ -11,9 +11,9 @@ import pytest
 
 from edgemoe.engine.predictor import NativePredictor
 from edgemoe.errors import EdgeMoEError
-from edgemoe.predictor import Tables, load, measure, save, untrained
-from edgemoe.predictor.fit import LEAST_TOKENS, fit, one_hot
-from edgemoe.prefetch import EPOCH, HOLD, Controller
+from edgemoe.routing.predictor import Tables, evaluate, load, save, untrained
+from edgemoe.routing.predictor.train import LEAST_TOKENS, fit, one_hot
+from edgemoe.routing.prefetch import EPOCH, HOLD, Controller
 from edgemoe.types import IdArray
 from tests.routing import drifting, spoken
 
@@ -33,8 +33,8 @@ def tables(ids: IdArray) -> Tables:
 
 def test_it_predicts_better_than_a_plain_table_and_is_calibrated(ids: IdArray, tables: Tables) -> None:
     held_out = ids[3000:]
-    plain = measure.plain_table(ids[:3000], held_out, EXPERTS)
-    one, two = (measure.next_layers(tables, held_out, lead) for lead in (1, 2))
+    plain = evaluate.plain_table(ids[:3000], held_out, EXPERTS)
+    one, two = (evaluate.next_layers(tables, held_out, lead) for lead in (1, 2))
     assert one.recall_at_k > plain.recall_at_k + 0.05 and one.recall_at_2k > plain.recall_at_2k
     assert one.recall_at_k - 0.1 < two.recall_at_k < one.recall_at_k + 0.05
     assert one.calibration_error < 0.02
@@ -44,7 +44,7 @@ def test_it_predicts_better_than_a_plain_table_and_is_calibrated(ids: IdArray, t
 def test_noise_cannot_be_predicted() -> None:
     rng = np.random.default_rng(1)
     noise = np.argsort(rng.normal(size=(3000, 3, 16)), axis=2)[:, :, :2].astype(np.int32)
-    found = measure.next_layers(fit(noise[:2400], 16), noise[2400:], 1)
+    found = evaluate.next_layers(fit(noise[:2400], 16), noise[2400:], 1)
     assert found.recall_at_k < 2 / 16 + 0.03
 
 
@@ -53,7 +53,7 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
     held_out[40, 2, 1] = -1  # a cell of the history is missing
     native = NativePredictor(tables, rate=0)
     use = [one_hot(held_out[:, layer], EXPERTS) for layer in range(LAYERS)]
-    wanted = {lead: [measure._chances(tables, use, layer, lead) for layer in range(LAYERS)] for lead in (1, 2)}
+    wanted = {lead: [evaluate._chances(tables, use, layer, lead) for layer in range(LAYERS)] for lead in (1, 2)}
     for token, row in enumerate(held_out):
         for layer in range(LAYERS):
             for lead in (1, 2):
@@ -67,12 +67,12 @@ def test_a_token_id_tells_what_it_will_use() -> None:
     """Of all layers, also the first, and the core says what numpy does."""
     ids, tokens = spoken(3200, 3, 16, 2)
     with_ids, without = fit(ids[:2600], 16, tokens=tokens[:2600]), fit(ids[:2600], 16)
-    better = measure.next_layers(with_ids, ids[2600:], 1, tokens[2600:])
-    assert better.recall_at_k > measure.next_layers(without, ids[2600:], 1).recall_at_k + 0.1
+    better = evaluate.next_layers(with_ids, ids[2600:], 1, tokens[2600:])
+    assert better.recall_at_k > evaluate.next_layers(without, ids[2600:], 1).recall_at_k + 0.1
     assert better.calibration_error < 0.03
     native = NativePredictor(with_ids, rate=0)
     use = [one_hot(ids[2600:2700, layer], 16) for layer in range(3)]
-    wanted = [measure._chances(with_ids, use, layer, 1, tokens[2600:2700]) for layer in range(3)]
+    wanted = [evaluate._chances(with_ids, use, layer, 1, tokens[2600:2700]) for layer in range(3)]
     for at in range(100):
         native.begin(int(tokens[2600 + at]))
         for layer in range(3):
@@ -112,8 +112,8 @@ def test_it_learns_from_nothing_and_what_it_learnt_can_be_kept(ids: IdArray, tmp
     assert last > first + 0.1
     learnt = native.learnt()
     assert learnt.tokens == 3200
-    plain = measure.plain_table(ids[:3200], ids[3200:], EXPERTS).recall_at_k
-    assert measure.next_layers(learnt, ids[3200:], 1).recall_at_k > plain
+    plain = evaluate.plain_table(ids[:3200], ids[3200:], EXPERTS).recall_at_k
+    assert evaluate.next_layers(learnt, ids[3200:], 1).recall_at_k > plain
     native.close()
     save(learnt, KEY, tmp_path)
     read = load(KEY, tmp_path, (LAYERS, EXPERTS, USED), [])
@@ -162,7 +162,7 @@ def test_a_saved_predictor_says_the_same(tmp_path: Path, ids: IdArray, tables: T
     notes: list[str] = []
     read = load(KEY, tmp_path, (LAYERS, EXPERTS, USED), notes)
     assert read is not None and not notes and read.report == {"tokens": 3000}
-    one, other = (measure.next_layers(t, ids[3000:3300], 1) for t in (tables, read))
+    one, other = (evaluate.next_layers(t, ids[3000:3300], 1) for t in (tables, read))
     assert one.recall_at_k == pytest.approx(other.recall_at_k, abs=0.005)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from edgemoe import OffloadConfig
-from edgemoe.cli import main
-from edgemoe.gguf import check
+from edgemoe.cli.main import main
+from edgemoe.models.gguf import check
 from edgemoe.profiling import Test, figures, measure, placements, profile
 from edgemoe.profiling.suggest import suggestion
 from tests import dense

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.profiling.compare import Pair, interval, p_value, superiority
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from edgemoe.profiling import charts
 from edgemoe.profiling.page import page
 from tests.routing import wide_model

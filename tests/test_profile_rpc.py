@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe import hardware
-from edgemoe.cli import main
+from edgemoe.cli.main import main
+from edgemoe.machine import hardware
 from tests.routing import wide_model
 from tests.test_rpc import device, pytestmark  # noqa: F401
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from tests.routing import wide_model
 
 RUN = ["-p", "0", "-n", "12", "-r", "1", "--device", "sim", "--vram", "50%", "--threads", "1", "-o", "json"]

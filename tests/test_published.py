@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import tests.zoo.files as zoo_files
-from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig, families, gguf
-from edgemoe.catalog import load
-from edgemoe.cli import main
-from edgemoe.commands.choices import offered
+from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig
+from edgemoe.cli.choices import offered
+from edgemoe.cli.main import main
 from edgemoe.errors import ContextFailed, DoesNotFit, EdgeMoEError, UnsupportedModel
-from edgemoe.models import find
-from edgemoe.short import write
+from edgemoe.machine.truncated_model import write
+from edgemoe.models import families, gguf
+from edgemoe.models.catalog import load
+from edgemoe.models.find import find
 from tests import parity
 from tests.rewrite import rewrite, shards, unstacked
 from tests.zoo import ARCHITECTURES, HEADLESS, SPECS, build

@@ -17,14 +17,14 @@ import pytest
 from scripted import FAMILIES, Asked, ScriptedLlama, build_family, open_scripted, recorded, rendered, special_in
 from test_tui import Driver, shown
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.plain import PlainChat
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.worker import Worker
-from tui.app import ChatApp
-from tui.plain import PlainChat
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
-from tui.session import InThisProcess
-from tui.widgets.status_line import StatusLine
 
 SYSTEM = "Answer in one or two lines."
 CODE = '```python\nif a < b and "c" != \'d\':\n    print("<b>")\n```'

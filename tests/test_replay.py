@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe import Llama, OffloadConfig, predictor, replay, trace
-from edgemoe.cli import main
-from edgemoe.clock import Clock, Machine
+from edgemoe import Llama, OffloadConfig
+from edgemoe.cli.main import main
 from edgemoe.config import SimConfig, home
 from edgemoe.engine import experts
 from edgemoe.errors import EdgeMoEError
-from edgemoe.gguf import check, model_identity
-from edgemoe.predictor.fit import fit
+from edgemoe.models.gguf import check, model_identity
+from edgemoe.replay import replay
+from edgemoe.replay.virtual_clock import Clock, ClockModel
+from edgemoe.routing import predictor, trace
+from edgemoe.routing.predictor.train import fit
 from edgemoe.types import IdArray, ModelShape
 from tests import parity
 from tests.routing import drifting, wide_model
@@ -289,7 +291,7 @@ def test_a_forced_expert_must_exist(tmp_path: Path) -> None:
 def test_a_clock_of_an_endless_link_changes_no_hit() -> None:
     ids = drifting(400, 4, 32, 4)
     shape, tables = shape_of(ids, 32), predictor.untrained(4, 32, 4)
-    clock = Clock(replace(Machine(), link=1e18, rest=1.0), 4, None)
+    clock = Clock(replace(ClockModel(), link=1e18, rest=1.0), 4, None)
     timed = replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True, clock=clock)
     plain = replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True)
     assert timed.late == 0 and timed.seconds > 400
@@ -298,7 +300,7 @@ def test_a_clock_of_an_endless_link_changes_no_hit() -> None:
 
 
 def test_time_is_bytes_over_bandwidth() -> None:
-    machine = Machine(cpu=10.0, device=100.0, link=5.0, launch=0.25, join=0.25, rest=2.0, expert=20.0)
+    machine = ClockModel(cpu=10.0, device=100.0, link=5.0, launch=0.25, join=0.25, rest=2.0, expert=20.0)
     clock = Clock(machine, 2, None)
     clock.approach()
     clock.compute(0, 2, 0)
@@ -315,7 +317,7 @@ def test_a_slow_link_makes_it_slower() -> None:
     shape, tables = shape_of(ids, 32), predictor.untrained(4, 32, 4)
 
     def run(link: float) -> replay.Tally:
-        clock = Clock(replace(Machine(), link=link), 4, [12e6] * 4)
+        clock = Clock(replace(ClockModel(), link=link), 4, [12e6] * 4)
         return replay.simulate("adaptive", ids, shape, 8, 2, None, tables, True, clock=clock)
 
     fast, slow = run(50e9), run(2e9)

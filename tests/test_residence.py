@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe import gguf
-from edgemoe.residence import Residence
+from edgemoe.models import gguf
+from edgemoe.models.page_cache import Residence
 from tests.dense import write_dense
 from tests.zoo import build
 

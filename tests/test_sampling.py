@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from test_cli import Opened
 
-from edgemoe import catalog, models
-from edgemoe.catalog import load
-from edgemoe.cli import main
-from edgemoe.gguf import GgufFile, GgufTensor
-from edgemoe.models import published, recommended_sampling
-from edgemoe.short import write
+from edgemoe.cli.main import main
+from edgemoe.machine.truncated_model import write
+from edgemoe.models import catalog, find
+from edgemoe.models.catalog import load
+from edgemoe.models.find import published, recommended_sampling
+from edgemoe.models.gguf import GgufFile, GgufTensor
 
 OF_THE_FILE = {"temp": 1.0, "top_k": 20, "top_p": 0.95, "min_p": 0.01, "penalty_repeat": 1.05}
 
@@ -147,8 +147,8 @@ def test_the_users_catalogue_is_obeyed_and_a_broken_one_stops_nothing(tmp_path: 
 
 def test_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "some.gguf", sampling_temp=0.5)
-    monkeypatch.setattr("edgemoe.gguf.values", lambda *_: pytest.fail("weights were read"))
-    monkeypatch.setattr("edgemoe.gguf.model_identity", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("edgemoe.models.gguf.values", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("edgemoe.models.gguf.model_identity", lambda *_: pytest.fail("weights were read"))
     assert recommended_sampling(str(path), path) == {"temperature": 0.5}
 
 
@@ -161,4 +161,4 @@ def test_run_takes_it(tmp_path: Path) -> None:
 
 
 def test_the_demo_is_greedy() -> None:
-    assert recommended_sampling(models.DEMO, Path("demo.gguf")) == {"temperature": 0.0}
+    assert recommended_sampling(find.DEMO, Path("demo.gguf")) == {"temperature": 0.0}

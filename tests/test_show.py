@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from edgemoe.cli import main
+from edgemoe.cli.main import main
 from tests.routing import wide_model
 from tests.zoo import build
 

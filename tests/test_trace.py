@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgemoe import trace
 from edgemoe.errors import EdgeMoEError
+from edgemoe.routing import trace
 
 
 def sound(**changes: Any) -> dict[str, Any]:

@@ -20,27 +20,27 @@ from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from edgemoe.answer.receipt import Receipt
 from edgemoe.errors import ModelNotFound
+from edgemoe.text.display import percent, visible
+from edgemoe.text.failures import in_words
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.commands import Call, Unknown, completed, matches, parse
+from edgemoe.tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
+from edgemoe.tui.records import ChatSettings, ExpertMaps
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.widgets import answer_turn
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.expert_map import ExpertMap
+from edgemoe.tui.widgets.expert_panel import ExpertPanel
+from edgemoe.tui.widgets.markdown import GrowingMarkdown
+from edgemoe.tui.widgets.note import Note
+from edgemoe.tui.widgets.prompt import Prompt
+from edgemoe.tui.widgets.status_line import StatusLine
+from edgemoe.tui.widgets.user_turn import UserTurn
+from edgemoe.tui.widgets.welcome import Welcome
 from edgemoe.types import ExpertStats, ModelShape
-from tui.app import ChatApp
-from tui.commands import Call, Unknown, completed, matches, parse
-from tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
-from tui.failures import in_words
-from tui.receipt import Receipt
-from tui.records import ChatSettings, ExpertMaps
-from tui.screens.chat import ChatScreen
-from tui.session import InThisProcess
-from tui.text import percent, visible
-from tui.widgets import answer_turn
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.expert_map import ExpertMap
-from tui.widgets.expert_panel import ExpertPanel
-from tui.widgets.markdown import GrowingMarkdown
-from tui.widgets.note import Note
-from tui.widgets.prompt import Prompt
-from tui.widgets.status_line import StatusLine
-from tui.widgets.user_turn import UserTurn
-from tui.widgets.welcome import Welcome
 
 SECONDS = 10.0
 Kind = TypeVar("Kind")

@@ -13,21 +13,22 @@ from test_tui import Driver, plain, shown
 from test_tui_commands import answers, ask, kept
 from textual.widgets import Input, OptionList
 
+from edgemoe.answer.record import Answer
+from edgemoe.answer.sampling import MAX_TOKENS
 from edgemoe.errors import ConfigError, ModelNotFound
-from tui.app import ChatApp
-from tui.archive import Archive
-from tui.conversation import Conversation
-from tui.keys import ACTIONS, Keys, load
-from tui.presets import Preset, Presets, asks_to_save
-from tui.recent import Recent
-from tui.records import Answer, ChatSettings, ModelChoice, Opened
-from tui.sampling import MAX_TOKENS
-from tui.screens.chat import ChatScreen, Services
-from tui.screens.models import ModelsScreen
-from tui.session import InThisProcess
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.prompt import Prompt
-from tui.widgets.welcome import Welcome
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.archive import Archive
+from edgemoe.tui.conversation import Conversation
+from edgemoe.tui.keys import ACTIONS, Keys, load
+from edgemoe.tui.presets import Preset, Presets, asks_to_save
+from edgemoe.tui.recent import Recent
+from edgemoe.tui.records import ChatSettings, ModelChoice, Opened
+from edgemoe.tui.screens.chat import ChatScreen, Services
+from edgemoe.tui.screens.models import ModelsScreen
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.prompt import Prompt
+from edgemoe.tui.widgets.welcome import Welcome
 
 
 def written(folder: Path, text: str) -> Path:

@@ -13,24 +13,25 @@ from test_tui import Driver, plain, shown
 from textual import events
 from textual.widgets import Input, OptionList, Static
 
-from tui import context, sampling
-from tui.app import ChatApp
-from tui.archive import Archive
-from tui.attachments import Attachment
-from tui.conversation import Conversation
-from tui.keys import Keys
-from tui.presets import Presets
-from tui.records import ChatSettings, ModelChoice, Opened
-from tui.sampling import MAX_TOKENS
-from tui.screens.chat import ChatScreen, Services
-from tui.screens.history import HistoryScreen
-from tui.session import InThisProcess
-from tui.store import Store
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.markdown import CodeBlock
-from tui.widgets.prompt import Prompt
-from tui.widgets.status_line import StatusLine
-from tui.widgets.user_turn import UserTurn
+from edgemoe.answer import sampling
+from edgemoe.answer.sampling import MAX_TOKENS
+from edgemoe.tui import context
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.archive import Archive
+from edgemoe.tui.attachments import Attachment
+from edgemoe.tui.conversation import Conversation
+from edgemoe.tui.keys import Keys
+from edgemoe.tui.presets import Presets
+from edgemoe.tui.records import ChatSettings, ModelChoice, Opened
+from edgemoe.tui.screens.chat import ChatScreen, Services
+from edgemoe.tui.screens.history import HistoryScreen
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.store import Store
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.markdown import CodeBlock
+from edgemoe.tui.widgets.prompt import Prompt
+from edgemoe.tui.widgets.status_line import StatusLine
+from edgemoe.tui.widgets.user_turn import UserTurn
 
 DEFAULT_KEYS = Keys()
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from test_tui import Driver, chat, plain, shown
 from textual.widgets import Static
 
+from edgemoe.tui.balance import LEAST_PAIRS, balance, rank, unusual
+from edgemoe.tui.expert_figures import Traffic, figures
+from edgemoe.tui.expert_map import Spot, fit, place, spot_at
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.expert_map import ExpertMap
+from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.types import ExpertStats, ModelShape
-from tui.balance import LEAST_PAIRS, balance, rank, unusual
-from tui.expert_figures import Traffic, figures
-from tui.expert_map import Spot, fit, place, spot_at
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.expert_map import ExpertMap
-from tui.widgets.prompt import Prompt
 
 
 def picked(driver: Driver) -> str:

@@ -13,11 +13,11 @@ import pytest
 from test_tui_commands import kept
 from textual.widgets import OptionList
 
-from edgemoe.commands.fit import in_short
+from edgemoe.cli.fit import in_short
+from edgemoe.tui.forecasts import Forecasts
+from edgemoe.tui.records import ModelCard, ModelChoice
+from edgemoe.tui.screens.models import ModelsScreen
 from tests.zoo import build
-from tui.forecasts import Forecasts
-from tui.records import ModelCard, ModelChoice
-from tui.screens.models import ModelsScreen
 
 
 def settled(forecasts: Forecasts) -> dict[str, str]:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from test_tui import Driver, shown
 from test_tui_commands import answers, ask, kept
 
-from tui.keys import Keys
-from tui.text import flow
-from tui.widgets.prompt import Prompt
-from tui.widgets.user_turn import UserTurn
+from edgemoe.text.display import flow
+from edgemoe.tui.keys import Keys
+from edgemoe.tui.widgets.prompt import Prompt
+from edgemoe.tui.widgets.user_turn import UserTurn
 
 
 def copied(driver: Driver) -> list[str]:

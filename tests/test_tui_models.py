@@ -14,16 +14,16 @@ from test_tui_commands import kept
 from textual.app import App
 from textual.widgets import OptionList, Static
 
-from edgemoe.cli import main
-from edgemoe.commands import pull
-from edgemoe.commands.choices import offered
+from edgemoe.cli import pull
+from edgemoe.cli.choices import offered
+from edgemoe.cli.main import main
 from edgemoe.errors import EdgeMoEError
-from edgemoe.models import find
+from edgemoe.models.find import find
+from edgemoe.tui.fetching import Fetcher
+from edgemoe.tui.records import ModelChoice
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.screens.models import ModelsScreen
 from tests.hub_server import HubServer, Repository
-from tui.fetching import Fetcher
-from tui.records import ModelChoice
-from tui.screens.chat import ChatScreen
-from tui.screens.models import ModelsScreen
 
 REPO, NAME = "someone/Tiny-GGUF", "someone/Tiny-GGUF:Q4_K_M"
 CONTENT = b"GGUF" + bytes(range(256)) * 4096

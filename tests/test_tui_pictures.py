@@ -22,18 +22,18 @@ from fake_engine import FakeLlama, Gate, Script
 from test_tui import Driver
 from textual.widgets import OptionList
 
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.forecasts import Forecasts
+from edgemoe.tui.records import ChatSettings, ModelChoice
+from edgemoe.tui.screens.chat import ChatScreen, Services
+from edgemoe.tui.screens.history import HistoryScreen
+from edgemoe.tui.screens.models import ModelsScreen
+from edgemoe.tui.session import ChatSession, InThisProcess
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.expert_map import ExpertMap
+from edgemoe.tui.widgets.expert_panel import ExpertPanel
+from edgemoe.tui.widgets.markdown import CodeBlock
 from edgemoe.types import ModelShape, Thinking
-from tui.app import ChatApp
-from tui.forecasts import Forecasts
-from tui.records import ChatSettings, ModelChoice
-from tui.screens.chat import ChatScreen, Services
-from tui.screens.history import HistoryScreen
-from tui.screens.models import ModelsScreen
-from tui.session import ChatSession, InThisProcess
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.expert_map import ExpertMap
-from tui.widgets.expert_panel import ExpertPanel
-from tui.widgets.markdown import CodeBlock
 
 PICTURES = Path(__file__).with_name("pictures")
 SIZES = [(80, 24), (160, 50)]
@@ -160,10 +160,10 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clock is looked at, and nobody samples the experts in between."""
     ticks = itertools.count()
     monkeypatch.setattr(
-        "tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4, monotonic=lambda: 7.0)
+        "edgemoe.tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4, monotonic=lambda: 7.0)
     )
     for module in ("answer_turn", "expert_panel", "thought"):
-        monkeypatch.setattr(f"tui.widgets.{module}.time", SimpleNamespace(monotonic=lambda: 7.0))
+        monkeypatch.setattr(f"edgemoe.tui.widgets.{module}.time", SimpleNamespace(monotonic=lambda: 7.0))
     monkeypatch.setattr(ChatSession, "watch", lambda self, what: None)
 
 

@@ -15,16 +15,16 @@ from fake_engine import FakeLlama, Script
 from test_tui import chat, shown
 from textual.color import Color
 
-from edgemoe.cli import main
+from edgemoe.answer.sampling import MAX_TOKENS
+from edgemoe.cli.main import main
+from edgemoe.tui.archive import Archive
+from edgemoe.tui.plain import MORE, PROMPT, PlainChat
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.session import InThisProcess
+from edgemoe.tui.theme import LOOKS, chosen
+from edgemoe.tui.widgets.expert_map import ExpertMap
 from edgemoe.types import ModelShape, Thinking
 from edgemoe.worker import EngineDied
-from tui.archive import Archive
-from tui.plain import MORE, PROMPT, PlainChat
-from tui.records import ChatSettings
-from tui.sampling import MAX_TOKENS
-from tui.session import InThisProcess
-from tui.theme import LOOKS, chosen
-from tui.widgets.expert_map import ExpertMap
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,7 +140,7 @@ def test_the_command_line_chooses_the_plain_chat(tmp_path: Path, term: str, opti
     (tmp_path / "m.gguf").write_bytes(b"")
     code = (
         "import sys; sys.path[:0] = ['tests']\n"
-        "from fake_engine import FakeLlama; from edgemoe.cli import main\n"
+        "from fake_engine import FakeLlama; from edgemoe.cli.main import main\n"
         "sys.exit(main(sys.argv[1:], FakeLlama))"
     )
     command = [sys.executable, "-c", code, "chat", str(tmp_path / "m.gguf"), *options]

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tui.archive import Archive
-from tui.conversation import Conversation
-from tui.interchange import Document, read, to_json, to_markdown
-from tui.raw import split
-from tui.records import Answer, ToolCall, Turn
-from tui.store import MIGRATIONS, Store
+from edgemoe.answer.record import Answer, ToolCall
+from edgemoe.tui.archive import Archive
+from edgemoe.tui.conversation import Conversation
+from edgemoe.tui.interchange import Document, read, to_json, to_markdown
+from edgemoe.tui.raw import split
+from edgemoe.tui.records import Turn
+from edgemoe.tui.store import MIGRATIONS, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,7 +146,8 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
 def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from tui.archive import Archive; from tui.conversation import Conversation; from tui.records import Answer\n"
+        "from edgemoe.tui.archive import Archive; from edgemoe.tui.conversation import Conversation\n"
+        "from edgemoe.answer.record import Answer\n"
         "chat = Conversation(Archive(Path(sys.argv[1]), print)); chat.add('user', 'go'); text = ''\n"
         "while True:\n"
         "    text += f'{time.time():.3f} '; chat.grow(Answer(text)); print(len(text), flush=True); time.sleep(0.01)\n"
@@ -242,7 +244,7 @@ def test_a_migration_that_fails_leaves_the_old_version(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tui.raw.split", killed)
+        patch.setattr("edgemoe.tui.raw.split", killed)
         with pytest.raises(KeyboardInterrupt):
             Store(tmp_path / "chats.db")
     store = Store(tmp_path / "chats.db")
@@ -260,7 +262,7 @@ def test_what_cannot_be_split_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     def broken(text: str) -> Any:
         raise ValueError
 
-    monkeypatch.setattr("tui.raw.read", broken)
+    monkeypatch.setattr("edgemoe.tui.raw.read", broken)
     assert split("<think>a</think>b") == Answer("<think>a</think>b")
 
 

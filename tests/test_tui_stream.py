@@ -9,11 +9,11 @@ from textual.app import App, ComposeResult
 from textual.geometry import Offset
 from textual.selection import Selection
 
-from tui.calls import Delta
-from tui.growth import Growing
-from tui.records import Answer, ToolCall
-from tui.widgets.code_lines import CodeLines
-from tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, GrowingMarkdown, Section
+from edgemoe.answer.calls import Delta
+from edgemoe.answer.growth import Growing
+from edgemoe.answer.record import Answer, ToolCall
+from edgemoe.tui.widgets.code_lines import CodeLines
+from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, GrowingMarkdown, Section
 
 BLOCKS = "# Title\n\nSome **bold** words.\n\n- one\n\n  still one\n- two\n\n```python\nx = 1\n\ny = 2\n```\n\n"
 TEXT = BLOCKS * (SECTION_BLOCKS + 1) + "````\n```\nnot the end\n\n````\n\nThe end."

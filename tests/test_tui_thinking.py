@@ -16,17 +16,18 @@ from test_tui_commands import answers, ask, kept
 from textual.app import App, ComposeResult
 from textual.widgets import Static
 
+from edgemoe.answer.calls import in_words
+from edgemoe.answer.effort import complaint, refusal
+from edgemoe.answer.record import Answer, ToolCall
+from edgemoe.answer.sampling import MAX_TOKENS, keywords, limit, listing
+from edgemoe.tui.attachments import load
+from edgemoe.tui.presets import Preset, Presets
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.store import Store
+from edgemoe.tui.widgets import thought as thought_widget
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.thought import Thought, ThoughtLines, wrapped
 from edgemoe.types import Thinking
-from tui.attachments import load
-from tui.calls import in_words
-from tui.effort import complaint, refusal
-from tui.presets import Preset, Presets
-from tui.records import Answer, ChatSettings, ToolCall
-from tui.sampling import MAX_TOKENS, keywords, limit, listing
-from tui.store import Store
-from tui.widgets import thought as thought_widget
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.thought import Thought, ThoughtLines, wrapped
 
 THINKER = Thinking(True, ("off", "on", "high"))
 ALWAYS = Thinking(True)
@@ -47,7 +48,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     time = SimpleNamespace(perf_counter=clock.read, monotonic=clock.read)
-    monkeypatch.setattr("tui.session.time", time)
+    monkeypatch.setattr("edgemoe.tui.session.time", time)
     monkeypatch.setattr(thought_widget, "time", time)
     yield clock
 
@@ -90,7 +91,7 @@ async def test_the_state_and_the_fold_tell_what_the_model_does(clock: Clock) -> 
 
 
 async def test_the_seconds_go_on_while_nothing_comes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tui.widgets.answer_turn.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("edgemoe.tui.widgets.answer_turn.TICK_SECONDS", 0.01)
     gate = Gate()
     async with chat(answers=[Script("x", "slow thought")], gate=gate) as driver:
         await driver.send("hi")

@@ -10,8 +10,8 @@ import pytest
 from rich.segment import Segment
 from textual.strip import Strip
 
-from tui import tidying
-from tui.tidying import LATE_SECONDS, SOON_SECONDS, Tidying, without_cycles
+from edgemoe.tui import tidying
+from edgemoe.tui.tidying import LATE_SECONDS, SOON_SECONDS, Tidying, without_cycles
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 from test_tui import Driver, chat, shown
 from textual.geometry import Size
 
-from tui.conversation import Conversation
-from tui.records import Answer
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, sections
-from tui.widgets.transcript import MOST_SCREENS, Transcript
-from tui.widgets.user_turn import UserTurn
+from edgemoe.answer.record import Answer
+from edgemoe.tui.conversation import Conversation
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, sections
+from edgemoe.tui.widgets.transcript import MOST_SCREENS, Transcript
+from edgemoe.tui.widgets.user_turn import UserTurn
 
 BLOCKS = 100
 LONG = "\n\n".join(f"Paragraph number {index}." for index in range(BLOCKS)) + "\n\n```python\nx = 1\n```"

@@ -19,13 +19,13 @@ from fake_engine import FakeLlama, Script
 from test_tui import Driver, plain
 
 from edgemoe.errors import DoesNotFit, EdgeMoEError, ModelNotFound
+from edgemoe.tui.app import ChatApp
+from edgemoe.tui.records import ChatSettings
+from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.types import Thinking
 from edgemoe.worker import EngineDied, RemoteEngine, Worker
-from tui.app import ChatApp
-from tui.records import ChatSettings
-from tui.screens.chat import ChatScreen
-from tui.widgets.answer_turn import AnswerTurn
-from tui.widgets.status_line import StatusLine
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = [{"role": "user", "content": "go"}]

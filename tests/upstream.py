@@ -133,7 +133,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def _local(repo: str, filename: str, **_: Any) -> str:
-    from edgemoe.demo import build_demo
+    from edgemoe.models.demo import build_demo
     from tests.rewrite import U32, rewrite, tensors_of
     from tests.zoo import build
 

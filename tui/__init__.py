@@ -1,4 +1,4 @@
-"""The terminal chat. Importing this package loads no terminal code; :mod:`tui.app` does."""
+"""The terminal chat. Importing this package loads no terminal code; :mod:`edgemoe.tui.app` does."""
 
 import os
 

@@ -12,11 +12,13 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
 
+from edgemoe.worker.protocol import EngineSource
+
 from . import messages as told
 from .archive import Archive
 from .records import ChatSettings
 from .screens.chat import ChatScreen, Services
-from .session import ChatSession, EngineSource
+from .session import ChatSession
 from .theme import LOOKS, chosen, nearest, other
 from .tidying import LOOK_SECONDS, Tidying
 

@@ -1,7 +1,7 @@
 """The database of conversations in a thread of its own: the screen hands it jobs and never waits for a disk.
 
 Ordering: jobs run one after the other in the order they were handed over, so what is read has seen all that was
-written before. Ids of rows are known in this thread only: a :class:`~tui.records.Key` carries them.
+written before. Ids of rows are known in this thread only: a :class:`~edgemoe.tui.records.Key` carries them.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
+from edgemoe.answer.record import Answer
+from edgemoe.text.display import one_line
+
 from .archive import Archive
 from .interchange import Document
-from .records import Answer, Key, Role, Turn
+from .records import Key, Role, Turn
 from .store import Saved, Store
-from .text import one_line
 
 SAVE_SECONDS = 0.6  # a killed program loses at most this much of an answer
 TITLE_WIDTH = 60

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from edgemoe.text.display import count, percent, size
 from edgemoe.types import ExpertStats, FloatArray, ModelShape
 
 from .balance import balance, rank
 from .expert_map import Spot, sparkline
 from .records import ExpertMaps
-from .text import count, percent, size
 
 _BAR = 10  # characters
 _WIDE = 70  # characters from which two figures share a line

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from . import calls, raw
+from edgemoe.answer import calls
+
+from . import raw
 from .records import Role, Turn
 
 THOUGHTS = "--thoughts"  # in /export: with the thinking

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
+from edgemoe.answer.growth import Growing
+from edgemoe.answer.receipt import Receipt
+from edgemoe.answer.record import Answer
+from edgemoe.text.failures import Failure
 from edgemoe.types import ExpertStats
 
-from .failures import Failure
-from .growth import Growing
-from .receipt import Receipt
-from .records import Answer, ExpertMaps, ModelCard
+from .records import ExpertMaps, ModelCard
 
 
 @dataclass

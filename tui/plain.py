@@ -7,23 +7,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from edgemoe.answer import effort, sampling
+from edgemoe.answer.calls import Delta
+from edgemoe.answer.calls import in_words as call_in_words
+from edgemoe.answer.growth import Growing
+from edgemoe.answer.receipt import Receipt, breaking_off, counters, what_cut
+from edgemoe.answer.record import Answer
+from edgemoe.text.display import duration, visible
+from edgemoe.text.failures import in_words
 from edgemoe.types import Thinking
 from edgemoe.worker import EngineDied
+from edgemoe.worker.interruptible import Interruptible
+from edgemoe.worker.protocol import Engine, EngineSource, thinking_of
 
-from . import context, effort, interchange, sampling
+from . import context, interchange
 from .archive import Archive
-from .calls import Delta
-from .calls import in_words as call_in_words
 from .commands import COMMANDS, Call, Command, Unknown, parse
 from .conversation import Conversation
-from .failures import in_words
-from .growth import Growing
-from .interruptible import Interruptible
-from .receipt import Receipt, breaking_off, counters, what_cut
-from .records import Answer, ChatSettings
-from .session import Engine, EngineSource, thinking_of
+from .records import ChatSettings
 from .store import BROKE_OFF
-from .text import duration, visible
 
 PROMPT = "you> "
 MORE = "...> "  # a line that ends in a backslash goes on

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import sampling
-from .effort import LEVELS
+from edgemoe.answer import sampling
+from edgemoe.answer.effort import LEVELS
 
 SAVE = "--save"  # at the end of /set and /system
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from edgemoe.answer.calls import of_openai
+from edgemoe.answer.record import Answer
 from edgemoe.formats import read
-
-from .calls import of_openai
-from .records import Answer
 
 
 def split(text: str) -> Answer:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from edgemoe.answer.record import Answer, ToolCall
 from edgemoe.types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 
 if TYPE_CHECKING:
-    from .session import EngineSource
+    from edgemoe.worker.protocol import EngineSource
 
 # ``reading``: the model reads the prompt; ``thinking``: thinking arrives; ``answering``: the answer itself arrives.
 State = Literal["loading", "idle", "reading", "thinking", "answering", "stopping", "stopped", "failed", "no model"]
@@ -26,8 +27,9 @@ class ChatSettings:
         system: system prompt, empty for none.
         sampling: keywords for ``create_chat_completion``, such as ``max_tokens`` and ``temperature``.
         resume: open the conversation that was used last.
-        look: a name of :data:`tui.theme.LOOKS`, or ``auto``.
-        think: how much the model shall think, a word of :data:`tui.effort.LEVELS`; empty for the template's default.
+        look: a name of :data:`edgemoe.tui.theme.LOOKS`, or ``auto``.
+        think: how much the model shall think, a word of :data:`edgemoe.answer.effort.LEVELS`; empty for the
+            template's default.
     """
 
     title: str = "model"
@@ -111,41 +113,6 @@ class Key:
     """Where a row is in the database: ``id`` is filled in by the thread that owns it, None where it is not kept."""
 
     id: int | None = None
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A tool that a model called: the ``name``, and the ``arguments`` as JSON text."""
-
-    name: str
-    arguments: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer, complete or under way. It is true when the model gave anything at all.
-
-    Attributes:
-        text: the answer itself, without the thinking.
-        thought: what the model thought before it answered.
-        thought_s: seconds that it thought, None when it did not or when that is not known.
-        calls: tools that it called.
-    """
-
-    text: str = ""
-    thought: str = ""
-    thought_s: float | None = None
-    calls: tuple[ToolCall, ...] = ()
-
-    def __bool__(self) -> bool:
-        """Whether there is text, thinking or a call."""
-        return bool(self.text or self.thought or self.calls)
-
-    def followed_by(self, more: Answer) -> Answer:
-        """This answer with ``more`` of it, which the model gave when it was asked to go on."""
-        thought = "\n\n".join(part for part in (self.thought, more.thought) if part)
-        known = [part for part in (self.thought_s, more.thought_s) if part is not None]
-        return Answer(self.text + more.text, thought, sum(known) if known else None, self.calls + more.calls)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import calls, raw
-from .records import Answer, Key, Role, Turn
+from edgemoe.answer import calls
+from edgemoe.answer.record import Answer
+
+from . import raw
+from .records import Key, Role, Turn
 
 # Each entry brings a database of its index to the next version; never change one that was released.
 MIGRATIONS = (

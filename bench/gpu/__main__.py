@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import twin
 from edgemoe.engine import host
 from edgemoe.errors import EdgeMoEError
-from edgemoe.gguf import check, moe_shape
+from edgemoe.models.gguf import check, moe_shape
 from edgemoe.profiling.figures import machine, physical_cores
 
 from . import build, cells, devices, report, routing, verdicts

@@ -20,13 +20,14 @@ import llama_cpp
 import numpy as np
 import psutil
 
-from edgemoe import Llama, OffloadConfig, history
+from edgemoe import Llama, OffloadConfig
 from edgemoe.engine import host
-from edgemoe.gguf import check, model_identity
+from edgemoe.models.gguf import check, model_identity
 from edgemoe.profiling import Test
 from edgemoe.profiling.measure import Samples
 from edgemoe.profiling.observe import likeliest
 from edgemoe.profiling.placements import Placement, placements
+from edgemoe.routing import history
 
 from . import agreement, cells, devices, events, routing, soak
 
@@ -131,8 +132,8 @@ class Runner:
 
     def rates(self, request: Request) -> Request:
         """How fast this machine is at what the model does, measured through ggml itself."""
-        from edgemoe import hardware
         from edgemoe.engine.bandwidth import weights_of
+        from edgemoe.machine import hardware
 
         device = "" if request["device"] == "none" else request["device"]
         experts, others = weights_of(check(Path(request["path"])))
@@ -279,7 +280,7 @@ def _placement(path: Path, device: str, contender: cells.Contender, equal_bytes:
 
 def _experts_on_device(path: Path, placement: Placement) -> int:
     """Layers whose experts are on the device."""
-    from edgemoe.gguf import EXPERTS
+    from edgemoe.models.gguf import EXPERTS
 
     if placement.gpu_layers == 0:
         return 0

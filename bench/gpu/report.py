@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgemoe.console import table
-from edgemoe.gguf import check
+from edgemoe.models.gguf import check
 from edgemoe.profiling import Test, figures, memory
 from edgemoe.profiling.measure import Result, Samples
+from edgemoe.text.console import table
 
 from . import cells, verdicts
 from .cells import Cell, Contender

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgemoe import replay, trace
+from edgemoe.replay import replay
+from edgemoe.routing import trace
 from edgemoe.types import FloatArray, IdArray
 
 RECORDED = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gguf import EXPERTS, NOT_WEIGHTS, TYPES, GgufFile
+from ..models.gguf import EXPERTS, NOT_WEIGHTS, TYPES, GgufFile
 from . import host
 
 _pointer, _i64, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .. import history, predictor, trace
 from ..config import Budget, OffloadConfig, home
 from ..errors import ConfigError, DoesNotFit
-from ..gguf import GgufFile
-from ..plan import LAYER_OVERHEAD, experts_room
-from ..policy import Policy, make, plan_slots
-from ..prefetch import GAIN, LEAD, PLAN_EVERY, Controller
-from ..residence import Residence
+from ..models.gguf import GgufFile
+from ..models.page_cache import Residence
+from ..planning.placement import LAYER_OVERHEAD, experts_room
+from ..routing import history, predictor, trace
+from ..routing.policy import Policy, make, plan_slots
+from ..routing.prefetch import GAIN, LEAD, PLAN_EVERY, Controller
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape
 from . import routers
 from .binding import PENDING, RESIDENT, NativeEngine

@@ -13,12 +13,13 @@ from typing import Any
 
 import llama_cpp
 
-from .. import limits, needs
+from .. import limits
 from ..config import Budget, OffloadConfig
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
-from ..gguf import GgufFile, check, check_weights, model_identity, moe_shape
-from ..plan import LAYER_OVERHEAD, Machine
-from ..residence import Residence
+from ..models.gguf import GgufFile, check, check_weights, model_identity, moe_shape
+from ..models.page_cache import Residence
+from ..planning import model_needs
+from ..planning.placement import LAYER_OVERHEAD, MachineRates
 from ..types import ModelShape, Thinking
 from . import host, lifetime, opening
 from .binding import NativeEngine
@@ -141,7 +142,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._ctx.decode = Decode(core, self._ctx.ctx, self.experts, verbose)
         lifetime.opened(self)
         hot = _HotSet(native, self.experts)
-        self._watchdog = Watchdog(hot, needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare)
+        self._watchdog = Watchdog(
+            hot, model_needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare
+        )
         if device and shape is not None:
             self._watchdog.start()
 
@@ -149,7 +152,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self,
         file: GgufFile,
         config: OffloadConfig,
-        machine: Machine,
+        machine: MachineRates,
         shape: ModelShape | None,
         keywords: dict[str, Any],
     ) -> tuple[opening.Attempt, str]:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import llama_cpp
 
-from .. import limits, needs
+from .. import limits
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
-from ..gguf import HINT, GgufFile
-from ..plan import Machine, ModelNeeds, Plan, plan
+from ..models.gguf import HINT, GgufFile
+from ..planning import model_needs
+from ..planning.placement import MachineRates, ModelNeeds, Plan, plan
 from ..types import ModelShape
 from . import host
 
@@ -74,8 +75,8 @@ def needs_of(file: GgufFile, keywords: dict[str, Any]) -> ModelNeeds:
     context = context_of(file, keywords)
     batch = min(keywords.get("n_batch", DEFAULT_BATCH), keywords.get("n_ubatch", DEFAULT_BATCH), context)
     given = (keywords.get("type_k"), keywords.get("type_v"))
-    types = tuple(needs.USUAL_TYPE if kind is None else int(kind) for kind in given)
-    return needs.of(
+    types = tuple(model_needs.USUAL_TYPE if kind is None else int(kind) for kind in given)
+    return model_needs.of(
         file,
         keywords.get("swa_full") is not False,
         bool(keywords.get("flash_attn")),
@@ -85,7 +86,7 @@ def needs_of(file: GgufFile, keywords: dict[str, Any]) -> ModelNeeds:
 
 
 def attempts(
-    file: GgufFile, model: ModelNeeds, config: OffloadConfig, machine: Machine, keywords: dict[str, Any]
+    file: GgufFile, model: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: dict[str, Any]
 ) -> Iterator[Attempt]:
     """Yield the planned placement, then smaller ones for a device that has less room than planned.
 
@@ -125,7 +126,7 @@ def failure(
     loaded: bool,
     attempt: Attempt,
     model: ModelNeeds,
-    machine: Machine,
+    machine: MachineRates,
 ) -> Exception:
     """Name what went wrong when llama_cpp's constructor failed; only a model that did not load may be damaged."""
     if not file.path.exists():
@@ -156,7 +157,7 @@ def out_of_memory(complaints: Sequence[str]) -> bool:
     return any("alloc" in line or "memory" in line for line in complaints)
 
 
-def _context_bytes(attempt: Attempt, model: ModelNeeds, machine: Machine) -> tuple[int, int]:
+def _context_bytes(attempt: Attempt, model: ModelNeeds, machine: MachineRates) -> tuple[int, int]:
     """Memory that the context needs, and what is free where it has to be."""
     placed, context = attempt.plan, attempt.plan.context
     if placed.kv_on_device:
@@ -209,11 +210,11 @@ def can_pin(shape: ModelShape | None) -> bool:
     return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * limits.memory().available
 
 
-def machine_of(device: str) -> Machine:
+def machine_of(device: str) -> MachineRates:
     """Measure the memory that is free now."""
     free, total = host.device_memory(device) if device else (0, 0)
     ram = limits.memory()
-    return Machine(device, free, total, ram.available, ram.total)
+    return MachineRates(device, free, total, ram.available, ram.total)
 
 
 def resolve_device(config: OffloadConfig, keywords: dict[str, Any]) -> str:

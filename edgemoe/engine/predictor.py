@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EdgeMoEError
-from ..predictor import HORIZON, RATE, Tables
+from ..routing.predictor import HORIZON, RATE, Tables
 from ..types import FloatArray, IdArray, Load
 from .binding import library
 

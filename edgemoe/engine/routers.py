@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..gguf import GgufFile, values
+from ..models.gguf import GgufFile, values
 from ..types import FloatArray
 
 # The norm in front of the experts, by its name in the file: the first that a model has.

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from .. import history
+from ..routing import history
 from ..types import FloatArray, IdArray
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import EdgeMoEError
-from ..plan import reserve_of
+from ..planning.placement import reserve_of
 
 PERIOD_S = 0.25
 # Growing needs so many quiet looks in a row, and so much free memory above the reserve (a share of it): programs that

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..console import table
 from ..errors import ConfigError
+from ..text.console import table
 from .figures import SCHEMA
 from .report import test_name
 

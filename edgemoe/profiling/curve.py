@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..predictor import untrained
-from ..replay import UPLOADS, belady, simulate
+from ..replay.replay import UPLOADS, belady, simulate
+from ..routing.predictor import untrained
 from ..types import IdArray, ModelShape
 
 SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)

@@ -13,7 +13,7 @@ import psutil
 
 from .. import __version__
 from ..engine import devices
-from ..gguf import TYPES, moe_shape
+from ..models.gguf import TYPES, moe_shape
 from . import curve, memory
 from .measure import OURS, Result, Samples, middle, quantile
 from .observe import Observation, Step

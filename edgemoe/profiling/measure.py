@@ -15,7 +15,7 @@ import numpy as np
 from ..config import OffloadConfig
 from ..engine import Llama, host
 from ..errors import EdgeMoEError
-from ..gguf import GgufFile, check
+from ..models.gguf import GgufFile, check
 from ..types import ExpertStats
 from . import memory
 from .observe import Observation, Span, likeliest, observe

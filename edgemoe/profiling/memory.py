@@ -19,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 
-from ..gguf import EXPERTS as EXPERT_NAME
-from ..gguf import GgufFile
+from ..models.gguf import EXPERTS as EXPERT_NAME
+from ..models.gguf import GgufFile
 
 BEFORE = "Python and libraries, before loading"
 SINCE = "vocabulary, small objects, code, since loading"

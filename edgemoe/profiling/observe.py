@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import trace
 from ..engine.binding import RESIDENT
+from ..routing import trace
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray
 
 # Counters of a step that are kept; times are sums over the layers of the model.

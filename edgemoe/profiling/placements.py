@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp import llama_cpp as binding
 
-from ..gguf import EXPERTS, GgufFile
+from ..models.gguf import EXPERTS, GgufFile
 
 PLAIN = "llama.cpp"
 SIMULATED = ("none", "sim")

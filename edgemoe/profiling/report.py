@@ -10,7 +10,7 @@ import io
 import json
 from typing import Any
 
-from ..console import table
+from ..text.console import table
 
 _MIB = 2**20
 _LATENCIES = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms")

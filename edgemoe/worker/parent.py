@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from ..errors import EdgeMoEError
-from ..residence import watched
+from ..models.page_cache import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 
 # A polite end writes the routing profile; a child that cannot is killed after this.

@@ -8,17 +8,18 @@ from typing import Any, Protocol
 
 from textual.widget import Widget
 
+from edgemoe.answer import effort, sampling
+from edgemoe.answer.calls import as_text
 from edgemoe.config import Budget
 from edgemoe.errors import ConfigError
+from edgemoe.text.display import count
 from edgemoe.types import Thinking
 
-from .. import effort, interchange, sampling
+from .. import interchange
 from ..attachments import load
-from ..calls import as_text
 from ..commands import COMMANDS, Call
 from ..conversation import Conversation
 from ..presets import Preset, Presets, asks_to_save
-from ..text import count
 from .answering import Answering
 from .library import Library
 from .surface import Surface
@@ -253,7 +254,8 @@ class Actions:
     def copy(self, number: str) -> None:
         """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""
         screen = self._screen
-        text = next((as_text(turn) for turn in reversed(screen.conversation.turns) if turn.role == "assistant"), "")
+        turns = reversed(screen.conversation.turns)
+        text = next((as_text(turn.answer) for turn in turns if turn.role == "assistant"), "")
         blocks = [match[2] for match in _CODE.finditer(text)]
         if number:
             if not number.isdigit() or not 0 < int(number) <= len(blocks):

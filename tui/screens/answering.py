@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 
+from edgemoe.answer.growth import Growing, Growth
+from edgemoe.answer.receipt import Receipt, breaking_off
+from edgemoe.answer.record import Answer
+from edgemoe.answer.sampling import limit
 from edgemoe.types import ExpertStats
 
 from .. import context
 from .. import messages as told
 from ..attachments import Attachment, with_question
 from ..context import Messages
-from ..growth import Growing, Growth
-from ..receipt import Receipt, breaking_off
-from ..records import UNDER_WAY, Answer, State
-from ..sampling import limit
+from ..records import UNDER_WAY, State
 from ..store import BROKE_OFF
 from ..widgets.answer_turn import AnswerTurn
 from ..widgets.user_turn import UserTurn

@@ -13,9 +13,11 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widgets import Markdown
 
+from edgemoe.answer import effort
+from edgemoe.answer.receipt import counters
 from edgemoe.errors import EdgeMoEError
+from edgemoe.text.display import count, size
 
-from .. import effort
 from .. import messages as told
 from ..archive import Archive
 from ..attachments import Attachment
@@ -24,10 +26,8 @@ from ..conversation import Conversation
 from ..expert_map import Spot
 from ..keys import Keys
 from ..presets import Preset, Presets
-from ..receipt import counters
 from ..records import UNDER_WAY, ChatSettings, ModelCard, Opened, State
 from ..session import ChatSession
-from ..text import count, size
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
 from ..widgets.message import ChatMessage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..calls import as_text
-from ..text import count
+from edgemoe.answer.calls import as_text
+from edgemoe.text.display import count
+
 from ..widgets.message import ChatMessage
 from .actions import Commanded
 
@@ -58,7 +59,7 @@ class Choosing:
         if what == "leave" or at is None:
             return
         if what == "copy":
-            if text := as_text(turns[at]):
+            if text := as_text(turns[at].answer):
                 screen.app.copy_to_clipboard(text)
             screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
         elif screen.busy or screen.card is None:

@@ -15,9 +15,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgemoe.text.display import one_line, visible
+
 from ..archive import Archive
 from ..store import Summary
-from ..text import one_line, visible
 
 _SHOWN = 60
 

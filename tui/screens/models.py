@@ -18,9 +18,9 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgemoe.errors import EdgeMoEError
+from edgemoe.text.display import one_line, size
 
 from ..records import ModelChoice
-from ..text import one_line, size
 
 if TYPE_CHECKING:
     from textual.app import App

@@ -14,9 +14,11 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Static
 
-from ..calls import in_words
-from ..records import Answer, Key
-from ..text import count, visible
+from edgemoe.answer.calls import in_words
+from edgemoe.answer.record import Answer
+from edgemoe.text.display import count, visible
+
+from ..records import Key
 from .markdown import GrowingMarkdown
 from .message import ChatMessage
 from .receipt_line import ReceiptLine
@@ -30,7 +32,7 @@ NOTHING = Answer()
 class AnswerTurn(Vertical, ChatMessage, can_focus=True):
     """Owns a thought and one Markdown document; answers come whole and only what is new is drawn."""
 
-    BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
+    BLANK = True  # as in :class:`~edgemoe.tui.widgets.markdown.Section`
 
     def __init__(
         self,

@@ -13,13 +13,13 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Static
 
+from edgemoe.text.display import count
 from edgemoe.types import ExpertStats, FloatArray, ModelShape
 
 from ..balance import LEAST_PAIRS, unusual
 from ..expert_figures import Traffic, figures, picked
 from ..expert_map import Layout, Spot, scale
 from ..records import ExpertMaps
-from ..text import count
 from .expert_map import ExpertMap
 
 QUIET_SECONDS = 2.1  # without a sample: longer than the link's rate looks back

@@ -8,7 +8,7 @@ from functools import partial
 from textual.content import Content
 from textual.widgets import Static
 
-from ..text import visible
+from edgemoe.text.display import visible
 
 
 class Note(Static):

@@ -6,7 +6,7 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.widgets import Static
 
-from ..text import flow
+from edgemoe.text.display import flow
 
 
 class ReceiptLine(Static):

@@ -6,8 +6,9 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from edgemoe.text.display import one_line, percent, rate, seconds
+
 from ..records import State
-from ..text import one_line, percent, rate, seconds
 
 _MARKS: dict[State, tuple[str, str]] = {
     "loading": ("◌", "$warning"),

@@ -18,7 +18,8 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.widgets import Static
 
-from ..text import duration, one_line
+from edgemoe.text.display import duration, one_line
+
 from .code_lines import CodeLines
 
 TAIL_CHARACTERS = 400  # at the end of a thought; a folded one shows nothing of what is before them

@@ -35,7 +35,7 @@ class Transcript(VerticalScroll, can_focus=False):
         thinking_open: thinking is unfolded.
     """
 
-    BLANK = True  # as in :class:`~tui.widgets.markdown.Section`
+    BLANK = True  # as in :class:`~edgemoe.tui.widgets.markdown.Section`
 
     def __init__(self, *children: Widget, id: str | None = None, thinking_key: str = "") -> None:
         """Hold ``children``; ``thinking_key`` unfolds thinking."""

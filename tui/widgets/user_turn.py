@@ -8,8 +8,9 @@ from functools import partial
 from textual.content import Content
 from textual.widgets import Static
 
+from edgemoe.text.display import visible
+
 from ..records import Key
-from ..text import visible
 from .message import ChatMessage
 
 

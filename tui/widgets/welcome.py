@@ -8,10 +8,11 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Static
 
-from ..failures import Failure
+from edgemoe.text.display import count, one_line, percent, size, visible
+from edgemoe.text.failures import Failure
+
 from ..keys import Keys
 from ..records import ModelCard
-from ..text import count, one_line, percent, size, visible
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _KEYS = (("send", "send"), ("stop", "stop"), ("experts", "experts"), ("models", "models"), ("palette", "commands"))

@@ -1,0 +1,81 @@
+"""An answer on its way from the engine's thread to the screen: pieces go in, thought, answer and calls come out."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from .calls import Delta
+from .record import Answer, ToolCall
+
+
+class Growth(NamedTuple):
+    """The ``answer`` by now, of ``tokens`` pieces, the first after ``first_s``, the last after ``elapsed_s``.
+
+    ``thinking`` tells whether the last piece belonged to the thinking.
+    """
+
+    answer: Answer
+    thinking: bool
+    tokens: int
+    first_s: float
+    elapsed_s: float
+
+
+class Growing:
+    """One answer under way.
+
+    Ordering: the engine's thread adds, the screen's takes. ``add`` is True once for everything that was added since
+    the last ``take``, so the writer says "there is something" as often as the reader reads, and not for each token.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Nothing has come for answer ``number`` yet."""
+        self.number = number
+        self._lock = threading.Lock()
+        self._thoughts: list[str] = []
+        self._texts: list[str] = []
+        self._answer = Answer()
+        self._calls: tuple[ToolCall, ...] = ()
+        self._tokens, self._first_s, self._elapsed_s = 0, 0.0, 0.0
+        self._thought_s: float | None = None  # of the thinking that has ended
+        self._thinking_since: float | None = None  # None while the model does not think
+        self._told = False
+
+    def add(self, delta: Delta, elapsed_s: float) -> bool:
+        """Append ``delta``; True when the reader has to be told."""
+        with self._lock:
+            if delta.thought:
+                self._thoughts.append(delta.thought)
+                if self._thinking_since is None:
+                    self._thinking_since = elapsed_s
+            if delta.text or delta.calls:
+                self._texts.append(delta.text)
+                self._calls += delta.calls
+                self._thought_s = self._thought_for(elapsed_s)
+                self._thinking_since = None
+            self._first_s = self._first_s if self._tokens else elapsed_s
+            self._tokens, self._elapsed_s = self._tokens + 1, elapsed_s
+            told, self._told = self._told, True
+        return not told
+
+    def _thought_for(self, now_s: float) -> float | None:
+        if self._thinking_since is None:
+            return self._thought_s
+        return (self._thought_s or 0.0) + now_s - self._thinking_since
+
+    def take(self) -> Growth:
+        """All there is."""
+        with self._lock:
+            self._told = False
+            before = self._answer
+            self._answer = Answer(
+                before.text + "".join(self._texts),
+                before.thought + "".join(self._thoughts),
+                self._thought_for(self._elapsed_s),
+                self._calls,
+            )
+            self._texts.clear()
+            self._thoughts.clear()
+            thinking = self._thinking_since is not None
+            return Growth(self._answer, thinking, self._tokens, self._first_s, self._elapsed_s)

@@ -1,0 +1,157 @@
+"""What one answer cost: the figures behind a receipt line. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..text.display import count, percent, rate, seconds, size
+from ..types import ExpertStats
+from .record import Answer
+
+SLOW_FIRST_TOKEN_S = 5.0  # people look away
+LONG_PROMPT = 256  # tokens; of a shorter one nobody asks how much was reused
+SLOW_SHARE = 0.4  # of the expert time or of the pairs: below that another cause matters more
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Figures of one answer.
+
+    Attributes:
+        prompt_tokens: prompt tokens computed for this answer.
+        cached_tokens: prompt tokens reused from earlier turns.
+        answer_tokens: tokens generated.
+        prompt_rate: prompt tokens per second.
+        answer_rate: generated tokens per second.
+        first_token_s: seconds from the question to the first text, as measured by the asker.
+        pairs: (token, expert) pairs of this answer, hits and misses; 0 for a dense model.
+        hit_rate: share of them computed on the device.
+        upload_bytes: bytes of experts moved to the device.
+        moe_ms: milliseconds in expert layers.
+        device_ms: milliseconds until the hot pairs' results.
+        cpu_ms: milliseconds computing cold pairs.
+        join_ms: milliseconds the CPU waited for the device.
+        device: name of the device, empty when unknown.
+        on_device: the device computes all but the cold experts, and the CPU waits for it as for any GPU.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    answer_tokens: int = 0
+    prompt_rate: float = 0.0
+    answer_rate: float = 0.0
+    first_token_s: float = 0.0
+    pairs: int = 0
+    hit_rate: float = 0.0
+    upload_bytes: int = 0
+    moe_ms: float = 0.0
+    device_ms: float = 0.0
+    cpu_ms: float = 0.0
+    join_ms: float = 0.0
+    device: str = ""
+    on_device: bool = False
+
+    @classmethod
+    def of(cls, completion: Mapping[str, Any], first_token_s: float | None = None) -> Receipt:
+        """Read ``timings`` and ``edgemoe`` of a completion or of the last chunk of a stream.
+
+        Either may be missing: its figures are then 0. Without ``first_token_s`` it is the prompt time.
+        """
+        timings: Mapping[str, Any] = completion.get("timings") or {}
+        experts: Mapping[str, Any] = completion.get("edgemoe") or {}
+        prompt_s = float(timings.get("prompt_ms", 0.0)) / 1000
+        return cls(
+            prompt_tokens=int(timings.get("prompt_n", 0)),
+            cached_tokens=int(timings.get("cache_n", 0)),
+            answer_tokens=int(timings.get("predicted_n", 0)),
+            prompt_rate=float(timings.get("prompt_per_second") or 0.0),
+            answer_rate=float(timings.get("predicted_per_second") or 0.0),
+            first_token_s=prompt_s if first_token_s is None else first_token_s,
+            pairs=int(experts.get("hits", 0)) + int(experts.get("misses", 0)),
+            hit_rate=float(experts.get("hit_rate", 0.0)),
+            upload_bytes=int(experts.get("upload_bytes", 0)),
+            moe_ms=float(experts.get("moe_ms", 0.0)),
+            device_ms=float(experts.get("device_ms", 0.0)),
+            cpu_ms=float(experts.get("cpu_ms", 0.0)),
+            join_ms=float(experts.get("join_ms", 0.0)),
+            device=str(experts.get("device", "")),
+            on_device=bool(experts.get("on_device", False)),
+        )
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the context in use after this answer."""
+        return self.prompt_tokens + self.cached_tokens + self.answer_tokens
+
+    def parts(self) -> list[str]:
+        """The figures in words, most important first; a dense model has no expert figures."""
+        parts = [rate(self.answer_rate), f"first token {seconds(self.first_token_s)}"]
+        asked = self.prompt_tokens + self.cached_tokens
+        if self.cached_tokens and asked >= LONG_PROMPT:
+            parts.append(f"{count(self.cached_tokens)} of {count(asked)} reused")
+        if self.pairs:
+            parts += [f"hit rate {percent(self.hit_rate)}", f"{size(self.upload_bytes)} moved"]
+            spent = [("device", self.device_ms), ("CPU", self.cpu_ms)]
+            spent += [] if self.on_device else [("waiting", self.join_ms)]
+            parts.append(", ".join(f"{name} {seconds(ms / 1000)}" for name, ms in spent))
+        return parts
+
+    def line(self) -> str:
+        """The receipt under an answer, for example ``38.2 tok/s · first token 412 ms · hit rate 83 %``."""
+        return " · ".join(self.parts())
+
+    def remark(self) -> str:
+        """One sentence on what made the answer slow, the weightiest cause only; empty when nothing did."""
+        if self.first_token_s > SLOW_FIRST_TOKEN_S and self.prompt_tokens:
+            return f"The first token had to wait for {count(self.prompt_tokens)} prompt tokens."
+        if self.device in ("", "none") or not self.pairs:
+            return ""
+        if not self.on_device and self.join_ms > SLOW_SHARE * self.moe_ms > 0:
+            return f"The CPU waited for {self.device} in {percent(self.join_ms / self.moe_ms)} of the expert time."
+        if self.hit_rate < SLOW_SHARE:
+            return f"{percent(1 - self.hit_rate)} of the experts ran on the CPU; a larger /vram would hold more."
+        return ""
+
+    def statistics(self) -> str:
+        """The line that ``edgemoe run`` prints on stderr: the receipt, with token counts."""
+        counts = f"{self.answer_tokens} tokens at {self.parts()[0]}"
+        prompt = f"prompt {self.prompt_tokens} tokens at {rate(self.prompt_rate)}"
+        if self.cached_tokens:
+            prompt += f" ({self.cached_tokens} reused)"
+        return " · ".join([counts, prompt, *self.parts()[1:], *([self.device] if self.device else [])])
+
+
+def breaking_off(reason: str, answer: Answer) -> str:
+    """How an answer ended before its end: ``cut at the token limit while it was still thinking``; empty at its end."""
+    said = {"stopped": "stopped", "length": "cut at the token limit", "full": "cut at the end of the context"}.get(
+        reason, ""
+    )
+    in_thought = bool(said and answer.thought and not answer.text and not answer.calls)
+    return f"{said} while it was still thinking" if in_thought else said
+
+
+def what_cut(reason: str, receipt: Receipt, limit: int | None) -> str:
+    """``reason``, with ``full`` for ``length`` where the context ended and not the ``limit`` of tokens."""
+    if reason == "length" and (limit is None or 0 < receipt.answer_tokens < limit):
+        return "full"
+    return reason
+
+
+def counters(stats: ExpertStats) -> list[str]:
+    """All counters since the model was loaded, a line for each subject."""
+    spent = {
+        "expert layers": stats.moe_ns,
+        "device": stats.device_ns,
+        "CPU": stats.cpu_ns,
+        "waiting": stats.join_ns,
+    }
+    uploads = f"{count(stats.uploads)} uploads, {size(stats.upload_bytes)}"
+    lines = {
+        "decode": f"{count(stats.hits)} hits, {count(stats.misses)} misses ({percent(stats.hit_rate)} hits)",
+        "moved": f"{uploads}, {count(stats.pending)} pending, {count(stats.failed_uploads)} failed",
+        "device": f"{count(stats.slots)} slots, {count(stats.resident)} resident, {size(stats.slot_bytes)}",
+        "time": ", ".join(f"{name} {seconds(ns / 1e9)}" for name, ns in spent.items()),
+    }
+    return [f"{subject}: {figures}" for subject, figures in lines.items()]

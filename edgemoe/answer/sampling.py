@@ -1,0 +1,81 @@
+"""What ``/set`` understands: the sampling settings, their kinds and their bounds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..types import Thinking
+
+Value = float | int
+MAX_TOKENS = 1024  # of a model that does not think: a small one can repeat itself for ever
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword of ``create_chat_completion``; whole numbers where ``whole``, within ``low`` and ``high``."""
+
+    name: str
+    low: float
+    high: float
+    whole: bool = False
+
+
+SETTINGS = (
+    Setting("temperature", 0, 5),
+    Setting("top_p", 0, 1),
+    Setting("top_k", 0, 1000, whole=True),
+    Setting("min_p", 0, 1),
+    Setting("repeat_penalty", 0.1, 5),
+    Setting("max_tokens", 1, 1_000_000, whole=True),
+    Setting("seed", 0, 2**32 - 1, whole=True),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def change(now: Mapping[str, Value], text: str) -> dict[str, Value]:
+    """``now`` with ``text`` (``NAME VALUE``, or ``NAME default``) applied.
+
+    Raises:
+        ValueError: there is no such setting, or the value is not one of it.
+    """
+    name, _, value = text.replace("=", " ").strip().partition(" ")
+    setting, value = _BY_NAME.get(name.lower()), value.strip()
+    if setting is None:
+        raise ValueError(f"there is no setting {name}; there are: {', '.join(_BY_NAME)}")
+    if value.lower() == "default":
+        return {key: kept for key, kept in now.items() if key != setting.name}
+    try:
+        number: Value = int(value) if setting.whole else float(value)
+    except ValueError:
+        number = float("nan")
+    if not setting.low <= number <= setting.high:
+        kind = "a whole number" if setting.whole else "a number"
+        raise ValueError(f"{setting.name} is {kind} from {setting.low:g} to {setting.high:g}, or 'default'")
+    return {**now, setting.name: number}
+
+
+def limit(now: Mapping[str, Value], thinking: Thinking) -> int | None:
+    """The most tokens of an answer, None for the rest of the context.
+
+    Without a setting only a model that does not think has a limit: nobody knows how long a thought will be.
+    """
+    if (given := now.get("max_tokens")) is not None:
+        return int(given)
+    return None if thinking.thinks else MAX_TOKENS
+
+
+def keywords(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> dict[str, Any]:
+    """``now`` as keywords of ``create_chat_completion``, with the limit, and with ``think`` where it is chosen."""
+    effort = {"reasoning_effort": think} if think else {}
+    return {**now, "max_tokens": limit(now, thinking), **effort}
+
+
+def listing(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> str:
+    """Every setting on a line, with the values in force."""
+    most = limit({}, thinking)
+    usual = {"max_tokens": "default: the rest of the context" if most is None else f"default: {most}"}
+    lines = [f"{setting.name:<16}{now.get(setting.name, usual.get(setting.name, 'default'))}" for setting in SETTINGS]
+    return "\n".join([*lines, f"{'think':<16}{think or 'default'} (/think)"] if thinking.levels else lines)

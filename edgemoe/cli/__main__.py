@@ -1,0 +1,5 @@
+"""``python -m edgemoe.cli``."""
+
+from .main import main
+
+raise SystemExit(main())

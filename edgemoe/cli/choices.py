@@ -1,0 +1,79 @@
+"""The models that a chat offers: files opened before, what was downloaded, the demo, what could be downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..models.find import DEMO
+from ..models.gguf import foreign
+
+if TYPE_CHECKING:
+    from ..tui.records import ModelChoice
+
+
+def offered(known: Sequence[Path]) -> list[ModelChoice]:
+    """All of them; ``known`` files come first. Looks at the disk, never at the network."""
+    from ..text.display import size
+    from ..tui.records import ModelChoice
+
+    choices = [
+        ModelChoice(str(path), path.stem, f"{_warning(path)}{size(path.stat().st_size)}, {path}") for path in known
+    ]
+    choices += [choice for path, choice in _downloaded() if path not in known]
+    choices.append(ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2 in some seconds"))
+    return [*choices, *_to_download({choice.name for choice in choices})]
+
+
+def _warning(path: Path) -> str:
+    """Say of a file that is no model what it is."""
+    what = foreign(path)
+    return f"not a GGUF file: this is {what}; " if what else ""
+
+
+def _downloaded() -> list[tuple[Path, ModelChoice]]:
+    """Of the catalogue first, under the names they have there."""
+    from ..models.catalog import load
+    from ..models.find import downloaded
+    from ..models.hub.cache import models
+    from ..text.display import size
+    from ..tui.records import ModelChoice
+
+    found: dict[Path, ModelChoice] = {}
+    for model in load().models:
+        for variant in model.variants:
+            if (path := downloaded(variant)) is not None:
+                name = f"{model.id}:{variant.quantisation}"
+                about = f"{_warning(path)}{size(variant.bytes or path.stat().st_size)}, {model.name}"
+                found[path] = ModelChoice(name, name, about, removable=True)
+    for cached in models():
+        about = f"{_warning(cached.path)}{size(cached.bytes)}, downloaded"
+        found.setdefault(cached.path, ModelChoice(cached.name, cached.name, about, removable=True))
+    return list(found.items())
+
+
+def _to_download(here: set[str]) -> list[ModelChoice]:
+    """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
+    from .. import limits
+    from ..models.catalog import load
+    from ..text.display import size
+    from ..tui.records import ModelChoice
+    from .pull import of_catalogue
+
+    room = limits.memory().available
+    fitting: list[ModelChoice] = []
+    others: list[ModelChoice] = []
+    for model in load().models:
+        if not model.variants:
+            continue
+        variant = of_catalogue(model.id)[1]
+        name, total = f"{model.id}:{variant.quantisation}", variant.bytes
+        if name in here:
+            continue
+        about = "to download, its size is not known" if total is None else f"{size(total)} to download"
+        if total is not None:
+            about += ", fits in memory" if total < room else f", more than the {size(room)} of free memory"
+        chosen = fitting if total is not None and total < room else others
+        chosen.append(ModelChoice(name, name, about, here=False))
+    return [*fitting, *others]

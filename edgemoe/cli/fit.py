@@ -1,0 +1,323 @@
+"""``edgemoe fit``: before a model is loaded, where it would go on this machine and how fast it would be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import Budget, home
+from ..errors import ConfigError
+from ..text.console import show_progress, table, talk
+
+if TYPE_CHECKING:
+    from ..models.gguf import GgufFile
+    from ..planning.forecast import SpeedForecast
+    from ..planning.placement import MachineRates, ModelNeeds, Plan
+
+SCHEMA = "edgemoe.fit.v1"
+DOES_NOT_FIT = 4
+CONTEXT = 4096
+# Speeds in words: reading speed is about 7 tokens per second.
+COMFORTABLE, READABLE = 20.0, 6.0
+
+
+def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
+    """Add the subcommand; ``find`` turns MODEL into a file."""
+    fit = commands.add_parser("fit", help="where a model would go on this machine, and how fast it would be")
+    fit.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a GGUF file, a name of the catalogue, or org/repo:QUANT; it need not be downloaded",
+    )
+    fit.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
+    fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
+    fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
+    fit.add_argument("--threads", type=int, metavar="N", help="threads of the CPU")
+    fit.add_argument(
+        "--device-free", metavar="SIZE", help="plan for a device with so much free memory, in place of what is free now"
+    )
+    fit.add_argument("--ram-free", metavar="SIZE", help="the same for RAM")
+    fit.add_argument("--quick", action="store_true", help="use what `edgemoe doctor` measured, measure nothing")
+    fit.add_argument("--json", action="store_true", help="print the same for programs")
+    fit.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    fit.set_defaults(command=lambda parsed, _: _fit(parsed, find))
+
+
+def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
+    from ..models.gguf import check_weights
+
+    if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
+        raise ConfigError("--ctx and --threads are 1 at least")
+    budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
+
+    file = _header(parsed.model, find)
+    check_weights(file)
+    content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick, free)
+    print(json.dumps(content) if parsed.json else as_text(content))
+    return 0 if content["plan"]["fits"] else DOES_NOT_FIT
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    size = Budget.parse(text).bytes
+    if size is None:
+        raise ConfigError(f"{text} is no size in bytes", "for example 12GiB")
+    return size
+
+
+def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
+    """The header of a file, or of a model of the hub that is not downloaded."""
+    from ..errors import ModelNotFound
+    from ..models import gguf, remote_header
+    from .pull import download_of
+
+    try:
+        return gguf.check(find(name))
+    except ModelNotFound:
+        if name.lower().endswith(".gguf") or name.count("/") > 1 or name.startswith((".", "~", "/")):
+            raise  # a file was meant
+    plan = download_of(name)
+    talk(plan.choice or f"{plan.repo} is not on this disk: its header is read on the hub")
+    return remote_header.header_of(plan)
+
+
+def _device(asked: str) -> str:
+    from ..engine import devices, host
+
+    if asked in ("auto", "none"):
+        return next(iter(devices()), "") if asked == "auto" else ""
+    host.core()
+    if not host.device_memory(asked)[1]:
+        raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices there are")
+    return asked
+
+
+def assess(
+    file: GgufFile,
+    device: str,
+    budget: Budget,
+    context: int,
+    threads: int | None = None,
+    quick: bool = False,
+    free: tuple[int | None, int | None] = (None, None),
+) -> dict[str, Any]:
+    """Plan of a model and the speed it can reach, as a record for programs.
+
+    Args:
+        file: its header.
+        device: ggml name, empty for none.
+        budget: device memory for experts.
+        context: tokens.
+        threads: of the CPU; all physical cores when None.
+        quick: use what was measured before and nothing else.
+        free: bytes of device memory and of RAM to plan with; None for what is free now.
+    """
+    from ..machine import hardware
+    from ..planning import model_needs
+    from ..planning.forecast import hit_rate
+    from ..planning.placement import plan
+
+    bare = hardware.machine(device, threads or 1)
+    bare = replace(bare, threads=threads or bare.cores)
+    device_free, ram_free = free
+    if device_free is not None:
+        total = max(device_free, bare.device_total_bytes)
+        bare = replace(bare, device_free_bytes=device_free, device_total_bytes=total)
+    if ram_free is not None:
+        bare = replace(bare, ram_free_bytes=ram_free, ram_total_bytes=max(ram_free, bare.ram_total_bytes))
+    model, machine = model_needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
+    placed = plan(machine, model, context, budget)
+    if placed.ram_short_bytes and machine.disk_rate is None and not quick:
+        machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
+        placed = plan(machine, model, context, budget)  # the same, and it knows what the disk costs
+    heat = _heat(file, model)
+    expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
+    return {
+        "schema": SCHEMA,
+        "model": _model(file, model, context),
+        "machine": asdict(machine),
+        "plan": asdict(placed) | {"device_bytes": placed.device_bytes, "reason": placed.reason},
+        "routing": "this model's history" if heat is not None else "typical",
+        "forecast": asdict(expected) if placed.fits or expected.decode else None,
+        "verdict": verdict(machine, model, placed, expected),
+        "llama_cpp": llama_cpp_flags(file, machine, placed),
+    }
+
+
+def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
+    """What `edgemoe doctor` measured."""
+    from ..machine import hardware
+
+    notes: list[str] = []
+    known = hardware.load(machine.device, machine.threads, notes)
+    for note in notes:
+        talk(f"note: {note}")
+    if quick and known is None:
+        talk("note: nothing was measured yet: run edgemoe doctor, or leave --quick away")
+    return known.rates if known else {}
+
+
+def _forecast(
+    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Plan, hits: float, quick: bool
+) -> SpeedForecast:  # fmt: skip
+    """From a run of a few layers; where that is not wanted or not possible, from rates."""
+    from ..engine.bandwidth import COMMON, weights_of
+    from ..machine import hardware, trial_run
+    from ..planning.forecast import forecast, from_runs
+
+    if quick:
+        return forecast(machine, model, placed, hits)
+    try:
+        runs = trial_run.run(file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress)
+        if runs:
+            return from_runs(runs, machine, model, placed, hits)
+        experts, others = weights_of(file)
+        rates = hardware.measure(
+            machine.device, machine.threads, experts or COMMON, others, show_progress, machine.disk_rate is None
+        )
+        return forecast(hardware.with_rates(machine, rates), model, placed, hits)
+    finally:
+        show_progress(1.0, "")
+
+
+def _heat(file: GgufFile, model: ModelNeeds) -> Any:
+    """What earlier runs learnt of the routing, None when there is nothing."""
+    from ..models import gguf
+    from ..routing import history
+
+    if model.shape is None or not file.path.is_file():
+        return None
+    shape = (model.shape.layers, model.shape.experts)
+    profile = history.load(gguf.model_identity(file), home("data") / "profiles", shape)
+    return None if profile is None else profile.heat
+
+
+def _model(file: GgufFile, model: ModelNeeds, context: int) -> dict[str, Any]:
+    name = file.metadata.get("general.name")
+    shape = model.shape
+    return {
+        "file": file.path.name,
+        "name": name if isinstance(name, str) else "",
+        "architecture": file.architecture,
+        "layers": model.layers,
+        "expert_layers": shape.layers if shape else 0,
+        "experts": shape.experts if shape else 0,
+        "used": shape.used if shape else 0,
+        "dense_bytes": model.dense_bytes,
+        "expert_bytes": model.expert_bytes,
+        "kv_bytes": model.kv_bytes(context),
+        "kv_token_bytes": model.kv_token_bytes + model.kv_window_bytes,
+        "context": context,
+    }
+
+
+def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Plan) -> str:
+    """The command of llama.cpp that comes nearest: whole layers, the last ones on the device, in as much memory."""
+    from ..models.gguf import EXPERTS
+
+    command = ["llama-server", "-m", file.path.name, "-c", str(placed.context), "-t", str(machine.threads)]
+    if not machine.device or not placed.dense_on_device:
+        return " ".join([*command, "-ngl", "0"])
+    sizes: dict[int, int] = {}
+    for name, tensor in file.run_tensors.items():
+        if match := EXPERTS.match(name):
+            sizes[int(match[1])] = sizes.get(int(match[1]), 0) + tensor.bytes
+    first, left = file.run_blocks, placed.hot_bytes
+    while first > 0 and sizes.get(first - 1, 0) <= left:
+        first -= 1
+        left -= sizes.get(first, 0)
+    command += ["-ngl", "99"]
+    command += ["--n-cpu-moe", str(first)] if first else []
+    return " ".join(command + ([] if placed.kv_on_device else ["--no-kv-offload"]))
+
+
+def verdict(machine: MachineRates, model: ModelNeeds, placed: Plan, expected: SpeedForecast) -> str:
+    """The plan in words."""
+    if not placed.fits:
+        return placed.reason
+    where = "everything in RAM, computed by the CPU"
+    if machine.device and model.shape is not None and any(placed.slots):
+        share = sum(placed.slots) / (model.shape.layers * model.shape.experts)
+        where = f"{share:.0%} of the experts on {machine.device}, the others in RAM"
+        if share >= 1:
+            where = f"all of it on {machine.device}"
+    text = f"It fits: {where}."
+    if expected.decode is not None:
+        rate = expected.decode
+        word = (
+            "comfortable"
+            if rate >= COMFORTABLE
+            else "about reading speed"
+            if rate >= READABLE
+            else "slow to read along"
+        )
+        text += f" Answers come at {_speed(rate, expected.band)}: {word}."
+    return f"{text} {placed.reason}".strip()
+
+
+def in_short(content: dict[str, Any]) -> str:
+    """The record in one line, for a list of models."""
+    if not content["plan"]["fits"]:
+        return f"does not fit: {content['plan']['reason']}"
+    slots, experts = content["plan"]["slots"], content["model"]["expert_layers"] * content["model"]["experts"]
+    share = sum(slots) / experts if experts else 0.0
+    place = f"{share:.0%} of the experts on {content['machine']['device']}" if share else "in RAM"
+    expected = content["forecast"] or {}
+    speed = _speed(expected["decode"], expected["band"]) if expected.get("decode") else ""
+    return ", ".join(part for part in (f"fits: {place}", speed) if part)
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """The record for people."""
+    from ..text.display import size
+
+    model, placed, machine = content["model"], content["plan"], content["machine"]
+    device = machine["device"]
+    on_device = device if placed["kv_on_device"] else "RAM"
+    rows = [
+        ["dense weights", size(model["dense_bytes"]), device if placed["dense_on_device"] else "RAM"],
+        [
+            "experts",
+            size(model["expert_bytes"]),
+            f"{size(placed['hot_bytes'])} on {device}" if placed["slots"] else "RAM",
+        ],
+        [f"KV cache, {model['context']} tokens", size(placed["kv_bytes"]), on_device],
+    ]
+    if device:
+        rows += [
+            ["buffers", size(placed["compute_bytes"] + placed["staging_bytes"]), device],
+            ["left free", size(placed["reserve_bytes"]), device],
+        ]
+    rows.append(
+        [
+            "RAM needed",
+            size(placed["ram_private_bytes"] + placed["ram_mapped_bytes"]),
+            "of " + size(machine["ram_free_bytes"]) + " free",
+        ]
+    )
+    rows.append(["prompts kept, at most", size(placed["states_bytes"]), "RAM"])
+    head = f"{model['file']}: {model['architecture']}, {model['layers']} layers"
+    if model["experts"]:
+        head += f", {model['experts']} experts in {model['expert_layers']} of them, {model['used']} used"
+    lines = [head, "", table(["what", "bytes", "where"], rows, texts=1), ""]
+    expected = content["forecast"]
+    if expected:
+        for name in ("prefill", "decode"):
+            lines.append(f"{name:8} {_speed(expected[name], expected['band'])}")
+        if placed["slots"]:
+            lines.append(f"hit rate {expected['hit_rate']:.2f} ({content['routing']} routing)")
+        lines.append("")
+    return "\n".join([*lines, content["verdict"], "", "llama.cpp at equal device memory:", f"  {content['llama_cpp']}"])
+
+
+def _speed(rate: float | None, band: float | None) -> str:
+    if rate is None:
+        return "not known: what it depends on was not measured"
+    if band is None:
+        return f"at most {rate:.3g} tokens/s"
+    return f"{rate:.3g} tokens/s (+-{band:.0%})"

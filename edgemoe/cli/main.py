@@ -1,0 +1,196 @@
+"""The command line: parses, prints, sets exit codes. What it starts is imported when it is started.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 model not found, 4 does not fit,
+130 interrupted. An error is one line ``error: ...`` and, where something can be done, a line ``hint: ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .. import __version__
+from ..answer.effort import LEVELS
+from ..answer.sampling import MAX_TOKENS
+from ..errors import ConfigError, DoesNotFit, EdgeMoEError, ModelNotFound
+from ..text.console import mend_streams, readable, talk
+from . import (
+    DOES_NOT_FIT,
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    NOT_FOUND,
+    USAGE,
+    catalog,
+    doctor,
+    fit,
+    profile,
+    pull,
+    routing,
+    show,
+)
+from .chat import can_chat, chat_command, open_chat
+from .opening import DEMO, OpenEngine, find_model, offload_of, open_in_process
+from .run import answer_once, run_command
+
+RUN_EPILOG = """\
+The answer goes to stdout. What the model thinks (where stderr is a terminal), the tools it calls and the figures go to
+stderr. --json prints all of it on stdout as one chat completion: reasoning_content, content, tool_calls, timings.
+"""
+
+DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
+
+
+CONTEXT = 4096
+THEMES = ("auto", "dark", "light", "16", "16-light")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing, so that a usage error looks like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, f"see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process when None.
+        open_engine: takes the arguments of :class:`edgemoe.Llama`, which it is when None.
+    """
+    verbose = False
+    mend_streams()
+    try:
+        given = readable(sys.argv[1:] if arguments is None else arguments)
+        parsed = _parser().parse_args(given or ["chat"])
+        verbose = getattr(parsed, "verbose", False)
+        command: Callable[[argparse.Namespace, OpenEngine], int] = parsed.command
+        return command(parsed, open_engine or open_in_process)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        talk("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if verbose:
+            raise
+        return _complain(error)
+
+
+def _complain(error: Exception) -> int:
+    from ..text.failures import in_words
+
+    text, hint = in_words(error)
+    if not isinstance(error, EdgeMoEError) and not hint:
+        hint = "the same command with --verbose shows where it happened"
+    talk(f"error: {text}")
+    if hint:
+        talk(f"hint: {hint}")
+    codes = {ModelNotFound: NOT_FOUND, DoesNotFit: DOES_NOT_FIT, ConfigError: USAGE}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+
+
+# What can be asked for.
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
+    parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
+    common, thinking, chatting = _common_options(), _thinking_options(), _chat_options()
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    chat = commands.add_parser("chat", parents=[common, thinking, chatting], help="chat in the terminal")
+    chat.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+    chat.set_defaults(command=chat_command)
+
+    demo = commands.add_parser(
+        DEMO, parents=[common, thinking, chatting], help="build a small demo model once and chat with it"
+    )
+    demo.add_argument("--ask", metavar="QUESTION", help="answer once on stdout instead of opening the chat")
+    demo.set_defaults(command=_demo, model=DEMO)
+
+    run = commands.add_parser("run", parents=[common, thinking], help="answer one prompt on stdout", epilog=RUN_EPILOG)
+    run.add_argument("model", metavar="MODEL", help=MODEL)
+    run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
+    run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
+    run.set_defaults(command=run_command)
+    profile.add_parser(commands, common, find_model, lambda parsed: offload_of(parsed, parsed.model))
+    routing.add_parsers(commands, find_model)
+    show.add_parser(commands, find_model)
+    catalog.add_parser(commands)
+    pull.add_parsers(commands)
+    fit.add_parser(commands, find_model)
+    doctor.add_parser(commands)
+    return parser
+
+
+def _common_options() -> _Parser:
+    common = _Parser(add_help=False)
+    place = common.add_argument_group("where experts live")
+    place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
+    place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
+    place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
+    place.add_argument(
+        "--cache", metavar="WHERE", help="states of prompts that were read: auto (in RAM), off, or also in this folder"
+    )
+    model = common.add_argument_group("the model")
+    model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
+    model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
+    usual = f"of an answer ({MAX_TOKENS}; the rest of the context where the model thinks first)"
+    model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)
+    model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
+    model.add_argument("--seed", type=int, metavar="N")
+    model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    common.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
+    return common
+
+
+def _thinking_options() -> _Parser:
+    thinking = _Parser(add_help=False)
+    group = thinking.add_argument_group("thinking")
+    levels = f"how much the model thinks before it answers, where it can be switched: {', '.join(LEVELS)}"
+    group.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
+    return thinking
+
+
+def _chat_options() -> _Parser:
+    chatting = _Parser(add_help=False)
+    screen = chatting.add_argument_group("the chat")
+    screen.add_argument("--resume", action="store_true", help="open the conversation that was used last")
+    screen.add_argument("--theme", choices=THEMES, default="auto", help="%(choices)s (16: the terminal's own colours)")
+    screen.add_argument("--plain", action="store_true", help="line by line, for screen readers; at TERM=dumb always")
+    screen.add_argument("--serve", action="store_true", help="in a web browser, on this machine only")
+    screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # what --serve starts
+    return chatting
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a temperature")
+    return value
+
+
+# The commands.
+
+
+def _demo(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
+    if parsed.ask is None and can_chat(parsed):
+        return open_chat(parsed, open_engine)
+    question = DEMO_QUESTION if parsed.ask is None else parsed.ask
+    return answer_once(parsed, open_engine, question, as_json=False)

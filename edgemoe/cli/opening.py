@@ -1,0 +1,94 @@
+"""From the command line's options to an open engine: its file, its settings, the sampling that suits it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..text.console import show_progress
+
+if TYPE_CHECKING:
+    from ..config import OffloadConfig
+    from ..worker.protocol import Engine
+
+OpenEngine = Callable[..., "Engine"]
+
+DEMO = "demo"
+# A PCIe 4.0 x16 link in practice: the sim device shall not flatter.
+SIM_BANDWIDTH = 20 * 10**9
+
+
+def open_in_process(*arguments: Any, **keywords: Any) -> Engine:
+    """Open a model in this process; takes the arguments of :class:`edgemoe.Llama`."""
+    from ..engine import Llama
+
+    engine: Engine = Llama(*arguments, **keywords)
+    return engine
+
+
+def engine_keywords(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Keywords for :class:`edgemoe.Llama` from the options."""
+    keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": offload_of(parsed, name)}
+    if parsed.threads is not None:
+        keywords["n_threads"] = parsed.threads
+    if parsed.seed is not None:
+        keywords["seed"] = parsed.seed
+    return keywords
+
+
+def offload_of(parsed: argparse.Namespace, name: str) -> OffloadConfig:
+    """The command line's word first, then what the catalogue says of the model ``name``, then the defaults."""
+    from dataclasses import asdict
+
+    from ..config import OffloadConfig, SimConfig
+    from ..models.find import entry
+
+    model = entry(name)
+    hints = asdict(model.offload) if model else {}
+    given = {option: getattr(parsed, option) for option in ("device", "vram", "policy", "cache")}
+    layers: tuple[Mapping[str, Any], ...] = (hints, given)
+    config = OffloadConfig(**{k: value for layer in layers for k, value in layer.items() if value is not None})
+    if name != DEMO:
+        return config
+    if parsed.device is None and not _gpus():
+        config = replace(config, device="sim")
+    if config.device == "sim":
+        config = replace(config, sim=SimConfig(bandwidth=SIM_BANDWIDTH))
+    return config
+
+
+def _gpus() -> list[str]:
+    from ..engine import devices
+
+    return list(devices())
+
+
+def sampling_of(
+    parsed: argparse.Namespace, name: str, path: Path, kept: Mapping[str, float | int] | None = None
+) -> dict[str, float | int]:
+    """The command line's word first, then what was ``kept`` for the model, its publisher's, then the defaults."""
+    from ..models.find import recommended_sampling
+
+    recommended = recommended_sampling(name, path)
+    given = {"max_tokens": parsed.max_tokens, "temperature": parsed.temperature}
+    layers: tuple[Mapping[str, Any], ...] = (recommended, kept or {}, given)
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}
+
+
+def find_model(model: str) -> Path:
+    """Find the file of MODEL; the demo model is built where it is missing."""
+    from ..models.find import find
+
+    return find(model, _build_demo)
+
+
+def _build_demo() -> Path:
+    from ..models.demo import build_demo
+
+    try:
+        return build_demo(progress=show_progress)
+    finally:
+        show_progress(1.0, "")

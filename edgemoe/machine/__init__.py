@@ -1,0 +1,1 @@
+"""Rates of this machine: measured, kept, and tried with a few layers of a model."""

@@ -1,0 +1,181 @@
+"""What of the hub lies on this disk, in huggingface_hub's cache, and its removal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
+
+from ...errors import EdgeMoEError, ModelNotFound
+from .records import MAIN, Download, RemoteFile, names_of, whole_models
+
+SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+def folder(repo: str) -> Path:
+    """Folder of a repository in the cache; it need not exist."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def path_of(download: Download, file: RemoteFile) -> Path:
+    """Where ``file`` is on the disk, or would be; the revision must be a commit."""
+    return folder(download.repo) / "snapshots" / download.revision / file.name
+
+
+def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
+    """Commit and files of ``repo`` on the disk.
+
+    Raises:
+        ModelNotFound: none of it is there.
+    """
+    ref = folder(repo) / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    snapshot = folder(repo) / "snapshots" / commit
+    paths = [path for path in sorted(snapshot.rglob("*")) if path.is_file()]
+    if not paths:
+        raise ModelNotFound(f"offline, and {repo} is not on this disk", "unset HF_HUB_OFFLINE to download it")
+    return commit, [RemoteFile(str(path.relative_to(snapshot)), path.stat().st_size, _digest(path)) for path in paths]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A model on this disk: ``name`` is ``org/repo:QUANT``, ``path`` its first file, ``bytes`` those of all."""
+
+    name: str
+    path: Path
+    bytes: int
+
+
+def models() -> list[Cached]:
+    """All models of the hub that are on this disk as a whole, by name; of the branch ``main`` only."""
+    found = []
+    for place in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        repo = "/".join(place.name.removeprefix("models--").split("--", 1))
+        try:
+            commit, files = listing(repo, MAIN)
+        except (ModelNotFound, OSError):
+            continue
+        for label, shards in whole_models(files):
+            first = place / "snapshots" / commit / shards[0].name
+            found.append(Cached(f"{repo}:{label}", first, sum(file.bytes or 0 for file in shards)))
+    return found
+
+
+def name_commit(repo: str, branch: str, commit: str) -> None:
+    """Remember that ``branch`` is ``commit``, as huggingface_hub does, so that it is found offline."""
+    refs = folder(repo) / "refs"
+    if ".." not in Path(branch).parts and not Path(branch).is_absolute():
+        (refs / branch).parent.mkdir(parents=True, exist_ok=True)
+        (refs / branch).write_text(commit)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes when a model is removed. Nothing has happened yet.
+
+    Attributes:
+        repo: ``org/repo``.
+        files: names in the repository.
+        freed_bytes: of the disk; content that another file has as well stays and does not count.
+        paths: the content, finished or not, that goes.
+        execute: removes it all.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    freed_bytes: int
+    paths: tuple[Path, ...]
+    execute: Callable[[], None]
+
+
+def removal(repo: str, quantisation: str | None = None, names: Collection[str] | None = None) -> Removal:
+    """Plan the removal of a repository, or of one quantisation or some files of it, in all its revisions.
+
+    Raises:
+        ModelNotFound: it is not on the disk.
+    """
+    cached = _scan(repo)
+    everywhere = {
+        (str(file.file_path.relative_to(revision.snapshot_path)), file)
+        for revision in cached.revisions
+        for file in revision.files
+    }
+    if quantisation is not None:
+        names = names_of({RemoteFile(name) for name, _ in everywhere}, quantisation)
+    chosen = {(name, file) for name, file in everywhere if names is None or name in names}
+    if not chosen and names is not None:
+        there = ", ".join(sorted({name for name, _ in everywhere})) or "an unfinished download only"
+        raise ModelNotFound(
+            f"{repo}: these files are not on this disk", f"there is {there}; edgemoe rm {repo} removes all"
+        )
+    kept = {file.blob_path for _, file in everywhere - chosen}
+    partials = [] if everywhere - chosen else sorted(cached.repo_path.glob("blobs/*.incomplete"))
+    blobs = sorted({file.blob_path for _, file in chosen} - kept)
+    paths = (*blobs, *partials)
+    if everywhere - chosen:
+        execute = _unlinking([file.file_path for _, file in chosen], blobs)
+    else:
+        commits = [revision.commit_hash for revision in cached.revisions]
+        execute = scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(*commits).execute
+    freed = sum(path.lstat().st_size for path in paths)
+    return Removal(repo, tuple(sorted({name for name, _ in chosen})), freed, paths, execute)
+
+
+def remove(what: Removal) -> None:
+    """Remove it.
+
+    Raises:
+        EdgeMoEError: a running process has a file of it open.
+    """
+    if (holder := _holder(what.paths)) is not None:
+        pid, name = holder
+        raise EdgeMoEError(f"{what.repo} is in use by process {pid} ({name})", "close it first, then remove the model")
+    what.execute()
+
+
+def _scan(repo: str) -> CachedRepoInfo:
+    if folder(repo).is_dir():
+        for cached in scan_cache_dir(constants.HF_HUB_CACHE).repos:
+            if cached.repo_type == "model" and cached.repo_id == repo:
+                return cached
+    raise ModelNotFound(f"{repo} is not on this disk", f"the cache is {constants.HF_HUB_CACHE}")
+
+
+def _unlinking(links: Iterable[Path], blobs: Iterable[Path]) -> Callable[[], None]:
+    def unlink() -> None:
+        for path in (*links, *blobs):  # no link may point to nothing, not even for a moment
+            path.unlink(missing_ok=True)
+
+    return unlink
+
+
+def _holder(paths: Iterable[Path]) -> tuple[int, str] | None:
+    """Id and name of a process that has one of ``paths`` open or mapped; only processes that we may look at."""
+    wanted = {os.path.realpath(path) for path in paths}
+    for process in psutil.process_iter():
+        try:
+            held = {file.path for file in process.open_files()} | _mapped(process.pid)
+            if wanted & held:
+                return process.pid, process.name()
+        except (psutil.Error, OSError):
+            continue
+    return None
+
+
+def _mapped(pid: int) -> set[str]:
+    """Files that a process has mapped: llama.cpp closes a model file and keeps its pages."""
+    maps = Path(f"/proc/{pid}/maps")  # psutil would add up every page of every mapping
+    if not maps.exists():
+        return set()
+    fields = (line.split(maxsplit=5) for line in maps.read_text(errors="replace").splitlines())
+    return {field[5] for field in fields if len(field) == 6}
+
+
+def _digest(path: Path) -> str | None:
+    name = path.resolve().name
+    return name if SHA256.match(name) else None

@@ -1,0 +1,176 @@
+"""How fast a model will be on a machine: from runs of a few of its layers, or at most, from rates. Pure arithmetic.
+
+A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
+adds the same time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs
+(docs/log.md).
+
+By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
+the same time, and a join. Uploads run beside and count only when the link cannot keep up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..types import FloatArray
+from .placement import BATCH, MachineRates, ModelNeeds, Plan, disk_bytes
+
+# Hit rates of the adaptive policy by share of experts resident: the middle of gpt-oss-20b and DeepSeek-V2-Lite on
+# recorded routing (loads on demand); at 0.125 that of LRU on larger models.
+TYPICAL = ((0.0, 0.0), (0.125, 0.47), (0.25, 0.68), (0.5, 0.87), (0.75, 0.96), (1.0, 1.0))
+# An expert of a prefill is streamed to the device when so many tokens of a batch use it (OffloadConfig.stream_tokens).
+STREAM_TOKENS = 32
+# By how much a measured speed may differ from one forecast from a run: `python bench/fit.py`.
+BAND = 0.25
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a copy of the first ``layers`` of a model took: seconds of a batch of `BATCH` tokens, and of one token."""
+
+    layers: int
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class SpeedForecast:
+    """Tokens per second; None where something that they depend on was not measured.
+
+    Attributes:
+        hit_rate: assumed share of experts found on the device, 0..1.
+        prefill: of a batch of `BATCH` tokens.
+        decode: of single tokens.
+        band: the share by which it may be wrong; None: speeds are at most these.
+    """
+
+    hit_rate: float
+    prefill: float | None
+    decode: float | None
+    band: float | None = None
+
+
+def from_runs(
+    runs: Sequence[Run], machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float
+) -> SpeedForecast:
+    """Speeds of the whole model from runs of short copies of it, the shortest first."""
+    first, last = runs[0], runs[-1]
+
+    def whole(short: float, longer: float) -> float:
+        more = needs.layers - last.layers
+        return longer + (more * max(0.0, longer - short) / (last.layers - first.layers) if more > 0 else 0.0)
+
+    prefill = BATCH / whole(first.prefill_s, last.prefill_s)
+    decode: float | None = whole(first.decode_s, last.decode_s)
+    if decode is not None and plan.ram_short_bytes:
+        decode = decode + disk_bytes(plan, needs) / machine.disk_rate if machine.disk_rate else None
+    hits = hit_rate if any(plan.slots) else 0.0
+    return SpeedForecast(hits, None if plan.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND)
+
+
+def forecast(machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float) -> SpeedForecast:
+    """What a model can reach that is placed by ``plan``; ``hit_rate`` is that of decode, 0..1."""
+    hits = needs.pairs * hit_rate if any(plan.slots) else 0.0
+    decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, plan.dense_on_device)
+    if decode is not None and plan.ram_short_bytes:
+        read = disk_bytes(plan, needs)
+        decode = decode + read / machine.disk_rate if machine.disk_rate else None
+    batch = _batch_seconds(machine, needs, plan)
+    prefill = None if batch is None or plan.ram_short_bytes else BATCH / batch
+    return SpeedForecast(hit_rate if any(plan.slots) else 0.0, prefill, None if decode is None else 1 / decode)
+
+
+def step_seconds(
+    machine: MachineRates, needs: ModelNeeds, hits: float, misses: float, uploads: float, dense_on_device: bool = True
+) -> float | None:
+    """Seconds of one token; None when a rate is missing.
+
+    Args:
+        machine: rates.
+        needs: the model.
+        hits: (layer, expert) pairs of the token on the device.
+        misses: those on the CPU.
+        uploads: experts that are copied to the device meanwhile.
+        dense_on_device: attention and output run on the device, where there is one.
+    """
+    dense = _over(needs.dense_read_bytes, _dense_rate(machine, dense_on_device))
+    device = _over(hits * needs.pair_bytes, machine.device_rate)
+    cpu = _over(misses * needs.pair_bytes, machine.cpu_expert_rate)
+    upload = _over(uploads * needs.pair_bytes, machine.upload_pinned_rate or machine.upload_pageable_rate)
+    joins = min(needs.shape.layers, hits) if needs.shape else 0.0
+    join = 0.0 if not joins else None if machine.join_ns is None else joins * machine.join_ns / 1e9
+    if dense is None or device is None or cpu is None or upload is None or join is None:
+        return None
+    fixed = needs.layers * (machine.layer_ns or 0.0) / 1e9
+    return max(dense + together(machine, device, cpu) + join + fixed, upload)
+
+
+def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
+    """Wall time of work of the device and of the CPU at once; a device that is the CPU in disguise takes its cores."""
+    longer = max(device_s, cpu_s)
+    if not machine.device_is_cpu:
+        return longer
+    return max(longer, (device_s + cpu_s * machine.threads) / max(1, machine.cores))
+
+
+def typical_hit_rate(resident_share: float) -> float:
+    """Hit rate of decode to expect of a model that is not known, by the share of its experts that is resident."""
+    shares, rates = zip(*TYPICAL, strict=True)
+    return float(np.interp(resident_share, shares, rates))
+
+
+def hit_rate(plan: Plan, needs: ModelNeeds, heat: FloatArray | None) -> float:
+    """Hit rate of decode to expect: of the hottest experts of the routing profile, or of typical routing.
+
+    Args:
+        plan: slots per layer.
+        needs: the model.
+        heat: how often each expert was used, ``(layers, experts)``; None when not known.
+    """
+    if needs.shape is None or not any(plan.slots):
+        return 0.0
+    typical = float(np.mean([typical_hit_rate(n / needs.shape.experts) for n in plan.slots]))
+    if heat is None or heat.sum() <= 0:
+        return typical
+    return float(np.mean([_covered(row, n) for row, n in zip(heat, plan.slots, strict=True)]))
+
+
+def _covered(row: Sequence[float] | FloatArray, slots: int) -> float:
+    used = np.sort(np.asarray(row, dtype=np.float64))[::-1]
+    total = float(used.sum())
+    return float(used[:slots].sum()) / total if total else 0.0
+
+
+def _over(amount: float, rate: float | None) -> float | None:
+    """Time of an amount at a rate; nothing takes no time, whatever the rate."""
+    if amount <= 0:
+        return 0.0
+    return amount / rate if rate else None
+
+
+def _dense_rate(machine: MachineRates, on_device: bool) -> float | None:
+    if on_device and machine.device:
+        return machine.device_dense_rate or machine.device_rate
+    return machine.cpu_dense_rate or machine.cpu_expert_rate
+
+
+def _batch_seconds(machine: MachineRates, needs: ModelNeeds, plan: Plan) -> float | None:
+    """Seconds of a batch of `BATCH` tokens: resident experts on the device, others streamed there or on the CPU."""
+    on_device = plan.dense_on_device and bool(machine.device)
+    dense_rate = machine.device_dense_operation_rate if on_device else machine.cpu_dense_operation_rate
+    dense = _over(BATCH * needs.dense_operations, dense_rate or machine.cpu_operation_rate)
+    if needs.shape is None or dense is None:
+        return dense
+    work = BATCH * needs.pairs * needs.expert_operations
+    slots = sum(plan.slots) / (needs.shape.layers * needs.shape.experts) if any(plan.slots) else 0.0
+    streams = bool(plan.stream_slots) and BATCH * needs.shape.used / needs.shape.experts >= STREAM_TOKENS
+    device = _over(work * (1.0 if streams else slots), machine.device_operation_rate)
+    cpu = _over(0.0 if streams else work * (1 - slots), machine.cpu_operation_rate)
+    link = machine.upload_pinned_rate or machine.upload_pageable_rate
+    upload = _over((1 - slots) * needs.expert_bytes if streams else 0.0, link)
+    if device is None or cpu is None or upload is None:
+        return None
+    return dense + max(together(machine, device, cpu), upload)

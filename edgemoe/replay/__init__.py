@@ -1,0 +1,1 @@
+"""Policies and predictors over recorded traces."""

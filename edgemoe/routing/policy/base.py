@@ -1,0 +1,156 @@
+"""The contract of a placement policy, and what every policy has to remember.
+
+A policy sees which experts every token used and which are resident, and answers with loads. It has no clock:
+its time is the number of decode tokens observed, so the same calls give the same answers, in the engine and
+in a replay.
+
+One round of the engine, between two decode steps::
+
+    policy.observe(ids, resident, decode=True)
+    for load in policy.plan(resident, pending, max_per_layer): submit(load)
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...types import BoolArray, FloatArray, IdArray, Load, ModelShape
+
+IntArray = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.intp]
+Scores = npt.NDArray[np.float64]
+
+
+class Policy(Protocol):
+    """Decides which experts deserve a slot. One object per loaded model, used by one thread at a time.
+
+    Arrays handed in stay the caller's and are not kept. ``resident`` and ``pending`` are ``(layers,
+    experts)``: computable on the device now, and submitted but not there yet. The victim of a pending load
+    may be resident still.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the user calls this policy."""
+        ...
+
+    def start(self, heat: FloatArray | None) -> list[Load]:
+        """Give the loads that fill an empty device, in the order to submit them; call once, first.
+
+        Args:
+            heat: ``(layers, experts)``, how often each expert was used in the past. None when nothing is
+                known: then the first experts of each layer.
+
+        Returns:
+            one load per slot, all layers filling evenly, the hottest experts first.
+        """
+        ...
+
+    def observe(self, ids: IdArray, resident: BoolArray, decode: bool) -> None:
+        """Learn from one computed batch.
+
+        Args:
+            ids: ``(tokens, layers, used)``, experts in running order of the tokens, -1 where missing.
+            resident: what was on the device when the batch ran.
+            decode: False for a prefill, which counts as heat but moves nothing.
+        """
+        ...
+
+    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+        """Say what to move now, after the latest ``observe``.
+
+        No load is of a resident or pending expert; no victim was used by the latest decode batch, is pending,
+        or is promised to a load still pending. ``victim`` is -1 when the layer has a slot that is neither
+        occupied nor promised. Nothing moves when the latest batch was a prefill.
+
+        Args:
+            resident: what is on the device now.
+            pending: what is on its way.
+            max_per_layer: most loads of a layer under way at once, those in ``pending`` included; one number for
+                all, or ``(layers,)``.
+        """
+        ...
+
+    def resize(self, slots: IntArray, resident: BoolArray) -> list[Load]:
+        """Adopt a new capacity and give the loads that fill the free slots, hottest experts first.
+
+        Who shrinks a layer drops what is in it; the hottest experts come back through the loads given here.
+
+        Args:
+            slots: ``(layers,)``, the new capacity, already allocated.
+            resident: what survived the change; a layer that holds more than its slots gets no loads.
+        """
+        ...
+
+    def pin(self, pinned: BoolArray, resident: BoolArray, pending: BoolArray) -> list[Load]:
+        """Keep these experts from now on, and give the loads that bring the absent ones in.
+
+        Args:
+            pinned: ``(layers, experts)``; replaces what was pinned before.
+            resident: what is on the device now.
+            pending: what is on its way.
+        """
+        ...
+
+    def heat(self) -> FloatArray:
+        """Count the uses of each expert so far, ``(layers, experts)``, prefill included; a copy."""
+        ...
+
+
+class Ledger:
+    """What happened so far: uses of every expert, and who was used by the latest decode batch.
+
+    A flat index is ``layer * experts + expert``.
+
+    Attributes:
+        shape: geometry of the model.
+        slots: capacity of each layer, ``(layers,)``.
+        uses: use counts, ``(layers, experts)``, prefill included.
+        latest: used by the latest decode batch, ``(layers, experts)``; all False after a prefill.
+        decode_tokens: decode tokens observed.
+    """
+
+    def __init__(self, shape: ModelShape, slots: IntArray) -> None:
+        """Start with nothing seen.
+
+        Args:
+            shape: geometry of the model.
+            slots: capacity of each layer, ``(layers,)``; copied.
+        """
+        self.shape = shape
+        self.slots = np.array(slots, dtype=np.int32)
+        assert self.slots.shape == (shape.layers,)
+        self.uses: Scores = np.zeros((shape.layers, shape.experts))
+        self.latest: BoolArray = np.zeros((shape.layers, shape.experts), dtype=np.bool_)
+        self.decode_tokens = 0
+        self._row_start = (np.arange(shape.layers, dtype=np.intp) * shape.experts)[:, None]
+
+    def decode(self, ids: IdArray) -> list[Indices]:
+        """Record one decode batch; gives the experts of each token as flat indices."""
+        self.latest.fill(False)
+        self.decode_tokens += len(ids)
+        tokens = []
+        for token in ids:
+            used = self._flat(token)
+            self.uses.reshape(-1)[used] += 1.0
+            self.latest.reshape(-1)[used] = True
+            tokens.append(used)
+        return tokens
+
+    def prefill(self, ids: IdArray) -> None:
+        """Record one prefill batch: it counts as use, but nobody is in use after it."""
+        self.latest.fill(False)
+        self.uses += np.bincount(self._flat(ids), minlength=self.uses.size).reshape(self.uses.shape)
+
+    def heat(self) -> FloatArray:
+        """Copy the use counts."""
+        return self.uses.astype(np.float32)
+
+    def _flat(self, ids: IdArray) -> Indices:
+        flat: Indices = (ids + self._row_start).reshape(-1)
+        if ids.size and ids.min() < 0:
+            flat = flat[ids.reshape(-1) >= 0]
+        return flat

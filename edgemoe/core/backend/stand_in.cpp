@@ -1,6 +1,8 @@
 // A ggml device as llama.cpp sees it while a model of ours is on it: everything goes straight through, and computing to em_pass_compute.
 
-#include "pass.h"
+#include "device/sim.h"
+#include "model/expert_buffer.h"
+#include "pass/pass.h"
 
 #include <algorithm>
 #include <cstring>
@@ -19,31 +21,9 @@ void pass_free(ggml_backend * b) {
     em_pass * p = pass_of(b);
     G.ggml_backend_synchronize(p->inner);
     {
-        std::lock_guard<std::mutex> lock(p->e->passes_mutex);
-        auto & all = p->e->passes;
+        std::lock_guard<std::mutex> lock(p->e->residence.readers.mutex);
+        auto & all = p->e->residence.readers.streams;
         all.erase(std::remove(all.begin(), all.end(), p->inner), all.end());
-    }
-    for (ggml_backend_event ** event : p->all_events()) {
-        if (*event) {
-            G.ggml_backend_event_free(*event);
-        }
-    }
-    p->hot.clear();
-    p->staged.clear();
-    p->fetched.clear();
-    for (em_region * r : {&p->mirror, &p->tables, &p->prompt_ids, &p->places, &p->forced_ids, &p->aside}) {
-        r->release();
-    }
-    if (p->buffer) {
-        G.ggml_backend_buffer_free(p->buffer);
-    }
-    if (p->ctx) {
-        G.ggml_free(p->ctx);
-    }
-    for (ggml_backend * stream : {p->inner, p->home, p->cpu.cpu}) {
-        if (stream) {
-            G.ggml_backend_free(stream);
-        }
     }
     delete p;
     delete b;
@@ -51,7 +31,7 @@ void pass_free(ggml_backend * b) {
 
 // llama.cpp's calls between its graphs. In ggml-vulkan a wait for an event may reset the memory that the event's stream
 // records into. Another thread waits in em_slots_set, so both hold the compute mutex.
-std::lock_guard<std::mutex> alone(em_pass * p) { return std::lock_guard<std::mutex>(p->e->compute_mutex); }
+std::lock_guard<std::mutex> alone(em_pass * p) { return std::lock_guard<std::mutex>(p->e->turn.computing); }
 
 void pass_set(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
     const auto lock = alone(pass_of(b));
@@ -73,7 +53,7 @@ void pass_optimize(ggml_backend * b, ggml_cgraph * graph, ggml_backend_graph_opt
 void set_n_threads(ggml_backend * b, int n) {
     em_pass * p = pass_of(b);
     G.ggml_backend_cpu_set_n_threads(p->cpu.cpu, n);
-    if (p->inner->device == em_sim_device()) {
+    if (p->e->device.traits.shares_cpu) {
         em_sim_set_threads(p->inner, n);
     }
 }
@@ -81,13 +61,13 @@ void set_n_threads(ggml_backend * b, int n) {
 void set_abort_callback(ggml_backend * b, ggml_abort_callback fn, void * data) {
     em_pass * p = pass_of(b);
     G.ggml_backend_cpu_set_abort_callback(p->cpu.cpu, fn, data);
-    if (p->inner->device == em_sim_device()) {
+    if (p->e->device.traits.shares_cpu) {
         em_sim_set_abort(p->inner, fn, data);
     }
 }
 
 em_engine *           engine_of(ggml_backend_device * dev) { return static_cast<em_engine *>(dev->context); }
-ggml_backend_device * device_of(ggml_backend_device * dev) { return engine_of(dev)->device; }
+ggml_backend_device * device_of(ggml_backend_device * dev) { return engine_of(dev)->device.handle; }
 
 const char * shown_name(ggml_backend_device * dev) { return device_of(dev)->iface.get_name(device_of(dev)); }
 const char * shown_description(ggml_backend_device * dev) { return device_of(dev)->iface.get_description(device_of(dev)); }
@@ -105,38 +85,34 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     em_engine * e = engine_of(dev);
     auto        p = std::make_unique<em_pass>();
     {
-        std::lock_guard<std::mutex> lock(e->passes_mutex);
-        if (!e->passes.empty()) {
+        std::lock_guard<std::mutex> lock(e->residence.readers.mutex);
+        if (!e->residence.readers.streams.empty()) {
             return nullptr; // what tells who reads the slots and the stage is there once
         }
     }
     p->e       = e;
-    p->inner   = G.ggml_backend_dev_init(e->device, nullptr);
-    p->home    = p->inner ? G.ggml_backend_dev_init(e->device, nullptr) : nullptr;
+    p->inner   = G.ggml_backend_dev_init(e->device.handle, nullptr);
+    p->home    = p->inner ? G.ggml_backend_dev_init(e->device.handle, nullptr) : nullptr;
     p->cpu.cpu = p->home ? G.ggml_backend_cpu_init() : nullptr;
     if (!p->cpu.cpu) {
-        for (ggml_backend * stream : {p->inner, p->home}) {
-            if (stream) {
-                G.ggml_backend_free(stream);
-            }
-        }
         return nullptr;
     }
-    for (ggml_backend_event ** event : p->all_events()) {
-        *event = G.ggml_backend_event_new(e->device);
+    for (ggml_backend_event ** event : p->sync.all()) {
+        *event = G.ggml_backend_event_new(e->device.handle);
     }
-    p->traits = em_traits_of(e->device);
-    p->events = p->ready && p->inner->iface.event_record && p->inner->iface.event_wait;
-    p->early  = p->events && (e->device != em_sim_device() || em_sim_early());
-    ggml_backend_buffer_type * host = G.ggml_backend_dev_host_buffer_type(e->device);
-    p->mirror.buft = p->tables.buft = p->prompt_ids.buft = p->places.buft = p->forced_ids.buft = host;
-    p->aside.buft = G.ggml_backend_dev_buffer_type(e->device);
-    p->marker.op = OP.none;
-    std::fill(std::begin(p->marker.ne), std::end(p->marker.ne), 1);
-    std::fill(std::begin(p->marker.nb), std::end(p->marker.nb), 4);
+    p->events = p->sync.ready && p->inner->iface.event_record && p->inner->iface.event_wait;
+    p->early  = p->events && e->device.traits.starts_early;
+    ggml_backend_buffer_type * host = G.ggml_backend_dev_host_buffer_type(e->device.handle);
+    for (em_region * r : {&p->memory.mirror, &p->tables.host, &p->memory.prompt_ids, &p->memory.places, &p->memory.forced_ids}) {
+        r->buft = host;
+    }
+    p->memory.aside.buft = G.ggml_backend_dev_buffer_type(e->device.handle);
+    p->whole.marker.op = OP.none;
+    std::fill(std::begin(p->whole.marker.ne), std::end(p->whole.marker.ne), 1);
+    std::fill(std::begin(p->whole.marker.nb), std::end(p->whole.marker.nb), 4);
     {
-        std::lock_guard<std::mutex> lock(e->passes_mutex);
-        e->passes.push_back(p->inner);
+        std::lock_guard<std::mutex> lock(e->residence.readers.mutex);
+        e->residence.readers.streams.push_back(p->inner);
     }
     ggml_backend * b = new ggml_backend{};
     b->guid                   = GUID;
@@ -147,7 +123,7 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     b->iface.synchronize      = pass_synchronize;
     b->iface.graph_compute    = stream_compute;
     b->device                 = dev;
-    if (p->traits.optimizes_in_place && p->inner->iface.graph_optimize) {
+    if (p->e->device.traits.optimizes_in_place && p->inner->iface.graph_optimize) {
         b->iface.graph_optimize = pass_optimize;
     }
     b->context                = p.release();
@@ -210,10 +186,10 @@ ggml_backend_reg * shown_reg() {
 } // namespace
 
 void * em_shown_device(em_engine * e) {
-    if (!e->device) {
+    if (!e->device.handle) {
         return nullptr;
     }
-    ggml_backend_device & d = e->shown;
+    ggml_backend_device & d = e->stand_in;
     d.iface.get_name             = shown_name;
     d.iface.get_description      = shown_description;
     d.iface.get_memory           = shown_memory;

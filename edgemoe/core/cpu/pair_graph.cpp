@@ -3,7 +3,7 @@
 // One token keeps ggml's fast matrix-vector shape, ids [P, 1] over a broadcast activation; more tokens take ids [1, P] over one
 // activation row per pair. Kernels, and so results, are those ggml would have used for the undivided block.
 
-#include "engine.h"
+#include "cpu/cpu.h"
 
 #include <algorithm>
 #include <cstring>
@@ -108,7 +108,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels, job_count == 0 ? side.errand : nullptr);
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels, job_count == 0 ? side.task : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
     jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
@@ -242,19 +242,19 @@ const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result,
     if (b.ids) {
         b.fill_ids(static_cast<int32_t *>(b.ids->data));
     }
-    if (b.side.errand && b.job_count == 0) {
-        b.side.errand->run();
+    if (b.side.task && b.job_count == 0) {
+        b.side.task->run();
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
     return b.placed ? nullptr : static_cast<const float *>(result->data);
 }
 
 // Asked once per layer: a device may lack an operation or a weight type, and would end the process rather than say so.
-bool device_can(em_engine * e, const em_block & block, ggml_cgraph * graph) {
+bool device_can(ggml_backend_device * device, const em_block & block, ggml_cgraph * graph) {
     if (block.layer->device_can < 0) {
         bool all = true;
         for (int i = 0; i < G.ggml_graph_n_nodes(graph); ++i) {
-            all = all && G.ggml_backend_dev_supports_op(e->device, G.ggml_graph_node(graph, i));
+            all = all && G.ggml_backend_dev_supports_op(device, G.ggml_graph_node(graph, i));
         }
         block.layer->device_can = all;
     }
@@ -263,12 +263,7 @@ bool device_can(em_engine * e, const em_block & block, ggml_cgraph * graph) {
 
 } // namespace
 
-void em_sort_by_expert(std::vector<em_pair> & pairs) {
-    std::stable_sort(pairs.begin(), pairs.end(), [](const em_pair & a, const em_pair & b) { return a.expert < b.expert; });
-}
-
-em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & block, const em_pair * pairs, int64_t n,
-                          const em_tail * tail) {
+em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail) {
     constexpr size_t tensors = EM_BLOCK_NODES * 3;
     constexpr size_t nodes   = 64;
     const size_t     needed  = G.ggml_tensor_overhead() * tensors + G.ggml_graph_overhead_custom(nodes, false) + 256;
@@ -276,7 +271,7 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     builder   b(side, block, pairs, n);
     em_launch launch;
     b.tail  = tail;
-    b.own_kernels = e->own_kernels;
+    b.own_kernels = side.cpu && side.cpu->own_kernels;
     launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);
@@ -295,13 +290,13 @@ em_launch em_pairs_launch(em_engine * e, const em_side & side, const em_block & 
     }
     bool memory = place_all(b, all, count);
     for (int i = 0; i < b.job_count; ++i) {
-        memory = memory && em_rows_ready(b.jobs[i], block);
+        memory = memory && em_rows_ready(b.jobs[i], block, side.cpu->prepared);
     }
     if (!memory) {
         launch.status = STATUS_ALLOC_FAILED;
         return launch;
     }
-    if (side.device && !device_can(e, block, graph)) {
+    if (side.device && !device_can(side.backend->device, block, graph)) {
         launch.status = STATUS_FAILED;
         return launch;
     }

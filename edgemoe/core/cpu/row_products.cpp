@@ -6,11 +6,12 @@
 // busy with something else, does less. An activation is prepared (quantised) by the thread that needs it first, and the others
 // wait for that: cheaper than a barrier.
 
-#include "engine.h"
-#include "kernels.h"
+#include "cpu/cpu.h"
+#include "cpu/kernels/kernels.h"
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <thread>
 
 // Work that is numbered [0, total), dealt out to threads.
@@ -54,7 +55,7 @@ struct em_rows_job {
     bool                own       = true;
     em_rows_place       input;
     em_shares           shares;
-    em_errand *         errand = nullptr;
+    em_side_task *         task = nullptr;
 
     // Activations as the kernels want them, each prepared by the thread that needs it first.
     em_region * prepared       = nullptr;
@@ -187,7 +188,7 @@ void compute_sum(em_rows_job & j, worker & w, int ith, int threads) {
 
 bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, weight->ne[0], false).dot != nullptr; }
 
-em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_errand * errand) {
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_side_task * task) {
     auto job = std::make_unique<em_rows_job>();
     job->pairs     = pairs;
     job->n         = n;
@@ -199,7 +200,7 @@ em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * 
     job->group.push_back(n);
     job->weight[0] = weight;
     job->own       = own_kernels;
-    job->errand    = errand;
+    job->task    = task;
     job->kernel[0] = em_kernel_for(weight->type, weight->ne[0], own_kernels);
     return job.release();
 }
@@ -220,10 +221,10 @@ void em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first
     job->out[1] = second;
 }
 
-bool em_rows_ready(em_rows_job * job, const em_block & block) {
+bool em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared) {
     const ggml_tensor * x = job->input.tensor;
     job->tokens   = job->input.of_block && x->ne[1] == 1 && block.tokens <= job->n ? block.tokens : 0;
-    job->prepared = &block.engine->cpu_prepared;
+    job->prepared = &prepared;
     job->sets     = job->outputs == 2 && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
     for (int i = 0; i < job->sets; ++i) {
         job->prepared_bytes = std::max(job->prepared_bytes, em_align(job->kernel[i].activation_bytes(x->ne[0]), ALIGN));
@@ -243,15 +244,15 @@ void em_rows_sum(em_rows_job * job, const em_tail & tail) {
 
 void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
     em_rows_job & job = *static_cast<em_rows_job *>(data);
-    em_errand *   errand = ith == 0 && job.errand && !job.errand->done ? job.errand : nullptr;
-    if (errand) {
-        errand->run();
+    em_side_task *   task = ith == 0 && job.task && !job.task->done ? job.task : nullptr;
+    if (task) {
+        task->run();
     }
     worker w(job);
     if (job.tail) {
         compute_sum(job, w, ith, threads);
-    } else if (!compute_rows(job, w, ith, threads) && errand) {
-        errand->late = true;
+    } else if (!compute_rows(job, w, ith, threads) && task) {
+        task->late = true;
     }
 }
 

@@ -11,14 +11,25 @@
 //     computations. A copy to the device waits for the events that its stream waits for and for nothing else; a
 //     computation waits for all copies before it. So ggml-vulkan does where the card has a transfer queue.
 
-#include "engine.h"
+#include "device/sim.h"
+#include "errors.h"
+#include "memory/region.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <random>
+#include <thread>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace {
 
@@ -465,7 +476,7 @@ ggml_backend * device_init(ggml_backend_device * dev, const char * params) {
     sim_stream * s = new sim_stream;
     s->cpu    = cpu;
     s->faulty = params && strcmp(params, "async") == 0;
-    const int64_t streams = em_sim_streams();
+    const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
         G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
         s->compute = std::make_unique<sim_queue>();
@@ -559,30 +570,15 @@ ggml_backend_device * em_sim_device() {
         d.event_new         = event_new;
         d.event_free        = event_free;
         d.event_synchronize = event_synchronize;
-        device.reg          = em_reg();
         return true;
     }();
     return &device;
 }
 
-int64_t em_sim_fetch_all() {
+em_sim_options_read em_sim_options_now() {
     std::lock_guard<std::mutex> lock(state().mutex);
-    return state().options.fetch_all;
-}
-
-bool em_sim_copies_fail() {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    return state().options.fail_copy != 0;
-}
-
-int64_t em_sim_streams() {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    return state().options.streams;
-}
-
-bool em_sim_early() {
-    std::lock_guard<std::mutex> lock(state().mutex);
-    return state().options.early != 0;
+    const em_sim_options & o = state().options;
+    return {o.fetch_all, o.streams, o.early != 0, o.fail_copy != 0};
 }
 
 int32_t em_sim_configure(const em_sim_options * o) {

@@ -2,7 +2,7 @@
 
 // The part of ggml's binary interface that the core touches, declared here so that it builds without ggml's headers.
 //
-// Nothing below is trusted: host.cpp compares sizes, field positions and op names with the ggml that is loaded and runs a
+// Nothing below is trusted: ggml/check.cpp compares sizes, field positions and op names with the ggml that is loaded and runs a
 // probe graph before any of it is used. Layouts are those of ggml 0.25.3, backend API version 2.
 
 #include <cstddef>

@@ -1,17 +1,19 @@
 // Meeting ggml: the symbol table, and the proof that what was loaded is what this core was written against.
 
-#include "engine.h"
+#include "errors.h"
+#include "ggml/api.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 ggml_api G = {};
 em_ops   OP = {};
 
 namespace {
 
-thread_local std::string last_error;
-std::atomic<bool>        checked{false};
+std::atomic<bool> checked{false};
 
 const char * const SYMBOL_NAMES[] = {
 #define X(result, name, args) #name,
@@ -138,14 +140,9 @@ const char * check_probe_graph(ggml_context * ctx) {
 
 } // namespace
 
-int em_fail(int status, const std::string & text) {
-    last_error = text;
-    return status;
-}
-
 bool em_host_checked() { return checked; }
 
-int em_host_check() {
+int32_t em_check(void) {
     for (int i = 0; i < SYMBOL_COUNT; ++i) {
         if (!reinterpret_cast<void **>(&G)[i]) {
             return em_fail(EM_ERROR_MISMATCH, std::string("function ") + SYMBOL_NAMES[i] + " is missing");
@@ -180,7 +177,6 @@ int em_host_check() {
 }
 
 int32_t      em_abi_version(void) { return EM_ABI_VERSION; }
-const char * em_last_error(void) { return last_error.c_str(); }
 int32_t      em_symbol_count(void) { return SYMBOL_COUNT; }
 
 const char * em_symbol_name(int32_t i) { return i >= 0 && i < SYMBOL_COUNT ? SYMBOL_NAMES[i] : nullptr; }
@@ -192,5 +188,3 @@ int32_t em_symbol_set(int32_t i, void * address) {
     reinterpret_cast<void **>(&G)[i] = address;
     return EM_OK;
 }
-
-int32_t em_check(void) { return em_host_check(); }

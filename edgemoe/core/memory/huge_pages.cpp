@@ -1,6 +1,6 @@
-// See memory.h.
+// See huge_pages.h.
 
-#include "memory.h"
+#include "memory/huge_pages.h"
 
 #include <cstdlib>
 

@@ -4,7 +4,8 @@
 // between must be of shape [n, k, tokens] and work on each pair alone; anything else makes the pattern unknown, and the nodes
 // run as they are on ggml-cpu.
 
-#include "engine.h"
+#include "model/block.h"
+#include "model/expert_buffer.h"
 
 #include <algorithm>
 #include <cstring>
@@ -109,6 +110,10 @@ bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
         }
     }
     return true;
+}
+
+void em_sort_by_expert(std::vector<em_pair> & pairs) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const em_pair & a, const em_pair & b) { return a.expert < b.expert; });
 }
 
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts) {

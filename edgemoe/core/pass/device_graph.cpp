@@ -1,6 +1,7 @@
 // A block's nodes once more, over memory of the device: slots, the stage, or memory aside.
 
-#include "pass.h"
+#include "pass/pass.h"
+#include "model/expert_buffer.h"
 
 #include <algorithm>
 #include <cstring>
@@ -41,8 +42,8 @@ struct cloner {
         c->buffer   = em_buffer_of(t);
         for (int i = 0; kind.aside && i < p->view.arrival_count; ++i) {
             if (p->view.arrivals[i].from == t && p->view.arrivals[i].aside) {
-                c->data   = p->aside.base + p->view.arrivals[i].aside;
-                c->buffer = p->aside.buffer;
+                c->data   = p->memory.aside.base + p->view.arrivals[i].aside;
+                c->buffer = p->memory.aside.buffer;
             }
         }
         c->view_src = nullptr;
@@ -61,7 +62,7 @@ struct cloner {
     ggml_tensor * sent_places() {
         const int64_t ne[2] = {b.k, b.tokens};
         g.ids = G.ggml_new_tensor(g.ctx, TYPE_I32, 2, ne);
-        G.ggml_backend_tensor_alloc(p->aside.buffer, g.ids, p->aside.base);
+        G.ggml_backend_tensor_alloc(p->memory.aside.buffer, g.ids, p->memory.aside.base);
         return g.ids;
     }
     ggml_tensor * places_by_table(const ggml_tensor * ids, ggml_tensor * table) {
@@ -71,7 +72,7 @@ struct cloner {
         all->data = table->data, all->buffer = table->buffer;
         ggml_tensor * rows = G.ggml_new_tensor(g.ctx, TYPE_I32, 3, re);
         rows->op = OP.get_rows, rows->src[0] = all, rows->src[1] = leaf(ids);
-        G.ggml_backend_tensor_alloc(p->aside.buffer, rows, p->aside.base);
+        G.ggml_backend_tensor_alloc(p->memory.aside.buffer, rows, p->memory.aside.base);
         ggml_tensor * flat = G.ggml_new_tensor(g.ctx, TYPE_I32, 2, ie);
         flat->op = OP.reshape, flat->src[0] = rows, flat->view_src = rows;
         flat->data = rows->data, flat->buffer = rows->buffer;
@@ -91,8 +92,8 @@ struct cloner {
                 c->data     = kind.aside ? static_cast<char *>(c->view_src->data) + c->view_offs : c->data;
                 c->buffer   = c->view_src->buffer;
             } else if (kind.aside) { // the block's own memory holds rows by now
-                c->data   = p->aside.base + at;
-                c->buffer = p->aside.buffer;
+                c->data   = p->memory.aside.base + at;
+                c->buffer = p->memory.aside.buffer;
                 at += em_align(G.ggml_nbytes(c), EM_PASS_ALIGN);
             }
         }
@@ -147,10 +148,10 @@ bool em_ensure_aside(em_pass * p, const em_block & b, bool nodes) {
     for (int i = 0; nodes && i < b.count; ++i) {
         needed += em_align(G.ggml_nbytes(b.node[i]), EM_PASS_ALIGN);
     }
-    if (needed > p->aside.size) {
+    if (needed > p->memory.aside.size) {
         G.ggml_backend_synchronize(p->inner);
-        p->aside_serial += 1;
-        return p->aside.ensure(needed);
+        p->memory.aside_serial += 1;
+        return p->memory.aside.ensure(needed);
     }
     return true;
 }
@@ -159,7 +160,7 @@ bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em
     if (!em_ensure_aside(p, b, kind.aside)) {
         return false;
     }
-    if (g.ctx && g.kind == kind && g.serial == kind.places->serial && g.memory == p->aside_serial && still(g, b)) {
+    if (g.ctx && g.kind == kind && g.serial == kind.places->serial && g.memory == p->memory.aside_serial && still(g, b)) {
         return b.layer->device_can == 1;
     }
     g.clear();
@@ -176,18 +177,18 @@ bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em
         g.part[EM_SECOND] = G.ggml_new_graph_custom(g.ctx, nodes, false);
         G.ggml_graph_add_node(g.part[EM_SECOND], g.down);
         G.ggml_build_forward_expand(g.part[EM_FIRST], g.down->src[1]);
-        g.part[EM_SECOND]->uid = ++p->next_uid;
+        g.part[EM_SECOND]->uid = ++p->graphs.next_uid;
     } else {
         G.ggml_build_forward_expand(g.part[EM_FIRST], g.down);
     }
-    g.part[EM_FIRST]->uid = ++p->next_uid;
-    g.kind = kind, g.serial = kind.places->serial, g.memory = p->aside_serial;
+    g.part[EM_FIRST]->uid = ++p->graphs.next_uid;
+    g.kind = kind, g.serial = kind.places->serial, g.memory = p->memory.aside_serial;
     remember(b, g.made_of);
     if (b.layer->device_can < 0) {
         bool all = true;
         for (ggml_cgraph * part : g.part) {
             for (int i = 0; part && i < part->n_nodes; ++i) {
-                all = all && (part->nodes[i]->op == OP.reshape || G.ggml_backend_dev_supports_op(p->e->device, part->nodes[i]));
+                all = all && (part->nodes[i]->op == OP.reshape || G.ggml_backend_dev_supports_op(p->e->device.handle, part->nodes[i]));
             }
         }
         b.layer->device_can = all;

@@ -1,6 +1,7 @@
 // What the CPU sees of a block whose tensors lie on the device.
 
-#include "pass.h"
+#include "model/expert_buffer.h"
+#include "pass/pass.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,8 +10,8 @@ namespace {
 
 ggml_tensor aside_copy(em_pass * p, const em_host_view::arrival & a) {
     ggml_tensor t = *a.from;
-    t.data      = p->aside.base + a.aside;
-    t.buffer    = p->aside.buffer;
+    t.data      = p->memory.aside.base + a.aside;
+    t.buffer    = p->memory.aside.buffer;
     t.view_src  = nullptr;
     t.view_offs = 0; // a device may add it to `data`
     return t;
@@ -49,13 +50,6 @@ bool move_aside(em_pass * p, const em_block & b) {
 }
 
 } // namespace
-
-void em_view_tell(em_pass * p) {
-    p->untold = false;
-    em_record_prompt(p); // of the layers before: it was on its way before the view was
-    em_record(p->e, p->view.block.layer->block, p->view.block.ids);
-    em_look_ahead(p->e, p->view.block);
-}
 
 bool em_view_start(em_pass * p, const em_block & b) {
     em_host_view & v = p->view;
@@ -99,13 +93,13 @@ bool em_view_start(em_pass * p, const em_block & b) {
     }
     const size_t rows = em_align(G.ggml_nbytes(b.down()), EM_PASS_ALIGN);
     const size_t total = rows + em_inputs_bytes(p) + EM_PASS_ALIGN;
-    if (total > p->mirror.size) {
+    if (total > p->memory.mirror.size) {
         G.ggml_backend_synchronize(p->inner);
-        if (!p->mirror.ensure(total)) {
+        if (!p->memory.mirror.ensure(total)) {
             return false;
         }
     }
-    char * at = em_align(p->mirror.base, EM_PASS_ALIGN);
+    char * at = em_align(p->memory.mirror.base, EM_PASS_ALIGN);
     v.block.down()->data = at;
     at += rows;
     if (p->early && !move_aside(p, b)) {
@@ -113,8 +107,8 @@ bool em_view_start(em_pass * p, const em_block & b) {
     }
     ggml_backend * stream = p->inner;
     if (p->events) {
-        G.ggml_backend_event_record(p->ready, p->inner);
-        G.ggml_backend_event_wait(p->home, p->ready);
+        G.ggml_backend_event_record(p->sync.ready, p->inner);
+        G.ggml_backend_event_wait(p->home, p->sync.ready);
         stream = p->home;
     }
     for (int i = 0; i < v.arrival_count; ++i) {
@@ -130,7 +124,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
         at += em_align(bytes, EM_PASS_ALIGN);
     }
     if (p->events) {
-        G.ggml_backend_event_record(p->arrived, p->home);
+        G.ggml_backend_event_record(p->sync.arrived, p->home);
     }
     return true;
 }
@@ -138,7 +132,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
 void em_view_wait(em_pass * p) {
     const int64_t began = em_now_ns();
     if (p->events) {
-        G.ggml_backend_event_synchronize(p->arrived);
+        G.ggml_backend_event_synchronize(p->sync.arrived);
     } else {
         G.ggml_backend_synchronize(p->inner);
     }

@@ -1,121 +1,13 @@
 // A layer of many tokens: put together in the stage, half of it copied while the other half computes.
 
-#include "pass.h"
+#include "pass/pass.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace {
 
 // With so many picks per expert practically every one is used, and the next layer's can be sent before they are known.
 constexpr int64_t PICKS_FOR_ALL = 16;
-
-int by_host_unforced(em_pass * p, em_block & b) {
-    if (!em_view_start(p, b)) {
-        return STATUS_ALLOC_FAILED;
-    }
-    em_view_wait(p);
-    return em_by_host_seen(p, b);
-}
-
-} // namespace
-
-int em_by_host(em_pass * p, em_block & b) {
-    em_force_ids(p, b);
-    return by_host_unforced(p, b);
-}
-
-void em_record_prompt(em_pass * p) {
-    for (const auto & seen : p->prompt) {
-        if (em_ids_ok(&seen.ids, seen.layer->experts)) {
-            em_record(p->e, seen.layer->block, &seen.ids);
-        }
-    }
-    p->prompt.clear();
-}
-
-int em_by_host_seen(em_pass * p, em_block & b) {
-    em_block & v = p->view.block;
-    if (!em_ids_ok(v.ids, b.layer->experts)) {
-        return STATUS_FAILED;
-    }
-    em_view_tell(p);
-    const int status = em_host_block(&p->cpu, v);
-    if (status == STATUS_SUCCESS) {
-        G.ggml_backend_tensor_set_async(p->inner, b.down(), v.down()->data, 0, G.ggml_nbytes(b.down()));
-        G.ggml_backend_synchronize(p->inner);
-    }
-    return status;
-}
-
-em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer) {
-    em_stage * stage = p->e->options.stream_tokens > 0 && layer.device_can != 0 ? em_stage_for(p->e, layer) : nullptr;
-    return stage && stage->places.count >= layer.experts ? stage : nullptr;
-}
-
-void em_plan_stage(em_stage_plan & plan, const em_layer_t & layer, const std::vector<uint8_t> * sent) {
-    const int32_t slots = int32_t(layer.slots.size());
-    plan.layer = layer.index;
-    plan.whole = !sent;
-    plan.hot   = layer.resident == slots ? slots : 0; // a slot that is being filled must not be copied
-    plan.place.assign(size_t(layer.experts), 0);
-    plan.runs.clear();
-    int32_t at = plan.hot;
-    for (int32_t x = 0; x < layer.experts; ++x) {
-        const int32_t slot = plan.hot ? layer.slot_of[size_t(x)] : -1;
-        if (slot >= 0) {
-            plan.place[size_t(x)] = slot;
-            continue;
-        }
-        plan.place[size_t(x)] = at;
-        if (sent && !(*sent)[size_t(x)]) {
-            at += 1;
-            continue;
-        }
-        if (!plan.runs.empty() && plan.runs.back().from + plan.runs.back().n == x) {
-            plan.runs.back().n += 1;
-        } else {
-            plan.runs.push_back({x, 1, at});
-        }
-        plan.sent += 1;
-        at += 1;
-    }
-}
-
-namespace {
-
-// All biases are on the device. (From the model's file, which no driver pins for them, a copy would wait for those before it, and the
-// caller with it.)
-void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & places, const em_stage_run & run) {
-    ggml_tensor from = em_some_rows(all, run.from, run.n), to = em_some_rows(places, run.place, run.n);
-    G.ggml_backend_tensor_copy_async(p->e->stream, p->e->stream, &from, &to);
-}
-
-} // namespace
-
-void em_send_runs(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_stage_part part) {
-    em_engine *        e     = p->e;
-    const em_layer_t & layer = *e->layers[size_t(plan.layer)];
-    if (p->events) {
-        G.ggml_backend_event_wait(e->stream, p->vacant[part]);
-    } else {
-        G.ggml_backend_synchronize(p->inner);
-    }
-    for (int i = 0; i < PROJ_COUNT; ++i) {
-        if ((i == PROJ_DOWN) != (part == EM_SECOND) || !layer.weight[i]) {
-            continue;
-        }
-        for (const em_stage_run & run : plan.runs) {
-            em_send_run(p, layer.window[i], layer.weight[i], stage.places.weight[i], layer.weight[i]->nb[2], run);
-            if (layer.bias[i]) {
-                copy_bias(p, *p->bias[size_t(plan.layer) * PROJ_COUNT + size_t(i)], *stage.places.bias[i], run);
-            }
-            e->count.streamed_bytes += int64_t(layer.weight[i]->nb[2]) * run.n;
-        }
-    }
-}
-
-namespace {
 
 bool send_part(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_stage_part part) {
     em_send_runs(p, plan, stage, part);
@@ -128,7 +20,7 @@ void copy_hot(em_pass * p, const em_layer_t & layer, em_stage & stage, em_stage_
         if ((i == PROJ_DOWN) != (part == EM_SECOND)) {
             continue;
         }
-        for (auto [from, to] : {std::pair(layer.places.weight[i], stage.places.weight[i]), std::pair(layer.places.bias[i], stage.places.bias[i])}) {
+        for (auto [from, to] : {std::pair(layer.residents.places.weight[i], stage.places.weight[i]), std::pair(layer.residents.places.bias[i], stage.places.bias[i])}) {
             if (from) {
                 ggml_tensor target = *from; // as many places
                 target.data = to->data, target.buffer = to->buffer, target.view_src = nullptr;
@@ -140,19 +32,19 @@ void copy_hot(em_pass * p, const em_layer_t & layer, em_stage & stage, em_stage_
 
 // The ids are wanted for the routing history, when there is time.
 void note_routing(em_pass * p, em_block & b, int turn) {
-    p->prompt.push_back({b.layer, *b.ids});
-    ggml_tensor & ids = p->prompt.back().ids;
-    ids.data = p->prompt_ids.base + size_t(turn) * p->ids_stride;
+    p->prompt.routing.push_back({b.layer, *b.ids});
+    ggml_tensor & ids = p->prompt.routing.back().ids;
+    ids.data = p->memory.prompt_ids.base + size_t(turn) * p->memory.ids_stride;
     G.ggml_backend_tensor_get_async(p->inner, b.ids, ids.data, 0, G.ggml_nbytes(b.ids));
-    em_look_ahead(p->e, b);
+    em_look_ahead(p->e->prefetch, b);
 }
 
 int all_hot(em_pass * p, em_block & b, int turn) {
-    std::unique_lock<std::mutex> lock(b.layer->mutex);
+    std::unique_lock<std::mutex> lock(b.layer->residents.mutex);
     const bool                   started = em_start_by_table(p, b);
     lock.unlock();
     if (!started) {
-        return by_host_unforced(p, b);
+        return em_by_host_unforced(p, b);
     }
     p->e->count.prefill_hits += b.k * b.tokens;
     note_routing(p, b, turn);
@@ -175,7 +67,7 @@ struct staged {
         em_layer_t & layer = *b.layer;
         const size_t l     = size_t(layer.index);
         if (send) {
-            em_host_register(p->e, layer);
+            em_host_register(p->e->residence, layer);
             em_plan_stage(plan, layer, sent);
             const bool first = send_part(p, plan, *stage, EM_FIRST), second = send_part(p, plan, *stage, EM_SECOND);
             arrives = first && second;
@@ -186,10 +78,10 @@ struct staged {
         note_routing(p, b, turn);
         int32_t * table = em_host_table(p, l, true);
         std::copy(plan.place.begin(), plan.place.end(), table);
-        G.ggml_backend_tensor_set_async(p->inner, p->stage_table[l], table, 0, plan.place.size() * 4);
+        G.ggml_backend_tensor_set_async(p->inner, p->tables.stage[l], table, 0, plan.place.size() * 4);
         ahead = send_next && next_stage;
         if (ahead) {
-            em_host_register(p->e, *next);
+            em_host_register(p->e->residence, *next);
             next_plan.sent = 0;
             em_plan_stage(next_plan, *next, nullptr);
         }
@@ -198,14 +90,14 @@ struct staged {
                 copy_hot(p, layer, *stage, part);
             }
             if (p->events) {
-                G.ggml_backend_event_wait(p->inner, p->filled[part]);
+                G.ggml_backend_event_wait(p->inner, p->sync.filled[part]);
             }
-            status = G.ggml_backend_graph_compute_async(p->inner, p->staged[l]->part[part]);
+            status = G.ggml_backend_graph_compute_async(p->inner, p->graphs.staged[l]->part[part]);
             if (status != STATUS_SUCCESS) {
                 return;
             }
             if (p->events) {
-                G.ggml_backend_event_record(p->vacant[part], p->inner);
+                G.ggml_backend_event_record(p->sync.vacant[part], p->inner);
             }
             ahead = ahead && send_part(p, next_plan, *next_stage, part);
         }
@@ -213,11 +105,11 @@ struct staged {
 
     // The CPU's part, with the device's meanwhile.
     void compute() {
-        const bool any = arrives && status == STATUS_SUCCESS && !p->cold.empty();
+        const bool any = arrives && status == STATUS_SUCCESS && !p->misses.cold.empty();
         if (any) {
-            status = em_cold_pairs(&p->cpu, p->view.block, p->cold, em_cold::OF_A_PROMPT);
+            status = em_cold_pairs(&p->cpu, p->view.block, p->misses.cold, em_cold::OF_A_PROMPT);
         }
-        p->sharing.cpu_end = em_now_ns();
+        p->prompt.sharing.cpu_end = em_now_ns();
         if (any && status == STATUS_SUCCESS) {
             status = em_send_rows(p, b);
         }
@@ -225,7 +117,7 @@ struct staged {
 
     void count() const {
         em_counters & c      = p->e->count;
-        const int64_t missed = int64_t(p->cold.size()), met = b.k * b.tokens - missed;
+        const int64_t missed = int64_t(p->misses.cold.size()), met = b.k * b.tokens - missed;
         const int64_t there  = plan.sent ? met * plan.sent / (plan.sent + plan.hot) : 0; // in proportion to experts
         c.prefill_misses += missed;
         c.prefill_streamed += there;
@@ -235,15 +127,15 @@ struct staged {
 
 } // namespace
 
-int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
+int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) {
     em_engine *  e     = p->e;
     em_layer_t & layer = *b.layer;
     em_force_ids(p, b);
-    if (em_all_resident(layer)) {
+    if (layer.all_resident()) {
         return all_hot(p, b, turn);
     }
-    em_layer_t * after = next && !em_all_resident(*next->layer) ? next->layer : nullptr;
-    staged s{p, b, turn, p->plan[turn % 2], p->plan[(turn + 1) % 2], em_stage_whole(p, layer), after ? em_stage_whole(p, *after) : nullptr, after};
+    em_layer_t * after = next && !next->layer->all_resident() ? next->layer : nullptr;
+    staged s{p, b, turn, p->prompt.plan[turn % 2], p->prompt.plan[(turn + 1) % 2], em_stage_whole(p, layer), after ? em_stage_whole(p, *after) : nullptr, after};
     const bool all   = b.k * b.tokens >= PICKS_FOR_ALL * layer.experts;
     const bool known = s.plan.layer == layer.index; // something of it was sent ahead
     const bool sent  = known && s.plan.whole;
@@ -258,40 +150,40 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
             return STATUS_FAILED;
         }
     }
-    if (!em_graph_for(p, *p->staged[size_t(layer.index)], b, {&s.stage->places, p->stage_table[size_t(layer.index)], true, false})) {
+    if (!em_graph_for(p, *p->graphs.staged[size_t(layer.index)], b, {&s.stage->places, p->tables.stage[size_t(layer.index)], true, false})) {
         s.plan.layer = -1;
-        return seen ? em_by_host_seen(p, b) : by_host_unforced(p, b);
+        return seen ? em_by_host_seen(p, b) : em_by_host_unforced(p, b);
     }
     if (!known || (all && !sent)) { // nothing that counts
         s.plan.sent = 0;
-        s.plan.ahead.assign(size_t(layer.experts), 0);
+        s.plan.sent_early.assign(size_t(layer.experts), 0);
     }
-    p->cold.clear();
+    p->misses.cold.clear();
     std::vector<uint8_t> chosen;
     if (seen) {
         chosen = em_share_out(p, layer, p->view.block.ids, s.plan, idle);
-        p->sharing.turn = turn + 1;
+        p->prompt.sharing.turn = turn + 1;
     }
     s.start(!sent, seen ? &chosen : nullptr, all);
     s.compute();
     s.plan.layer = -1;
     if (!s.arrives) {
         e->count.device_fallbacks += 1;
-        return seen ? em_by_host_seen(p, b) : by_host_unforced(p, b);
+        return seen ? em_by_host_seen(p, b) : em_by_host_unforced(p, b);
     }
     if (s.status != STATUS_SUCCESS) {
         return s.status;
     }
     if (seen && s.next_stage && p->events) {
-        em_send_ahead(p, s.next_plan, *next, *s.next_stage);
+        em_send_early(p, s.next_plan, *next, *s.next_stage);
         s.ahead = true;
     }
     s.next_plan.layer = s.ahead ? s.next_plan.layer : -1;
     // So that a stop is soon: no more than two layers are under way.
     if (p->events) {
-        G.ggml_backend_event_record(p->done[turn % 2], p->inner);
+        G.ggml_backend_event_record(p->sync.done[turn % 2], p->inner);
         if (turn > 0) {
-            G.ggml_backend_event_synchronize(p->done[(turn + 1) % 2]);
+            G.ggml_backend_event_synchronize(p->sync.done[(turn + 1) % 2]);
         }
     }
     s.count();
@@ -300,8 +192,8 @@ int em_many_tokens(em_pass * p, em_block & b, const em_block * next, int turn) {
 
 void em_end_prompt(em_pass * p) {
     G.ggml_backend_synchronize(p->inner);
-    G.ggml_backend_synchronize(p->e->stream);
-    p->plan[0].layer = p->plan[1].layer = -1;
-    p->sharing.turn = -1;
-    em_record_prompt(p);
+    G.ggml_backend_synchronize(p->e->device.stream);
+    p->prompt.plan[0].layer = p->prompt.plan[1].layer = -1;
+    p->prompt.sharing.turn = -1;
+    em_report_prompt(p);
 }

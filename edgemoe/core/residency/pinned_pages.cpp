@@ -1,7 +1,7 @@
 // Experts in host memory that a device may read by itself. Otherwise every upload is copied to pinned staging first: three times the
 // memory traffic of an expert, where memory is what decoding waits for.
 
-#include "engine.h"
+#include "residency/residency.h"
 
 #include <cstdint>
 
@@ -13,19 +13,19 @@ constexpr uintptr_t PAGE = 4096;
 typedef bool (*enter_t)(void *, size_t);
 typedef void (*leave_t)(void *);
 
-void * proc(em_engine * e, const char * name) {
-    return G.ggml_backend_reg_get_proc_address(G.ggml_backend_dev_backend_reg(e->device), name);
+void * proc(const em_device & device, const char * name) {
+    return G.ggml_backend_reg_get_proc_address(G.ggml_backend_dev_backend_reg(device.handle), name);
 }
 
 } // namespace
 
-void em_host_register(em_engine * e, em_layer_t & layer) {
+void em_host_register(const em_residence & r, em_layer_t & layer) {
     if (layer.registered.load(std::memory_order_acquire)) {
         return;
     }
-    auto * enter = reinterpret_cast<enter_t>(proc(e, "ggml_backend_register_host_buffer"));
+    auto * enter = reinterpret_cast<enter_t>(proc(r.device, "ggml_backend_register_host_buffer"));
     auto   open  = [&](const ggml_tensor * t, em_window & w) {
-        if (!t || !enter || !e->options.register_host) {
+        if (!t || !enter || !r.options.register_host) {
             return;
         }
         const uintptr_t from = (uintptr_t(t->data) + PAGE - 1) / PAGE * PAGE;
@@ -40,9 +40,9 @@ void em_host_register(em_engine * e, em_layer_t & layer) {
     layer.registered.store(true, std::memory_order_release);
 }
 
-void em_host_unregister(em_engine * e) {
-    auto * leave = e->device ? reinterpret_cast<leave_t>(proc(e, "ggml_backend_unregister_host_buffer")) : nullptr;
-    for (auto & layer : e->layers) {
+void em_host_unregister(em_residence & r) {
+    auto * leave = r.device.handle ? reinterpret_cast<leave_t>(proc(r.device, "ggml_backend_unregister_host_buffer")) : nullptr;
+    for (auto & layer : r.model.layers) {
         for (em_window & w : layer->window) {
             if (w.from && leave) {
                 leave(const_cast<char *>(w.from));

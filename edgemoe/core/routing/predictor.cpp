@@ -1,6 +1,6 @@
-// See predict.h.
+// See predictor.h.
 
-#include "predict.h"
+#include "routing/predictor.h"
 
 #include <algorithm>
 #include <cmath>

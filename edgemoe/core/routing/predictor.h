@@ -5,8 +5,8 @@
 // needed, so that a replay asks the very same code. The tables come from Python (predictor/) and go back there to be kept.
 
 #include "edgemoe.h"
-#include "memory.h"
-#include "tokens.h"
+#include "memory/huge_pages.h"
+#include "routing/token_memory.h"
 
 #include <cstddef>
 #include <mutex>

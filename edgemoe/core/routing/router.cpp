@@ -1,6 +1,6 @@
-// See routers.h.
+// See router.h.
 
-#include "routers.h"
+#include "routing/router.h"
 
 #include <algorithm>
 #include <cmath>

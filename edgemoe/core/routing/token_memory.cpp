@@ -1,6 +1,6 @@
-// See tokens.h.
+// See token_memory.h.
 
-#include "tokens.h"
+#include "routing/token_memory.h"
 
 #include <algorithm>
 #include <cstring>

@@ -5,7 +5,7 @@
 // unsigned: signed ones are raised, and what that adds is taken off beforehand.
 
 #include "avx512.h"
-#include "engine.h"
+#include "memory/region.h"
 
 #include <algorithm>
 #include <iterator>
@@ -41,14 +41,6 @@ bool processor_ok() {
 #endif
 
 } // namespace
-
-void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first) {
-    for (int64_t t = first; t < tokens.count; ++t) {
-        for (int64_t r = from; r < to; ++r) {
-            k.dot(k, rows.width, rows.at(r), tokens.prepared[t], &tokens.out[t][r]);
-        }
-    }
-}
 
 size_t em_kernel::activation_bytes(int64_t n) const {
     return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);

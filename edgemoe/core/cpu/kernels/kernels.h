@@ -5,7 +5,7 @@
 // Where this processor and the weight type allow it, kernels of our own for the file layout, faster than ggml's and equal to
 // its AVX2 kernels to the last bit; else ggml's vec_dot.
 
-#include "ggml_abi.h"
+#include "ggml/abi.h"
 
 // Rows of weights.
 struct em_weight_rows {

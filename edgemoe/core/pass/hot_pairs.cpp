@@ -27,7 +27,7 @@ int32_t any_slot(const em_layer_t & layer) {
 bool em_has_hot(const em_layer_t & layer) { return layer.residents.count > 0 && layer.device_can != 0; }
 
 // Its kernels for more tokens, and those for floats, take it for granted that a token's experts differ.
-bool one_by_one(const em_pass * p, const em_block & b) {
+bool em_one_by_one_pairs(const em_pass * p, const em_block & b) {
     bool quantised = true;
     for (const ggml_tensor * w : b.layer->weight) {
         quantised = quantised && (!w || (w->type != TYPE_F32 && w->type != TYPE_F16 && w->type != TYPE_BF16));

@@ -242,7 +242,7 @@ void test_fusions() {
         };
         for (const bool overlap : {false, true}) {
             test_graph   g(model, 0, 1, 1, pass.buffer);
-            const auto & want = g.run(pass.stream);
+            const auto   want = g.run(pass.stream);
             ggml_tensor * down = nullptr;
             for (int i = 0; i < g.graph->n_nodes; ++i) {
                 down = g.graph->nodes[i]->op == OP.mul_mat_id ? g.graph->nodes[i] : down;

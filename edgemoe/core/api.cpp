@@ -103,7 +103,7 @@ int32_t em_end_load(em_engine * e) {
     em_set_loading(nullptr, false);
     em_model_loaded(e->model);
     em_residents_begin(e->residence);
-    e->prefetch.spent.assign(e->model.layers.size(), 0);
+    em_prefetch_begin(e->prefetch);
     em_copy_start(e->residence);
     return EM_OK;
 }
@@ -145,7 +145,7 @@ int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
         }
         taken += em_queue(e->residence, l, -1);
     }
-    e->residence.uploads.queue_changed.notify_all();
+    e->residence.uploads.wake();
     return taken;
 }
 

@@ -20,11 +20,7 @@ const char * pass_name(ggml_backend * b) { return pass_of(b)->inner->iface.get_n
 void pass_free(ggml_backend * b) {
     em_pass * p = pass_of(b);
     G.ggml_backend_synchronize(p->inner);
-    {
-        std::lock_guard<std::mutex> lock(p->e->residence.readers.mutex);
-        auto & all = p->e->residence.readers.streams;
-        all.erase(std::remove(all.begin(), all.end(), p->inner), all.end());
-    }
+    em_readers_leave(p->e->residence.readers, p->inner);
     delete p;
     delete b;
 }
@@ -84,17 +80,11 @@ void shown_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
 ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     em_engine * e = engine_of(dev);
     auto        p = std::make_unique<em_pass>();
-    {
-        std::lock_guard<std::mutex> lock(e->residence.readers.mutex);
-        if (!e->residence.readers.streams.empty()) {
-            return nullptr; // what tells who reads the slots and the stage is there once
-        }
-    }
     p->e       = e;
     p->inner   = G.ggml_backend_dev_init(e->device.handle, nullptr);
     p->home    = p->inner ? G.ggml_backend_dev_init(e->device.handle, nullptr) : nullptr;
     p->cpu.cpu = p->home ? G.ggml_backend_cpu_init() : nullptr;
-    if (!p->cpu.cpu) {
+    if (!p->cpu.cpu || !em_readers_join(e->residence.readers, p->inner)) {
         return nullptr;
     }
     for (ggml_backend_event ** event : p->sync.all()) {
@@ -110,10 +100,6 @@ ggml_backend * shown_init(ggml_backend_device * dev, const char *) {
     p->whole.marker.op = OP.none;
     std::fill(std::begin(p->whole.marker.ne), std::end(p->whole.marker.ne), 1);
     std::fill(std::begin(p->whole.marker.nb), std::end(p->whole.marker.nb), 4);
-    {
-        std::lock_guard<std::mutex> lock(e->residence.readers.mutex);
-        e->residence.readers.streams.push_back(p->inner);
-    }
     ggml_backend * b = new ggml_backend{};
     b->guid                   = GUID;
     b->iface.get_name         = pass_name;

@@ -13,7 +13,6 @@
 #include <functional>
 
 struct em_cpu {
-    bool      own_kernels = true; // off: ggml's dot products only, bit for bit ggml-cpu's results
     em_region scratch;            // inputs and intermediates
     em_region prepared;           // activations as the kernels want them
 };
@@ -45,9 +44,9 @@ struct em_side { // where a pair graph runs
     ggml_tensor * const * bias;
     em_region *           memory;  // inputs and intermediates
     em_region *           staging; // device only: host side of inputs and results
-    em_cpu *              cpu = nullptr;     // CPU only
-    em_side_task *        task = nullptr;    // CPU only
-    bool                  by_rows = false;   // CPU only: by row_products.cpp, not by ggml
+    em_region *           prepared = nullptr; // CPU only: activations as the kernels want them
+    em_side_task *        task = nullptr;     // CPU only
+    bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
 };
 
 struct em_launch { // a pair graph under way
@@ -69,7 +68,7 @@ struct em_rows_place {
     bool          of_block = false; // the block's own: a row for each token and k, if there are several; else one for each pair, or for all
 };
 // task: of thread 0, before it takes rows; null: none
-em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_side_task * task);
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task);
 bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
 void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
 // Before it is computed. False: no memory for the prepared input; jobs that run one after the other share it.

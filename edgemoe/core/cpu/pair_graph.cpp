@@ -39,7 +39,7 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             own_kernels = true, placed = false; // the rows: where they belong
+    bool             placed = false; // the rows: where they belong
     em_rows_job *    jobs[EM_BLOCK_NODES];
     ggml_tensor *    job_output[EM_BLOCK_NODES];
     const ggml_tensor * job_input[EM_BLOCK_NODES];
@@ -108,7 +108,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], own_kernels, job_count == 0 ? side.task : nullptr);
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], job_count == 0 ? side.task : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
     jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
@@ -271,7 +271,6 @@ em_launch em_pairs_launch(const em_side & side, const em_block & block, const em
     builder   b(side, block, pairs, n);
     em_launch launch;
     b.tail  = tail;
-    b.own_kernels = side.cpu && side.cpu->own_kernels;
     launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);
@@ -290,7 +289,7 @@ em_launch em_pairs_launch(const em_side & side, const em_block & block, const em
     }
     bool memory = place_all(b, all, count);
     for (int i = 0; i < b.job_count; ++i) {
-        memory = memory && em_rows_ready(b.jobs[i], block, side.cpu->prepared);
+        memory = memory && em_rows_ready(b.jobs[i], block, *side.prepared);
     }
     if (!memory) {
         launch.status = STATUS_ALLOC_FAILED;

@@ -52,7 +52,6 @@ struct em_rows_job {
     em_kernel           kernel[2] = {};
     em_rows_place       out[2]    = {};
     int                 outputs   = 1;
-    bool                own       = true;
     em_rows_place       input;
     em_shares           shares;
     em_side_task *         task = nullptr;
@@ -188,7 +187,7 @@ void compute_sum(em_rows_job & j, worker & w, int ith, int threads) {
 
 bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, weight->ne[0], false).dot != nullptr; }
 
-em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, bool own_kernels, em_side_task * task) {
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task) {
     auto job = std::make_unique<em_rows_job>();
     job->pairs     = pairs;
     job->n         = n;
@@ -199,9 +198,8 @@ em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * 
     }
     job->group.push_back(n);
     job->weight[0] = weight;
-    job->own       = own_kernels;
     job->task    = task;
-    job->kernel[0] = em_kernel_for(weight->type, weight->ne[0], own_kernels);
+    job->kernel[0] = em_kernel_for(weight->type, weight->ne[0], true);
     return job.release();
 }
 
@@ -211,7 +209,7 @@ bool em_rows_second(em_rows_job * job, const ggml_tensor * weight) {
     }
     job->outputs   = 2;
     job->weight[1] = weight;
-    job->kernel[1] = em_kernel_for(weight->type, weight->ne[0], job->own);
+    job->kernel[1] = em_kernel_for(weight->type, weight->ne[0], true);
     return true;
 }
 

@@ -1,7 +1,7 @@
 // sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
 // faults on demand. Kernels are ggml-cpu's, so its results are exact.
 //
-// llama.cpp never sees it as a GPU: it gets the device that stands for it, see shown.cpp. Streams opened with the
+// llama.cpp never sees it as a GPU: it gets the device that stands in for it, see backend/stand_in.cpp. Streams opened with the
 // parameter "async" have a worker, and faults. The option `streams` says where the streams of a pass compute:
 //
 //   - EM_SIM_CALLER: in the calling thread. Nothing of a pass overlaps then.

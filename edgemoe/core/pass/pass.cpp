@@ -48,9 +48,7 @@ void let_go(em_pass * p) {
         if (p->kept < LATEST) {
             return;
         }
-        e->residence.uploads.wanted = true;
-        frozen.lock();
-        e->residence.uploads.wanted = false;
+        frozen = e->residence.uploads.hold();
     }
     p->kept = 0;
     for (ggml_backend * stream : std::initializer_list<ggml_backend *>{p->inner, p->home, e->device.stream}) {
@@ -96,9 +94,7 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
     p->prompt.active = tokens >= e->options.prefill_tokens;
     bool prompt  = known && tokens >= EM_MANY_TOKENS && !takes_long(p, blocks.front());
     if (prompt) {
-        e->residence.uploads.wanted = true;
-        frozen.lock();
-        e->residence.uploads.wanted = false;
+        frozen = e->residence.uploads.hold();
         p->memory.ids_stride  = 0;
         for (const em_block & b : blocks) {
             prompt        = prompt && b.layer->device_can != 0 && (b.layer->all_resident() || em_stage_whole(p, *b.layer));

@@ -3,8 +3,8 @@
 // Who is where: slots on the device, uploads into them, the stage for prompts, and host memory that the device reads by itself.
 //
 // Writer of em_residents (model/layer.h): this room only, under the mutex of the layer.
-// em_uploads: the queue under `queue_mutex`; `mutex` is held during one upload, during a prompt, and while slots are
-// reallocated. `step` and `layer_now` are written by the thread that computes, atomic.
+// em_uploads: the queue under `queue_mutex`; `mutex` is held during one upload, during a prompt (hold), and while slots are
+// reallocated. begin_step and begin_layer are called by the thread that computes; their fields are atomic.
 // em_readers and em_stages: the thread that computes, under em_turn::computing; the list of streams has a lock of its own.
 // Order of locks: computing, uploads.mutex, residents.mutex, queue_mutex.
 
@@ -37,6 +37,19 @@ struct em_uploads {
     em_region               staging;       // the copy thread's
     std::atomic<int64_t>    step{0};       // decode steps begun
     std::atomic<int32_t>    layer_now{-1}; // expert layer of this step that runs
+
+    void begin_step() {
+        step += 1;
+        layer_now = -1;
+    }
+    void begin_layer(int32_t layer) { layer_now = layer; }
+    void wake() { queue_changed.notify_all(); } // there are requests
+    std::unique_lock<std::mutex> hold() {       // no upload is under way
+        wanted = true;
+        std::unique_lock<std::mutex> lock(mutex);
+        wanted = false;
+        return lock;
+    }
 };
 
 // Who may read slots.
@@ -80,6 +93,8 @@ int  em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_ba
 void em_slot_loaded(em_layer_t & layer, const em_load & load, int32_t slot, bool ok);
 int  em_slots_set(em_residence & r, const int32_t * slots); // of each layer
 int  em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned);
+bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: another is there
+void em_readers_leave(em_readers & readers, ggml_backend * stream);
 void em_readers_wait(em_readers & readers); // until their streams have done what was started
 void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n); // needs the layer's mutex
 

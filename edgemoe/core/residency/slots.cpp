@@ -3,6 +3,8 @@
 #include "errors.h"
 #include "residency/residency.h"
 
+#include <algorithm>
+
 namespace {
 
 // Waits until nothing reads a layer's slots any more. Needs the compute mutex, for in ggml-vulkan the wait resets memory
@@ -84,6 +86,22 @@ int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
 }
 
 } // namespace
+
+// What tells who reads the slots and the stage is there once.
+bool em_readers_join(em_readers & readers, ggml_backend * stream) {
+    std::lock_guard<std::mutex> lock(readers.mutex);
+    if (!readers.streams.empty()) {
+        return false;
+    }
+    readers.streams.push_back(stream);
+    return true;
+}
+
+void em_readers_leave(em_readers & readers, ggml_backend * stream) {
+    std::lock_guard<std::mutex> lock(readers.mutex);
+    auto & all = readers.streams;
+    all.erase(std::remove(all.begin(), all.end(), stream), all.end());
+}
 
 void em_readers_wait(em_readers & readers) {
     std::lock_guard<std::mutex> lock(readers.mutex);

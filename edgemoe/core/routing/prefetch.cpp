@@ -56,14 +56,13 @@ int32_t prefetch_layer(em_prefetch & a, int32_t at) {
 }
 
 void begin_step(em_prefetch & a) {
-    a.residence.uploads.step += 1;
-    a.residence.uploads.layer_now = -1;
+    a.residence.uploads.begin_step();
     std::fill(a.spent.begin(), a.spent.end(), 0);
 }
 
 void copy_now(em_prefetch & a, int32_t queued) {
     if (queued > 0) {
-        a.residence.uploads.queue_changed.notify_all();
+        a.residence.uploads.wake();
         if (a.wait) {
             em_uploads_wait(a.residence.uploads, 10000);
         }
@@ -163,7 +162,7 @@ void em_look_ahead(em_prefetch & a, const em_block & block) {
         a.begun = false;
         a.alone = block.tokens == 1; // in the last layer llama.cpp computes one token of a long batch, too
     }
-    a.residence.uploads.layer_now = layer;
+    a.residence.uploads.begin_layer(layer);
     if (!a.predictor || !a.alone || block.tokens != 1) {
         return;
     }
@@ -188,6 +187,8 @@ void em_look_ahead(em_prefetch & a, const em_block & block) {
     }
     a.count.schedule_ns += em_now_ns() - started;
 }
+
+void em_prefetch_begin(em_prefetch & a) { a.spent.assign(a.model.layers.size(), 0); }
 
 void em_prefetch_router(em_prefetch & a, int32_t layer, em_router router) {
     a.routers.resize(a.model.layers.size());

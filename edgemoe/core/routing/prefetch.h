@@ -44,6 +44,7 @@ struct em_prefetch {
     em_looker            looker = {};
 };
 
+void em_prefetch_begin(em_prefetch & a); // the model is loaded
 void em_prefetch_set(em_prefetch & a, em_predictor * predictor, int32_t lead, int32_t most, float gain, bool wait);
 void em_prefetch_router(em_prefetch & a, int32_t layer, em_router router);
 void em_prefetch_token(em_prefetch & a, int32_t token_id);        // is about to be decoded

@@ -32,7 +32,7 @@ int64_t em_rows_for_us(const em_block & b) {
         if (w && !em_rows_supported(w)) {
             return 0;
         }
-        if (w && (em_kernel_many(w->type) || !b.engine->cpu.own_kernels || !em_kernel_own(w->type, w->ne[0]))) {
+        if (w && (em_kernel_many(w->type) || !em_kernel_own(w->type, w->ne[0]))) {
             fewer = MANY_ROWS;
         }
     }

@@ -32,7 +32,7 @@ struct em_run {
     em_side_task * task = nullptr;
 
     em_side cpu_side(bool by_rows) const {
-        return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu.scratch, nullptr, &e->cpu, task, by_rows};
+        return {c->cpu, false, b.layer->weight, b.layer->bias, &e->cpu.scratch, nullptr, &e->cpu.prepared, task, by_rows};
     }
     em_side device_side(const em_places & p) const {
         return {e->device.exec, true, p.weight, p.bias, &e->exchange.device, &e->exchange.host};

@@ -7,9 +7,9 @@
 // Medians of 9 rounds over 512 MiB, in GB/s. Memory is in large pages where the system gives them, and in small ones, as a mapped
 // file's is.
 
-#include "../edgemoe/core/kernels.h"
-#include "../edgemoe/core/memory.h"
-#include "../edgemoe/core/tests/harness.h"
+#include "cpu/kernels/kernels.h"
+#include "memory/huge_pages.h"
+#include "tests/harness.h"
 
 #include <algorithm>
 #include <thread>

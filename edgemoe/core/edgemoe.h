@@ -8,9 +8,9 @@
 // thread at a time. em_cancel, em_residency, em_stats and em_drain may be called while the model computes.
 //
 // Ordering, and why no computation reads a slot that a copy writes:
-//   - a slot is in exactly one state of em_slot_state (engine.h), changed only under its layer's mutex;
+//   - a slot is in exactly one state of em_slot_state (model/layer.h), changed only under its layer's mutex;
 //   - the compute thread holds the layer's mutex from looking an expert up until the device has finished with it, or has been
-//     started and an event recorded behind it, for which the copy stream waits (pass.h);
+//     started and an event recorded behind it, for which the copy stream waits (pass/pass.h);
 //   - the copy thread writes a slot's bytes only in state LOADING, in which no lookup can return it;
 //   - LOADING becomes RESIDENT under the mutex, after the copy stream was synchronised.
 
@@ -49,7 +49,7 @@ typedef struct {
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 
-// Where the streams of a pass on sim compute, see sim.cpp.
+// Where the streams of a pass on sim compute, see device/sim.cpp.
 enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER = 2 };
 
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
@@ -197,7 +197,7 @@ EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t 
 // outlive its use here; between em_begin_token and em_end_step it is the engine's. wait: compute goes on only when they have arrived.
 EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
 // Routers, for looking ahead: layer's, as seen from `lead` layers before it. weight is bfloat16 [experts, width] and copied, bias
-// [experts], select [experts] or NULL: added to sigmoids, see routers.h.
+// [experts], select [experts] or NULL: added to sigmoids, see routing/router.h.
 EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
                                  int32_t experts, int32_t width);
 // A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.

@@ -2,9 +2,9 @@
 //
 // With "streams" in the place of the rounds: only what streams.cpp has.
 
-#include "harness.h"
+#include "tests/harness.h"
 
-#include "../kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -156,14 +156,14 @@ void test_prompts_of_layers() {
                                 want.push_back(g->run(cpu));
                             }
                             test_chain chain(layers);
-                            e->short_idle_ns = 1e9; // sim brings ids at once: there would be no time
+                            e->rates.short_idle_ns = 1e9; // sim brings ids at once: there would be no time
                             chain.run(pass.stream);
                             for (size_t l = 0; l < layers.size(); ++l) {
                                 CHECK(largest_difference(layers[l]->result(), want[l]) == 0);
                             }
-                            const auto & plan = static_cast<em_pass *>(pass.stream->context)->plan;
+                            const auto & plan = static_cast<em_pass *>(pass.stream->context)->prompt.plan;
                             for (const auto & p : plan) {
-                                ahead += std::count(p.ahead.begin(), p.ahead.end(), 1);
+                                ahead += std::count(p.sent_early.begin(), p.sent_early.end(), 1);
                             }
                         }
                     }
@@ -190,7 +190,7 @@ void test_sharing() {
         test_model  model(s, e);
         test_pass   pass(e);
         em_pass *   p     = static_cast<em_pass *>(pass.stream->context);
-        em_layer_t & layer = *e->layers[0];
+        em_layer_t & layer = *e->model.layers[0];
         test_graph  g(model, 0, 1, 1);
         CHECK(G.ggml_backend_graph_compute(pass.stream, g.graph) == STATUS_SUCCESS); // the pass knows its layers
         std::vector<int32_t> picks; // expert x for x + 1 tokens
@@ -202,18 +202,18 @@ void test_sharing() {
         ids.nb[0] = ids.nb[1] = 4, ids.nb[2] = ids.nb[3] = 4 * picks.size();
         ids.type = TYPE_I32, ids.data = picks.data();
         em_stage_plan plan;
-        plan.ahead.assign(size_t(s.experts), 0);
-        const double pair = e->short_pair_ns = 1000;
+        plan.sent_early.assign(size_t(s.experts), 0);
+        const double pair = e->rates.short_pair_ns = 1000;
         auto share = [&](double copy_ns) {
-            p->cold.clear();
-            e->short_byte_ns = copy_ns / double(layer.expert_bytes);
+            p->misses.cold.clear();
+            e->rates.short_byte_ns = copy_ns / double(layer.expert_bytes);
             return em_share_out(p, layer, &ids, plan, 0);
         };
         for (const double copy : {1.0, 2000.0, 5000.0, 8000.0, 1e9}) {
             const auto sent = share(copy);
             const auto n    = std::count(sent.begin(), sent.end(), 1);
             CHECK(std::is_sorted(sent.begin(), sent.end())); // the CPU has those with the fewest tokens
-            CHECK(int64_t(p->cold.size()) == (s.experts - n) * (s.experts - n + 1) / 2);
+            CHECK(int64_t(p->misses.cold.size()) == (s.experts - n) * (s.experts - n + 1) / 2);
             const auto both = [&](int64_t sends) { return std::max(copy * double(sends), pair * double((s.experts - sends) * (s.experts - sends + 1) / 2)); };
             for (int64_t other = 0; other <= s.experts; ++other) {
                 CHECK(both(n) <= both(other));
@@ -221,36 +221,36 @@ void test_sharing() {
             CHECK(copy != 1.0 || n == s.experts);
             CHECK(copy != 1e9 || n == 0);
         }
-        plan.ahead[7] = 1, plan.sent = 1; // on its way
-        CHECK(!share(2000)[7] && std::none_of(p->cold.begin(), p->cold.end(), [](const em_pair & c) { return c.expert == 7; }));
+        plan.sent_early[7] = 1, plan.sent = 1; // on its way
+        CHECK(!share(2000)[7] && std::none_of(p->misses.cold.begin(), p->misses.cold.end(), [](const em_pair & c) { return c.expert == 7; }));
 
         // A machine that is busy elsewhere may wait where there is nothing to wait for, and not where there is.
         const auto once_of_three = [](auto holds) { return holds() || holds() || holds(); };
         CHECK(once_of_three([&] {
-            p->sharing = {1, 1e6, 1e6, 0.9e6, 1e5, 0, 0}; // the link was to be last, and is first
-            e->short_byte_ns = 1;
+            p->prompt.sharing = {1, 1e6, 1e6, 0.9e6, 1e5, 0, 0}; // the link was to be last, and is first
+            e->rates.short_byte_ns = 1;
             em_wait_and_learn(p, 1);
-            const double once = e->short_byte_ns;
+            const double once = e->rates.short_byte_ns;
             em_wait_and_learn(p, 1);
-            const double twice = e->short_byte_ns;
+            const double twice = e->rates.short_byte_ns;
             em_wait_and_learn(p, 2);
-            CHECK(e->short_byte_ns == twice); // of another layer nothing is learnt
+            CHECK(e->rates.short_byte_ns == twice); // of another layer nothing is learnt
             return once < 1 && twice / once < once; // it gets more, and more quickly
         }));
         const auto after_a_wait = [&](double planned_ns) {
-            p->sharing = {1, 1e7, 1e7, 1e7 - planned_ns, 1e6, em_now_ns(), 0};
-            G.ggml_backend_tensor_set_async(e->stream, p->slot_table[0], picks.data(), 0, 4); // takes 5 ms
-            G.ggml_backend_event_record(p->filled[EM_SECOND], e->stream);
-            e->short_byte_ns = 1;
+            p->prompt.sharing = {1, 1e7, 1e7, 1e7 - planned_ns, 1e6, em_now_ns(), 0};
+            G.ggml_backend_tensor_set_async(e->device.stream, p->tables.slots[0], picks.data(), 0, 4); // takes 5 ms
+            G.ggml_backend_event_record(p->sync.filled[EM_SECOND], e->device.stream);
+            e->rates.short_byte_ns = 1;
             em_wait_and_learn(p, 1);
-            return e->short_byte_ns;
+            return e->rates.short_byte_ns;
         };
         CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: less for that
         CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // not as long as was planned
-        p->sharing = {1, 1e6, 0, 0, 1e6, 0, 0};
-        e->short_byte_ns = 1;
+        p->prompt.sharing = {1, 1e6, 0, 0, 1e6, 0, 0};
+        e->rates.short_byte_ns = 1;
         em_wait_and_learn(p, 1);
-        CHECK(e->short_byte_ns == 1); // all was sent ahead: nothing to learn
+        CHECK(e->rates.short_byte_ns == 1); // all was sent ahead: nothing to learn
         em_engine_stop(e);
     }
     em_engine_free(e);

@@ -1,7 +1,7 @@
 // A pass over streams that compute in threads of their own. Its copies and computations must wait for each other by
 // events and not by luck.
 
-#include "harness.h"
+#include "tests/harness.h"
 
 namespace {
 
@@ -82,7 +82,7 @@ void chains(tally & t, const em_sim_options & o, int type, int share, ggml_backe
             }
             test_chain chain(layers);
             for (int again = 0; again < 2; ++again) {
-                e->short_idle_ns = 1e9; // experts are sent ahead
+                e->rates.short_idle_ns = 1e9; // experts are sent ahead
                 chain.run(pass.stream);
                 bool right = true;
                 for (size_t l = 0; l < layers.size(); ++l) {
@@ -189,7 +189,7 @@ void test_letting_go() {
         }
         device.event_synchronize = counted.event_synchronize;
         p->home->iface.synchronize = counted.synchronize;
-        const void * waited[] = {p->home, p->ready, e->used, e->layers[0]->used, e->layers[1]->used};
+        const void * waited[] = {p->home, p->sync.ready, e->residence.readers.read, e->model.layers[0]->residents.read, e->model.layers[1]->residents.read};
         for (const void * w : waited) {
             CHECK(counted.waits[w] == GRAPHS / 64);
         }
@@ -242,7 +242,7 @@ void test_fusions() {
         };
         for (const bool overlap : {false, true}) {
             test_graph   g(model, 0, 1, 1, pass.buffer);
-            const auto & want = g.run(pass.stream);
+            const auto   want = g.run(pass.stream);
             ggml_tensor * down = nullptr;
             for (int i = 0; i < g.graph->n_nodes; ++i) {
                 down = g.graph->nodes[i]->op == OP.mul_mat_id ? g.graph->nodes[i] : down;

@@ -1,0 +1,13 @@
+#pragma once
+
+// The tables through which ggml and llama.cpp see us: a registry with two devices, the accelerator and sim, and the device
+// that stands in for an engine's own.
+//
+// Owner: these tables are the process's, filled when they are first asked for and fixed afterwards. No lock. A stand-in is its
+// engine's; llama.cpp's calls on its streams hold em_turn::computing.
+
+#include "ggml/api.h"
+
+ggml_backend_device * em_accelerator();
+void em_accelerator_set_threads(ggml_backend * stream, int n);
+void em_accelerator_set_abort(ggml_backend * stream, ggml_abort_callback fn, void * data);

@@ -1,0 +1,79 @@
+#pragma once
+
+// Pairs of a block computed as a graph of their own: on ggml-cpu, by ggml's kernels or by ours, or on the device.
+//
+// Owner: the thread that computes, under em_turn::computing. em_cpu belongs to the engine. Inside a graph the threads of
+// ggml-cpu's team share a job (row_products.cpp), by atomics alone.
+
+#include "memory/region.h"
+#include "model/block.h"
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+
+struct em_cpu {
+    em_region scratch;            // inputs and intermediates
+    em_region prepared;           // activations as the kernels want them
+};
+
+// Another job of the calling thread, once: while the other threads of a pair graph are at work already, where there are any.
+struct em_side_task {
+    std::function<void()> work;
+    int64_t               apart_ns = 0;     // the part of its time that it has counted elsewhere
+    bool                  done     = false;
+    bool                  late     = false; // the others' work was over before
+    std::exception_ptr    thrown;           // a team must come to its end
+
+    void run() {
+        if (!done) {
+            done = true;
+            try {
+                work();
+            } catch (...) {
+                thrown = std::current_exception();
+            }
+        }
+    }
+};
+
+struct em_side { // where a pair graph runs
+    ggml_backend *        backend;
+    bool                  device;
+    ggml_tensor * const * weight; // per projection
+    ggml_tensor * const * bias;
+    em_region *           memory;  // inputs and intermediates
+    em_region *           staging; // device only: host side of inputs and results
+    em_region *           prepared = nullptr; // CPU only: activations as the kernels want them
+    em_side_task *        task = nullptr;     // CPU only
+    bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
+};
+
+struct em_launch { // a pair graph under way
+    ggml_context * ctx    = nullptr;
+    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: rows are where they belong
+    int            status = STATUS_SUCCESS;
+};
+
+// Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of a single token in order) the
+// sum is written to its place and there is no result.
+em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
+// Copies rows to where the block's result belongs.
+void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
+
+// row_products.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
+struct em_rows_job;
+struct em_rows_place {
+    ggml_tensor * tensor   = nullptr;
+    bool          of_block = false; // the block's own: a row for each token and k, if there are several; else one for each pair, or for all
+};
+// task: of thread 0, before it takes rows; null: none
+em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task);
+bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
+void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
+// Before it is computed. False: no memory for the prepared input; jobs that run one after the other share it.
+bool          em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
+void          em_rows_sum(em_rows_job * job, const em_tail & tail);
+void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
+void          em_rows_free(em_rows_job * job);
+bool          em_rows_supported(const ggml_tensor * weight);

@@ -1,0 +1,339 @@
+// See sim_stream.h.
+
+#include "device/sim_stream.h"
+
+#include "device/sim_link.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// Tasks that a thread does one after the other.
+class sim_queue {
+  public:
+    sim_queue() : thread([this] { run(); }) {}
+    ~sim_queue() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stopping = true;
+        }
+        changed.notify_all();
+        thread.join();
+    }
+    int64_t submit(std::function<void()> task) { // gives the task's number
+        int64_t n;
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            tasks.push_back(std::move(task));
+            n = ++submitted;
+        }
+        changed.notify_all();
+        return n;
+    }
+    void wait(int64_t n) { // until the task of this number, and all before it, are done
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return done >= n; });
+    }
+
+  private:
+    void run() {
+        std::unique_lock<std::mutex> lock(mutex);
+        for (;;) {
+            changed.wait(lock, [&] { return stopping || !tasks.empty(); });
+            if (tasks.empty()) {
+                return; // stopping, and everything done
+            }
+            {
+                const auto task = std::move(tasks.front());
+                tasks.pop_front();
+                lock.unlock();
+                em_sim_jitter();
+                task();
+            }
+            lock.lock();
+            ++done;
+            changed.notify_all();
+        }
+    }
+    std::mutex                        mutex;
+    std::condition_variable           changed;
+    std::deque<std::function<void()>> tasks;
+    int64_t                           submitted = 0, done = 0;
+    bool                              stopping  = false;
+    std::thread                       thread; // last: it uses all of the above
+};
+
+struct sim_stream {
+    ggml_backend *                     cpu    = nullptr;
+    bool                               faulty = false; // errors are injected, and its user asks for them
+    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes
+    std::unique_ptr<sim_queue>         transfer;       // null: what is sent goes the way of the computations
+    std::vector<std::function<void()>> unsent;         // for the transfer queue, which gets them together
+    int64_t                            sent = 0;    // the latest submission to that queue
+    int64_t                            awaited = 0; // the one that the computations wait for
+    int64_t                            latest = 0;  // task of the computations
+    std::atomic<bool>                  failed{false};
+
+    // The next task of the computations. What went to the transfer queue before it is done first.
+    void submit(std::function<void()> task) {
+        if (!compute) {
+            task();
+            return;
+        }
+        await_sent();
+        latest = compute->submit(std::move(task));
+    }
+    void send(std::function<void()> task) {
+        if (transfer) {
+            unsent.push_back(std::move(task));
+        } else {
+            submit(std::move(task));
+        }
+    }
+    void send_now() {
+        if (!unsent.empty()) {
+            sent = transfer->submit([tasks = std::exchange(unsent, {})] {
+                for (const auto & task : tasks) {
+                    task();
+                }
+            });
+        }
+    }
+    void await_sent() {
+        if (awaited < sent) {
+            awaited = sent;
+            latest  = compute->submit([this, n = sent] { transfer->wait(n); });
+        }
+    }
+    void wait() {
+        send_now();
+        await_sent();
+        if (compute) {
+            compute->wait(latest);
+        }
+    }
+};
+
+// A graph as it was when it was submitted: like a device's command buffer it outlives what it was made from.
+class sim_graph {
+  public:
+    explicit sim_graph(const ggml_cgraph * from) : copies(size_t(from->n_nodes)) {
+        const size_t n = copies.size();
+        std::unordered_map<const ggml_tensor *, ggml_tensor *> known;
+        for (size_t i = 0; i < n; ++i) {
+            copies[i] = *from->nodes[i];
+            known[from->nodes[i]] = &copies[i];
+        }
+        auto copy = [&](ggml_tensor * t) {
+            auto [at, is_new] = known.insert({t, nullptr});
+            if (is_new) {
+                leaves.push_back(*t);
+                at->second = &leaves.back();
+                std::fill(std::begin(at->second->src), std::end(at->second->src), nullptr);
+                at->second->view_src = nullptr;
+            }
+            return at->second;
+        };
+        arena.resize(G.ggml_graph_overhead_custom(n, false) + 256);
+        ctx   = G.ggml_init({arena.size(), arena.data(), true});
+        graph = G.ggml_new_graph_custom(ctx, n, false);
+        for (ggml_tensor & t : copies) {
+            for (ggml_tensor *& s : t.src) {
+                s = s ? copy(s) : nullptr;
+            }
+            t.view_src = t.view_src ? copy(t.view_src) : nullptr;
+            G.ggml_graph_add_node(graph, &t);
+        }
+    }
+    ~sim_graph() { G.ggml_free(ctx); }
+    sim_graph(const sim_graph &) = delete;
+
+    ggml_cgraph * get() const { return graph; }
+
+  private:
+    std::vector<ggml_tensor> copies;
+    std::deque<ggml_tensor>  leaves;
+    std::vector<char>        arena;
+    ggml_context *           ctx;
+    ggml_cgraph *            graph;
+};
+
+sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
+
+const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 0x51, 0x70, 0x6f, 0x72, 0x74, 0x73, 0x02};
+
+const char * backend_name(ggml_backend *) { return "SIM"; }
+
+void backend_free(ggml_backend * b) {
+    sim_stream * s = stream_of(b);
+    s->wait();
+    s->compute.reset(); // it may wait for the other
+    s->transfer.reset();
+    G.ggml_backend_free(s->cpu);
+    delete s;
+    delete b;
+}
+
+void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    sim_stream * s  = stream_of(b);
+    char *       to = static_cast<char *>(t->data) + offset;
+    s->send([=] {
+        if (s->faulty && em_sim_nth(em_sim_state_now().copies, em_sim_state_now().options.fail_copy, false)) {
+            memset(to, 0xff, size); // NaN in every float format
+            s->failed = true;
+            return;
+        }
+        em_sim_transfer(to, data, size, false);
+    });
+}
+
+void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    const char * from = static_cast<const char *>(t->data) + offset;
+    stream_of(b)->submit([=] { em_sim_transfer(data, from, size, true); });
+}
+
+// On the device, in the order of the computations. Without a worker ggml waits and copies, which is the same.
+bool backend_copy_async(ggml_backend * from, ggml_backend * b, const ggml_tensor * source, ggml_tensor * target) {
+    if (from != b || !stream_of(b)->compute) {
+        return false;
+    }
+    stream_of(b)->submit([data = source->data, to = target->data, n = G.ggml_nbytes(source)] { memcpy(to, data, n); });
+    return true;
+}
+
+void backend_synchronize(ggml_backend * b) { stream_of(b)->wait(); }
+
+int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
+    sim_stream * s = stream_of(b);
+    if (!s->compute) {
+        return G.ggml_backend_graph_compute(s->cpu, graph);
+    }
+    s->send_now();
+    s->submit([s, kept = std::make_shared<sim_graph>(graph)] {
+        if (s->failed) {
+            return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
+        }
+        const int64_t rate = s->faulty ? em_sim_state_now().options.compute_rate : 0;
+        if (rate > 0) {
+            em_sim_pretend(kept->get(), rate);
+            return;
+        }
+        const bool fails = s->faulty && em_sim_nth(em_sim_state_now().computations, em_sim_state_now().options.fail_compute, false);
+        if (fails || G.ggml_backend_graph_compute(s->cpu, kept->get()) != STATUS_SUCCESS) {
+            s->failed = true;
+        }
+    });
+    return STATUS_SUCCESS;
+}
+
+void backend_optimize(ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {}
+
+struct sim_event {
+    std::mutex              mutex;
+    std::condition_variable changed;
+    int64_t                 recorded = 0, reached = 0;
+
+    void wait(int64_t n) {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return reached >= n; });
+    }
+    int64_t latest() {
+        std::lock_guard<std::mutex> lock(mutex);
+        return recorded;
+    }
+};
+
+sim_event * event_of(ggml_backend_event * event) { return static_cast<sim_event *>(event->context); }
+
+void event_record(ggml_backend * b, ggml_backend_event * event) {
+    sim_event * e = event_of(event);
+    int64_t     n;
+    stream_of(b)->send_now();
+    {
+        std::lock_guard<std::mutex> lock(e->mutex);
+        n = ++e->recorded;
+    }
+    stream_of(b)->submit([=] {
+        std::lock_guard<std::mutex> lock(e->mutex);
+        e->reached = std::max(e->reached, n);
+        e->changed.notify_all();
+    });
+}
+
+void event_wait(ggml_backend * b, ggml_backend_event * event) {
+    sim_event *   e = event_of(event);
+    sim_stream *  s = stream_of(b);
+    const int64_t n = e->latest();
+    s->submit([=] { e->wait(n); });
+    if (s->transfer) {
+        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // what is sent together waits together
+    }
+}
+
+} // namespace
+
+ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {
+    ggml_backend * cpu = G.ggml_backend_cpu_init();
+    if (!cpu) {
+        return nullptr;
+    }
+    sim_stream * s = new sim_stream;
+    s->cpu    = cpu;
+    s->faulty = params && strcmp(params, "async") == 0;
+    const int64_t streams = em_sim_options_now().streams;
+    if (s->faulty || streams != EM_SIM_CALLER) {
+        G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
+        s->compute = std::make_unique<sim_queue>();
+        if (streams == EM_SIM_TRANSFER) {
+            s->transfer = std::make_unique<sim_queue>();
+        }
+    }
+    ggml_backend * b = new ggml_backend{};
+    b->guid                   = GUID;
+    b->iface.get_name         = backend_name;
+    b->iface.free             = backend_free;
+    b->iface.set_tensor_async = backend_set_async;
+    b->iface.get_tensor_async = backend_get_async;
+    b->iface.cpy_tensor_async = backend_copy_async;
+    b->iface.synchronize      = backend_synchronize;
+    b->iface.graph_compute    = backend_compute;
+    b->iface.event_record     = event_record;
+    b->iface.event_wait       = event_wait;
+    b->iface.graph_optimize   = backend_optimize;
+    b->device                 = dev;
+    b->context                = s;
+    return b;
+}
+
+ggml_backend_event * em_sim_event_new(ggml_backend_device * dev) { return new ggml_backend_event{dev, new sim_event}; }
+
+void em_sim_event_free(ggml_backend_device *, ggml_backend_event * event) {
+    delete event_of(event);
+    delete event;
+}
+
+void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait(event_of(event)->latest()); }
+
+bool em_sim_take_error(ggml_backend * b) { return b->guid == GUID && stream_of(b)->failed.exchange(false); }
+
+void em_sim_set_threads(ggml_backend * b, int n) {
+    if (!stream_of(b)->compute) {
+        G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
+    }
+}
+
+void em_sim_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
+    if (!stream_of(b)->compute) {
+        G.ggml_backend_cpu_set_abort_callback(stream_of(b)->cpu, fn, data);
+    }
+}

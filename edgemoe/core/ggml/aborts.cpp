@@ -1,0 +1,43 @@
+// A failed assertion of ggml as an exception, see api.h.
+
+#include "ggml/api.h"
+
+#include <cstdio>
+#include <mutex>
+#include <stdexcept>
+
+namespace {
+
+std::mutex            trap_mutex;
+int                   traps = 0;
+thread_local int      traps_here = 0;
+ggml_abort_callback_t callback_before = nullptr;
+
+void on_abort(const char * message) {
+    if (traps_here) {
+        throw std::runtime_error(message);
+    }
+    if (callback_before) {
+        callback_before(message);
+    } else {
+        fprintf(stderr, "%s\n", message);
+    }
+}
+
+} // namespace
+
+void em_trap_aborts() {
+    std::lock_guard<std::mutex> lock(trap_mutex);
+    ++traps_here;
+    if (traps++ == 0) {
+        callback_before = G.ggml_set_abort_callback(on_abort);
+    }
+}
+
+void em_release_aborts() {
+    std::lock_guard<std::mutex> lock(trap_mutex);
+    --traps_here;
+    if (--traps == 0) {
+        G.ggml_set_abort_callback(callback_before);
+    }
+}

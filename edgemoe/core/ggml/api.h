@@ -1,0 +1,23 @@
+#pragma once
+
+// ggml as this core uses it: its functions (G), its operation numbers (OP), and the proof that both are right.
+//
+// Owner: Python fills G through em_symbol_set, em_check fills OP; both are fixed afterwards. No lock.
+// The traps have a lock of their own, for ggml knows one callback for the whole process.
+
+#include "ggml/abi.h"
+
+// Op numbers of the ggml that is loaded, looked up by name.
+struct em_ops {
+    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom, get_rows;
+};
+extern em_ops OP;
+
+bool em_host_checked(); // em_check has succeeded
+
+// ggml asserts the contents of a file, and ends the process where an assertion fails. Between these two calls a failure
+// on this thread is an exception instead.
+void em_trap_aborts();
+void em_release_aborts();
+
+inline ggml_backend_buffer * em_buffer_of(const ggml_tensor * t) { return t->view_src ? t->view_src->buffer : t->buffer; }

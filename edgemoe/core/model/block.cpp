@@ -1,0 +1,215 @@
+// Finding the expert block of a layer in a graph, and proving that it can be computed pair by pair.
+//
+// A pair is (token, i-th of its k experts). The block runs from the first projection to the down projection. Every node in
+// between must be of shape [n, k, tokens] and work on each pair alone; anything else makes the pattern unknown, and the nodes
+// run as they are on ggml-cpu.
+
+#include "model/block.h"
+#include "model/expert_buffer.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace {
+
+bool in_block(const em_block & b, const ggml_tensor * t) {
+    for (int i = 0; i < b.count; ++i) {
+        if (b.node[i] == t) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool host_readable(const em_block & b, const ggml_tensor * t) {
+    if (b.on_device) {
+        return t->data != nullptr; // not by the host, but nothing is to be read now
+    }
+    const ggml_backend_buffer * buffer = em_buffer_of(t);
+    return t->data && (!buffer || G.ggml_backend_buft_is_host(buffer->buft));
+}
+
+// An input from outside the block: one row per pair, per token, or for all.
+bool gatherable(const em_block & b, const ggml_tensor * t) {
+    return t->type == TYPE_F32 && t->nb[0] == 4 && t->ne[3] == 1 && (t->ne[1] == 1 || t->ne[1] == b.k) &&
+           (t->ne[2] == 1 || t->ne[2] == b.tokens) && host_readable(b, t);
+}
+
+bool pair_shaped(const em_block & b, const ggml_tensor * t) {
+    return t->type == TYPE_F32 && t->nb[0] == 4 && t->ne[1] == b.k && t->ne[2] == b.tokens && t->ne[3] == 1;
+}
+
+bool source_ok(const em_block & b, const ggml_tensor * t) { return in_block(b, t) || gatherable(b, t); }
+
+bool projection_ok(const em_block & b, const ggml_tensor * t) {
+    return em_projection_of(*b.layer, t->src[0]) >= 0 && t->src[2] == b.ids && source_ok(b, t->src[1]);
+}
+
+bool bias_ok(const em_block & b, const ggml_tensor * t) {
+    if (t->src[2] != b.ids || !in_block(b, t->src[0])) {
+        return false;
+    }
+    for (const ggml_tensor * bias : b.layer->bias) {
+        if (bias && bias == t->src[1]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// A view that keeps the rows of its source apart, such as one half of a merged gate and up projection.
+bool view_ok(const em_block & b, const ggml_tensor * t) {
+    const ggml_tensor * s = t->src[0];
+    return in_block(b, s) && s->op != OP.view && t->view_src == s && t->nb[1] == s->nb[1] && t->nb[2] == s->nb[2] &&
+           t->view_offs + size_t(t->ne[0]) * 4 <= s->nb[1];
+}
+
+bool elementwise_ok(const em_block & b, const ggml_tensor * t) {
+    bool any = false;
+    for (const ggml_tensor * s : t->src) {
+        if (s && !source_ok(b, s)) {
+            return false;
+        }
+        any = any || (s && in_block(b, s));
+    }
+    return any;
+}
+
+bool node_ok(const em_block & b, const ggml_tensor * t) {
+    if (!pair_shaped(b, t)) {
+        return false;
+    }
+    if (t->op == OP.mul_mat_id) {
+        return projection_ok(b, t);
+    }
+    if (t->op == OP.add_id) {
+        return bias_ok(b, t);
+    }
+    if (t->op == OP.view) {
+        return view_ok(b, t);
+    }
+    const int op = t->op;
+    return (op == OP.glu || op == OP.unary || op == OP.clamp || op == OP.scale || op == OP.mul || op == OP.add || op == OP.sqr) &&
+           elementwise_ok(b, t);
+}
+
+bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
+    if (ids->type != TYPE_I32 || ids->nb[0] != 4 || ids->ne[2] != 1 || ids->ne[3] != 1 || !host_readable(b, ids)) {
+        return false;
+    }
+    return b.on_device || em_ids_ok(ids, experts);
+}
+
+} // namespace
+
+bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = em_ids_row(ids, t);
+        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void em_sort_by_expert(std::vector<em_pair> & pairs) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const em_pair & a, const em_pair & b) { return a.expert < b.expert; });
+}
+
+std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts) {
+    std::vector<int64_t> tokens(static_cast<size_t>(experts));
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        const int32_t * row = em_ids_row(ids, t);
+        std::for_each(row, row + ids->ne[0], [&](int32_t id) { tokens[size_t(id)] += 1; });
+    }
+    return tokens;
+}
+
+em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
+    ggml_tensor * first = G.ggml_graph_node(graph, i);
+    if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {
+        return em_found::NOTHING;
+    }
+    b->layer = em_layer_of(first->src[0], &b->engine);
+    if (!b->layer || b->layer->weight[PROJ_DOWN] == first->src[0]) {
+        return em_found::UNKNOWN;
+    }
+    b->ids    = first->src[2];
+    b->k      = b->ids->ne[0];
+    b->tokens = b->ids->ne[1];
+    b->first  = i;
+    b->count  = 0;
+    if (!ids_ok(*b, b->ids, b->layer->experts) || !host_readable(*b, first)) {
+        return em_found::UNKNOWN;
+    }
+    for (int j = i; j < n_nodes && b->count < EM_BLOCK_NODES; ++j) {
+        ggml_tensor * t = G.ggml_graph_node(graph, j);
+        if (!(t->flags & TENSOR_FLAG_COMPUTE) || !node_ok(*b, t)) {
+            return em_found::UNKNOWN;
+        }
+        b->node[b->count++] = t;
+        if (t->op == OP.mul_mat_id && t->src[0] == b->layer->weight[PROJ_DOWN]) {
+            b->last = j;
+            return em_found::BLOCK;
+        }
+    }
+    return em_found::UNKNOWN;
+}
+
+bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail * out) {
+    const ggml_tensor * rows = b.down();
+    int i = b.last + 1;
+    if (i >= n_nodes) {
+        return false;
+    }
+    ggml_tensor * product = G.ggml_graph_node(graph, i);
+    if (product->op != OP.mul || product->src[0] != rows || b.k < 2) {
+        return false;
+    }
+    const ggml_tensor * w = product->src[1];
+    if (w->type != TYPE_F32 || w->ne[0] != 1 || w->ne[1] != b.k || w->ne[2] != b.tokens || w->ne[3] != 1 || !host_readable(b, w)) {
+        return false;
+    }
+    auto is_term = [&](const ggml_tensor * t, int64_t k) {
+        return t->op == OP.view && t->src[0] == product && t->ne[0] == rows->ne[0] && t->ne[1] == b.tokens && t->ne[2] == 1 &&
+               t->view_offs == size_t(k) * product->nb[1] && t->nb[1] == product->nb[2];
+    };
+    int64_t             added = 0;
+    const ggml_tensor * sum   = nullptr;
+    for (++i; i < n_nodes && added < b.k - 1; ++i) {
+        ggml_tensor * t = G.ggml_graph_node(graph, i);
+        if (t->op == OP.view && t->src[0] == product) {
+            continue;
+        }
+        const bool first = added == 0;
+        if (t->op != OP.add || !is_term(t->src[1], added + 1) || (first ? !is_term(t->src[0], 0) : t->src[0] != sum)) {
+            return false;
+        }
+        sum = t;
+        ++added;
+        if (added == b.k - 1) {
+            if (t->type != TYPE_F32 || t->nb[0] != 4 || t->ne[1] != b.tokens || !host_readable(b, t)) {
+                return false;
+            }
+            *out = {w, t, i};
+        }
+    }
+    return added == b.k - 1;
+}
+
+void em_tail_compute(const em_block & b, const em_tail & tail) {
+    const ggml_tensor * rows  = b.down();
+    const int64_t       width = rows->ne[0];
+    std::vector<float>  weights(size_t(b.k)), sum(static_cast<size_t>(width));
+    for (int64_t k = 0; k < b.k; ++k) {
+        memcpy(&weights[size_t(k)], static_cast<const char *>(tail.weights->data) + k * tail.weights->nb[1], 4);
+    }
+    for (int64_t k = 0; k < b.k; ++k) {
+        const float * row = reinterpret_cast<const float *>(static_cast<const char *>(rows->data) + k * rows->nb[1]);
+        for (int64_t i = 0; i < width; ++i) {
+            const float term = row[i] * weights[size_t(k)];
+            sum[size_t(i)]   = k == 0 ? term : sum[size_t(i)] + term;
+        }
+    }
+    memcpy(tail.out->data, sum.data(), size_t(width) * 4);
+}

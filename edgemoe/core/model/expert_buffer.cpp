@@ -1,0 +1,212 @@
+// See expert_buffer.h.
+
+#include "model/expert_buffer.h"
+
+#include "memory/huge_pages.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+thread_local em_model * loading     = nullptr;
+thread_local bool       accelerates = false;
+
+struct buffer_context {
+    em_model * model;
+    void *     base;
+    bool       owned;
+};
+
+constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
+
+buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
+
+struct tensor_name {
+    int  block = -1, projection = -1;
+    bool bias = false;
+};
+
+tensor_name parse_name(const char * name) {
+    static const struct { const char * text; int projection; } PARTS[] = {
+        {"ffn_gate_up_exps", PROJ_GATE_UP}, {"ffn_gate_exps", PROJ_GATE}, {"ffn_up_exps", PROJ_UP}, {"ffn_down_exps", PROJ_DOWN}};
+    tensor_name n;
+    char * end = nullptr;
+    if (strncmp(name, "blk.", 4) != 0) {
+        return n;
+    }
+    const long block = strtol(name + 4, &end, 10);
+    if (end == name + 4 || *end != '.') {
+        return n;
+    }
+    for (const auto & p : PARTS) {
+        const size_t length = strlen(p.text);
+        if (strncmp(end + 1, p.text, length) == 0) {
+            const char * rest = end + 1 + length;
+            n.bias       = strcmp(rest, ".bias") == 0;
+            n.projection = n.bias || strcmp(rest, ".weight") == 0 ? p.projection : -1;
+            n.block      = int(block);
+            return n;
+        }
+    }
+    return n;
+}
+
+em_layer_t * layer_for(em_model & m, int block) {
+    size_t i = 0;
+    for (; i < m.layers.size() && m.layers[i]->block <= block; ++i) {
+        if (m.layers[i]->block == block) {
+            return m.layers[i].get();
+        }
+    }
+    auto layer   = std::make_unique<em_layer_t>();
+    layer->block = block;
+    return m.layers.insert(m.layers.begin() + long(i), std::move(layer))->get();
+}
+
+int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
+    em_model *        m = context_of(buffer)->model;
+    const tensor_name n = parse_name(t->name);
+    if (!m || m->loaded || n.projection < 0 || n.block >= m->blocks || t->view_src) {
+        return STATUS_SUCCESS;
+    }
+    em_layer_t * layer = layer_for(*m, n.block);
+    if (n.bias) {
+        layer->bias[n.projection] = t;
+        layer->expert_bytes += t->nb[1];
+    } else {
+        layer->weight[n.projection] = t;
+        m->layer_of[t]              = layer;
+        layer->experts              = int32_t(t->ne[2]);
+        layer->expert_bytes += t->nb[2];
+    }
+    return STATUS_SUCCESS;
+}
+
+void buffer_free(ggml_backend_buffer * buffer) {
+    buffer_context * c = context_of(buffer);
+    if (c->owned) {
+        em_memory_free(c->base);
+    }
+    delete c;
+}
+
+void * buffer_base(ggml_backend_buffer * buffer) { return context_of(buffer)->base; }
+
+void buffer_memset(ggml_backend_buffer *, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
+    memset(static_cast<char *>(t->data) + offset, value, size);
+}
+void buffer_set(ggml_backend_buffer *, ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    memcpy(static_cast<char *>(t->data) + offset, data, size);
+}
+void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    memcpy(data, static_cast<const char *>(t->data) + offset, size);
+}
+bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * dst) {
+    const ggml_backend_buffer * from = em_buffer_of(src);
+    if (!from || !G.ggml_backend_buft_is_host(from->buft)) {
+        return false;
+    }
+    memcpy(dst->data, src->data, G.ggml_nbytes(src));
+    return true;
+}
+void buffer_clear(ggml_backend_buffer * buffer, uint8_t value) { memset(context_of(buffer)->base, value, buffer->size); }
+
+ggml_backend_buffer_i buffer_table() {
+    ggml_backend_buffer_i i{};
+    i.free_buffer   = buffer_free;
+    i.get_base      = buffer_base;
+    i.init_tensor   = buffer_init_tensor;
+    i.memset_tensor = buffer_memset;
+    i.set_tensor    = buffer_set;
+    i.get_tensor    = buffer_get;
+    i.set_tensor_2d = nullptr;
+    i.get_tensor_2d = nullptr;
+    i.cpy_tensor    = buffer_copy;
+    i.clear         = buffer_clear;
+    i.reset         = nullptr;
+    return i;
+}
+
+const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
+
+ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
+    void * base = em_memory_alloc(size + 1);
+    if (!base) {
+        return nullptr;
+    }
+    return G.ggml_backend_buffer_init(buft, buffer_table(), new buffer_context{loading, base, true}, size);
+}
+
+size_t buft_alignment(ggml_backend_buffer_type *) { return ALIGNMENT; }
+bool   buft_is_host(ggml_backend_buffer_type *) { return true; }
+
+} // namespace
+
+em_model * em_loading() { return loading; }
+bool       em_accelerates() { return accelerates; }
+
+void em_set_loading(em_model * model, bool stands_in) {
+    if (model && !loading) {
+        em_trap_aborts();
+    } else if (!model && loading) {
+        em_release_aborts();
+    }
+    loading     = model;
+    accelerates = model && !stands_in;
+}
+
+ggml_backend_buffer * em_expert_buffer_from(void * memory, size_t size) {
+    return G.ggml_backend_buffer_init(em_buft(), buffer_table(), new buffer_context{loading, memory, false}, size);
+}
+
+void em_model_loaded(em_model & m) {
+    for (size_t i = 0; i < m.layers.size();) { // biases without weights, or a down projection missing
+        em_layer_t & l     = *m.layers[i];
+        const bool   whole = l.weight[PROJ_DOWN] && (l.weight[PROJ_UP] || l.weight[PROJ_GATE_UP]);
+        if (whole) {
+            l.index = int32_t(i++);
+            continue;
+        }
+        for (const ggml_tensor * w : l.weight) {
+            m.layer_of.erase(w);
+        }
+        m.layers.erase(m.layers.begin() + long(i));
+    }
+    m.loaded = true;
+}
+
+bool em_is_ours(const ggml_tensor * t) { return t && t->buffer && t->buffer->buft == em_buft(); }
+
+em_layer_t * em_layer_of(const ggml_tensor * weight, em_engine ** engine) {
+    em_model * m = em_is_ours(weight) ? context_of(weight->buffer)->model : nullptr;
+    if (!m) {
+        return nullptr;
+    }
+    *engine       = m->engine;
+    const auto it = m->layer_of.find(weight);
+    return it == m->layer_of.end() ? nullptr : it->second;
+}
+
+int em_projection_of(const em_layer_t & layer, const ggml_tensor * weight) {
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        if (layer.weight[p] == weight) {
+            return p;
+        }
+    }
+    return -1;
+}
+
+ggml_backend_buffer_type * em_buft() {
+    static ggml_backend_buffer_type buft = [] {
+        ggml_backend_buffer_type b{};
+        b.iface.get_name       = buft_name;
+        b.iface.alloc_buffer   = buft_alloc;
+        b.iface.get_alignment  = buft_alignment;
+        b.iface.get_max_size   = nullptr;
+        b.iface.get_alloc_size = nullptr;
+        b.iface.is_host        = buft_is_host;
+        return b;
+    }();
+    return &buft;
+}

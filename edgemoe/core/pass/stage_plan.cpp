@@ -1,0 +1,70 @@
+// How a layer's experts lie in the stage, and the copies that put them there.
+
+#include "pass/pass.h"
+
+em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer) {
+    em_stage * stage = p->e->options.stream_tokens > 0 && layer.device_can != 0 ? em_stage_for(p->e->residence, layer) : nullptr;
+    return stage && stage->places.count >= layer.experts ? stage : nullptr;
+}
+
+void em_plan_stage(em_stage_plan & plan, const em_layer_t & layer, const std::vector<uint8_t> * send) {
+    const int32_t slots = int32_t(layer.residents.slots.size());
+    plan.layer = layer.index;
+    plan.whole = !send;
+    plan.hot   = layer.residents.count == slots ? slots : 0; // a slot that is being filled must not be copied
+    plan.place.assign(size_t(layer.experts), 0);
+    plan.runs.clear();
+    int32_t at = plan.hot;
+    for (int32_t x = 0; x < layer.experts; ++x) {
+        const int32_t slot = plan.hot ? layer.residents.slot_of[size_t(x)] : -1;
+        if (slot >= 0) {
+            plan.place[size_t(x)] = slot;
+            continue;
+        }
+        plan.place[size_t(x)] = at;
+        if (send && !(*send)[size_t(x)]) {
+            at += 1;
+            continue;
+        }
+        if (!plan.runs.empty() && plan.runs.back().from + plan.runs.back().n == x) {
+            plan.runs.back().n += 1;
+        } else {
+            plan.runs.push_back({x, 1, at});
+        }
+        plan.sent += 1;
+        at += 1;
+    }
+}
+
+namespace {
+
+// All biases are on the device. (From the model's file, which no driver pins for them, a copy would wait for those before it, and the
+// caller with it.)
+void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & places, const em_stage_run & run) {
+    ggml_tensor from = em_some_rows(all, run.from, run.n), to = em_some_rows(places, run.place, run.n);
+    G.ggml_backend_tensor_copy_async(p->e->device.stream, p->e->device.stream, &from, &to);
+}
+
+} // namespace
+
+void em_send_runs(em_pass * p, const em_stage_plan & plan, em_stage & stage, em_stage_part part) {
+    em_engine *        e     = p->e;
+    const em_layer_t & layer = *e->model.layers[size_t(plan.layer)];
+    if (p->events) {
+        G.ggml_backend_event_wait(e->device.stream, p->sync.vacant[part]);
+    } else {
+        G.ggml_backend_synchronize(p->inner);
+    }
+    for (int i = 0; i < PROJ_COUNT; ++i) {
+        if ((i == PROJ_DOWN) != (part == EM_SECOND) || !layer.weight[i]) {
+            continue;
+        }
+        for (const em_stage_run & run : plan.runs) {
+            em_send_run(p, layer.window[i], layer.weight[i], stage.places.weight[i], layer.weight[i]->nb[2], run);
+            if (layer.bias[i]) {
+                copy_bias(p, *p->tables.bias[size_t(plan.layer) * PROJ_COUNT + size_t(i)], *stage.places.bias[i], run);
+            }
+            e->count.streamed_bytes += int64_t(layer.weight[i]->nb[2]) * run.n;
+        }
+    }
+}

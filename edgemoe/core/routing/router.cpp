@@ -1,0 +1,65 @@
+// See router.h.
+
+#include "routing/router.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__)
+#    define EM_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#else
+#    define EM_CLONES
+#endif
+
+namespace {
+
+EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
+    float lanes[32] = {};
+    int32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        for (int32_t j = 0; j < 32; ++j) {
+            const uint32_t bits = uint32_t(row[i + j]) << 16;
+            float          w;
+            memcpy(&w, &bits, 4);
+            lanes[j] += w * x[i + j];
+        }
+    }
+    float sum = 0;
+    for (float lane : lanes) {
+        sum += lane;
+    }
+    for (; i < n; ++i) {
+        const uint32_t bits = uint32_t(row[i]) << 16;
+        float          w;
+        memcpy(&w, &bits, 4);
+        sum += w * x[i];
+    }
+    return sum;
+}
+
+} // namespace
+
+void em_router::margins(const float * x, int32_t used, float * out) const {
+    for (int32_t e = 0; e < experts; ++e) {
+        out[e] = dot(&weight[size_t(e) * size_t(width)], x, width) + bias[size_t(e)];
+        if (!select.empty()) {
+            out[e] = 1.0f / (1.0f + std::exp(-out[e])) + select[size_t(e)];
+        }
+    }
+    double sum = 0, squares = 0;
+    for (int32_t e = 0; e < experts; ++e) {
+        sum += out[e];
+        squares += double(out[e]) * out[e];
+    }
+    const double mean = sum / experts, variance = squares / experts - mean * mean;
+    const float  scale = variance > 1e-20 ? float(1 / std::sqrt(variance)) : 0.0f;
+    std::vector<float> sorted(out, out + experts);
+    const int32_t      k = std::clamp(used, 1, experts - 1);
+    std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end(), [](float a, float b) { return a > b; });
+    const float border = 0.5f * (sorted[size_t(k)] + *std::min_element(sorted.begin(), sorted.begin() + k));
+    for (int32_t e = 0; e < experts; ++e) {
+        // What is far from the border is certain; a larger number would only drown all else.
+        out[e] = std::isfinite(out[e]) ? std::clamp((out[e] - border) * scale, -3.0f, 3.0f) : 0.0f;
+    }
+}

@@ -27,6 +27,7 @@ TILE_ROWS = 64  # made once, then repeated
 # What a layer adds to the hidden state is kept small, as in a real model. Without that, llama.cpp's own placements gave
 # logits 6 % apart on gpt-oss-20b's twin, 40 to 90 % on DeepSeek-V2-Lite's: no check could tell a mistake from that.
 ADDS, DAMPING = r"ffn_down|attn_output", 0.02
+ALIGNMENT = 32  # of tensors in a GGUF file, in bytes
 SHORT_VOCABULARY = 8192  # tokens of a small twin: two matrices of a whole vocabulary would be most of it
 
 
@@ -97,6 +98,10 @@ TWINS = {
         },
     ),
 }  # fmt: skip
+# The large one has the small one's layers, half as many again, with four times the experts.
+TWINS["gpt-oss-120b"] = replace(
+    TWINS["gpt-oss-20b"], keys={**TWINS["gpt-oss-20b"].keys, "block_count": 36, "expert_count": 128}
+)
 
 
 def small(twin: Twin, layers: int) -> Twin:
@@ -131,20 +136,44 @@ def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
     twin, part = small(TWINS[name], layers) if layers else TWINS[name], path.with_suffix(".part")
     twin = replace(twin, experts=(experts, experts)) if experts else twin
     tensors = list(_tensors(twin, part))
-    writer = _header(twin, f"{name}, {layers} layers" if layers else name)
-    for tensor in tensors:
-        kind = GGMLQuantizationType[_type(twin, tensor)]
-        block, size = GGML_QUANT_SIZES[kind]
-        shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
-    writer.write_header_to_file(part)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    writer = _described(twin, f"{name}, {layers} layers" if layers else name, tensors, part)
     for tensor in tensors:
         writer.write_tensor_data(_bytes(tensor, _type(twin, tensor)))
     writer.close()
     part.rename(path)
     return path
+
+
+def hollow(name: str, folder: Path) -> Path:
+    """Write a twin whose weights are a hole in the file: enough for a plan, and quick."""
+    path = folder / f"{name}-hollow.gguf"
+    tensors = list(_tensors(TWINS[name], path))
+    writer = _described(TWINS[name], name, tensors, path)
+    writer.close()
+    padded = (GGUFWriter.ggml_pad(_size(TWINS[name], tensor)[1], ALIGNMENT) for tensor in tensors)
+    with path.open("r+b") as stream:
+        stream.truncate(GGUFWriter.ggml_pad(path.stat().st_size, ALIGNMENT) + sum(padded))
+    return path
+
+
+def _described(twin: Twin, title: str, tensors: list[TensorShape], path: Path) -> GGUFWriter:
+    """Write everything but the weights; the writer is ready for them."""
+    writer = _header(twin, title)
+    for tensor in tensors:
+        shape, size = _size(twin, tensor)
+        kind = GGMLQuantizationType[_type(twin, tensor)]
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def _size(twin: Twin, tensor: TensorShape) -> tuple[tuple[int, ...], int]:
+    """Shape in bytes, and bytes of all of it."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[_type(twin, tensor)]]
+    shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
+    return shape, int(np.prod(shape))
 
 
 def _tensors(twin: Twin, scratch: Path) -> Iterator[TensorShape]:

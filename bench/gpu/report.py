@@ -163,7 +163,7 @@ def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> st
     rows.append(["by the clock", f"{whole:.3f}", "", ""])
     rows += [[f"beside it: {name}", f"{ms:.3f}", f"{least:.3f}" if least else "", why] for name, ms, least, why in
              _beside(journal, model, samples, scope.device)]  # fmt: skip
-    return table([f"one token at {share:g} %, ms", "measured", "limit", "of what"], rows)
+    return table([f"one token at {share:g} %, ms", "measured", "limit", "terms of the limit"], rows)
 
 
 def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: str) -> dict[str, float]:

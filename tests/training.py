@@ -11,7 +11,7 @@ from edgemoe.types import IdArray
 
 def need_torch() -> None:
     """Skip the calling test, or the tests of the calling fixture, without torch."""
-    pytest.importorskip("torch", reason='torch is missing: python -m pip install ".[test,train]"')
+    pytest.importorskip("torch", reason='torch is missing: python -m pip install ".[train]"')
 
 
 def trained(ids: IdArray, experts: int, tokens: IdArray | None = None) -> Tables:

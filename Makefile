@@ -48,7 +48,7 @@ rpc: ## a real second device: ggml's RPC server over loopback
 	EDGEMOE_RPC_LIB=$$($(PYTHON) tests/rpc.py build build/rpc) \
 	    $(PYTHON) -m pytest -m slow tests/test_rpc.py tests/test_profile_rpc.py
 
-gpu-build: ## compile ggml's GPU backends whose toolchain is here; the others are named
+gpu-build: ## compile ggml's GPU backends that have a toolchain here; the others are named
 	$(PYTHON) -m bench.gpu.build Vulkan ROCm --folder build/backends
 
 bench: ## speed and memory beside llama.cpp on this CPU: minutes, and only ratios count
@@ -63,7 +63,7 @@ docs: ## write docs/options.md again
 language: ## words per 1,000 that a reader has to decode, by folder
 	$(PYTHON) -m tests.language
 
-clean: ## remove what `make` built; Python finds the installed core again
+clean: ## remove the builds of `make`; Python finds the installed core again
 	rm -rf build $(LIBRARY)
 
 run: ## the chat on the demo model

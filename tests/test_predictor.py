@@ -1,4 +1,4 @@
-"""The predictor: what training learns, the core's evaluation against plain numpy, files, and the controller."""
+"""The predictor: the result of training, the core's evaluation against plain numpy, files, and the controller."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
 
 
 def test_a_token_id_tells_what_it_will_use() -> None:
-    """Of all layers, also the first, and the core says what numpy does."""
+    """For all layers, the first included, and the core agrees with numpy."""
     ids, tokens = spoken(3200, 3, 16, 2)
     with_ids, without = trained(ids[:2600], 16, tokens=tokens[:2600]), trained(ids[:2600], 16)
     better = evaluate.next_layers(with_ids, ids[2600:], 1, tokens[2600:])

@@ -84,7 +84,7 @@ def test_what_is_learnt_pays() -> None:
 
 
 def test_in_another_domain_it_learns_anew() -> None:
-    """Trained on one kind of text, run on another: not below what needs no training."""
+    """Trained on one kind of text, run on another: not below the untrained predictor."""
     past, now = drifting(3000, 6, 32, 4, seed=1), drifting(2500, 6, 32, 4, seed=2)
     shape, tables = shape_of(now, 32), trained(past, 32)
     plain = [replay.simulate(name, now, shape, 8, 2).hits for name in ("lru", "lfu")]

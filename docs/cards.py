@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 from bench.twin import hollow
-from edgemoe import needs
 from edgemoe.config import Budget
-from edgemoe.gguf import check
-from edgemoe.plan import Machine, ModelNeeds, Plan, plan
+from edgemoe.models.gguf import check
+from edgemoe.planning import model_needs
+from edgemoe.planning.placement import MachineRates, ModelNeeds, Plan, plan
 
 MODELS = {
     "gpt-oss-20b": "MXFP4",
@@ -41,7 +41,7 @@ def table() -> str:
 
 def _row(name: str, kind: str, folder: Path) -> list[str]:
     path = hollow(name, folder)
-    model = needs.of(check(path))
+    model = model_needs.of(check(path))
     plans = [_plan(model, card) for card in CARDS]
     ram = plans[0].ram_private_bytes + plans[0].ram_mapped_bytes
     shares = [_share(placed, model) for placed in plans]
@@ -49,7 +49,7 @@ def _row(name: str, kind: str, folder: Path) -> list[str]:
 
 
 def _plan(model: ModelNeeds, card: int) -> Plan:
-    machine = Machine(
+    machine = MachineRates(
         device="CUDA0", device_free_bytes=card * GIB, device_total_bytes=card * GIB,
         ram_free_bytes=PLENTY, ram_total_bytes=PLENTY,
     )  # fmt: skip
@@ -60,7 +60,7 @@ def _share(placed: Plan, model: ModelNeeds) -> str:
     assert model.shape is not None
     if not placed.slots:
         return "-"
-    return f"{sum(placed.slots) / (model.shape.layers * model.shape.experts):.0%}"
+    return f"{100 * sum(placed.slots) / (model.shape.layers * model.shape.experts):.0f} %"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe import Llama
-from edgemoe.cli import _parser
+from edgemoe.cli.main import _parser
 from edgemoe.config import OffloadConfig, SimConfig
 
 # Commands that load a model to run it: most of their options are the same.

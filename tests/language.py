@@ -96,7 +96,7 @@ def per_thousand(read: list[Sentence]) -> float:
 
 
 def _has_prose(file: Path) -> bool:
-    if not file.is_file() or "__pycache__" in file.parts:
+    if not file.is_file() or file.is_symlink() or "__pycache__" in file.parts:
         return False
     named = file.name in {"CMakeLists.txt", "Makefile"} or file.parent.name == ".ci"
     return named or file.suffix in {".py", ".md", ".cpp", ".h"} | HASH_COMMENTS

@@ -35,7 +35,7 @@ core: ## rebuild the core for this checkout and run its own tests
 	$(CONFIGURE) -B $(CORE) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(CORE) --target edgemoe_core core_test
 	cp $(CORE)/edgemoe_core.so $(LIBRARY)
-	$(CORE)/core_test "$(GGML)"
+	$(CORE)/core_test "$(GGML)" 50
 
 sanitize: ## the core's tests under the address and the thread sanitizer
 	set -e; for sanitizer in $(SANITIZERS); do \

@@ -1,4 +1,4 @@
-"""How long `Llama.cancel` waits for what is being computed, in a prefill with layers of their real size.
+"""Measure the wait of `Llama.cancel` for the running computation, in a prefill with layers of their real size.
 
     python bench/twin.py gpt-oss-20b FOLDER --layers 3
     python bench/cancel.py FOLDER/gpt-oss-20b-3-layers-twin.gguf --device none
@@ -55,7 +55,7 @@ def main() -> None:
     offload = OffloadConfig(device=options.device, vram=options.vram, profile="off")
     llm = Llama(options.model, n_ctx=4096, offload=offload, verbose=False)
     spread = random.Random(4)
-    llm.eval(PROMPT[:64])  # what is made once
+    llm.eval(PROMPT[:64])  # warm-up: lazy allocations
     waits = [cancelled_after(llm, spread.uniform(0.05, options.within)) for _ in range(options.stops)]
     print(f"{options.device}: median {statistics.median(waits):.0f} ms, worst {max(waits):.0f} ms of {len(waits)}")
 

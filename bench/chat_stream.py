@@ -60,7 +60,7 @@ def resident_mib(pid: int) -> float:
 
 
 def drain(terminal: int, seconds: float, until: bytes = b"") -> tuple[bytes, float]:
-    """What comes within ``seconds`` or until ``until`` is in it, and how long that took."""
+    """Read output for ``seconds``, or until it holds ``until``; give it with the time that passed."""
     began, seen = time.monotonic(), b""
     while (left := began + seconds - time.monotonic()) > 0 and not (until and until in seen):
         if select.select([terminal], [], [], left)[0]:

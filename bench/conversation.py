@@ -1,13 +1,13 @@
-"""A conversation of 20 turns with thinking stripped from its history: what is read again, how soon an answer begins.
+"""Measure a conversation of 20 turns, with thinking stripped from its history: tokens read again, first token.
 
     python bench/conversation.py [--turns 20] [--rounds 3] [--threads N] [--json]
 
 Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain one (Qwen3's). Each turn adds a
 question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the
-number of prompt tokens that EdgeMoE computed to those that the text had not before, over all turns but the first.
+ratio of the prompt tokens that EdgeMoE computed to the tokens new in the text, over all turns but the first.
 
 The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
-medians. llama-cpp-python reads the last but one prompt before, so that it can reuse what it would.
+medians. llama-cpp-python reads the last but one prompt before, so that it can reuse as much as in a real conversation.
 
 Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`: the first token of the
 next answer against the time of reading it all.
@@ -141,7 +141,7 @@ def measure_restart(kind: str, path: Path, rounds: int, threads: int) -> dict[st
             prompt, words = talk.words(RESUMED), talk.words(THOUGHT + ANSWER)
             read.append(answer(llm, prompt, words)[0])
             began = time.perf_counter()
-            llm.keep()  # what a new question may have to wait for
+            llm.keep()  # a new question may have to wait for this
             copies.append(time.perf_counter() - began)
             llm.close()
             sizes.append(sum(file.stat().st_size for file in Path(cache).iterdir()))

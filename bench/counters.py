@@ -1,4 +1,4 @@
-"""What it costs to watch every token as `edgemoe profile` does for its traces and maps: with and without, A B A B.
+"""Measure the cost of watching every token, as `edgemoe profile` does for its traces and maps: A B A B.
 
     python bench/counters.py MODEL [--device sim] [--vram 50%] [--threads N] [--rounds N]
 

@@ -66,7 +66,7 @@ def measure_speed(path: Path, threads: int, rounds: int, prompts: list[int]) -> 
 
 
 def seconds(llm: object, batches: list[list[int]]) -> float:
-    """What the batches take, one after the other."""
+    """Time the batches, one after the other."""
     started = time.perf_counter()
     for batch in batches:
         llm.eval(batch)

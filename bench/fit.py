@@ -1,9 +1,9 @@
-"""How far `edgemoe fit` is from what `edgemoe profile` then measures, placement by placement.
+"""Compare the forecasts of `edgemoe fit` with the measurements of `edgemoe profile`, placement by placement.
 
     python bench/fit.py --model FILE [--model FILE ...] [--threads N] [--copy BYTES] [--json]
 
 For each placement: one profile that only leaves a routing history behind, as earlier use of a model does, then the
-forecast, then the profile that counts. Both are what the commands print. With a small ``--copy`` a model that is no
+forecast, then the profile that counts. The commands print both figures. With a small ``--copy`` a model that is no
 larger than a copy may be is forecast from few layers, as large ones are.
 """
 

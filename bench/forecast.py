@@ -59,7 +59,7 @@ def measure(given: argparse.Namespace, ids: np.ndarray, share: str, prefetch: st
 
 
 def machine_of(given: argparse.Namespace, few: Run, every: Run, tokens: int) -> ClockModel:
-    """What the two runs tell of the machine."""
+    """Derive the machine's rates from the two runs."""
     size = float(np.mean(few.shape.expert_bytes))
     hit_s = every.stats.hits * size / given.device
     layers = tokens * few.shape.layers

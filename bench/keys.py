@@ -92,7 +92,7 @@ class Terminal:
 
 
 def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
-    """What is done, by name, each with what has to be seen."""
+    """Name the steps, each with the text that has to appear."""
 
     def do(*actions: Callable[[], None]) -> Callable[[], None]:
         return lambda: [action() for action in actions] and None

@@ -1,6 +1,6 @@
 """Random-weight MoE files of real shapes, for measuring speed where no real model is at hand.
 
-Speed depends on shapes, types and routing, not on what the weights say. Experts are written as Q4_K and Q6_K the way
+Speed depends on shapes, types and routing, not on the values of the weights. Experts are written as Q4_K and Q6_K, as
 Q4_K_M mixes them. Routing of random weights is near uniform: locality is not realistic, so hit rates are not either.
 """
 

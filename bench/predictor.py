@@ -29,7 +29,7 @@ def tables(layers: int, experts: int, used: int) -> Tables:
 
 
 def _call_ns() -> float:
-    """What a call from Python costs that does nothing."""
+    """Time an empty call from Python."""
     native = NativePredictor(tables(1, 8, 1))
     call, place, times = native._lib.em_predictor_routed, np.zeros(1, dtype=np.int32).ctypes.data, []
     for _ in range(2000):

@@ -4,8 +4,8 @@
 
 FOLDER holds the traces. Of each trace every second sequence, beginning with the first, is held out, and the first N
 tokens of those are run; the first M tokens of the others give the static set. Sequences with loops are left out. Prints
-ours beside the reference, whose N and M are not told: these reproduce it on gpt-oss-20b. For DeepSeek-V2-Lite it had a
-fourth task.
+ours beside the reference. Its N and M are not published; these values reproduce it on gpt-oss-20b. For
+DeepSeek-V2-Lite it had a fourth task.
 """
 
 from __future__ import annotations

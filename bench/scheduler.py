@@ -1,4 +1,4 @@
-"""What the scheduler costs and does on a shape twin with real, recorded routing, on the sim device.
+"""Measure cost and effect of the scheduler on a shape twin with real, recorded routing, on the sim device.
 
     python bench/scheduler.py TWIN.gguf TRACE.npz [--tokens N]
 

@@ -1,7 +1,8 @@
 """Stops answers in the chat by its key, in prefill and in decode; kills the engine, then the chat, in mid-answer.
 
 Stops and engine kills are of the demo model in the real chat, in a process of its own, from the key to the screen that
-says so. Kills of the chat are with a scripted engine at 100 tokens a second: what was seen, and what the database has.
+says so. Kills of the chat are with a scripted engine at 100 tokens a second: the answer on the screen against the
+answer in the database.
 
 python bench/stop.py [MODEL.gguf] [--stops 50] [--kills 20] [--app-kills 20]
 """
@@ -50,7 +51,7 @@ def long_prompt(salt: int) -> str:
 
 
 class Driven:
-    """A running chat and what is done to it."""
+    """A running chat, with the actions of a user."""
 
     def __init__(self, pilot: Pilot[None], worker: Worker) -> None:
         self.pilot, self.worker = pilot, worker

@@ -1,9 +1,9 @@
-"""What a token of a long answer costs besides the model: our loop and llama_cpp's, in the same run.
+"""Measure the cost of a token of a long answer beside the model: our loop and llama_cpp's, in the same run.
 
     python bench/stream.py [--tokens 16200] [--plain 8200] [--computing] [--json]
 
 Both stream the same forced letters from a tiny model. Time from the end of one `llama_decode` to the beginning of the
-next is the loop's: sampling, spelling, stop strings, chunks, and a reader who does nothing. The table has medians of
+next is the loop's: sampling, spelling, stop strings, chunks, and an idle reader. The table has medians of
 200 tokens each. llama_cpp's loop spells the whole answer again for every token; --plain is where its answer ends
 (0: none).
 
@@ -98,7 +98,7 @@ def measure(path: Path, tokens: int, plain: int, computing: bool) -> list[dict[s
         found: dict[str, list[float]] = {which: [] for which in models}
         behind: dict[str, float | None] = {}
         for which, llm in models.items():
-            gaps(llm, 20, 300, way, computing)  # what is made once
+            gaps(llm, 20, 300, way, computing)  # warm-up: lazy allocations
             if count := tokens if which == "edgemoe" else min(plain, tokens):
                 found[which] = gaps(llm, 20, count, way, computing)
             behind[which] = row(gaps(llm, LONG_PROMPT, 400, way, computing), 200)

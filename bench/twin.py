@@ -1,7 +1,7 @@
 """Shape twins: files with the exact shapes and types of a real model and arbitrary weights.
 
 Speed depends on shapes, types and routing. A twin has the first two; `edgemoe.Llama` forced to a recorded routing trace
-(`llm.experts.force`) has the third. Every output of a twin says that it is one: what it writes is noise.
+(`llm.experts.force`) has the third. Every output of a twin says that it is one: its answers are noise.
 
     python bench/twin.py gpt-oss-20b FOLDER
     python bench/twin.py gpt-oss-20b FOLDER --layers 4    # a small one: same experts, fewer layers, a short vocabulary
@@ -24,15 +24,16 @@ from tests.zoo.spec import ALWAYS_OPTIONAL
 from tests.zoo.weights import quantised, values
 
 TILE_ROWS = 64  # made once, then repeated
-# What a layer adds to the hidden state is kept small, as in a real model. Without that, llama.cpp's own placements gave
+# A layer adds little to the hidden state, as in a real model. Without this damping, llama.cpp's own placements gave
 # logits 6 % apart on gpt-oss-20b's twin, 40 to 90 % on DeepSeek-V2-Lite's: no check could tell a mistake from that.
 ADDS, DAMPING = r"ffn_down|attn_output", 0.02
+ALIGNMENT = 32  # of tensors in a GGUF file, in bytes
 SHORT_VOCABULARY = 8192  # tokens of a small twin: two matrices of a whole vocabulary would be most of it
 
 
 @dataclass(frozen=True)
 class Twin:
-    """What the header of a real model says.
+    """The header of a real model.
 
     Attributes:
         arch: llama.cpp's name of the architecture.
@@ -97,12 +98,16 @@ TWINS = {
         },
     ),
 }  # fmt: skip
+# The large one has the small one's layers, half as many again, with four times the experts.
+TWINS["gpt-oss-120b"] = replace(
+    TWINS["gpt-oss-20b"], keys={**TWINS["gpt-oss-20b"].keys, "block_count": 36, "expert_count": 128}
+)
 
 
 def small(twin: Twin, layers: int) -> Twin:
     """The same with ``layers`` layers that have experts, and a short vocabulary: experts keep their bytes.
 
-    llama.cpp takes a DeepSeek-V2 with other than 27 layers for the large one, whose queries are compressed.
+    llama.cpp takes a DeepSeek-V2 with other than 27 layers for the large one, which compresses its queries.
     """
     blocks = layers + int(twin.keys.get("leading_dense_block_count", 0))
     large = {"attention.q_lora_rank": 1536} if twin.arch == "deepseek2" else {}
@@ -131,15 +136,7 @@ def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
     twin, part = small(TWINS[name], layers) if layers else TWINS[name], path.with_suffix(".part")
     twin = replace(twin, experts=(experts, experts)) if experts else twin
     tensors = list(_tensors(twin, part))
-    writer = _header(twin, f"{name}, {layers} layers" if layers else name)
-    for tensor in tensors:
-        kind = GGMLQuantizationType[_type(twin, tensor)]
-        block, size = GGML_QUANT_SIZES[kind]
-        shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), raw_dtype=kind)
-    writer.write_header_to_file(part)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    writer = _described(twin, f"{name}, {layers} layers" if layers else name, tensors, part)
     for tensor in tensors:
         writer.write_tensor_data(_bytes(tensor, _type(twin, tensor)))
     writer.close()
@@ -147,8 +144,40 @@ def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
     return path
 
 
+def hollow(name: str, folder: Path) -> Path:
+    """Write a twin with a hole in the place of the weights: enough for a plan, and quick."""
+    path = folder / f"{name}-hollow.gguf"
+    tensors = list(_tensors(TWINS[name], path))
+    writer = _described(TWINS[name], name, tensors, path)
+    writer.close()
+    padded = (GGUFWriter.ggml_pad(_size(TWINS[name], tensor)[1], ALIGNMENT) for tensor in tensors)
+    with path.open("r+b") as stream:
+        stream.truncate(GGUFWriter.ggml_pad(path.stat().st_size, ALIGNMENT) + sum(padded))
+    return path
+
+
+def _described(twin: Twin, title: str, tensors: list[TensorShape], path: Path) -> GGUFWriter:
+    """Write everything but the weights; the writer is ready for them."""
+    writer = _header(twin, title)
+    for tensor in tensors:
+        shape, size = _size(twin, tensor)
+        kind = GGMLQuantizationType[_type(twin, tensor)]
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def _size(twin: Twin, tensor: TensorShape) -> tuple[tuple[int, ...], int]:
+    """Shape in bytes, and bytes of all of it."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[_type(twin, tensor)]]
+    shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
+    return shape, int(np.prod(shape))
+
+
 def _tensors(twin: Twin, scratch: Path) -> Iterator[TensorShape]:
-    """All tensors; llama.cpp allocates what it is asked about, so it is asked about a few experts and layers only."""
+    """List all tensors. llama.cpp allocates every tensor of a probe, so the probe has few experts and layers."""
     layers, experts, used = (int(twin.keys[key]) for key in ("block_count", "expert_count", "expert_used_count"))
     # It tells the small models of this architecture by the number of their layers.
     asked = layers if twin.arch == "deepseek2" else int(twin.keys.get("leading_dense_block_count", 0)) + 1

@@ -58,27 +58,27 @@ class Budget:
 
 @dataclass(frozen=True)
 class SimConfig:
-    """Behaviour of the ``sim`` device: a GPU in software, for machines without one and for tests.
+    """Set the behaviour of the ``sim`` device: a GPU in software, for machines without one and for tests.
 
     Attributes:
-        bandwidth: link speed in bytes per second, 0 for unlimited.
+        bandwidth: speed of the link in bytes per second. 0 is unlimited.
         latency_us: delay of every transfer in microseconds.
-        capacity: device memory in bytes.
-        fail_alloc: the n-th allocation fails (1 is the first), 0 for never.
-        fail_copy: every n-th upload fails, 0 for never.
-        fail_compute: every n-th computation fails, 0 for never.
-        fail_register: the n-th piece of host memory cannot be registered, 0 for never.
-        jitter_us: a random delay of up to this many microseconds before each operation.
-        seed: seed of that delay.
-        compute_rate: above 0 the device only pretends: it takes as long as it would take to read the weights at so many
-            bytes per second, and its results are zeros. For timing with forced routing; only experts are on it.
-        fetch_all: every miss of a decode step is fetched and computed by the device, whether or not that pays; above
-            1, all but every so many of a layer.
-        early: hot experts are started before the CPU knows which are cold, as on a GPU. Results may differ in the last
-            digits: ggml's CPU kernels, which the device uses, round differently where an expert has more rows.
-        streams: where llama.cpp's graph is computed: in the calling thread (``caller``), in threads that copy and
-            compute in the order of the calls as CUDA does (``ordered``), or in threads that send beside their
-            computations (``transfer``), as Vulkan does on some cards.
+        capacity: memory of the device in bytes.
+        fail_alloc: number of the allocation that fails, counted from 1. 0 is never.
+        fail_copy: every n-th upload fails. 0 is never.
+        fail_compute: every n-th computation fails. 0 is never.
+        fail_register: number of the piece of host memory that cannot be registered. 0 is never.
+        jitter_us: longest random delay before each operation, in microseconds.
+        seed: seed of the random delays.
+        compute_rate: above 0, the device takes the time of reading its weights at this many bytes per second, and its
+            results are zeros. Use it to time forced routing. It holds experts only.
+        fetch_all: above 0, the device fetches and computes every miss of a decode step, whether or not this pays. Above
+            1, the CPU keeps every n-th miss of a layer.
+        early: start resident experts before the CPU knows the misses, as a GPU does. Results may differ in the last
+            digits, because ggml's CPU kernels, which compute for ``sim``, round differently for experts with more rows.
+        streams: threads that compute llama.cpp's graph. ``caller``: the calling thread. ``ordered``: threads that copy
+            and compute in the order of the calls, as CUDA does. ``transfer``: threads that copy beside the
+            computations, as Vulkan does on some cards.
     """
 
     bandwidth: int = 0
@@ -98,29 +98,29 @@ class SimConfig:
 
 @dataclass(frozen=True)
 class OffloadConfig:
-    """Where experts live and who decides. Every field has a working default.
+    """Choose where experts are kept and how they move. Every field has a working default.
 
     Attributes:
-        device: ``auto`` (the first GPU that llama.cpp sees, else none), ``none``, ``sim``, or a ggml device
-            name such as ``CUDA0``, ``Vulkan0``, ``RPC0``.
-        vram: budget for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
-        policy: ``adaptive``, ``static``, ``lru``, ``lfu`` or ``off`` (nothing ever moves).
-        prefetch: what tells which experts to fetch ahead of need. ``history``: routing so far. ``lookahead``: that and
-            the next layer's router, applied to what this layer reads. ``auto``: ``lookahead`` where a core is left for
-            it, else ``history``. All stop by themselves where they do not pay. ``off``: never.
-        profile: ``auto`` (read and keep a routing profile of this model), ``off``, or a path.
-        uploads_per_step: most experts moved per layer and policy step.
-        prefill_tokens: a batch of at least this many tokens is a prefill: it leaves the hot set alone.
-        stream_tokens: a prefill brings cold experts to the device, and in a decode step the device fetches some of them
-            while the CPU computes the others, where measured rates say that both are done sooner. Where it is not all
-            of a layer that a prefill brings: each expert with at least this many tokens, until there are rates. 0 does
-            neither.
-        cache: what is kept of prompts that were read. ``auto``: states in RAM, within what the plan sets aside. A path:
-            also in this folder, from which a later process goes on. ``off``: only what the context itself holds.
-        pin: let the device's driver pin the cold experts' memory, so that the device fetches them by itself: a third of
-            the memory traffic. Never where too little RAM would be left.
-        synchronous: every upload is awaited before anything else is computed. Slow; the same run moves the same experts
-            every time, as in a replay.
+        device: ``auto`` (the first GPU that llama.cpp finds, else none), ``none``, ``sim``, or the ggml name of a
+            device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
+        vram: device memory for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
+        policy: rule that chooses the resident experts: ``adaptive``, ``static``, ``lru``, ``lfu``, or ``off`` (no
+            expert ever moves).
+        prefetch: source of the guesses that fetch experts ahead of need. ``history``: past routing. ``lookahead``: past
+            routing and the next layer's router, run ahead on the current layer's input. ``auto``: ``lookahead`` if a
+            core is free for it, else ``history``. ``off``: no prefetch. Prefetch pauses while it does not pay.
+        profile: routing profile of the model, kept between runs: ``auto``, ``off``, or the path of a file.
+        uploads_per_step: most experts that the policy moves per layer and step.
+        prefill_tokens: smallest batch that counts as a prefill. A prefill does not change the resident experts.
+        stream_tokens: a prefill that does not bring whole layers copies an expert to the device if it has at least this
+            many tokens; measured rates replace the limit. In a decode step the device fetches some misses if that is
+            faster than the CPU alone. 0 stops both.
+        cache: computed prompts that are kept for reuse. ``auto``: in RAM, within the plan's budget. A path: in this
+            folder, too, for later processes. ``off``: only the current context.
+        pin: let the device's driver pin the memory of cold experts, so that the device reads them directly with a third
+            of the memory traffic. Never done if too little RAM would be left.
+        synchronous: wait for every upload before the next computation. Slow, but each run moves the same experts, as a
+            replay does.
         sim: behaviour of the ``sim`` device.
 
     Raises:

@@ -127,7 +127,7 @@ CLIENTS: dict[str, Callable[[str], list[Any]]] = {
 
 
 def tried(client: Callable[[str], list[Any]], path: str, used: type) -> list[Any]:
-    """What the client gives with ``used`` in the place of llama_cpp's class; an error counts as an answer."""
+    """Run the client with ``used`` in the place of llama_cpp's class; an error counts as an answer."""
     modules = [module for module in list(sys.modules.values()) if getattr(module, "Llama", None) in (PLAIN, Ours)]
     for module in [llama_cpp, *modules]:
         if module.__name__ not in (__name__, "edgemoe", "edgemoe.engine", "edgemoe.engine.llama", "llama_cpp.llama"):
@@ -139,7 +139,7 @@ def tried(client: Callable[[str], list[Any]], path: str, used: type) -> list[Any
 
 
 class Failed(str):
-    """What went wrong."""
+    """An error in words."""
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ SHAPE = ModelShape(layers=6, experts=8, used=2, expert_bytes=(1 << 20,) * 6)
 
 @dataclass(frozen=True)
 class Script:
-    """One answer: what is thought first, what is said, which tools are called (name, arguments as JSON), how it ends.
+    """One answer: the thinking, the text, the tool calls (name, arguments as JSON), and its end.
 
     ``again`` is thought after the answer, as models do that think between the tools they call.
     """

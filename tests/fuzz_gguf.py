@@ -25,7 +25,7 @@ from tests.zoo import ARCHITECTURES, HEADLESS, WITH_MTP, build
 
 SECONDS = 60
 MEMORY = 12 << 30
-# What is damaged: models of the zoo, with an MTP head where True.
+# Models to damage: of the zoo, with an MTP head where True.
 MODELS = [(name, False) for name in (*ARCHITECTURES, *HEADLESS)] + [(name, True) for name in WITH_MTP]
 INTERESTING = (0, 1, 2, 3, 5, 7, 31, 33, 64, 127, 255, 256, 1000, 65535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}

@@ -27,7 +27,7 @@ STEP = 1 << 16
 
 
 class Request(NamedTuple):
-    """What a client asked for."""
+    """A client's request."""
 
     method: str
     path: str
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Faults:
-    """What goes wrong next. Counters go down as it happens.
+    """The faults to come. Counters go down as it happens.
 
     Attributes:
         cuts: answers of the CDN to break off.
@@ -98,8 +98,8 @@ class HubServer:
 
     Attributes:
         repositories: by name ``org/repo``.
-        token: the one token whose owner has accepted every licence.
-        faults: what goes wrong next.
+        token: the only token with every licence accepted.
+        faults: to be injected.
         requests: all that was asked, in order.
     """
 
@@ -140,7 +140,7 @@ class HubServer:
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
     def asked(self, part: str, method: str = "GET") -> list[Request]:
-        """Requests whose path has ``part``."""
+        """Requests with ``part`` in their path."""
         with self.lock:
             return [r for r in self.requests if part in r.path and r.method == method]
 

@@ -20,7 +20,7 @@ STEPS = 12
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: greedy tokens, logits ``(steps, vocabulary)``, counters, and what the engine noted."""
+    """Results of a run: greedy tokens, logits ``(steps, vocabulary)``, counters, and the engine's notes."""
 
     tokens: list[int]
     logits: npt.NDArray[np.float32]

@@ -27,7 +27,7 @@ def drifting(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -
 
 
 def spoken(tokens: int, layers: int, experts: int, used: int, vocabulary: int = 60) -> tuple[IdArray, IdArray]:
-    """The same and token ids ``(tokens,)``: what a token is routed to depends on its id as well."""
+    """The same and token ids ``(tokens,)``: a token's routing depends on its id, too."""
     rng = np.random.default_rng(7)
     words = rng.integers(0, vocabulary, size=tokens).astype(np.int32)
     meaning = rng.normal(size=(vocabulary, layers, experts))

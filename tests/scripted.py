@@ -39,7 +39,7 @@ ORDINARY = 256 + len(_PAIRS)
 """Tokens that are bytes and merges; the special ones follow."""
 
 
-# What the families' files say.
+# Templates and metadata of the families' files.
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class Asked:
 
 
 class ScriptedLlama(edgemoe.Llama):
-    """The real engine, whose answers are forced.
+    """The real engine with forced answers.
 
     Attributes:
         asked: every prompt so far.
@@ -427,7 +427,7 @@ class Forced:
 
 
 def open_scripted(path: Path, answers: Sequence[str | Sequence[int]], **keywords: Any) -> ScriptedLlama:
-    """What a worker's child opens; see `ScriptedLlama`."""
+    """Open the engine of a worker's child; see `ScriptedLlama`."""
     return ScriptedLlama(path, answers=answers, **keywords)
 
 
@@ -452,7 +452,7 @@ def _piece(vocabulary: Any, token: int) -> bytes:
     return buffer.raw[:length]
 
 
-# What the template makes of a conversation, without any code of ours or of llama_cpp.
+# Render a conversation by the template, without any code of ours or of llama_cpp.
 
 
 def rendered(

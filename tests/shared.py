@@ -21,6 +21,6 @@ def template(name: str) -> str:
 
 
 def outputs() -> list[dict[str, Any]]:
-    """What real models write, with the reading that is right; empty where the folder is missing."""
+    """Outputs of real models, each with its right reading; empty without the folder."""
     path = FOLDER / "templates" / "outputs.jsonl"
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []

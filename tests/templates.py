@@ -75,7 +75,7 @@ HARMONY = """{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort | d
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
 
-# Families by one line of theirs: what a reader needs to know them by.
+# Families by one line of their templates, enough for a reader to recognise them.
 MENTIONED: Mapping[str, str] = {
     "mistral": "{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}",
     "ministral": "{{ '[THINK]' }}{{ '[/THINK]' }}{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}",

@@ -69,7 +69,7 @@ class Fake:
 
 
 class World:
-    """A machine whose clock and answers are made up."""
+    """A machine with a made-up clock and made-up answers."""
 
     def __init__(self, folder: Path) -> None:
         self.now, self.load_s, self.test_s = 0.0, 10.0, 1.0

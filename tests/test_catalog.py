@@ -1,4 +1,4 @@
-"""The catalogue: what is written there holds together, and what a user writes wrong is named."""
+"""The catalogue: its entries hold together, and mistakes in a user's own are named."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def user(text: str) -> Catalogue:
     return catalog.load()
 
 
-# What is written there.
+# The entries.
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The command line: what goes where, and with which exit code. The model is scripted."""
+"""The command line: the streams that outputs go to, and exit codes. The model is scripted."""
 
 from __future__ import annotations
 

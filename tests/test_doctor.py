@@ -1,4 +1,4 @@
-"""``edgemoe doctor``: what it finds, what it measures, and what it keeps."""
+"""``edgemoe doctor``: its findings, its measurements, and the file that keeps them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ from tests.zoo import build
 
 NONE = OffloadConfig(device="none", profile="off")
 SIM = OffloadConfig(device="sim", vram="50%", profile="off")
-# Experts move for one reason only: what was computed.
+# Experts move for one reason only: computed tokens.
 MOVING = OffloadConfig(device="sim", vram="30%", profile="off", policy="lru", prefetch="off", synchronous=True)
 DEVICES = pytest.mark.parametrize("offload", [NONE, SIM], ids=["none", "sim"])
 PROMPT = list(range(5, 25))
@@ -72,7 +72,7 @@ def ids(llm: llama_cpp.Llama, prompt: list[int] = PROMPT, count: int = 12) -> li
 
 
 def run(code: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a program of its own, whose exit code and output are judged."""
+    """Run a program of its own; its exit code and output are judged."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
@@ -351,7 +351,7 @@ def test_raw_decodes_are_counted_and_kept_within_bounds(model: Path, monkeypatch
         assert len(llm.experts._untold) <= 10
     assert llm.experts.heat()[0].sum() == 40 * shape.used
     llm.n_tokens = 40
-    llm.eval([7])  # whose token is not taken for one of those before
+    llm.eval([7])  # its token is not taken for an earlier one
     assert llm.experts._routing._recent_tokens[-1] == 7
     llm.close()
 
@@ -727,7 +727,7 @@ def test_a_cache_of_states_changes_no_answer(capacity: int, offload: OffloadConf
     llm.close()
 
 
-# ---- what is asked for ----
+# ---- requests ----
 
 
 def test_logits_of_every_token_are_announced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,7 +828,7 @@ def test_memory_stays_flat_over_20000_answers(offload: OffloadConfig, model: Pat
 
 
 def used(llm: Llama, answers: int, abandoned: int) -> None:
-    """Ask ``answers`` times and leave ``abandoned`` streams; what the process holds stays as it was."""
+    """Ask ``answers`` times and leave ``abandoned`` streams; the memory of the process stays as it was."""
     process, random = psutil.Process(), np.random.default_rng(3)
 
     def ask(count: int, every: int) -> None:
@@ -858,7 +858,7 @@ def used(llm: Llama, answers: int, abandoned: int) -> None:
 @pytest.mark.parametrize("kind", [8, 2], ids=["q8_0", "q4_0"])
 @pytest.mark.parametrize("name", ["cohere2moe", "gpt-oss", "llama"])
 def test_a_quantised_cache_beside_hot_experts(name: str, kind: int, tmp_path: Path) -> None:
-    path = build(name, tmp_path, "Q4_K")  # whose heads have 64 numbers: whole blocks
+    path = build(name, tmp_path, "Q4_K")  # its heads have 64 numbers: whole blocks
     settings: dict[str, Any] = {"type_k": kind, "type_v": kind, "flash_attn": True, "n_ctx": 512}
     plain = llama_cpp.Llama(str(path), n_threads=1, verbose=False, **settings)
     want = ids(plain)

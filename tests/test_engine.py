@@ -223,7 +223,7 @@ def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, 
     config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=2, prefill_tokens=8, sim=sim)
     llm = parity.open_ours(model, config, gpu_layers=0)  # with the dense part there, llama.cpp meets the faults first
     assert tokens_of(llm) == want
-    assert llm.experts.wait()  # what the faults left is on the device now, however busy this machine is
+    assert llm.experts.wait()  # the uploads that the faults left are on the device now, however busy this machine is
     assert tokens_of(llm) == want
     assert llm.experts.wait()
     stats = llm.experts.stats()

@@ -1,4 +1,4 @@
-"""Errors keep what they say on their way from the engine's process to the chat's."""
+"""Errors keep their words on their way from the engine's process to the chat's."""
 
 from __future__ import annotations
 

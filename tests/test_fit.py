@@ -246,7 +246,7 @@ def test_a_dense_model_is_planned_too(tmp_path: Path, rates: dict[str, float]) -
 
 
 class Ranges(BaseHTTPRequestHandler):
-    """Serves a file in parts, and counts what it gave."""
+    """Serves a file in parts, and counts the served bytes."""
 
     path_of_file: Path
     given = 0

@@ -1,4 +1,4 @@
-"""Readers of what models write: every family, whole and in pieces."""
+"""Readers of model outputs: every family, whole and in pieces."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ CASES: list[Case] = [
     ("", "", '<tool_call>{"name": "x"}</tool_call>', "", '<tool_call>{"name": "x"}</tool_call>', []),
 ]  # fmt: skip
 
-# What stands inside an answer is text, whatever it looks like.
+# The inside of an answer is text, even if it looks like a marker.
 TEXTS = [
     ("HERMES", "Use `<think>` and\n```\n<tool_call>\n{\"name\": \"x\"}\n</tool_call>\n```\nThe <think> tag. The <tool_call> tag."),
     ("HERMES", "~~~html\n<think>\n</think>\n~~~\nis code, and `x </think>` too"),
@@ -100,7 +100,7 @@ def template_of(family: str) -> str:
 
 
 def fed(reader: formats.Reader, text: str, size: int) -> tuple[str, str, list[tuple[str, Any]]]:
-    """What the reader makes of ``text`` in pieces of ``size`` characters; deltas and message agree."""
+    """Read ``text`` in pieces of ``size`` characters; deltas and message agree."""
     step = size or max(len(text), 1)
     deltas = [delta for at in range(0, len(text), step) for delta in reader.feed(text[at : at + step])]
     deltas += reader.end()

@@ -1,4 +1,4 @@
-"""Headers: what is read from them, what is refused and how, and 10,000 damaged ones against the whole engine."""
+"""Headers: facts read from them, refusals with reasons, and 10,000 damaged ones against the whole engine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_at(at: int, code: str, value: float) -> Change:
 
 
 def write_after(text: str, skip: int, code: str, value: float) -> Change:
-    """Overwrite what stands ``skip`` bytes after ``text``: 4 for a key's value, 4 + 8 n for a tensor's extent."""
+    """Overwrite the number ``skip`` bytes after ``text``: 4 for a key's value, 4 + 8 n for a tensor's extent."""
 
     def change(data: bytearray) -> None:
         at = data.index(text.encode()) + len(text) + skip

@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_meanwhile(hub: HubServer, monkeypatch: pytest.Monk
     assert pull().read_bytes() == Q4
 
 
-# What a hub may answer.
+# Possible answers of a hub.
 
 
 def test_statuses_are_explained(hub: HubServer, waits: list[float]) -> None:
@@ -298,7 +298,7 @@ def test_no_server_at_all(hub: HubServer, waits: list[float], monkeypatch: pytes
 
 def test_a_gated_model(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories[REPO].gated = True
-    for token in (None, "hf_" + "z" * 34):  # without one, and of somebody who has not accepted
+    for token in (None, "hf_" + "z" * 34):  # without a token, and with one that has accepted no licence
         if token:
             monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(EdgeMoEError, match="gated") as caught:

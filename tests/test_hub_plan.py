@@ -50,7 +50,7 @@ def repository(**gibs: float) -> Download:
 
 @pytest.mark.parametrize(
     ("free", "best"), [(64, "Q4_K_M"), (18, "Q3_K_M"), (12, "Q2_K")]
-)  # Q4_K_M is preferred to what is larger; below it, the largest that fits
+)  # Q4_K_M is preferred to larger ones; below it, the largest that fits
 def test_the_best_quantisation_for_the_memory_is_chosen(free: int, best: str) -> None:
     plan = choose(repository(Q8_0=32, Q6_K=25, Q4_K_M=18, Q3_K_M=14, Q2_K=10), None, free << 30)
     assert plan.quantisation == best and [file.name for file in plan.files] == [f"m-{best}.gguf"]
@@ -102,7 +102,7 @@ def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
     for size in (600, 700, 1500):
         now[0] += 5
         meter.at("a", size)
-    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # what was there at first is no speed
+    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # files from before are no speed
     assert seen[-1].seconds_left == pytest.approx(1000 / 160)
 
 

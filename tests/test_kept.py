@@ -1,4 +1,4 @@
-"""Conversations on disk: what a later process may use of them, and what no accident may do."""
+"""Conversations on disk: a later process may use them, and no accident may give a wrong answer."""
 
 from __future__ import annotations
 

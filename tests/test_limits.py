@@ -1,4 +1,4 @@
-"""What a process may use: containers, quotas and affinity, in trees that stand for /proc and /sys."""
+"""Limits of a process: containers, quotas and affinity, in trees that stand for /proc and /sys."""
 
 from __future__ import annotations
 

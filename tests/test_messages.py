@@ -1,4 +1,4 @@
-"""Messages in OpenAI's forms become what each template can express; nothing that was said is lost."""
+"""Messages in OpenAI's forms become a form that each template can express; no text is lost."""
 
 from __future__ import annotations
 

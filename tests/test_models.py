@@ -1,4 +1,4 @@
-"""What MODEL means, and ``edgemoe list``: a Hugging Face cache is laid out by hand, nothing is downloaded."""
+"""The meaning of MODEL, and ``edgemoe list``: a Hugging Face cache is laid out by hand, nothing is downloaded."""
 
 from __future__ import annotations
 

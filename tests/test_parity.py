@@ -1,4 +1,4 @@
-"""Every architecture and quantisation of the zoo gives what plain llama-cpp-python gives, to the last bit.
+"""Every architecture and quantisation of the zoo gives the same as plain llama-cpp-python, to the last bit.
 
 Both sides run with llama.cpp's weight repacking off: then the same kernels sum in the same order, hot or cold. ``sim``
 computes with ggml-cpu's kernels, so a difference of any size is a mistake of ours.

@@ -1,4 +1,4 @@
-"""The memory plan: never more than there is, nothing given up in silence, and what it plans can be loaded."""
+"""The memory plan: never more than there is, nothing given up in silence, and every plan can be loaded."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ CACHES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0"
     ],
 )
 def test_a_cache_of_another_type_is_what_llama_cpp_takes(name: str, kind: str, tmp_path: Path) -> None:
-    path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # whose heads have 64 numbers: whole blocks
+    path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # its heads have 64 numbers: whole blocks
     settings: dict[str, Any] = {"n_ctx": 16384, "type_k": number, "type_v": number, "flash_attn": True}
     with memory.watch() as ledger:
         Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings).close()

@@ -63,7 +63,7 @@ class Device:
         self.pending = np.zeros_like(self.resident)
 
     def submit(self, loads: list[Load]) -> None:
-        """Check what must hold whenever a policy speaks, then queue."""
+        """Check the contract of every wish of a policy, then queue it."""
         for load in loads:
             layer, expert, victim = load
             assert not self.resident[layer, expert] and not self.pending[layer, expert], load
@@ -291,7 +291,7 @@ def test_several_tokens_of_one_batch_all_count() -> None:
     assert {load.expert for load in loads if load.layer == 1} == {1, 2, 3, 4, 5, 6, 7, 8}
 
 
-# ---- what each one is for ----
+# ---- the strength of each policy ----
 
 
 def test_names() -> None:

@@ -1,4 +1,4 @@
-"""The predictor: what training learns, the core's evaluation against plain numpy, files, and the controller."""
+"""The predictor: the result of training, the core's evaluation against plain numpy, files, and the controller."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from edgemoe.engine.predictor import NativePredictor
 from edgemoe.errors import EdgeMoEError
 from edgemoe.routing.predictor import Tables, evaluate, load, save, untrained
-from edgemoe.routing.predictor.train import LEAST_TOKENS, fit, one_hot
+from edgemoe.routing.predictor.train import LEAST_TOKENS, one_hot
 from edgemoe.routing.prefetch import EPOCH, HOLD, Controller
 from edgemoe.types import IdArray
 from tests.routing import drifting, spoken
+from tests.training import trained
 
 LAYERS, EXPERTS, USED = 5, 24, 3
 KEY = "0123abcd"
@@ -28,7 +29,7 @@ def ids() -> IdArray:
 
 @pytest.fixture(scope="module")
 def tables(ids: IdArray) -> Tables:
-    return fit(ids[:3000], EXPERTS)
+    return trained(ids[:3000], EXPERTS)
 
 
 def test_it_predicts_better_than_a_plain_table_and_is_calibrated(ids: IdArray, tables: Tables) -> None:
@@ -44,7 +45,7 @@ def test_it_predicts_better_than_a_plain_table_and_is_calibrated(ids: IdArray, t
 def test_noise_cannot_be_predicted() -> None:
     rng = np.random.default_rng(1)
     noise = np.argsort(rng.normal(size=(3000, 3, 16)), axis=2)[:, :, :2].astype(np.int32)
-    found = evaluate.next_layers(fit(noise[:2400], 16), noise[2400:], 1)
+    found = evaluate.next_layers(trained(noise[:2400], 16), noise[2400:], 1)
     assert found.recall_at_k < 2 / 16 + 0.03
 
 
@@ -64,9 +65,9 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
 
 
 def test_a_token_id_tells_what_it_will_use() -> None:
-    """Of all layers, also the first, and the core says what numpy does."""
+    """For all layers, the first included, and the core agrees with numpy."""
     ids, tokens = spoken(3200, 3, 16, 2)
-    with_ids, without = fit(ids[:2600], 16, tokens=tokens[:2600]), fit(ids[:2600], 16)
+    with_ids, without = trained(ids[:2600], 16, tokens=tokens[:2600]), trained(ids[:2600], 16)
     better = evaluate.next_layers(with_ids, ids[2600:], 1, tokens[2600:])
     assert better.recall_at_k > evaluate.next_layers(without, ids[2600:], 1).recall_at_k + 0.1
     assert better.calibration_error < 0.03
@@ -154,7 +155,7 @@ def test_evaluation_is_quick() -> None:
 
 def test_too_little_to_learn_from(ids: IdArray) -> None:
     with pytest.raises(EdgeMoEError, match="too few"):
-        fit(ids[: LEAST_TOKENS - 1], EXPERTS)
+        trained(ids[: LEAST_TOKENS - 1], EXPERTS)
 
 
 def test_a_saved_predictor_says_the_same(tmp_path: Path, ids: IdArray, tables: Tables) -> None:

@@ -1,4 +1,4 @@
-"""What of a conversation is computed again: only what is new, whatever the model keeps of what it read."""
+"""A conversation that goes on computes new tokens only, for every kind of model memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgemoe import Llama, OffloadConfig
 from edgemoe.engine.llama import ComputeFailed
 from tests import zoo
 
-# Models whose memory cannot be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
+# Models without a memory that can be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
 HYBRID = (
     *("qwen3next", "qwen35moe", "granitehybrid", "jamba", "lfm2moe", "kimi-linear", "kimi-k3", "nemotron_h_moe"),
     *("nemotron_h_moe-puzzle", "deepseek4", "minimax-01", "bailingmoe3"),
@@ -56,7 +56,7 @@ def asked(llm: Llama, prompt: list[int], count: int = 24) -> tuple[dict[str, Any
 
 
 def logits_after(llm: Llama, prompt: list[int]) -> Any:
-    """Logits behind ``prompt``, with whatever the model has of it."""
+    """Give the logits behind ``prompt``, with any part of it computed before."""
     stream = llm.generate(prompt, temp=0)
     next(stream)
     logits = last_logits(llm)
@@ -167,7 +167,7 @@ def test_answers_that_take_turns_are_those_of_each_alone(folder: Path) -> None:
         llm.close()
 
 
-# What may happen between two prompts.
+# Events between two prompts.
 
 
 @pytest.mark.parametrize("name", ["llama", "jamba", "qwen35moe", "lfm2moe", "granite_swa", "gemma4"])
@@ -311,7 +311,7 @@ def test_tokens_that_were_computed_elsewhere_are_never_matched(folder: Path) -> 
             count = llm.n_tokens
             llm._batch.set_batch(batch=image, n_past=count, logits_all=False)
             llm._ctx.decode(llm._batch)
-            llm.input_ids[count : count + len(image)] = 0  # nobody says what they were
+            llm.input_ids[count : count + len(image)] = 0  # nobody reports their content
             llm.n_tokens += len(image)
             llm.eval(end)
             prompt = [*seen, *[0] * len(image), *end, 7]

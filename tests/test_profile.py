@@ -1,4 +1,4 @@
-"""``edgemoe profile`` on a tiny model: what it prints adds up, in every format, and when it is interrupted."""
+"""``edgemoe profile`` on a tiny model: its figures add up, in every format, and after an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--compare``: chance is called chance, a real difference is called real, and what is not ours is refused."""
+"""``--compare``: chance is called chance, a real difference is called real, and foreign files are refused."""
 
 from __future__ import annotations
 

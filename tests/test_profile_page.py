@@ -1,4 +1,4 @@
-"""``--html``: one page that needs nothing else, says what was measured, and holds its labels apart."""
+"""``--html``: one page that needs nothing else, shows the measurements, and keeps its labels apart."""
 
 from __future__ import annotations
 

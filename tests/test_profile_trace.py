@@ -1,4 +1,4 @@
-"""``--trace``: events that Perfetto accepts, of what was measured and no more."""
+"""``--trace``: events that Perfetto accepts, of the measurements and no more."""
 
 from __future__ import annotations
 

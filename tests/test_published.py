@@ -1,4 +1,4 @@
-"""Files as they are published: what is sound runs, what is not says what it is, and what to do."""
+"""Files as they are published: a sound file runs, another one is named together with a remedy."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ SCALES = (
 
 
 def said_and_done(name: str, quant: str | None, scales: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``show`` says of a model with these scales is what the engine does."""
+    """``show`` describes a model with these scales as the engine runs it."""
     monkeypatch.setattr(zoo_files, "_SCALES", r"^$")
     monkeypatch.setitem(SPECS, name, replace(SPECS[name], keep=f"{SPECS[name].keep}|{scales}"))
     path = build(name, folder, quant)

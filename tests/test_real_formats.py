@@ -1,7 +1,7 @@
 """Conversations with models that answer in the real formats of their families, in Python and in both chats.
 
-Template, special tokens and raw answers are the families' own (see scripted.py). What a later prompt has to be is
-rendered here by a plain Jinja environment from the answers alone.
+Template, special tokens and raw answers are the families' own (see scripted.py). A plain Jinja environment renders the
+expected later prompts here, from the answers alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CODE = '```python\nif a < b and "c" != \'d\':\n    print("<b>")\n```'
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, what the model thinks about it, and its answer."""
+    """A question, the model's thinking, and its answer."""
 
     question: str
     thought: str
@@ -114,7 +114,7 @@ def joined(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_prompt(asked: Asked, family: str, messages: list[Any], **switch: Any) -> None:
-    """The prompt is what the template makes of the messages, and each of its special tokens is one token."""
+    """The prompt equals the template's render of the messages, and each of its special tokens is one token."""
     expected = rendered(FAMILIES[family], messages, **switch)
     assert asked.text == expected
     assert list(asked.special) == list(special_in(FAMILIES[family], expected))
@@ -283,7 +283,7 @@ def chat_settings(family: str) -> ChatSettings:
 
 
 def check_prompts(asked: list[Asked], family: str) -> None:
-    """Each prompt is what the template makes of the questions and answers before it."""
+    """Each prompt equals the template's render of the questions and answers before it."""
     messages: list[dict[str, Any]] = []
     assert len(asked) == len(TALK)
     for prompt, turn in zip(asked, TALK, strict=True):

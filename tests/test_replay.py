@@ -21,10 +21,10 @@ from edgemoe.models.gguf import check, model_identity
 from edgemoe.replay import replay
 from edgemoe.replay.virtual_clock import Clock, ClockModel
 from edgemoe.routing import predictor, trace
-from edgemoe.routing.predictor.train import fit
 from edgemoe.types import IdArray, ModelShape
 from tests import parity
 from tests.routing import drifting, wide_model
+from tests.training import need_torch, trained
 
 
 def shape_of(ids: IdArray, experts: int) -> ModelShape:
@@ -73,7 +73,7 @@ def test_no_policy_beats_belady_or_loads_more_than_allowed(name: str) -> None:
 def test_what_is_learnt_pays() -> None:
     ids = drifting(5000, 6, 32, 4)
     shape, past, test = shape_of(ids, 32), ids[:4000], ids[4000:]
-    tables = fit(past, 32)
+    tables = trained(past, 32)
     plain, learned, ahead = (
         replay.simulate("adaptive", test, shape, 8, 2, None, t, p)
         for t, p in ((None, False), (tables, False), (tables, True))
@@ -84,9 +84,9 @@ def test_what_is_learnt_pays() -> None:
 
 
 def test_in_another_domain_it_learns_anew() -> None:
-    """Trained on one kind of text, run on another: not below what needs no training."""
+    """Trained on one kind of text, run on another: not below the untrained predictor."""
     past, now = drifting(3000, 6, 32, 4, seed=1), drifting(2500, 6, 32, 4, seed=2)
-    shape, tables = shape_of(now, 32), fit(past, 32)
+    shape, tables = shape_of(now, 32), trained(past, 32)
     plain = [replay.simulate(name, now, shape, 8, 2).hits for name in ("lru", "lfu")]
     assert replay.simulate("adaptive", now, shape, 8, 2, None, tables, prefetch=True).hits > max(plain)
 
@@ -95,7 +95,7 @@ def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
     """The same forced routing: after every token the same hits, misses, uploads and prefetches."""
     used, count, layers = 4, 32, 4
     ids = drifting(2500, layers, count, used)
-    tables = fit(ids[:2400], count)
+    tables = trained(ids[:2400], count)
     with wide_model(tmp_path, count, used, layers) as path:
         identity, folder = model_identity(check(path)), home("data") / "profiles"
         predictor.save(tables, identity, folder)
@@ -128,7 +128,7 @@ def test_tokens_are_the_same_with_prefetch_under_delays_and_failures(tmp_path: P
     ids = drifting(2400, 4, 32, 4)
     with wide_model(tmp_path) as path:
         folder = home("data") / "profiles"
-        predictor.save(fit(ids, 32), model_identity(check(path)), folder)
+        predictor.save(trained(ids, 32), model_identity(check(path)), folder)
         outcomes = []
         for prefetch, sim in (
             ("off", SimConfig()),
@@ -168,6 +168,7 @@ def test_replay_prints_its_schema(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_replay_learns_from_other_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need_torch()
     ids = drifting(2600, 3, 16, 2)
     past, now = write(tmp_path / "past.npz", ids[:2200]), write(tmp_path / "now.npz", ids[2200:], 1)
     assert main(["replay", str(now), "--train", str(past), "--slots", "0.25"]) == 0
@@ -209,6 +210,7 @@ def test_replay_refuses(
 def test_train_keeps_what_beats_a_table_and_the_next_start_uses_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_torch()
     ids = drifting(3200, 4, 32, 4)
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))

@@ -1,4 +1,4 @@
-"""What of a model's experts is in RAM, as the system tells."""
+"""The share of a model's experts in RAM, from the system's file cache."""
 
 from __future__ import annotations
 

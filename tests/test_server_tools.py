@@ -3,7 +3,7 @@
 The model's raw text of a call has to come back as ``tool_calls``; the client then sends the call back as OpenAI writes
 it, with arguments as a JSON string and without content, and the template has to see an object.
 
-What llama_cpp 0.3.36's server itself does to the messages: it refuses an assistant message whose ``content`` is null
+llama_cpp 0.3.36's server changes the messages itself: it refuses an assistant message with a ``content`` of null
 (its type wants a string or nothing, so the field is left out here; the engine's own test below sends None). It drops
 ``reasoning_content``, ``timings`` and every other field that its types do not name, from requests and from whole
 answers. Streams are passed on as they are.
@@ -124,10 +124,10 @@ class Form:
     """How a family writes calls.
 
     Attributes:
-        before: what comes before the first call.
+        before: text before the first call.
         call: one call, from its arguments and its number in the conversation.
-        after: what comes behind the last call.
-        between: what stands between two calls of one answer; None where an answer holds one call only.
+        after: text behind the last call.
+        between: text between two calls of one answer; None where an answer holds one call only.
         answer: an answer without a call, with ``{a}`` for its text.
     """
 
@@ -188,7 +188,7 @@ def scripts(family: str) -> list[str]:
 
 
 def as_the_template_wants(family: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A message of the loop with what the family's template expects: mostly an object and an empty text.
+    """A message of the loop in the form that the family's template expects: mostly an object and an empty text.
 
     A result carries the name of its function, which Kimi's template puts before it.
     """
@@ -304,7 +304,7 @@ def test_three_calls_in_a_loop(family: str, ask: Ask, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("family", FORMS)
 def test_a_loop_without_a_server_with_null_contents(family: str, tmp_path: Path) -> None:
-    """What llama_cpp's server does not let through: ``content`` is None, and the whole message is sent back."""
+    """Messages that llama_cpp's server refuses: ``content`` is None, and the whole message is sent back."""
     llm = ScriptedLlama(build_family(tmp_path, family), answers=scripts(family))
     messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
     for arguments, result in zip(ARGUMENTS, RESULTS, strict=True):

@@ -138,7 +138,7 @@ def test_a_control_token_as_stop_string_stops(stop: str, stream: bool, tmp_path:
     llm.close()
 
 
-# What a template has no place for.
+# Parts without a place in a template.
 
 
 def test_a_system_prompt_is_put_before_the_first_question_where_the_template_takes_none(tmp_path: Path) -> None:

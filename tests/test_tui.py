@@ -229,7 +229,7 @@ async def test_a_prompt_sent_while_answering_is_kept() -> None:
         await driver.ready()
 
 
-# What is shown is what was said.
+# The screen shows the answer as it was given.
 
 
 async def test_markup_and_control_characters_are_text() -> None:
@@ -242,7 +242,7 @@ async def test_markup_and_control_characters_are_text() -> None:
         assert screen.count("[bold red]x[/] [@click=app.quit]y[/] [31mz <b>tag</b>") == 2
         assert not any(ord(mark) < 32 and mark != "\n" for mark in screen)
         assert plain(driver.all(UserTurn)[0]) == evil.replace("\x1b", "").replace("\x07", "")
-        # The model is asked what the user wrote, not what the screen can bear.
+        # The model gets the user's own text, not the text that the screen can show.
         assert driver.engine.asked[0][-1]["content"] == evil
 
 

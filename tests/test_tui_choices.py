@@ -1,4 +1,4 @@
-"""What the user chooses once and for all: keys, presets, models, the conversation to resume."""
+"""Lasting choices of the user: keys, presets, models, the conversation to resume."""
 
 from __future__ import annotations
 

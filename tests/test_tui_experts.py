@@ -1,4 +1,4 @@
-"""The experts panel: figures, picking an expert, pinning it, and what is unusual about a conversation."""
+"""The experts panel: figures, picking an expert, pinning it, and the unusual experts of a conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the list of models says they would do on this machine: real headers, in processes of their own."""
+"""Forecasts in the list of models: real headers, in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.zoo import build
 
 
 def settled(forecasts: Forecasts) -> dict[str, str]:
-    """What is known when all that was asked for has been worked out."""
+    """Give the forecasts after all requests have been worked out."""
     if (thread := forecasts._thread) is not None:
         thread.join(60)
     return forecasts.known

@@ -16,7 +16,7 @@ from edgemoe.tui.widgets.user_turn import UserTurn
 
 
 def copied(driver: Driver) -> list[str]:
-    """What goes to the clipboard from now on."""
+    """Collect the texts that go to the clipboard."""
     texts: list[str] = []
     driver.app.copy_to_clipboard = texts.append  # type: ignore[method-assign]
     return texts

@@ -1,4 +1,4 @@
-"""The list of models: what is not on this disk is downloaded from a hub on this machine, paused, opened, removed."""
+"""The list of models: missing ones are downloaded from a hub on this machine, paused, opened, removed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ _CELL = 12.2  # width of a character in Textual's SVG
 
 
 def rows(svg: str) -> list[str]:
-    """The text of a picture by its lines, without what stands around the terminal."""
+    """The text of a picture by its lines, without the frame of the terminal."""
     lines: dict[float, dict[int, str]] = defaultdict(dict)
     for x, y, text in _TEXT.findall(svg.partition("-matrix")[2]):
         lines[float(y)][round(float(x) / _CELL)] = html.unescape(text).replace("\xa0", " ")
@@ -168,7 +168,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Known(Forecasts):
-    """Knows what it is told and works out nothing."""
+    """Knows its given forecasts and works out nothing."""
 
     def __init__(self) -> None:
         super().__init__(lambda: (), lambda record: "")
@@ -277,7 +277,7 @@ async def test_picture_of_a_model_that_does_not_load(size: tuple[int, int], tmp_
     def opened() -> FakeLlama:
         from edgemoe.errors import ModelNotFound
 
-        raise ModelNotFound("there is no file tiny.gguf", "edgemoe list shows what is there, edgemoe demo needs none")
+        raise ModelNotFound("there is no file tiny.gguf", "edgemoe list shows the models, edgemoe demo needs none")
 
     app = ChatApp(InThisProcess(opened), ChatSettings("tiny", look="dark"))
     async with app.run_test(size=size) as pilot:

@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Store:
 
 
 class Inline(Archive):
-    """Runs every job at once: what is tested here is what is kept, not when."""
+    """Runs every job at once: these tests are about content, not time."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -183,7 +183,7 @@ def test_an_answer_that_is_killed_in_mid_thought_keeps_it(tmp_path: Path) -> Non
     turn = chat.turns[-1].key.id
     assert turn is not None
     store.draft(turn, Answer(thought="Let me see", thought_s=4.0))
-    again = Store(tmp_path / "chats.db")  # what the next start does
+    again = Store(tmp_path / "chats.db")  # as the next start does
     saved = again.read(again.recent()[0].id)
     assert saved is not None and saved.turns[-1].answer == Answer(thought="Let me see", thought_s=4.0)
     assert saved.turns[-1].note == "broke off"

@@ -1,4 +1,4 @@
-"""What streams: pieces handed over once per look, Markdown in sections, code drawn by the line."""
+"""Streams: pieces handed over once per look, Markdown in sections, code drawn by the line."""
 
 from __future__ import annotations
 

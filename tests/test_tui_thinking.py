@@ -1,4 +1,4 @@
-"""Thinking and tool calls in the chat: apart from the answer on the screen, in the database and in what is sent."""
+"""Thinking and tool calls in the chat: apart from the answer on the screen, in the database and in the next prompt."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ async def test_keys_come_while_a_long_thought_streams_unfolded() -> None:
         await driver.until(lambda: driver.status.state in ("stopped", "idle"))
 
 
-# What is sent, kept and copied.
+# The sent, kept and copied texts.
 
 
 async def test_what_is_sent_found_and_copied_is_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

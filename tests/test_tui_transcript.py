@@ -1,4 +1,4 @@
-"""Long conversations: only what is near is there as widgets, and everything can be scrolled to."""
+"""Long conversations: only near parts exist as widgets, and everything can be scrolled to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def ask(driver: Driver, question: str, answers: int) -> None:
 
 
 async def up_to(driver: Driver, words: str) -> None:
-    """As who drags the bar to the top does, again and again."""
+    """Drag the bar to the top, again and again."""
     there = transcript(driver)
     for _ in range(100):
         await driver.until(lambda: settled(driver))
@@ -60,7 +60,7 @@ async def test_many_answers_leave_few_widgets_and_can_all_be_read() -> None:
         assert len(driver.screen.conversation.turns) == 48
         await up_to(driver, "question 0")
         assert "Answer 0." in shown(driver) and len(driver.all(UserTurn)) == 24
-        await driver.send("/help")  # goes to the end, and what is far above leaves again
+        await driver.send("/help")  # goes to the end, and the far parts above leave again
         await driver.until(lambda: settled(driver) and len(driver.all(UserTurn)) < MOST_SCREENS * 24 / 6)
 
 

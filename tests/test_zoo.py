@@ -116,7 +116,7 @@ def quantised(quant: str, folder: Path) -> None:
 
 
 def speaks(path: Path) -> None:
-    """Finite logits that depend on the token and on what came before it."""
+    """Finite logits that depend on the token and on the tokens before it."""
     llm = plain(path)
     rows = forced(llm, TEXT, 1)
     assert np.isfinite(rows).all()

@@ -4,9 +4,9 @@
 
 ``FOLDER`` is the unpacked source archive of llama-cpp-python 0.3.36 (it has ``tests`` and ``vendor``). Its tests
 download models; here a local one stands in for each. They run three times: as they are, then on ``none``, then on
-``sim`` with half of the experts hot. Where they expect the words of their own model, those of the local one are
-expected: what the first run gives. The program prints which tests pass, and fails where one passes as it is and not
-with ours.
+``sim`` with half of the experts hot. Where they expect the words of their own model, the local model's words from
+the first run are expected. The program prints which tests pass, and fails where one passes as it is and not with
+ours.
 
 This file is also the pytest plugin of those runs.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("plain", "none", "sim")
-# What stands in for the models that the tests name; MAIN is a file, others are models of the zoo.
+# Stand-ins for the models that the tests name; MAIN is a file, others are models of the zoo.
 EMBEDDING = "CompendiumLabs/bge-small-en-v1.5-gguf"
 MAIN = "lmstudio-community/Qwen3.5-0.8B-GGUF"
 STAND_INS = {
@@ -148,7 +148,7 @@ def _local(repo: str, filename: str, **_: Any) -> str:
 
 
 def _local_words(got: Any, theirs: Any) -> Any:
-    """What the local model says where another says ``theirs``: what it said to plain llama_cpp."""
+    """Give the local model's answer to plain llama_cpp in the place of ``theirs``."""
     path, number = Path(os.environ["UPSTREAM_WORDS"]), next(_asked)
     words = json.loads(path.read_text()) if path.exists() else {}
     if os.environ["UPSTREAM_RUN"] == "plain":

@@ -1,1 +1,1 @@
-"""One command that tells what EdgeMoE is worth on a GPU: ``python -m bench.gpu --help``."""
+"""Measure EdgeMoE on a GPU with one command: ``python -m bench.gpu --help``."""

@@ -1,8 +1,8 @@
 """Measures EdgeMoE beside plain llama.cpp on a device, on shape twins of real models. See docs/benchmarks.md.
 
-python -m bench.gpu --plan                          # what would run, minutes, gigabytes
+python -m bench.gpu --plan                          # the list of runs, minutes, gigabytes
 python -m bench.gpu --device CUDA0 --deadline 540   # builds the backend if there is none; run it again to go on
-python -m bench.gpu --device CUDA0 --report         # the table, the profiles and the bars, of what there is so far
+python -m bench.gpu --device CUDA0 --report         # the table, the profiles and the bars, from the figures so far
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MARK = "<!-- figures of `python -m bench.gpu` below this line -->"
 
 
 def main() -> int:
-    """Do what was asked; 0, or 1 where something could not be had."""
+    """Run the request; give 0, or 1 if a part of it could not run."""
     given = _arguments()
     started = time.monotonic()
     try:
@@ -85,7 +85,7 @@ class Bench:
     # ---- device ----
 
     def _find_device(self) -> dict[str, object]:
-        """What a process needs to find the device, after building a backend where none is there."""
+        """Give a process the means to find the device; build a missing backend first."""
         name, library = self._given.device, self._given.backend
         kind = build.kind_of(name)
         if library is None and kind and not self._given.report and name not in host.devices():
@@ -132,7 +132,7 @@ class Bench:
         return self._models[name]
 
     def _measured(self, size: Entry) -> Model:
-        """What was measured, whose twin may be gone."""
+        """Describe a measured model; its twin may be gone."""
         name, layers = size["model"], self._given.layers
         path = twin.place(name, self._given.twins or self._given.folder, layers)
         if not path.exists():
@@ -140,10 +140,10 @@ class Bench:
         marks = _marks(name, layers, size["routing"])
         return Model(name, path, Path(), Size(size["file"], size["experts"], 0), marks)
 
-    # ---- what else can be asked ----
+    # ---- the other requests ----
 
     def _plan(self) -> str:
-        """What would run, with rough times; nothing of it is a result."""
+        """Print the runs to come, with rough times; no figure is a result."""
         lines = [f"{len(self._todo)} cells on {self._scope.device}, {self._given.repetitions} repetitions each", ""]
         total = 0.0
         for model in self._scope.models:
@@ -226,7 +226,7 @@ def publish(page: Path, figures: str) -> None:
 
 
 def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespace) -> tuple[list[str], bool]:
-    """What ran where and when, and whether that was a whole model on a real GPU."""
+    """Describe the run: device, machine, date, and if it was a whole model on a real GPU."""
     text = str(known["description"])
     real = devices.is_a_gpu(scope.device, text) and not given.layers
     why = "a twin of few layers" if given.layers else f"{scope.device} is no GPU ({text or 'software'})"
@@ -293,11 +293,15 @@ def _arguments() -> argparse.Namespace:
     add("--sources", type=Path, help="llama-cpp-python's source archive, where pip cannot fetch it")
     add("--deadline", type=float, default=0, help="seconds from now at which to stop cleanly")
     add("--apart", action="store_true", help="one contender at a time, as where the card cannot hold all: slower")
-    add("--events", action="store_true", help="what the device tells through CUPTI as well: some seconds a contender")
+    add(
+        "--events",
+        action="store_true",
+        help="also record the device's own times through CUPTI: some seconds a contender",
+    )
     add("--slow", type=float, default=1.0, help="factor on the planned minutes")
     add("--cells", type=int, default=0, help="only the first so many of the plan")
-    add("--plan", action="store_true", help="print what would run")
-    add("--report", action="store_true", help="measure nothing, report what there is")
+    add("--plan", action="store_true", help="print the list of runs")
+    add("--report", action="store_true", help="measure nothing; report the figures so far")
     add("--publish", action="store_true", help=f"write the figures into {PAGE}; refused for dry runs")
     add("--soak-cycles", type=int, default=0, help="load, answer, free so many times instead of measuring")
     add("--soak-minutes", type=float, default=0, help="mixed load instead of measuring")

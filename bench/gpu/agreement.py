@@ -1,4 +1,4 @@
-"""Same answers first: what does not agree with llama.cpp is not measured."""
+"""Compare answers first: a model that does not agree with llama.cpp is not measured."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Verdict:
         agreed: as it says.
         apart: largest difference of logits over the steps that both sides computed from the same tokens, as a share.
         words: one sentence.
-        checked: what was compared.
+        checked: the names of the comparisons.
     """
 
     agreed: bool
@@ -88,7 +88,7 @@ def beside(verdict: Verdict, apart: float) -> Verdict:
 
 
 def zoo(arch: str, device: str, folder: Path) -> Verdict:
-    """A small model of an architecture, whose experts all differ, at a quarter, half and all of them hot.
+    """Compare a small model of an architecture, with distinct experts, at a quarter, half and all of them hot.
 
     llama.cpp's own placements are the references. Routers of random models have near ties now and then, and another
     expert is another answer: of three prompts one may disagree.
@@ -140,7 +140,7 @@ def _plain(path: Path, **placement: Any) -> list[tuple[list[int], Logits]]:
 
 
 def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tuple[list[int], Logits]], int, bool]:
-    """What ours answers, how many pairs the device computed, and whether it has every operation for them."""
+    """Give our answer, the pairs that the device computed, and if it has every operation for them."""
     from tests import parity
     from tests.zoo.reference import greedy
 

@@ -1,4 +1,4 @@
-"""What is measured, in which order, and what it will take: pure."""
+"""List the measurements, their order and their cost: pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Contender:
 
     Attributes:
         placement: `OURS`, or one of llama.cpp.
-        share: percent of the expert bytes that ours may hold, or whose bytes the last N layers may take; 0 else.
+        share: percent of the expert bytes on the device, for ours and for the last N layers; 0 else.
         prefetch: setting of ours.
         policy: setting of ours.
-        fresh: loaded for each repetition, without what was learnt before.
+        fresh: loaded for each repetition, without a profile.
     """
 
     placement: str
@@ -67,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scope:
-    """What was asked for.
+    """A request.
 
     Attributes:
         device: ggml name, ``none`` or ``sim``.
@@ -94,7 +94,7 @@ class Scope:
 
 
 def contenders(scope: Scope, share: float) -> tuple[Contender, ...]:
-    """Ours, and what the device lets llama.cpp do with as much memory."""
+    """Name ours, and the placements of llama.cpp that fit in as much memory."""
     ours = Contender(OURS, share)
     if scope.device in WITHOUT_GPU:
         return ours, Contender(CPU_ALONE)
@@ -120,8 +120,8 @@ def missing_rows(device: str) -> list[str]:
 def cells(scope: Scope) -> list[Cell]:
     """Everything, the most telling first.
 
-    The bars' own tests come first, one budget after the other so that a short lease sees every model; then whether
-    fetching ahead and adapting pay, then what completes the table.
+    The bars' own tests come first, one budget after the other so that a short lease sees every model; then the
+    worth of prefetch and adaptation, then the rest of the table.
     """
     found = [cell for share in scope.shares for model in scope.models for cell in _bars(scope, model, share)]
     found += [cell for share in scope.shares for model in scope.models for cell in _switches(scope, model, share)]
@@ -170,7 +170,7 @@ START_S, LAYER_S = 4.0, 0.0004
 
 
 def seconds(cell: Cell, contender: Contender, size: Size, slow: float = 1.0) -> float:
-    """What one repetition may take, for planning; ``slow`` multiplies it for small machines."""
+    """Estimate the seconds of a repetition, for planning; ``slow`` multiplies it for small machines."""
     share = contender.share / 100 if contender.placement in (OURS, LAST) else float(contender.placement == IN_VRAM)
     token = size.token * (share / DEVICE_RATE + (1 - share) / CPU_RATE) + 60 * LAYER_S
     work = cell.test.generate * token + (cell.test.prompt + cell.test.depth / 4) / PREFILL_RATE
@@ -178,7 +178,7 @@ def seconds(cell: Cell, contender: Contender, size: Size, slow: float = 1.0) -> 
 
 
 def load_seconds(size: Size) -> float:
-    """What loading may take, for planning."""
+    """Estimate the seconds of a load, for planning."""
     return START_S + size.file / LOAD_RATE
 
 

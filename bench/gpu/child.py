@@ -1,4 +1,4 @@
-"""A process of its own for each model that is open: loads it, measures it, and says what it saw, a JSON line a request.
+"""Load and measure one model in a process of its own; answer each request with a JSON line.
 
 python -m bench.gpu.child     # requests on stdin, answers on stdout; everything else goes to stderr
 """
@@ -48,10 +48,10 @@ class Runner:
         self._routing: routing.Routing | None = None
         self._soak: soak.Soak | None = None
 
-    # ---- what is asked ----
+    # ---- the requests ----
 
     def device(self, request: Request) -> Request:
-        """Make the device there is to use one of this process; say what it is."""
+        """Open the device in this process; describe it."""
         if request.get("rpc"):
             self._server = devices.serve(Path(request["backend"]))
         elif request.get("backend"):
@@ -121,7 +121,7 @@ class Runner:
         return found
 
     def events(self, request: Request) -> Request:
-        """A test of decoding once more, with what the device did meanwhile, see `events`; empty where nobody tells."""
+        """Repeat a decoding test with the device's own events, see `events`; empty without a source of events."""
         test, sample = Test(**request["test"]), Samples("", Test(**request["test"]))
         if test.depth:
             self._go_to(test.depth)
@@ -131,7 +131,7 @@ class Runner:
         return found and found | {"tokens": test.generate, "clock_ns": sample.ns[0]}
 
     def rates(self, request: Request) -> Request:
-        """How fast this machine is at what the model does, measured through ggml itself."""
+        """Measure this machine's rates for the model's types, through ggml itself."""
         from edgemoe.engine.bandwidth import weights_of
         from edgemoe.machine import hardware
 
@@ -187,7 +187,7 @@ class Runner:
         return Llama(path, offload=config, **keywords)
 
     def _warm(self, tokens: int) -> None:
-        """Compute what will be measured, so that lazy allocations and first uploads are over and experts have moved."""
+        """Run the test once unmeasured: lazy allocations and first uploads end, and experts move."""
         self._llm.eval(self._text(0)[:WARM_PROMPT])
         self._llm.reset()
         if hasattr(self._llm, "experts"):
@@ -244,7 +244,7 @@ class Runner:
             sample.stats = _difference(before, asdict(experts.stats()))
 
     def _go_to(self, depth: int) -> None:
-        """Have ``depth`` tokens computed: once, later what came after them is cut off again."""
+        """Compute ``depth`` tokens once; later calls cut off the tokens behind them."""
         if self._filled != depth:
             self._llm.reset()
             self._llm.eval(self._text(0)[:depth])
@@ -279,7 +279,7 @@ def _placement(path: Path, device: str, contender: cells.Contender, equal_bytes:
 
 
 def _experts_on_device(path: Path, placement: Placement) -> int:
-    """Layers whose experts are on the device."""
+    """Count the layers with their experts on the device."""
     from edgemoe.models.gguf import EXPERTS
 
     if placement.gpu_layers == 0:
@@ -298,7 +298,7 @@ def main() -> None:
             request = json.loads(line)
             try:
                 found = getattr(runner, request.pop("do"))(request)
-            except Exception as error:  # the parent decides what it means
+            except Exception as error:  # the parent decides on its meaning
                 found = {"error": f"{type(error).__name__}: {error}"}
             answers.write(json.dumps(found, default=_plain) + "\n")
             answers.flush()

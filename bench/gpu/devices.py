@@ -17,10 +17,10 @@ PATIENCE_S = 20.0
 
 
 def load(library: Path) -> None:
-    """Let ggml load a backend; its devices join those that are there.
+    """Let ggml load a backend; its devices join the others.
 
     Raises:
-        EdgeMoEError: it does not load, with what the loader said.
+        EdgeMoEError: it does not load, with the words of the loader.
     """
     try:  # ggml says nothing of why; the dynamic loader does
         ctypes.CDLL(str(library))
@@ -53,7 +53,7 @@ def serve(library: Path) -> subprocess.Popen[bytes]:
 
 
 def description(name: str) -> str:
-    """What the device calls itself, such as the card's name; empty where there is no such device."""
+    """Give the device's description, such as the card's name; empty without such a device."""
     ggml = host._ggml_libraries()[0]
     ggml.ggml_backend_dev_by_name.restype, ggml.ggml_backend_dev_by_name.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
@@ -63,6 +63,6 @@ def description(name: str) -> str:
 
 
 def is_a_gpu(name: str, text: str) -> bool:
-    """Whether a device with this name and description is hardware whose speed means something."""
+    """Tell hardware, by name and description, from devices with a meaningless speed."""
     software = name in ("none", "sim") or name.startswith("RPC") or "llvmpipe" in text.lower()
     return not software and bool(text)

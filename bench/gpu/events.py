@@ -1,7 +1,7 @@
-"""What the device itself did while something ran: its kernels, copies and waits, from CUPTI.
+"""Record the device's own events during a run: kernels, copies and waits, from CUPTI.
 
 Nsight shows the same activity records. They come through torch's profiler here (kineto), which records the whole
-process, also what ggml launches, where torch is built for CUDA; elsewhere there is nothing to record.
+process, ggml's launches included. Without a torch built for CUDA there is nothing to record.
 
 **Source**: the trace format of torch.profiler's ``export_chrome_trace``: times in microseconds, categories of kineto.
 """
@@ -21,7 +21,7 @@ NS = 1000.0
 
 
 def record(run: Callable[[], object]) -> dict[str, float]:
-    """Run it and say what the device did, see `summary`; empty, and run all the same, where nobody can tell."""
+    """Run it and summarise the device's events, see `summary`; empty without a source of events."""
     try:
         import torch
     except ImportError:
@@ -39,7 +39,7 @@ def record(run: Callable[[], object]) -> dict[str, float]:
 
 
 def summary(events: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Nanoseconds and bytes by what was done; ``busy_ns`` is the time in which anything ran on the device."""
+    """Sum nanoseconds and bytes by kind of event; ``busy_ns`` is the time with any event on the device."""
     done = [event for event in events if event.get("ph") == "X"]
     found = dict.fromkeys((f"{way}_{what}" for way in WAYS.values() for what in ("ns", "bytes")), 0.0)
     found |= {"kernel_ns": 0.0, "sync_ns": 0.0, "kernels": 0.0, "launches": 0.0}

@@ -1,4 +1,4 @@
-"""What was measured so far: one line a repetition, so that a run that ended goes on where it stopped."""
+"""Keep the measurements: one line a repetition, so that a later run goes on from the last one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there."""
+        """Read the lines of earlier runs."""
         self._path = path
         self.entries: list[Entry] = []
         if path.exists():
@@ -43,6 +43,6 @@ class Journal:
         return [e for e in self.entries if e["kind"] == kind and all(e.get(k) == v for k, v in wanted)]
 
     def repetitions(self, cell: str, contenders: Sequence[str]) -> int:
-        """How many repetitions of a cell are complete: those that every contender has."""
+        """Count the complete repetitions of a cell: every contender has them."""
         done = [{e["repetition"] for e in self.of("sample", cell=cell, contender=name)} for name in contenders]
         return len(set.intersection(*done)) if done else 0

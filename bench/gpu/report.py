@@ -1,4 +1,4 @@
-"""What a run shows: `edgemoe profile`'s own record for each model and budget, and one Markdown page."""
+"""Report a run: `edgemoe profile`'s own record for each model and budget, and one Markdown page."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _samples(placement: str, test: Test, entries: Sequence[Entry]) -> Samples:
 
 
 def page(journal: Journal, scope: cells.Scope, models: Sequence[Model], head: Sequence[str]) -> str:
-    """The whole page: what ran where, speeds, parts of a token beside their limits, memory, bars."""
+    """Write the whole page: device and machine, speeds, parts of a token beside their limits, memory, bars."""
     parts = ["\n".join(head), *cells.missing_rows(scope.device)]
     for model in models:
         speeds = _speeds(journal, scope, model.name)
@@ -149,7 +149,7 @@ def _speed(journal: Journal, cell: Cell, contender: Contender, ours: Contender, 
 
 
 def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> str:
-    """Where the time of a token goes, beside what the bytes alone would take."""
+    """Split the time of a token into parts, each beside the time that its bytes alone would take."""
     cell, ours = Cell(model, share, Test(generate=scope.generate), ()), Contender(cells.OURS, share)
     samples = journal.of("sample", cell=cell.key, contender=ours.name)
     if not samples:
@@ -163,7 +163,7 @@ def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> st
     rows.append(["by the clock", f"{whole:.3f}", "", ""])
     rows += [[f"beside it: {name}", f"{ms:.3f}", f"{least:.3f}" if least else "", why] for name, ms, least, why in
              _beside(journal, model, samples, scope.device)]  # fmt: skip
-    return table([f"one token at {share:g} %, ms", "measured", "limit", "of what"], rows)
+    return table([f"one token at {share:g} %, ms", "measured", "limit", "terms of the limit"], rows)
 
 
 def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: str) -> dict[str, float]:
@@ -188,7 +188,7 @@ def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: st
 def _beside(
     journal: Journal, model: str, samples: Sequence[Entry], device: str
 ) -> Iterator[tuple[str, float, float, str]]:
-    """What runs at the same time as the rest: it is in no sum."""
+    """List the parts that run beside the rest; they are in no sum."""
     rates, size = _rates(journal, model)
     tokens = sum(len(s["between_ns"]) for s in samples)
     each = {what: sum(s["stats"][what] for s in samples) / tokens for what in ("device_ns", "hits", "upload_bytes")}
@@ -202,7 +202,7 @@ def _beside(
 
 
 def _device_rows(journal: Journal, scope: cells.Scope, model: str) -> list[list[str]]:
-    """What the device did in a token, as it tells itself."""
+    """List the device's own events of a token."""
     rows = []
     for cell in cells.cells(scope):
         for contender in cell.contenders if cell.model == model and cell.kind == cells.STEADY else ():
@@ -236,7 +236,7 @@ def _held(journal: Journal, model: str) -> list[list[str]]:
 
 def write(folder: Path, journal: Journal, scope: cells.Scope, models: Sequence[Model], head: Sequence[str],
           threads: int, build: str) -> Path:  # fmt: skip
-    """Write the profiles of models whose files are there, and the page, into ``folder``; returns the page's path."""
+    """Write the profiles of the models with files, and the page, into ``folder``; return the page's path."""
     for model in (m for m in models if m.path.exists()):
         for name, record in records(journal, scope, model, threads, build):
             (folder / name).write_text(json.dumps(record, indent=1))

@@ -22,13 +22,13 @@ SYNTHETIC = "SYNTHETIC routing (two drifting topics, see bench/gpu/routing.py)"
 
 @dataclass(frozen=True)
 class Routing:
-    """What to force.
+    """The routing to force.
 
     Attributes:
         source: in words, for every output.
         ids: ``(tokens, layers, used)``.
         tokens: their ids ``(tokens,)``, -1 where unknown.
-        heat: use counts of other sequences, ``(layers, experts)``: what a saved profile would hold.
+        heat: use counts of other sequences, ``(layers, experts)``, as in a saved profile.
     """
 
     source: str

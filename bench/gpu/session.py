@@ -26,7 +26,7 @@ SPARE = 0.5e9  # bytes of device memory that nobody plans with
 
 
 class Failed(Exception):
-    """A contender could not do what was asked; the words say why."""
+    """A contender could not fulfil a request; the text gives the reason."""
 
 
 class Opened(Protocol):
@@ -43,7 +43,7 @@ class Child:
     """A process that answers requests, see `child`.
 
     Args:
-        device: what it needs to know to find its device.
+        device: the means to find its device.
         log: file that everything it says beside its answers is added to.
         patience_s: a request that takes longer is given up, and the process with it.
     """
@@ -100,7 +100,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Model:
-    """A twin that is ready: where it is, what is forced on it, how large it is."""
+    """A finished twin: its file, its forced routing, its size."""
 
     name: str
     path: Path
@@ -111,20 +111,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share.
+    """Settings that all contenders share.
 
     Attributes:
-        scope: what was asked for.
+        scope: the request.
         device: how a process finds its device.
         threads: of the CPU.
         repetitions: of each cell.
         warm_tokens: decoded before anything is measured.
         folder: for logs and logits.
         deadline: on `clock`, None for none.
-        slow: factor on planned times of what was never measured.
+        slow: factor on planned times without a measurement.
         room: bytes of device memory that contenders may take together; None where they need not ask.
-        apart: contenders are open one at a time, whatever room there is.
-        events: decoding is repeated once more for what the device itself tells.
+        apart: contenders are open one at a time, even with room for all.
+        events: decoding is repeated once more for the device's own events.
     """
 
     scope: cells.Scope
@@ -196,7 +196,7 @@ class Session:
         return True
 
     def _fit_together(self, cell: Cell, model: Model) -> bool:
-        """Whether the device holds all contenders of a cell at once, and what a parity check opens beside them."""
+        """Check that the device holds all contenders of a cell at once, and the models of a parity check."""
         if self._set.room is None:
             return True
         shares = [c.share / 100 if c.share else float(c.placement == cells.IN_VRAM) for c in cell.contenders]
@@ -274,12 +274,12 @@ class Session:
         return True
 
     def _record(self, cell: Cell, contender: Contender) -> None:
-        """Once, after the repetitions that count: what the device did, where it tells."""
+        """Record the device's own events once, after the repetitions that count."""
         at = self._set.repetitions * cell.test.generate
         try:
             if found := self._open[contender.name].ask("events", at=at, test=asdict(cell.test)):
                 self._journal.add("events", cell=cell.key, contender=contender.name, **found)
-        except Failed as error:  # what was measured stands
+        except Failed as error:  # the measurements stand
             self._say(f"  {contender.name}, what the device did: {error}")
             self._drop(contender.name)
 
@@ -315,7 +315,7 @@ class Session:
         return not self._refused(model.name)
 
     def _references(self, cell: Cell) -> list[Contender]:
-        """Plain llama.cpp: those that are open, or of this cell, or what the device lets it do."""
+        """List plain llama.cpp's contenders: the open ones, else the last that the device allows."""
         plain = [c for c in (*cell.contenders, *cells.contenders(self._set.scope, cell.share)) if not c.ours]
         opened = [c for c in plain if c.name in self._open]
         return opened or plain[-1:]
@@ -369,7 +369,7 @@ class Session:
         return max(seen) if seen else cells.seconds(cell, contender, model.size, self._set.slow)
 
     def _rates(self, model: Model) -> None:
-        """Once for each model: what its bytes could be read with, for the limits beside what was measured."""
+        """Measure once for each model the bandwidths for its bytes: the limits beside the measurements."""
         if self._journal.of("rates", model=model.name) or self._set.device["rpc"]:
             return  # an RPC device does not say when it is done
         opened: Opened | None = None

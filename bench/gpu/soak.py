@@ -21,7 +21,7 @@ DECODED = 32  # tokens of a round
 
 
 class Soak:
-    """A model that is asked the same again and again, and what it said the first time.
+    """A model that gets the same question again and again, and its first answer.
 
     Args:
         path: the model.
@@ -46,7 +46,7 @@ class Soak:
         return self._entry(started, got)
 
     def turn(self, forced: routing.Routing) -> dict[str, Any]:
-        """Decode what was recorded, a prompt as long as the context, another budget now and then, and the answer."""
+        """Decode recorded routing, a prompt as long as the context, sometimes with another budget, and the answer."""
         started = time.monotonic()
         self._llm = llm = self._llm or self._open()
         at = self._round * DECODED % max(1, len(forced.ids) - DECODED)

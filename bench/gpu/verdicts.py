@@ -1,4 +1,4 @@
-"""Says of each bar whether it is met, from what was measured: PASS, MISS, or not measured."""
+"""Judge each bar from the measurements: PASS, MISS, or not measured."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DECODE = {12.5: 1.3, 25.0: 1.5, 50.0: 1.5}
 PREFILL = 1.0
 EXPLAINED = 0.97
 VRAM_OFF = 0.02
-GROWTH = 0.02  # of the first half's largest: what memory may grow by in the second half of a soak
+GROWTH = 0.02  # of the first half's largest: the growth of memory allowed in the second half of a soak
 
 
 @dataclass(frozen=True)
 class Line:
-    """A bar and what became of it."""
+    """A bar and its verdict."""
 
     result: str
     bar: str
@@ -153,7 +153,7 @@ def _memory(journal: Journal, scope: cells.Scope, model: str) -> Iterator[Line]:
         used = [float(opened[-1]["slot_bytes"])]
         figure = f"{used[0] / MIB:.0f} of {asked / MIB:.0f} MiB in slots"
         without = journal.of("opened", model=model, contender=Contender(cells.ON_CPU).name)
-        if without and without[-1].get("device_bytes", 0) > 0:  # some devices do not tell what is free
+        if without and without[-1].get("device_bytes", 0) > 0:  # some devices do not report free memory
             used.append(float(opened[-1]["device_bytes"] - without[-1]["device_bytes"] - opened[-1]["stage_bytes"]))
             figure += f", {used[1] / MIB:.0f} as the device counts, without staging"
         off = max(abs(bytes_ / asked - 1) for bytes_ in used)

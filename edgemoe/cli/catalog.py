@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("list", help="models that can be downloaded by name, and those that have been")
+    parser = commands.add_parser("list", help="list models that have a name, and models on this machine")
     parser.add_argument("filter", nargs="?", default="", metavar="FILTER", help="part of a name, family or tag")
-    parser.add_argument("--downloaded", action="store_true", help="only what is on this machine")
+    parser.add_argument("--downloaded", action="store_true", help="only models on this machine")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print edgemoe.list.v1")
     form.add_argument("--names", action="store_true", help="print one name a line, for a shell's completion")

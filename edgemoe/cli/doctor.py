@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     doctor = commands.add_parser("doctor", help="check the installation and measure this machine (15 s)")
     doctor.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
-    doctor.add_argument("--threads", type=int, metavar="N", help="threads of the CPU")
-    doctor.add_argument("--json", action="store_true", help="print the same for programs")
+    doctor.add_argument("--threads", type=int, metavar="N", help="CPU threads that compute")
+    doctor.add_argument("--json", action="store_true", help="print JSON for programs")
     doctor.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     doctor.set_defaults(command=lambda parsed, _: _doctor(parsed))
 

@@ -27,7 +27,7 @@ COMFORTABLE, READABLE = 20.0, 6.0
 
 def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     """Add the subcommand; ``find`` turns MODEL into a file."""
-    fit = commands.add_parser("fit", help="where a model would go on this machine, and how fast it would be")
+    fit = commands.add_parser("fit", help="place a model on this machine and forecast its speed, before any download")
     fit.add_argument(
         "model",
         metavar="MODEL",
@@ -36,13 +36,13 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     fit.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
     fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
     fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
-    fit.add_argument("--threads", type=int, metavar="N", help="threads of the CPU")
+    fit.add_argument("--threads", type=int, metavar="N", help="CPU threads that compute")
     fit.add_argument(
-        "--device-free", metavar="SIZE", help="plan for a device with so much free memory, in place of what is free now"
+        "--device-free", metavar="SIZE", help="plan with this much free device memory instead of the current amount"
     )
-    fit.add_argument("--ram-free", metavar="SIZE", help="the same for RAM")
-    fit.add_argument("--quick", action="store_true", help="use what `edgemoe doctor` measured, measure nothing")
-    fit.add_argument("--json", action="store_true", help="print the same for programs")
+    fit.add_argument("--ram-free", metavar="SIZE", help="plan with this much free RAM instead of the current amount")
+    fit.add_argument("--quick", action="store_true", help="measure nothing; use the results of `edgemoe doctor`")
+    fit.add_argument("--json", action="store_true", help="print JSON for programs")
     fit.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     fit.set_defaults(command=lambda parsed, _: _fit(parsed, find))
 

@@ -119,7 +119,9 @@ def _parser() -> _Parser:
 
     run = commands.add_parser("run", parents=[common, thinking], help="answer one prompt on stdout", epilog=RUN_EPILOG)
     run.add_argument("model", metavar="MODEL", help=MODEL)
-    run.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="read from stdin when missing or '-'")
+    run.add_argument(
+        "prompt", nargs="?", default="-", metavar="PROMPT", help="the question; read from stdin if missing or '-'"
+    )
     run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
     run.set_defaults(command=run_command)
     profile.add_parser(commands, common, find_model, lambda parsed: offload_of(parsed, parsed.model))
@@ -139,15 +141,20 @@ def _common_options() -> _Parser:
     place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
     place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
     place.add_argument(
-        "--cache", metavar="WHERE", help="states of prompts that were read: auto (in RAM), off, or also in this folder"
+        "--cache", metavar="WHERE", help="where computed prompts are kept: auto (in RAM), off, or a folder (and RAM)"
     )
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
-    model.add_argument("--threads", type=_positive, metavar="N", help="threads of the CPU")
-    usual = f"of an answer ({MAX_TOKENS}; the rest of the context where the model thinks first)"
+    model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads that compute")
+    usual = f"longest answer ({MAX_TOKENS}; the rest of the context if the model thinks first)"
     model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)
-    model.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
-    model.add_argument("--seed", type=int, metavar="N")
+    model.add_argument(
+        "--temperature",
+        type=_temperature,
+        metavar="T",
+        help="randomness of the choice of tokens; 0 always takes the likeliest",
+    )
+    model.add_argument("--seed", type=int, metavar="N", help="seed of the choice of tokens")
     model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     common.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     return common
@@ -156,7 +163,7 @@ def _common_options() -> _Parser:
 def _thinking_options() -> _Parser:
     thinking = _Parser(add_help=False)
     group = thinking.add_argument_group("thinking")
-    levels = f"how much the model thinks before it answers, where it can be switched: {', '.join(LEVELS)}"
+    levels = f"amount of thinking before the answer, if the model can change it: {', '.join(LEVELS)}"
     group.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
     return thinking
 
@@ -165,9 +172,13 @@ def _chat_options() -> _Parser:
     chatting = _Parser(add_help=False)
     screen = chatting.add_argument_group("the chat")
     screen.add_argument("--resume", action="store_true", help="open the conversation that was used last")
-    screen.add_argument("--theme", choices=THEMES, default="auto", help="%(choices)s (16: the terminal's own colours)")
-    screen.add_argument("--plain", action="store_true", help="line by line, for screen readers; at TERM=dumb always")
-    screen.add_argument("--serve", action="store_true", help="in a web browser, on this machine only")
+    screen.add_argument(
+        "--theme", choices=THEMES, default="auto", help="%(choices)s; 16 uses the terminal's own colours"
+    )
+    screen.add_argument(
+        "--plain", action="store_true", help="chat line by line, for screen readers; always if TERM is dumb"
+    )
+    screen.add_argument("--serve", action="store_true", help="open the chat in a web browser, on this machine only")
     screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # what --serve starts
     return chatting
 

@@ -23,18 +23,22 @@ def add_parser(
     commands: Any, common: Any, find: Callable[[str], Path], offload: Callable[[argparse.Namespace], OffloadConfig]
 ) -> None:
     """Add the subcommand; ``common`` has the options of placement, ``offload`` reads them."""
-    profile = commands.add_parser("profile", parents=[common], help="memory and latency beside llama.cpp")
+    profile = commands.add_parser(
+        "profile", parents=[common], help="measure speed, latency and memory beside llama.cpp"
+    )
     profile.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'")
     profile.add_argument("-p", "--n-prompt", default="512", metavar="N,..", help="tokens of a prefill (%(default)s)")
     profile.add_argument("-n", "--n-gen", default="128", metavar="N,..", help="tokens to generate (%(default)s)")
     profile.add_argument("-d", "--n-depth", default="0", metavar="N,..", help="tokens of context before (%(default)s)")
-    profile.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="(%(default)s)")
+    profile.add_argument(
+        "-r", "--repetitions", type=int, default=5, metavar="N", help="repetitions of each test (%(default)s)"
+    )
     profile.add_argument("--synthetic", action="store_true", help="random tokens instead of text")
-    profile.add_argument("-o", "--output", choices=FORMATS, default="md", help="(%(default)s)")
+    profile.add_argument("-o", "--output", choices=FORMATS, default="md", help="%(choices)s (%(default)s)")
     profile.add_argument("--html", metavar="FILE", type=Path, help="also write one page with plots")
     profile.add_argument("--trace", metavar="FILE", type=Path, help="also write trace events, which Perfetto opens")
     two = ("A.json", "B.json")
-    profile.add_argument("--compare", nargs=2, metavar=two, type=Path, help="whether two profiles differ; runs nothing")
+    profile.add_argument("--compare", nargs=2, metavar=two, type=Path, help="compare two profiles and run nothing")
     profile.set_defaults(command=lambda parsed, _: _profile(parsed, find, offload))
 
 

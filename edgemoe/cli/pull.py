@@ -27,7 +27,7 @@ def add_parsers(commands: Any) -> None:
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=MODEL)
     pull.add_argument("--revision", metavar="REV", help="branch, tag or commit, in place of the newest")
-    pull.add_argument("--dry-run", action="store_true", help="say what would be downloaded")
+    pull.add_argument("--dry-run", action="store_true", help="name the files and download nothing")
     pull.add_argument("--json", action="store_true", help="print repository, revision, files, bytes and path")
     pull.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     pull.set_defaults(command=lambda parsed, _: _pull(parsed))

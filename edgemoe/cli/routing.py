@@ -19,9 +19,11 @@ HELD_OUT = 0.2  # of the history, its latest part: what a training is judged on
 
 def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     """Add the two subcommands; ``find`` turns MODEL into a file."""
-    replay = commands.add_parser("replay", help="hit rates of a recorded routing trace, without its model")
+    replay = commands.add_parser("replay", help="compare policies on a recorded routing trace, without its model")
     replay.add_argument("traces", nargs="+", metavar="TRACE", help="a routing trace (.npz)")
-    replay.add_argument("--train", nargs="+", default=[], metavar="TRACE", help="learn from these, judge all of TRACE")
+    replay.add_argument(
+        "--train", nargs="+", default=[], metavar="TRACE", help="traces to learn from; all of TRACE is judged"
+    )
     replay.add_argument("--slots", default=FRACTIONS, metavar="SHARES", help="resident shares (%(default)s)")
     replay.add_argument("--uploads", type=int, metavar="N", help="most loads per layer and token")
     replay.add_argument(
@@ -29,8 +31,8 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
         nargs="?",
         const="",
         metavar="KEY=VALUE,...",
-        help="forecast tokens per second; bytes per second of cpu, device and link, seconds of launch, "
-        "join and rest, bytes of an expert; what is not given is that of a PC with a PCIe 4.0 card",
+        help="forecast tokens per second of a machine: bytes per second of cpu, device and link; seconds of launch, "
+        "join and rest; bytes of an expert. Missing values are those of a PC with a PCIe 4.0 card",
     )
     replay.add_argument("--json", action="store_true", help="print edgemoe.replay.v1")
     replay.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
@@ -39,9 +41,9 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     train = commands.add_parser("train", help="train the routing predictor of a model from its history")
     train.add_argument("model", metavar="MODEL", help=MODEL)
     train.add_argument(
-        "--trace", nargs="+", default=[], metavar="TRACE", help="learn from these instead of the history"
+        "--trace", nargs="+", default=[], metavar="TRACE", help="traces to learn from, in place of the history"
     )
-    train.add_argument("--json", action="store_true", help="print what was measured")
+    train.add_argument("--json", action="store_true", help="print the measurements as JSON")
     train.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     train.set_defaults(command=lambda parsed, _: _train(parsed, find))
 

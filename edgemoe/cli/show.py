@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     """Add the subcommand; ``find`` turns MODEL into a file."""
-    show = commands.add_parser("show", help="what is in a model file, without loading it")
+    show = commands.add_parser("show", help="list the contents of a model file, without loading it")
     show.add_argument("model", metavar="MODEL", help=MODEL)
-    show.add_argument("--json", action="store_true", help="print the same for programs")
+    show.add_argument("--json", action="store_true", help="print JSON for programs")
     show.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     show.set_defaults(command=lambda parsed, _: _show(parsed, find))
 

@@ -47,18 +47,17 @@ _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
-    Every keyword of ``llama_cpp.Llama`` works; these differ in their defaults: ``n_threads`` is the number of
-    physical cores, less one or two that a device's copies need, ``n_gpu_layers`` puts the dense part on the device when
-    there is one, and ``verbose`` is off. llama.cpp's messages go to the logger ``edgemoe.llama``; only with
-    ``verbose=True`` they are written to stderr as well, as llama_cpp does. Every error that llama_cpp raises as a
-    ``ValueError`` or ``RuntimeError`` is one here, too.
+    Every keyword of ``llama_cpp.Llama`` works. Three have other defaults: ``n_threads`` is the number of physical
+    cores, less one or two for the copies of a device; ``n_gpu_layers`` puts the dense part on the device if there is
+    one; ``verbose`` is off. llama.cpp's messages go to the logger ``edgemoe.llama``, and with ``verbose=True`` to
+    stderr, too. Errors that llama_cpp raises as a ``ValueError`` or ``RuntimeError`` have these types here, too.
 
     Several threads may use one model: each answer, or token of a stream, waits for its turn. A program that ends, or
-    closes the model, ends what other threads compute. After a fork the child has to open the model anew.
+    closes the model, ends the computations of other threads. After a fork the child has to open the model anew.
 
     Args:
-        model_path: a GGUF file; any shard means its whole model.
-        offload: where experts live and who decides.
+        model_path: a GGUF file; any shard opens the whole model.
+        offload: placement of the experts, see ``OffloadConfig``.
         **keywords: as in ``llama_cpp.Llama``.
 
     Attributes:
@@ -433,18 +432,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         reasoning_effort: str | None = None,
         **keywords: Any,
     ) -> Any:
-        """As in ``llama_cpp.Llama``, read by the model's own format.
+        """Answer a chat as ``llama_cpp.Llama`` does, in the model's own format.
 
-        The answer has what the model thought in ``reasoning_content`` and its calls in ``tool_calls``, as have the
-        deltas of a stream, where each call comes whole; its last chunk has ``timings`` and ``edgemoe``. Messages may
-        be in any of OpenAI's forms. With ``chat_format`` or ``chat_handler`` chosen by you llama_cpp does it all.
+        The answer carries the model's thinking in ``reasoning_content`` and its calls in ``tool_calls``. The deltas of
+        a stream carry both, too, each call whole; the last chunk has ``timings`` and ``edgemoe``. Messages may be in
+        any of OpenAI's forms. If you choose ``chat_format`` or ``chat_handler``, llama_cpp alone reads the answer.
 
         Args:
             messages: the conversation.
             *args: as in ``llama_cpp.Llama``.
             chat_template_kwargs: keywords of the model's template, such as ``{"enable_thinking": False}``.
-            reasoning_effort: how much to think: ``low``, ``medium``, ``high``, ``on``, or ``off`` (``none``); of these
-                ``thinking.levels`` change anything.
+            reasoning_effort: amount of thinking: ``low``, ``medium``, ``high``, ``on``, or ``off`` (``none``). Only the
+                levels in ``thinking.levels`` have an effect.
             **keywords: as in ``llama_cpp.Llama``.
 
         Raises:

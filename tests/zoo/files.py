@@ -55,7 +55,7 @@ def build(name: str, folder: Path, quant: str | None = None, seed: int = 0, mtp:
     Args:
         name: one of `ARCHITECTURES`, or of the dense ones in `HEADLESS`.
         folder: where the file goes; made if missing.
-        quant: one of `QUANTS` or `MIXES`, or None for what files of this architecture mostly have.
+        quant: one of `QUANTS` or `MIXES`, or None for the usual type of this architecture's files.
         seed: of all weights.
         mtp: add an MTP head behind the last layer; of `WITH_MTP`.
 

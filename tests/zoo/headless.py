@@ -1,4 +1,4 @@
-"""Dense architectures with layers that have no attention heads: no experts, but what llama.cpp runs must pass."""
+"""Dense architectures with layers without attention heads: no experts, but llama.cpp runs them, so they must pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What really happens inside llama.cpp: which matrices are multiplied by expert, and who is chosen."""
+"""Observe llama.cpp from inside: the matrices that are multiplied by expert, and the chosen experts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Observation:
 
 
 def observe(path: Path, ids: Sequence[int]) -> Observation:
-    """Evaluate ``ids`` as one batch with plain llama.cpp and note what its expert layers do."""
+    """Evaluate ``ids`` as one batch with plain llama.cpp and note the work of its expert layers."""
     seen = Observation()
 
     def callback(tensor: int, ask: bool, _: int | None) -> bool:
@@ -64,7 +64,7 @@ def observe(path: Path, ids: Sequence[int]) -> Observation:
     native = llama_cpp.ggml_backend_sched_eval_callback(callback)  # must outlive the context
     with defaults("context", cb_eval=native):
         llm = plain(path, logits_all=True)
-    # A warm-up at creation uses every expert: what it did is of no interest.
+    # A warm-up at creation uses every expert; its routing does not count.
     seen.multiplied.clear()
     seen.chosen.clear()
     llm.eval(list(ids))

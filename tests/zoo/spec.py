@@ -1,4 +1,4 @@
-"""What describes one architecture of the zoo, and the metadata that all of them share."""
+"""Specification of one architecture of the zoo, and the metadata that all of them share."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def no_keys(_: Geometry) -> Keys:
 
 @dataclass(frozen=True)
 class Spec:
-    """One architecture: what its file says and which of its optional tensors it has.
+    """One architecture: the metadata of its file and its optional tensors.
 
     Attributes:
         arch: llama.cpp's name of the architecture.
-        note: what is peculiar about its expert layers.
+        note: peculiarities of its expert layers.
         layers: number of layers.
         experts: routed experts per layer.
         used: experts per token.

@@ -1,4 +1,4 @@
-"""Architectures whose layers all have ordinary attention."""
+"""Architectures with ordinary attention in every layer."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ GGML.ggml_quantize_chunk.argtypes = [
 
 GAINS: tuple[tuple[str, float], ...] = (
     (r"ffn_gate_inp\.weight", 3.0),  # router: apart from each other, so that the choice has no near ties
-    (r"ffn_down_(ch)?exps\.weight", 3.0),  # experts: most of what the layers add to the residual stream
+    (r"ffn_down_(ch)?exps\.weight", 3.0),  # experts: most of the layers' sum in the residual stream
     (r"^output\.weight", 3.0),
     (r"attn_(q|k)\.weight", 1.5),
 )

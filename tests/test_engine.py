@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from edgemoe import BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig
-from edgemoe.engine import host
 from edgemoe.routing import trace
 from edgemoe.routing.prefetch import PLAN_EVERY
 from tests import parity

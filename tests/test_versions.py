@@ -22,8 +22,9 @@ TABLES = {
     "ggml_backend_device": "dev_name dev_description dev_memory dev_type dev_get_props dev_init dev_buffer_type "
     "dev_host_buffer_type dev_buffer_from_host_ptr dev_supports_op dev_supports_buft dev_offload_op event_new - - "
     "dev_backend_reg",
-    "ggml_backend": "- name free tensor_set_async tensor_get_async tensor_set_2d_async tensor_get_2d_async - synchronize "
-    "graph_plan_create graph_plan_free - graph_plan_compute graph_compute_async event_record:1 event_wait - get_device",
+    "ggml_backend": "- name free tensor_set_async tensor_get_async tensor_set_2d_async tensor_get_2d_async - "
+    "synchronize graph_plan_create graph_plan_free - graph_plan_compute graph_compute_async "
+    "event_record:1 event_wait - get_device",
     "ggml_backend_reg": "- reg_name reg_dev_count reg_dev_get reg_get_proc_address",
 }
 WORD = ctypes.sizeof(ctypes.c_void_p)

@@ -31,7 +31,7 @@ from llama_cpp import llama_cpp as binding
 from ..errors import BackendMismatch
 from .binding import Core, NativeEngine
 
-# Versions that the tests ran with. An older one is refused; a newer one is tried, and refused where a probe finds a difference.
+# Versions that the tests ran with. An older one is refused; a newer one is tried, and refused if a probe differs.
 OLDEST, NEWEST = "llama-cpp-python>=0.3.28", "0.3.36"
 TESTED = f"{OLDEST},<={NEWEST}"
 # Weights, biases and scales of routed experts, in every spelling llama.cpp has.

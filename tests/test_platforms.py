@@ -11,11 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 WITHOUT = """
 import builtins, importlib, pkgutil, sys, types
 plain = builtins.__import__
-def refusing(name, namespace=None, *rest):
-    ours = (namespace or {}).get("__name__", "").startswith("edgemoe")
+def refusing(name, globals=None, *rest, **named):
+    ours = (globals or {}).get("__name__", "").startswith("edgemoe")
+    if ours and name == "msvcrt":
+        return msvcrt
     if ours and name in ("fcntl", "grp", "pwd", "pty", "resource", "termios", "tty"):
         raise ModuleNotFoundError(name)
-    return plain(name, namespace, *rest)
+    return plain(name, globals, *rest, **named)
 builtins.__import__ = refusing
 locked = []
 msvcrt = types.ModuleType("msvcrt")
@@ -25,7 +27,6 @@ def locking(number, mode, count):
         raise PermissionError("taken")
     locked.append(number)
 msvcrt.locking = locking
-sys.modules["msvcrt"] = msvcrt
 import edgemoe
 sys.platform = "win32"
 from edgemoe import locks

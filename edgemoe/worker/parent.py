@@ -109,7 +109,7 @@ class RemoteEngine:
         self._context, self.experts, self.thinking = 0, RemoteExperts(self), Thinking()
         self._reader = threading.Thread(target=self._read, name="edgemoe-worker", daemon=True)
         self._reader.start()
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             self._pipe.send(sys.path)
             self._pipe.send(opener)
 

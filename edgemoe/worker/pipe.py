@@ -77,6 +77,8 @@ class Pipe:
                 file.close()
 
     def _write(self, data: bytes) -> None:
+        if self._outgoing.closed:
+            raise BrokenPipeError("the pipe is closed")
         rest = memoryview(data)
         while rest:
             rest = rest[self._outgoing.write(rest) :]

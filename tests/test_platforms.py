@@ -50,7 +50,6 @@ def test_nothing_imports_what_only_posix_has() -> None:
 def test_locks_without_fcntl(tmp_path: Path) -> None:
     code = f"""
 import threading
-locks.sys = types.SimpleNamespace(platform="win32")
 locks._ASK_AGAIN_SECONDS = 0.01
 with open({str(tmp_path / "lock")!r}, "ab") as file:
     locks.lock(file)

@@ -4,9 +4,9 @@
     python .ci/wheels.py                     # all, into dist/
     python .ci/wheels.py windows-x86_64      # one
 
-The core needs no library but the C++ one, which zig links into it, so zig compiles it for every platform anywhere. The rest
-of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, Ubuntu 18.10, RHEL 8), the one for macOS from
-11.0 on; zig signs it ad hoc, as Apple's processors demand.
+The core needs no library but C++'s own, which zig links into it, so zig compiles it for every platform anywhere. The
+rest of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, Ubuntu 18.10, RHEL 8), the one for
+macOS from 11.0 on; zig signs it ad hoc, as Apple's processors demand.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python .ci/wheels.py                     # all, into dist/
     python .ci/wheels.py windows-x86_64      # one
 
-The core needs no library but C++'s own, which zig links into it, so zig compiles it for every platform anywhere. The
-rest of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, Ubuntu 18.10, RHEL 8), the one for
-macOS from 11.0 on; zig signs it ad hoc, as Apple's processors demand.
+The core needs no library but the system's and C++'s own, which zig links into it, so zig compiles it for every platform
+anywhere. The rest of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, Ubuntu 18.10, RHEL 8),
+the one for macOS from 11.0 on; zig signs it ad hoc, as Apple's processors demand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORE, PLACE = ROOT / "edgemoe" / "core", "edgemoe/engine"
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-shared", "-pthread", "-s")
+# An exception may cross frames of llama.cpp. Its C++ library asks the system's unwinder about them, so ours must be the same.
+UNWINDER = "libgcc_s.so.1"
+UNWIND = (
+    *(
+        "Backtrace",
+        "DeleteException",
+        "FindEnclosingFunction",
+        "ForcedUnwind",
+        "GetCFA",
+        "GetDataRelBase",
+        "GetGR",
+        "GetIP",
+    ),
+    *("GetIPInfo", "GetLanguageSpecificData", "GetRegionStart", "GetTextRelBase", "RaiseException", "Resume"),
+    *("Resume_or_Rethrow", "SetGR", "SetIP"),
+)
 # Functions without which Python or ggml could not use the core.
 EXPORTS = (b"em_abi_version", b"em_engine_new", b"ggml_backend_init")
 
@@ -107,11 +123,23 @@ def build(plain: Path, target: Target, out: Path, folder: Path) -> Path:
 def compile_core(target: Target, file: Path) -> None:
     """Compile the core for ``target`` into ``file``."""
     sources = sorted(path for path in CORE.rglob("*.cpp") if "tests" not in path.relative_to(CORE).parts)
-    compiler = [sys.executable, "-m", "ziglang", "c++", "-target", target.zig, *FLAGS, *target.flags, "-I", str(CORE)]
-    with tempfile.TemporaryDirectory() as folder:  # zig leaves more than the library, on Windows
-        made = Path(folder) / target.core
-        subprocess.run([*compiler, *map(str, sources), "-o", str(made)], check=True)
+    zig = [sys.executable, "-m", "ziglang"]
+    with tempfile.TemporaryDirectory() as name:  # zig leaves more than the library, on Windows
+        folder = Path(name)
+        made = folder / target.core
+        inputs = [*map(str, sources), *([str(unwinder(zig, target, folder))] if "linux" in target.zig else [])]
+        options = ["-target", target.zig, *FLAGS, *target.flags, "-I", str(CORE)]
+        subprocess.run([*zig, "c++", *options, *inputs, "-o", str(made)], check=True)
         shutil.copy(made, file)
+
+
+def unwinder(zig: list[str], target: Target, folder: Path) -> Path:
+    """Make a library that stands in for the system's unwinder while the core is linked, in the place of zig's own."""
+    code, library = folder / "unwinder.c", folder / UNWINDER
+    code.write_text("".join(f"void _Unwind_{name}(void) {{}}\n" for name in UNWIND))
+    named = ["-shared", "-nostdlib", f"-Wl,-soname,{UNWINDER}", str(code), "-o", str(library)]
+    subprocess.run([*zig, "cc", "-target", target.zig, *named], check=True)
+    return library
 
 
 def check(wheel: Path, target: Target) -> None:
@@ -130,6 +158,8 @@ def check(wheel: Path, target: Target) -> None:
     if wrong or not all(name in core for name in EXPORTS):
         raise SystemExit(f"{wheel.name}: {target.core} is not what {target.tag} needs")
     if target.tag.startswith("manylinux"):
+        if UNWINDER.encode() not in core:
+            raise SystemExit(f"{wheel.name}: {target.core} has an unwinder of its own")
         audit = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
         shown = subprocess.run(audit, check=True, capture_output=True, text=True).stdout
         said = " ".join(shown.split())

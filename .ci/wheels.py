@@ -5,7 +5,7 @@
     python .ci/wheels.py windows-x86_64      # one
 
 The core needs no library but the system's and C++'s own, which zig links into it, so zig compiles it for every platform
-anywhere. The rest of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, Ubuntu 18.10, RHEL 8),
+anywhere. The rest of a wheel is the same for all. Linux wheels run from glibc 2.28 on (Debian 10, RHEL 8),
 the one for macOS from 11.0 on; zig signs it ad hoc, as Apple's processors demand.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORE, PLACE = ROOT / "edgemoe" / "core", "edgemoe/engine"
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fvisibility=hidden", "-ffp-contract=off", "-shared", "-pthread", "-s")
-# An exception may cross frames of llama.cpp. Its C++ library asks the system's unwinder about them, so ours must be the same.
+# An exception may cross frames of llama.cpp, whose C++ library asks the system's unwinder: ours must be the same.
 UNWINDER = "libgcc_s.so.1"
 UNWIND = (
     *(

@@ -88,18 +88,18 @@ class DoesNotFit(EdgeMoEError, ValueError):
 
 
 class BackendMismatch(EdgeMoEError):
-    """llama-cpp-python is not a version whose internals the core was checked against.
+    """llama-cpp-python is a version that the engine cannot work with.
 
     Attributes:
-        found: what was found.
-        tested: what was tested.
+        found: the version that is installed, and what differs.
+        tested: the versions that work, as pip reads them.
     """
 
     def __init__(self, found: str, tested: str) -> None:
         """Name both sides in the message."""
         super().__init__(
             f"this llama-cpp-python does not match the engine: found {found}, tested {tested}",
-            f"pip install {tested}",
+            f'pip install "{tested}"',
         )
         self.found = found
         self.tested = tested

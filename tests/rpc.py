@@ -20,9 +20,9 @@ OPTIONS = ("GGML_RPC=ON", "GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_BUILD_T
 
 
 def build(folder: Path) -> Path:
-    """Fetch the sources of the tested llama-cpp-python and build its RPC backend alone."""
+    """Fetch the sources of the installed llama-cpp-python and build its RPC backend alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    fetch = ["download", "--no-deps", "--no-binary", "llama-cpp-python", host.TESTED, "-d", str(folder)]
+    fetch = ["download", "--no-deps", "--no-binary", "llama-cpp-python", host.version(), "-d", str(folder)]
     subprocess.run([sys.executable, "-m", "pip", *fetch], check=True, stdout=sys.stderr)
     with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")

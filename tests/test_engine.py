@@ -16,8 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edgemoe import BackendMismatch, BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig
-from edgemoe.engine import host
+from edgemoe import BadGguf, ConfigError, Llama, ModelNotFound, OffloadConfig, SimConfig
 from edgemoe.routing import trace
 from edgemoe.routing.prefetch import PLAN_EVERY
 from tests import parity
@@ -406,13 +405,6 @@ def test_bad_files(tmp_path: Path, model: Path) -> None:
 def test_unknown_device(model: Path) -> None:
     with pytest.raises(ConfigError, match="CUDA7"):
         Llama(model, offload=OffloadConfig(device="CUDA7"))
-
-
-def test_another_llama_cpp_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "version", lambda: "llama-cpp-python==0.3.1")
-    with pytest.raises(BackendMismatch) as error:
-        host.core.__wrapped__()
-    assert error.value.found == "llama-cpp-python==0.3.1" and error.value.tested == host.TESTED
 
 
 def test_nothing_is_written_to_the_terminal(model: Path) -> None:

@@ -14,7 +14,7 @@ from edgemoe import errors
     [
         errors.BadGguf("cut off", "download it again"),
         errors.DoesNotFit(5 << 20, 1 << 20, "vram=1GiB"),
-        errors.BackendMismatch("llama-cpp-python==0.4", "llama-cpp-python==0.3.36"),
+        errors.BackendMismatch("llama-cpp-python==0.4", "llama-cpp-python>=0.3.28,<=0.3.36"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.types import Thinking
 from edgemoe.worker import EngineDied, RemoteEngine, Worker
+from edgemoe.worker.parent import _cause
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = [{"role": "user", "content": "go"}]
@@ -55,6 +57,16 @@ class Deaf(FakeLlama):
 
     def create_chat_completion(self, messages: Any, stream: bool = False, **sampling: Any) -> Any:
         time.sleep(0.1)
+        return super().create_chat_completion(messages, stream, **sampling)
+
+
+class Loud(FakeLlama):
+    """Prints, as libraries do, by Python and by its file descriptor."""
+
+    def create_chat_completion(self, messages: Any, stream: bool = False, **sampling: Any) -> Any:
+        print("said aloud", flush=True)
+        os.write(1, b"written to the standard output")
+        assert os.read(0, 1) == b"", "the standard input is the engine's own"
         return super().create_chat_completion(messages, stream, **sampling)
 
 
@@ -164,6 +176,22 @@ def test_errors_of_loading_arrive_with_their_hint() -> None:
 def test_an_abort_while_loading_says_what_failed() -> None:
     with pytest.raises(EngineDied, match=r"aborted.*GGML_ASSERT"):
         Worker(aborts).open(lambda: None)
+
+
+def test_what_is_printed_in_the_child_never_reaches_the_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello from somebody')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    engine = Worker(partial(Loud, answers=["a b"])).open(lambda: None)
+    assert text_of(list(engine.create_chat_completion(QUESTION))) == "a b"
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(-9, "was killed"), (-11, r"crashed \(SIGSEGV\)"), (0xC0000005, r"crashed \(0xC0000005\)"), (3, r"exit code 3")],
+)
+def test_every_end_has_a_name_on_windows_too(status: int, said: str) -> None:
+    assert re.search(said, _cause(status, "", False)[0])
 
 
 def test_the_child_does_not_outlive_a_killed_parent() -> None:

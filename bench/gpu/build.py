@@ -122,7 +122,7 @@ def unpacked(folder: Path, archive: Path | None = None) -> Path:
     found = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp/ggml"), None)
     if found is None:
         if archive is None:
-            fetch = ["download", "--no-deps", "--no-binary", "llama-cpp-python", host.TESTED, "-d", str(folder)]
+            fetch = ["download", "--no-deps", "--no-binary", "llama-cpp-python", host.version(), "-d", str(folder)]
             _run([sys.executable, "-m", "pip", *fetch], "the source archive")
             archive = next(folder.glob("llama_cpp_python-*.tar.gz"))
         with tarfile.open(archive) as opened:

@@ -31,7 +31,9 @@ from llama_cpp import llama_cpp as binding
 from ..errors import BackendMismatch
 from .binding import Core, NativeEngine
 
-TESTED = "llama-cpp-python==0.3.36"
+# Versions that the tests ran with. An older one is refused; a newer one is tried, and refused if a probe differs.
+OLDEST, NEWEST = "llama-cpp-python>=0.3.28", "0.3.36"
+TESTED = f"{OLDEST},<={NEWEST}"
 # Weights, biases and scales of routed experts, in every spelling llama.cpp has.
 EXPERT_TENSORS = rb"ffn_(gate|up|down|gate_up)_exps\.(weight|bias)$"
 
@@ -47,6 +49,24 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, _ERROR: loggin
 _before: list[tuple[Any, Any]] = []
 
 
+# All that the engine uses of llama_cpp beyond its documented interface.
+_USED: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (
+        binding,
+        ("_lib", "llama_model_default_params", "llama_set_abort_callback", "llama_log_get", "llama_memory_seq_rm"),
+    ),
+    (binding, ("llama_state_seq_get_data_ext", "llama_state_seq_set_data_ext", "llama_model_is_hybrid")),
+    (binding.llama_model_params, ("tensor_buft_overrides", "devices")),
+    (llama_module, ("suppress_stdout_stderr",)),
+    (_internals, ("suppress_stdout_stderr",)),
+    (_internals.LlamaContext, ("decode", "get_logits_ith")),
+    (_internals.LlamaModel, ("token_bos", "token_get_text", "token_get_attr")),
+    (_logger, ("llama_log_callback",)),
+    (llama_cpp.Llama, ("_input_ids", "_scores", "_create_completion", "longest_token_prefix", "load_state")),
+)
+_BATCH = ("n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits")
+
+
 class _Override(ctypes.Structure):
     _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
 
@@ -56,15 +76,30 @@ def version() -> str:
     return f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}"
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)[:3]]
+
+
+def _difference() -> str:
+    """Name the first part of llama_cpp that the engine uses and that is not there; empty if all are."""
+    for owner, names in _USED:
+        if missing := [name for name in names if not hasattr(owner, name)]:
+            return f"{owner.__name__}.{missing[0]} is missing"
+    fields = tuple(name for name, _ in llama_cpp.llama_batch._fields_)
+    return "" if fields == _BATCH else "llama_batch differs"
+
+
 @cache
 def core() -> Core:
     """The core, loaded once, checked, registered with ggml, and with the hooks in place.
 
     Raises:
-        BackendMismatch: llama-cpp-python is not the tested one, or its ggml is not.
+        BackendMismatch: llama-cpp-python is too old, or something that the engine uses is not as it knows it.
     """
-    if version() != TESTED:
+    if _numbers(version()) < _numbers(OLDEST):
         raise BackendMismatch(version(), TESTED)
+    if difference := _difference():
+        raise BackendMismatch(f"{version()} ({difference})", TESTED)
     libraries = _ggml_libraries()
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load

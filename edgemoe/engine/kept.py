@@ -12,7 +12,6 @@ own. Nothing here raises for what is on the disk: a problem is a line in the log
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..locks import RENAMES_OPEN, lock
 from ..types import IdArray
 
 State: TypeAlias = "npt.NDArray[np.uint8]"
@@ -221,10 +221,13 @@ class Folder:
         path = self.path / f"{self._key}-{secrets.token_hex(6)}{SUFFIX}"
         unfinished = path.with_suffix(UNFINISHED)
         try:
-            with open(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with open(unfinished, "xb", buffering=0, opener=_ours_alone) as file:
+                lock(file)
                 _write_file(file, kept)
                 os.fsync(file.fileno())
+                if RENAMES_OPEN:  # while it is locked, nobody takes it for one that was left behind
+                    os.rename(unfinished, path)
+            if not RENAMES_OPEN:
                 os.rename(unfinished, path)
         except OSError:
             unfinished.unlink(missing_ok=True)
@@ -263,8 +266,9 @@ class Folder:
     def _remove_unfinished(self) -> None:
         """Remove the temporary files that no living process has locked."""
         for path in self.path.glob(f"*{UNFINISHED}"):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):
+                with path.open("rb") as file:
+                    lock(file, wait=False)
                 path.unlink(missing_ok=True)
 
     def _remove(self, path: Path, reason: str) -> None:
@@ -294,6 +298,10 @@ def common(first: IdArray, second: IdArray) -> int:
 def _goes_on(tokens: IdArray, before: IdArray, asked: int) -> bool:
     """Whether ``tokens`` are a later turn of the conversation ``before``, whose last answer may have changed."""
     return common(tokens, before) >= min(max(asked - TAIL, 1), len(before))
+
+
+def _ours_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _write_file(file: BinaryIO, kept: Kept) -> None:

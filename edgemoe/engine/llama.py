@@ -71,7 +71,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         ContextFailed: llama.cpp cannot make a context with these settings.
         DoesNotFit: there is no memory for the context, not by any smaller plan either.
         ValueError: llama_cpp refuses a setting.
-        BackendMismatch: llama-cpp-python is not the tested version.
+        BackendMismatch: llama-cpp-python is too old, or so new that it differs where the engine meets it.
         ConfigError: a setting cannot be honoured.
     """
 
@@ -331,7 +331,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _holds_exactly(self, tokens: Sequence[int]) -> bool:
         """The context has just computed ``tokens`` and nothing else: their logits are there."""
-        fresh = not self._requires_eval and self.n_tokens == len(tokens)
+        # llama_cpp before 0.3.32 does not know, and computes the last token again.
+        fresh = not getattr(self, "_requires_eval", True) and self.n_tokens == len(tokens)
         return fresh and bool((self.input_ids[: len(tokens)] == tokens).all())
 
     @contextlib.contextmanager

@@ -13,7 +13,6 @@ repeat at the next token (38..58 % by layer), and the two favourites of a layer 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -25,6 +24,7 @@ import numpy as np
 
 from ..config import home
 from ..errors import EdgeMoEError
+from ..locks import lock
 from ..types import FloatArray
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def build_demo(target: Path | None = None, progress: Progress | None = None) -> 
     source = _source()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(path.with_name(f"{path.name}.part")) as part:
+        part = path.with_name(f"{path.name}.part")
+        with _claimed(part):
             if path.exists():
                 return path
             _require_space(path.parent)
@@ -114,18 +115,22 @@ def _require_space(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(part: Path) -> Iterator[Path]:
+def _claimed(part: Path) -> Iterator[None]:
     """Hold the name ``part`` alone among all builders; the file is gone afterwards unless it was renamed."""
+    # A file of its own: Windows does not rename one that is open.
+    claim = part.with_suffix(".lock")
     while True:
-        with part.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            # The builder before us may have renamed or removed the file that we waited for.
-            if not _is_open_as(part, stream.fileno()):
+        with claim.open("ab") as stream:
+            lock(stream)
+            # The builder before us may have removed the file that we waited for.
+            if not _is_open_as(claim, stream.fileno()):
                 continue
             try:
-                yield part
+                yield
             finally:
                 part.unlink(missing_ok=True)
+                with contextlib.suppress(PermissionError):  # Windows does not remove one either
+                    claim.unlink()
             return
 
 

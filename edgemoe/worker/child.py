@@ -13,12 +13,12 @@ import pickle
 import signal
 import sys
 import threading
-from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import EdgeMoEError
 from ..types import Thinking
+from .pipe import Pipe
 
 # Cancelling again this often covers a cancel that came before the engine had begun and was forgotten by it.
 CANCEL_SECONDS = 0.02
@@ -34,8 +34,8 @@ OOM_SCORE = 500
 
 
 class _Child:
-    def __init__(self, connection: Connection[Any, Any]) -> None:
-        self._connection = connection
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
         self._sending = threading.Lock()
         self._jobs: SimpleQueue[tuple[int, str, Any] | None] = SimpleQueue()
         self._engine: Any = None
@@ -92,7 +92,7 @@ class _Child:
     def _read(self) -> None:
         try:
             while True:
-                what, number, argument = self._connection.recv()
+                what, number, argument = self._pipe.recv()
                 if what == "cancel":
                     self._cancelled = max(self._cancelled, number)
                     threading.Thread(target=self._cancel, args=(number,), daemon=True).start()
@@ -128,7 +128,7 @@ class _Child:
 
     def _send(self, kind: str, number: int, value: Any) -> None:
         with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.send((kind, number, value))
+            self._pipe.send((kind, number, value))
 
 
 def _portable(error: Exception) -> Exception:
@@ -144,17 +144,17 @@ def _portable(error: Exception) -> Exception:
 
 
 def main() -> None:
-    """Serve the pipe whose file descriptor is the first argument; it first brings the search path and the opener."""
+    """Serve the parent through the standard input and output; it first sends the search path and the opener."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to understand
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(OOM_SCORE))
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    pipe = Pipe.to_parent()
     try:
-        sys.path[:] = connection.recv()
-        factory = connection.recv()
+        sys.path[:] = pipe.recv()
+        factory = pipe.recv()
     except EOFError:
         return
-    _Child(connection).serve(factory)
+    _Child(pipe).serve(factory)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -24,9 +22,12 @@ from typing import IO, Any
 from ..errors import EdgeMoEError
 from ..models.page_cache import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
+from .pipe import Pipe
 
 # A polite end writes the routing profile; a child that cannot is killed after this.
 CLOSE_SECONDS = 2.5
+# Exit statuses: those of signals that only POSIX has, and the first of those by which Windows names a crash.
+KILLED, ABORTED, WINDOWS_CRASH = -9, -6, 0xC000_0000
 _REASON_BYTES = 4096  # of what the child said last
 
 
@@ -96,23 +97,21 @@ class RemoteEngine:
         self._answering = 0
         self._kills = _oom_kills()
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgemoe.worker.child", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._words,
-                stderr=self._words,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            )
-            self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgemoe.worker.child"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        self._pipe = Pipe.to_child(self._process)
         self._context, self.experts, self.thinking = 0, RemoteExperts(self), Thinking()
         self._reader = threading.Thread(target=self._read, name="edgemoe-worker", daemon=True)
         self._reader.start()
-        with contextlib.suppress(OSError):
-            self._connection.send(sys.path)
-            self._connection.send(opener)
+        with self._lock, contextlib.suppress(OSError):
+            self._pipe.send(sys.path)
+            self._pipe.send(opener)
 
     @property
     def pid(self) -> int:
@@ -209,12 +208,13 @@ class RemoteEngine:
     def _send(self, what: str, number: int, argument: Any) -> None:
         # A broken pipe is told by the reader, which knows why.
         with self._lock, contextlib.suppress(OSError):
-            self._connection.send((what, number, argument))
+            self._pipe.send((what, number, argument))
 
     def _read(self) -> None:
         try:
+            self._pipe.await_child()
             while True:
-                kind, number, value = self._connection.recv()
+                kind, number, value = self._pipe.recv()
                 if (queue := self._waiting.get(number)) is not None:
                     queue.put((kind, value))
         except (EOFError, OSError):
@@ -224,7 +224,7 @@ class RemoteEngine:
             self._failure = EngineDied(*_cause(status, self._last_words(), _oom_kills() > self._kills))
             for queue in list(self._waiting.values()):
                 queue.put(("error", self._failure))
-            self._connection.close()
+            self._pipe.close()
         if not self._closing:
             self._died()
 
@@ -286,14 +286,16 @@ class RemoteExperts:
 def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
     """How a child with this exit status ended, and what may help."""
     told = f": {words}" if words else ""
-    if status == -signal.SIGKILL and out_of_memory:
+    if status == KILLED and out_of_memory:
         return "the system ran out of memory and ended the engine", "a smaller --ctx or --vram, or a smaller model"
-    if status == -signal.SIGKILL:
+    if status == KILLED:
         return "the engine was killed", "if nobody did that, memory ran out: a smaller --ctx or --vram"
-    if status == -signal.SIGABRT:
+    if status == ABORTED:
         return f"the engine aborted{told}", "a failed check inside llama.cpp; the same question may do it again"
     if status < 0:
         return f"the engine crashed ({signal.Signals(-status).name}){told}", ""
+    if status >= WINDOWS_CRASH:
+        return f"the engine crashed (0x{status:08X}){told}", ""
     return f"the engine ended by itself (exit code {status}){told}", ""
 
 

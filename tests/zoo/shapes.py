@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
+import pytest
+
+from edgemoe.engine import host
 
 from .reference import silent
 from .spec import ALWAYS_OPTIONAL, Spec
@@ -82,7 +85,10 @@ def all_tensors(metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
         model = llama_cpp.llama_model_init_from_user(file, callback, None, params)
     GGML.gguf_free(file)
     if not model:
-        raise RuntimeError(f"llama.cpp rejects the metadata in {metadata_file}: {''.join(log[-3:])}")
+        said = "".join(log[-3:])
+        if host.version() != f"llama-cpp-python=={host.NEWEST}":  # which knows all of them
+            pytest.skip(f"{host.version()} does not know {metadata_file.name}: {said}")
+        raise RuntimeError(f"llama.cpp rejects the metadata in {metadata_file}: {said}")
     llama_cpp.llama_model_free(model)
     return [TensorShape(name, shape) for name, shape in sorted(found.items())]
 

@@ -2,8 +2,9 @@
 
 // The part of ggml's binary interface that the core touches, declared here so that it builds without ggml's headers.
 //
-// Nothing below is trusted: ggml/check.cpp compares sizes, field positions and op names with the ggml that is loaded and runs a
-// probe graph before any of it is used. Layouts are those of ggml 0.25.3, backend API version 2.
+// Nothing below is trusted: ggml/check.cpp and ggml/probes.cpp compare sizes, field positions, table entries, op names and types
+// with the ggml that is loaded and run a probe graph before any of it is used. Layouts are those of ggml 0.13.1 to 0.25.3,
+// backend API version 2. The third argument of graph_optimize came with 0.25.3; before, ggml neither passes nor reads one.
 
 #include <cstddef>
 #include <cstdint>
@@ -219,6 +220,12 @@ struct llama_batch {
 };
 typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
 
+// What a plan of the CPU begins with; the rest is only room.
+struct ggml_cplan {
+    size_t work_size;
+    char   rest[120];
+};
+
 #define EM_GGML_FUNCTIONS(X)                                                                                          \
     X(ggml_abort_callback_t, ggml_set_abort_callback, (ggml_abort_callback_t callback))                               \
     X(const char *, ggml_op_name, (int op))                                                                           \
@@ -241,23 +248,43 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
     X(int, ggml_graph_n_nodes, (ggml_cgraph * graph))                                                                 \
     X(ggml_tensor *, ggml_graph_node, (ggml_cgraph * graph, int i))                                                   \
     X(ggml_tensor **, ggml_graph_nodes, (ggml_cgraph * graph))                                                        \
+    X(ggml_cplan, ggml_graph_plan, (const ggml_cgraph * graph, int n_threads, void * threadpool))                      \
     X(ggml_backend_buffer *, ggml_backend_buft_alloc_buffer, (ggml_backend_buffer_type * buft, size_t size))          \
     X(size_t, ggml_backend_buft_get_alignment, (ggml_backend_buffer_type * buft))                                     \
     X(size_t, ggml_backend_buft_get_alloc_size, (ggml_backend_buffer_type * buft, const ggml_tensor * t))             \
     X(bool, ggml_backend_buft_is_host, (ggml_backend_buffer_type * buft))                                             \
     X(const char *, ggml_backend_buft_name, (ggml_backend_buffer_type * buft))                                        \
+    X(size_t, ggml_backend_buft_get_max_size, (ggml_backend_buffer_type * buft))                                       \
+    X(ggml_backend_device *, ggml_backend_buft_get_device, (ggml_backend_buffer_type * buft))                          \
     X(ggml_backend_buffer *, ggml_backend_buffer_init,                                                                \
       (ggml_backend_buffer_type * buft, ggml_backend_buffer_i iface, void * context, size_t size))                    \
     X(void, ggml_backend_buffer_free, (ggml_backend_buffer * buffer))                                                 \
     X(void *, ggml_backend_buffer_get_base, (ggml_backend_buffer * buffer))                                           \
     X(void, ggml_backend_buffer_clear, (ggml_backend_buffer * buffer, uint8_t value))                                 \
+    X(size_t, ggml_backend_buffer_get_size, (ggml_backend_buffer * buffer))                                            \
+    X(ggml_backend_buffer_type *, ggml_backend_buffer_get_type, (ggml_backend_buffer * buffer))                        \
+    X(int, ggml_backend_buffer_get_usage, (ggml_backend_buffer * buffer))                                              \
+    X(int, ggml_backend_buffer_init_tensor, (ggml_backend_buffer * buffer, ggml_tensor * t))                           \
+    X(void, ggml_backend_buffer_reset, (ggml_backend_buffer * buffer))                                                 \
     X(int, ggml_backend_tensor_alloc, (ggml_backend_buffer * buffer, ggml_tensor * t, void * addr))                   \
     X(int, ggml_backend_view_init, (ggml_tensor * t))                                                                 \
     X(void, ggml_backend_tensor_set, (ggml_tensor * t, const void * data, size_t offset, size_t size))                \
+    X(void, ggml_backend_tensor_get, (const ggml_tensor * t, void * data, size_t offset, size_t size))                 \
+    X(void, ggml_backend_tensor_memset, (ggml_tensor * t, uint8_t value, size_t offset, size_t size))                  \
+    X(void, ggml_backend_tensor_set_2d,                                                                                \
+      (ggml_tensor * t, const void * data, size_t offset, size_t size, size_t n, size_t stride_tensor, size_t stride_data)) \
+    X(void, ggml_backend_tensor_get_2d,                                                                                \
+      (const ggml_tensor * t, void * data, size_t offset, size_t size, size_t n, size_t stride_tensor, size_t stride_data)) \
     X(void, ggml_backend_tensor_set_async,                                                                            \
       (ggml_backend * backend, ggml_tensor * t, const void * data, size_t offset, size_t size))                       \
     X(void, ggml_backend_tensor_get_async,                                                                            \
       (ggml_backend * backend, const ggml_tensor * t, void * data, size_t offset, size_t size))                       \
+    X(void, ggml_backend_tensor_set_2d_async,                                                                          \
+      (ggml_backend * backend, ggml_tensor * t, const void * data, size_t offset, size_t size, size_t n, size_t stride_tensor, \
+       size_t stride_data))                                                                                            \
+    X(void, ggml_backend_tensor_get_2d_async,                                                                          \
+      (ggml_backend * backend, const ggml_tensor * t, void * data, size_t offset, size_t size, size_t n, size_t stride_tensor, \
+       size_t stride_data))                                                                                            \
     X(void, ggml_backend_tensor_copy_async,                                                                           \
       (ggml_backend * from, ggml_backend * to, const ggml_tensor * src, ggml_tensor * dst))                           \
     X(void, ggml_backend_synchronize, (ggml_backend * backend))                                                       \
@@ -268,6 +295,11 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
     X(void, ggml_backend_event_synchronize, (ggml_backend_event * event))                                             \
     X(int, ggml_backend_graph_compute, (ggml_backend * backend, ggml_cgraph * graph))                                 \
     X(int, ggml_backend_graph_compute_async, (ggml_backend * backend, ggml_cgraph * graph))                           \
+    X(void *, ggml_backend_graph_plan_create, (ggml_backend * backend, ggml_cgraph * graph))                           \
+    X(void, ggml_backend_graph_plan_free, (ggml_backend * backend, void * plan))                                       \
+    X(int, ggml_backend_graph_plan_compute, (ggml_backend * backend, void * plan))                                     \
+    X(const char *, ggml_backend_name, (ggml_backend * backend))                                                       \
+    X(ggml_backend_device *, ggml_backend_get_device, (ggml_backend * backend))                                        \
     X(void, ggml_backend_free, (ggml_backend * backend))                                                              \
     X(size_t, ggml_backend_dev_count, ())                                                                             \
     X(ggml_backend_device *, ggml_backend_dev_get, (size_t i))                                                        \
@@ -275,12 +307,21 @@ typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
     X(const char *, ggml_backend_dev_name, (ggml_backend_device * dev))                                               \
     X(int, ggml_backend_dev_type, (ggml_backend_device * dev))                                                        \
     X(void, ggml_backend_dev_memory, (ggml_backend_device * dev, size_t * free, size_t * total))                      \
+    X(const char *, ggml_backend_dev_description, (ggml_backend_device * dev))                                         \
+    X(void, ggml_backend_dev_get_props, (ggml_backend_device * dev, void * props))                                     \
+    X(ggml_backend_buffer *, ggml_backend_dev_buffer_from_host_ptr,                                                    \
+      (ggml_backend_device * dev, void * data, size_t size, size_t max_tensor_size))                                   \
+    X(bool, ggml_backend_dev_supports_buft, (ggml_backend_device * dev, ggml_backend_buffer_type * buft))              \
+    X(bool, ggml_backend_dev_offload_op, (ggml_backend_device * dev, const ggml_tensor * op))                          \
     X(ggml_backend *, ggml_backend_dev_init, (ggml_backend_device * dev, const char * params))                        \
     X(ggml_backend_buffer_type *, ggml_backend_dev_buffer_type, (ggml_backend_device * dev))                          \
     X(ggml_backend_buffer_type *, ggml_backend_dev_host_buffer_type, (ggml_backend_device * dev))                     \
     X(bool, ggml_backend_dev_supports_op, (ggml_backend_device * dev, const ggml_tensor * op))                        \
     X(ggml_backend_reg *, ggml_backend_dev_backend_reg, (ggml_backend_device * dev))                                  \
     X(void *, ggml_backend_reg_get_proc_address, (ggml_backend_reg * reg, const char * name))                         \
+    X(const char *, ggml_backend_reg_name, (ggml_backend_reg * reg))                                                   \
+    X(size_t, ggml_backend_reg_dev_count, (ggml_backend_reg * reg))                                                    \
+    X(ggml_backend_device *, ggml_backend_reg_dev_get, (ggml_backend_reg * reg, size_t i))                             \
     X(const ggml_type_traits_cpu *, ggml_get_type_traits_cpu, (int type))                                             \
     X(ggml_backend *, ggml_backend_cpu_init, ())                                                                      \
     X(ggml_backend_buffer_type *, ggml_backend_cpu_buffer_type, ())                                                   \

@@ -2,6 +2,7 @@
 
 #include "errors.h"
 #include "ggml/api.h"
+#include "ggml/probes.h"
 
 #include <atomic>
 #include <cmath>
@@ -57,7 +58,7 @@ bool find_ops(std::string & missing) {
 }
 
 // A tensor made by ggml must read back through our declaration of it.
-const char * check_tensor_layout(ggml_context * ctx) {
+std::string check_tensor_layout(ggml_context * ctx) {
     const int64_t ne[4] = {32, 3, 5, 7};
     ggml_tensor * t = G.ggml_new_tensor(ctx, TYPE_F32, 4, ne);
     G.ggml_set_name(t, "edgemoe-probe");
@@ -70,32 +71,29 @@ const char * check_tensor_layout(ggml_context * ctx) {
     if (t->op != OP.none || t->src[0] || t->view_src || t->data || t->buffer || strcmp(t->name, "edgemoe-probe") != 0) {
         return "tensor fields";
     }
-    return nullptr;
+    return "";
 }
 
-// The interface tables of ggml's own CPU device must answer like its public functions.
-const char * check_tables() {
+// The CPU's own device must answer through our declarations like its public functions.
+std::string check_cpu_device(ggml_context *) {
     ggml_backend_device * cpu = G.ggml_backend_dev_by_type(DEV_CPU);
     if (!cpu || cpu->iface.get_type(cpu) != DEV_CPU || !cpu->reg || cpu->reg->api_version != GGML_BACKEND_API ||
         strcmp(cpu->iface.get_name(cpu), G.ggml_backend_dev_name(cpu)) != 0) {
-        return "device table";
+        return "the CPU device";
     }
-    ggml_backend_buffer_type * buft = G.ggml_backend_cpu_buffer_type();
-    if (strcmp(buft->iface.get_name(buft), G.ggml_backend_buft_name(buft)) != 0 || !buft->iface.is_host(buft)) {
-        return "buffer type table";
-    }
-    ggml_backend_buffer * buffer = G.ggml_backend_buft_alloc_buffer(buft, 256);
+    ggml_backend_buffer_type * buft   = G.ggml_backend_cpu_buffer_type();
+    ggml_backend_buffer *      buffer = G.ggml_backend_buft_alloc_buffer(buft, 256);
     if (!buffer) {
         return "buffer allocation";
     }
     const bool same = buffer->buft == buft && buffer->size >= 256 &&
                       buffer->iface.get_base(buffer) == G.ggml_backend_buffer_get_base(buffer);
     G.ggml_backend_buffer_free(buffer);
-    return same ? nullptr : "buffer table";
+    return same ? "" : "the CPU buffer";
 }
 
 // Eight experts, three tokens, top-2: ggml-cpu through our graph building against a plain double loop.
-const char * check_probe_graph(ggml_context * ctx) {
+std::string check_probe_graph(ggml_context * ctx) {
     const int64_t we[3] = {32, 4, 8}, xe[3] = {32, 1, 3}, ie[2] = {2, 3};
     ggml_tensor * w   = G.ggml_new_tensor(ctx, TYPE_F32, 3, we);
     ggml_tensor * x   = G.ggml_new_tensor(ctx, TYPE_F32, 3, xe);
@@ -116,7 +114,8 @@ const char * check_probe_graph(ggml_context * ctx) {
     ggml_cgraph * graph = G.ggml_new_graph_custom(ctx, 8, false);
     G.ggml_build_forward_expand(graph, y);
     if (G.ggml_graph_n_nodes(graph) != 1 || !(y->flags & TENSOR_FLAG_COMPUTE) || graph->size != 8 || graph->n_nodes != 1 ||
-        graph->nodes != G.ggml_graph_nodes(graph) || graph->n_leafs != 3 || graph->uid != 0 || graph->visited.size < 16) {
+        graph->nodes != G.ggml_graph_nodes(graph) || graph->n_leafs != 3 || graph->uid != 0 || graph->visited.size < 16 ||
+        reinterpret_cast<ggml_cgraph *>(graph->nodes) != graph + 1) { // its nodes follow it in memory
         return "graph layout";
     }
     ggml_backend * cpu = G.ggml_backend_cpu_init();
@@ -135,7 +134,7 @@ const char * check_probe_graph(ggml_context * ctx) {
             return "probe graph result";
         }
     }
-    return status == STATUS_SUCCESS ? nullptr : "probe graph";
+    return status == STATUS_SUCCESS ? "" : "probe graph";
 }
 
 } // namespace
@@ -157,20 +156,17 @@ int32_t em_check(void) {
         return em_fail(EM_ERROR_MISMATCH, "tensor size " + std::to_string(G.ggml_tensor_overhead() - 32) + " instead of " +
                                               std::to_string(sizeof(ggml_tensor)));
     }
-    ggml_context * ctx = G.ggml_init({G.ggml_tensor_overhead() * 16 + G.ggml_graph_overhead_custom(8, false), nullptr, true});
+    ggml_context * ctx = G.ggml_init({16 * G.ggml_tensor_overhead() + 2 * G.ggml_graph_overhead_custom(8, false), nullptr, true});
     if (!ctx) {
         return em_fail(EM_ERROR_MISMATCH, "no ggml context");
     }
-    const char * difference = check_tensor_layout(ctx);
-    if (!difference) {
-        difference = check_tables();
-    }
-    if (!difference) {
-        difference = check_probe_graph(ctx);
+    std::string difference;
+    for (const auto & check : {check_tensor_layout, em_probe_tables, em_probe_properties, check_cpu_device, em_probe_types, check_probe_graph}) {
+        difference = difference.empty() ? check(ctx) : difference;
     }
     G.ggml_free(ctx);
-    if (difference) {
-        return em_fail(EM_ERROR_MISMATCH, std::string(difference) + " differs");
+    if (!difference.empty()) {
+        return em_fail(EM_ERROR_MISMATCH, difference + " differs");
     }
     checked = true;
     return EM_OK;

@@ -5,10 +5,10 @@
 // unsigned: signed ones are raised, and what that adds is taken off beforehand.
 
 #include "avx512.h"
+#include "ggml/probes.h"
 #include "memory/region.h"
 
-#include <algorithm>
-#include <iterator>
+#include <array>
 
 namespace {
 
@@ -49,9 +49,15 @@ size_t em_kernel::activation_bytes(int64_t n) const {
 bool em_kernel_own(int type, int64_t n) { return em_kernel_for(type, n, true).block_bytes > 0; }
 
 bool em_kernel_many(int type) {
-    constexpr int TYPES[] = {TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ4_XS, TYPE_IQ2_XXS, TYPE_IQ2_XS, TYPE_IQ2_S,
-                             TYPE_IQ3_XXS, TYPE_IQ3_S, TYPE_IQ1_S, TYPE_IQ1_M};
-    return std::find(std::begin(TYPES), std::end(TYPES), type) != std::end(TYPES);
+    static const auto many = [] {
+        std::array<bool, TYPE_MXFP4 + 1> found{};
+        for (int type : {TYPE_Q4_0, TYPE_Q5_0, TYPE_Q8_0, TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ2_XXS, TYPE_IQ2_XS,
+                         TYPE_IQ3_XXS, TYPE_IQ1_S, TYPE_IQ4_NL, TYPE_IQ3_S, TYPE_IQ2_S, TYPE_IQ4_XS, TYPE_IQ1_M, TYPE_MXFP4}) {
+            found[size_t(type)] = em_probe_many(type);
+        }
+        return found;
+    }();
+    return size_t(type) < many.size() && many[size_t(type)];
 }
 
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels) {

@@ -29,6 +29,7 @@ from llama_cpp import llama as llama_module
 from llama_cpp import llama_cpp as binding
 
 from ..errors import BackendMismatch
+from . import backends
 from .binding import Core, NativeEngine
 
 TESTED = "llama-cpp-python==0.3.36"
@@ -66,6 +67,7 @@ def core() -> Core:
     if version() != TESTED:
         raise BackendMismatch(version(), TESTED)
     libraries = _ggml_libraries()
+    load_backends()
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
@@ -83,6 +85,34 @@ def core() -> Core:
 def address_of(name: str) -> int:
     """Where a function of llama.cpp is."""
     return ctypes.cast(getattr(binding._lib, name), ctypes.c_void_p).value or 0
+
+
+@cache
+def load_backends() -> tuple[str, ...]:
+    """Load the backends that ``edgemoe setup`` built, once; return a sentence about each that cannot be loaded."""
+    _take_log()
+    with _quiet():
+        sentences = backends.load_built(_ggml_libraries()[0])
+    for sentence in sentences:
+        tell(sentence)
+    return sentences
+
+
+def connect(endpoint: str) -> list[str]:
+    """Make the devices of the RPC server at HOST:PORT devices of this process and return their names.
+
+    Raises:
+        EdgeMoEError: no RPC server of this version answers there, or there is no RPC backend.
+    """
+    _take_log()
+    with _quiet():
+        return backends.connect(_ggml_libraries()[0], endpoint)
+
+
+def serve(endpoint: str, device: str, threads: int) -> None:
+    """Offer ``device`` to other machines at HOST:PORT, until the process is stopped."""
+    load_backends()
+    backends.serve(_ggml_libraries()[0], endpoint, device, threads)
 
 
 def devices() -> list[str]:
@@ -173,6 +203,7 @@ def _ggml_libraries() -> list[ctypes.CDLL]:
 
 
 def _all_devices() -> list[tuple[str, int]]:
+    load_backends()
     lib = _ggml_libraries()[0]
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.restype, lib.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

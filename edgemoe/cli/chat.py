@@ -92,13 +92,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 def _placed_as(parsed: argparse.Namespace, card: ModelCard | None) -> list[str]:
     """Options of ``edgemoe fit`` for another model in the place of the open one, which leaves its memory then."""
-    given = {
-        "device": parsed.device,
-        "rpc": parsed.rpc,
-        "vram": parsed.vram,
-        "ctx": parsed.ctx,
-        "threads": parsed.threads,
-    }
+    given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "ctx", "threads")}
     if card is not None and card.free_before is not None:
         given["device-free"], given["ram-free"] = card.free_before
     return [f"--{name}={value}" for name, value in given.items() if value is not None]

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..text.console import talk
+from . import FAILED
 
 PORT = 50052
 
@@ -32,4 +33,4 @@ def _serve(parsed: argparse.Namespace) -> int:
     if parsed.host not in ("127.0.0.1", "localhost"):
         talk("note: the protocol has no password: whoever reaches this port can use the device")
     host.serve(f"{parsed.host}:{parsed.port}", device, limits.processors().physical)
-    return 1
+    return FAILED

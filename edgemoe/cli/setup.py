@@ -19,9 +19,9 @@ from ..setup.cards import Card, NvidiaDriver
 from ..setup.programs import Missing, SetupFailed
 from ..setup.toolchain import rocm_root
 from ..text.console import show_progress, talk
+from . import FAILED, OK
 
 SCHEMA = "edgemoe.setup.v1"
-OK, FAILED = 0, 1
 # Sources, compiler, libraries and objects of a build, measured.
 ROOM_BYTES = {"cuda": 6 << 30, "rocm": 4 << 30, "vulkan": 2 << 30, "rpc": 1 << 30}
 # A build says so often how far it is where no bar can be drawn.

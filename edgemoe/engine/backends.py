@@ -53,7 +53,7 @@ def connect(ggml: ctypes.CDLL, endpoint: str) -> list[str]:
         raise ConfigError(f"{endpoint!r} is no address of an RPC server", "give HOST:PORT")
     _registry(ggml)
     _try(endpoint)
-    return _connected(ggml, endpoint)
+    return connected(ggml, endpoint)
 
 
 def serve(ggml: ctypes.CDLL, endpoint: str, device: str, threads: int) -> None:
@@ -87,7 +87,7 @@ def _load(ggml: ctypes.CDLL, backend: Backend) -> str:
 
 def _try(endpoint: str) -> None:
     """Meet the server in another process first: ggml ends the one in which the first words fail."""
-    command = [sys.executable, "-m", "edgemoe.engine.backends", endpoint]
+    command = [sys.executable, "-m", "edgemoe.engine.rpc_trial", endpoint]
     hint = f"on that machine: edgemoe rpc-server --port {endpoint.rpartition(':')[2]}"
     try:
         met = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_S)
@@ -102,7 +102,8 @@ def _try(endpoint: str) -> None:
 
 
 @cache
-def _connected(ggml: ctypes.CDLL, endpoint: str) -> list[str]:
+def connected(ggml: ctypes.CDLL, endpoint: str) -> list[str]:
+    """The same as `connect`, without a trial: a server that speaks otherwise ends this process."""
     add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(_function(ggml, b"ggml_backend_rpc_add_server"))
     registry = add(endpoint.encode())
     if not registry:
@@ -136,14 +137,3 @@ def _registry(ggml: ctypes.CDLL) -> int:
         if why:
             raise ConfigError(why, f"{COMMAND} --backend rpc")
     return int(ggml.ggml_backend_reg_by_name(_RPC))
-
-
-def _main() -> None:
-    """Meet the server that is named, for `_try`."""
-    from .host import _ggml_libraries
-
-    print(*_connected(_ggml_libraries()[0], sys.argv[1]))
-
-
-if __name__ == "__main__":
-    _main()

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -156,14 +156,17 @@ def _configured(order: Order, source: Path, out: Path, progress: Progress) -> tu
     for toolchain in for_kind(order.kind, order.architectures, order.driver, order.work):
         progress(0.0, f"preparing, with {toolchain.words}")
         options = [f"-D{option}" for option in (*_ALONE, *KINDS[order.kind], *toolchain.options)]
+        # Vulkan's shader compiler is a project of its own, which looks for both programs on the path.
+        places = (str(Path(program).parent), str(Path(ninja).parent), os.environ.get("PATH", ""))
+        environment = {**toolchain.environment, "PATH": os.pathsep.join(places)}
         command = [program, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", str(source), "-B", str(out)]
         try:
             _forget_other_settings(out, options)
-            run([*command, *options], order.kind, toolchain.environment)
+            run([*command, *options], order.kind, environment)
             if order.kind == "vulkan" and not _vulkan_is_recent(out):
                 raise Missing("the Vulkan headers are from before 2024", "install Vulkan's SDK and set VULKAN_SDK")
             (out / "options.txt").write_text("\n".join(options))
-            return toolchain, ninja
+            return replace(toolchain, environment=environment), ninja
         except SetupFailed as error:
             remove_folder(out)  # CMake remembers what it did not find
             failure = error

@@ -71,6 +71,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         assert first.engines is not None
         return _chat_in_lines(first.engines, settings, chats)
 
+    from ..setup.advice import advice
     from ..tui.app import ChatApp
     from ..tui.fetching import Fetcher
     from ..tui.forecasts import Forecasts
@@ -84,6 +85,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         fetcher=Fetcher(pull.fetch),
         remove=pull.removed,
         forecasts=lambda card: Forecasts(lambda: _placed_as(parsed, card()), fit.in_short),
+        advice=advice(),
     )
     app = ChatApp(first.engines, settings, chats, services)
     app.run()

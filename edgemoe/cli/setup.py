@@ -47,6 +47,8 @@ def _setup(parsed: argparse.Namespace) -> int:
     started = time.monotonic()
     if parsed.remove:
         return _report(parsed, {"ok": True, "said": _remove(parsed.backend)})
+    if not parsed.backend and "metal" in installed.of_package():
+        return _report(parsed, {"ok": True, "said": "Metal is part of this llama-cpp-python: nothing to do."})
     driver = cards.nvidia_driver()
     found = cards.find(driver=driver)
     for card in found:
@@ -58,7 +60,7 @@ def _setup(parsed: argparse.Namespace) -> int:
     library = _made(backend, architectures, driver)
     usable, sentences = _usable(backend)
     content = {
-        "ok": bool(usable) or backend == "rpc",
+        "ok": bool(usable) or bool(parsed.backend and not sentences),
         "cards": [asdict(card) for card in found],
         "backend": backend,
         "library": library,

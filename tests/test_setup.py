@@ -66,6 +66,10 @@ def test_a_card_without_its_driver_is_found_and_the_cure_named(tmp_path: Path) -
     pci(tmp_path, "0000:01:00.0", 0x10DE, 0x2786, kind=0x030200)
     (card,) = cards.find(tmp_path, NO_DRIVER)
     assert card.name == "NVIDIA card 2786" and "does not answer" in card.problem and "--gpus all" in card.cure
+    kernel = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text("Model: \t\t NVIDIA GeForce RTX 4070\nIRQ: 130\n")
+    assert cards.present(tmp_path)[0].name == "NVIDIA GeForce RTX 4070", "its kernel module is there"
 
 
 def test_a_discrete_card_comes_before_the_processor_s_own(tmp_path: Path) -> None:
@@ -431,8 +435,9 @@ def test_the_time_that_is_left_follows_what_was_done() -> None:
     remaining = build.Remaining(steps)
     share, said = 0.0, ""
     for i in range(1, 5):
-        share, said = remaining.after(i, steps[i - 1].split("] ")[1], remaining._began + 60.0 * i)
+        share, said = remaining.after(i, 10, steps[i - 1].split("] ")[1], remaining._began + 60.0 * i)
     assert share == 4 / 16 and said == "about 12 min left, a.cpp"
+    assert remaining.after(5, 20, "Building CXX object a.cpp.o", 0.0)[0] == 5 / 20, "Ninja found more to do"
 
 
 # ---- the command ----

@@ -215,7 +215,7 @@ def _compile(command: Sequence[str], toolchain: Toolchain, lock: IO[str], progre
             for line in ninja.stdout:
                 said.append(line)
                 if match := _STEP.match(line):
-                    progress(*pending.after(int(match[1]), match[3], time.monotonic()))
+                    progress(*pending.after(int(match[1]), int(match[2]), match[3], time.monotonic()))
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(ninja.pid, signal.SIGTERM)
@@ -228,15 +228,15 @@ class Remaining:
     """Estimates how long a build takes from the steps that it has done."""
 
     def __init__(self, steps: Sequence[str]) -> None:
-        """Weigh the ``steps`` that Ninja would run now."""
+        """Weigh the ``steps`` that Ninja would run now; it does not know them where CMake looks for files first."""
         weights = [_weight(match[3]) for line in steps if (match := _STEP.match(line))]
-        self._total = sum(weights) or 1.0
+        self._steps, self._total = len(weights), sum(weights)
         self._done, self._began = 0.0, time.monotonic()
 
-    def after(self, done: int, step: str, now: float) -> tuple[float, str]:
-        """Share that is done after a step, and the step with the minutes that are left."""
+    def after(self, done: int, steps: int, step: str, now: float) -> tuple[float, str]:
+        """Share that is done after ``step``, the ``done``-th of ``steps``, and the step with the minutes left."""
         self._done += _weight(step)
-        share = min(self._done / self._total, 0.99)
+        share = min(self._done / self._total if steps == self._steps else done / steps, 0.99)
         seconds = (now - self._began) / share * (1 - share)
         name = Path(step.rsplit(" ", 1)[-1]).name.removesuffix(".o")
         left = f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"

@@ -134,7 +134,10 @@ def _card(path: Path, root: Path) -> Card | None:
         memory = _number(path / "mem_info_vram_total", 10)
         integrated = vendor == "amd" and 0 < memory <= _CARVED_BYTES
     if vendor == "nvidia":
-        return Card(vendor, name)
+        told = re.search(
+            r"^Model:\s*(.+)$", _text(root / "proc/driver/nvidia/gpus" / path.name / "information"), re.MULTILINE
+        )
+        return Card(vendor, told[1] if told else name)
     problem, cure = _access(path, root)
     architecture = _amd_target(path, root) if vendor == "amd" else ""
     return Card(vendor, name, architecture, integrated, problem, cure)

@@ -403,6 +403,19 @@ def test_what_cmake_does_not_find_is_named_and_not_remembered(machine: Path) -> 
     assert not list((machine / "work").glob("build-*"))
 
 
+def test_a_toolkit_that_cmake_refuses_makes_room_for_the_next(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [toolchain.Toolchain("without cuBLAS", ("PLACE=usual",)), toolchain.Toolchain("from PyPI", ("PLACE=ours",))]
+    monkeypatch.setattr(build, "for_kind", lambda *_: iter(both))
+    refuses = 'case "$*" in *PLACE=usual*) echo "CMake Error: CUDA::cublas not found"; exit 1;; esac\n'
+    (machine / "bin/cmake").write_text(
+        "#!/bin/sh\nPATH=/usr/bin:/bin\n" + refuses + CMAKE.replace("{tmp}", str(machine))
+    )
+    steps: list[str] = []
+    compiled(order(machine), lambda share, step: steps.append(step))
+    assert "preparing, with without cuBLAS" in steps and "preparing, with from PyPI" in steps
+    assert "PLACE=ours" in (machine / "cmake.log").read_text()
+
+
 def test_an_error_of_the_compiler_is_shown(machine: Path) -> None:
     (machine / "compiler-fails").touch()
     with pytest.raises(SetupFailed, match=r"the compiler failed: one.cpp:1: error: no such thing"):

@@ -26,6 +26,8 @@ _TOOLKIT_CUDA, _TOOLKIT_OLDEST = (13, 2), 75
 _OLDEST_CUDA = (11, 8)
 # cuBLAS opens NVRTC by name when it is first used.
 _BUNDLED = ("libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*", "libnvrtc.so.*", "libnvrtc-builtins.so.*")
+# Folders of a toolkit that hold a stand-in for the driver, to link with.
+_STUBS = ("lib64/stubs", "targets/*/lib/stubs", "lib/*/stubs")
 
 # Packages by family of Linux distributions, and the command that installs them.
 _INSTALL = {
@@ -130,11 +132,9 @@ def _cuda(architectures: Sequence[str], driver: NvidiaDriver, work: Path) -> Ite
     options = ("GGML_CUDA_GRAPHS=ON", "GGML_CUDA_NCCL=OFF", f"CMAKE_CUDA_ARCHITECTURES={target}")
     if own := nvcc(architectures, driver):
         root = Path(own).resolve().parent.parent
-        linked = vmm and any(root.glob("**/stubs/libcuda.so"))
-        libraries = f"CMAKE_INSTALL_RPATH=$ORIGIN;{root}/lib64;{root}/lib"
-        yield Toolchain(
-            f"NVIDIA's compiler at {own}", (*options, f"CMAKE_CUDA_COMPILER={own}", libraries, _no_vmm(linked))
-        )
+        linked = vmm and any(True for place in _STUBS for _ in root.glob(f"{place}/libcuda.so"))
+        places = (f"CMAKE_CUDA_COMPILER={own}", "CMAKE_INSTALL_RPATH_USE_LINK_PATH=ON")
+        yield Toolchain(f"NVIDIA's compiler at {own}", (*options, *places, _no_vmm(linked)))
     _check_pypi(architectures, driver)
     yield _from_pypi(options, vmm, work)
 
@@ -230,7 +230,7 @@ def _rocm(architectures: Sequence[str]) -> Toolchain:
     compiler = root / "llvm" / "bin" / "clang"
     environment = {"ROCM_PATH": str(root)} | ({"HIPCXX": str(compiler)} if compiler.exists() else {})
     targets = (f"GPU_TARGETS={';'.join(architectures)}",) if architectures else ()
-    return Toolchain(f"AMD's compiler at {root}", (*targets, f"CMAKE_INSTALL_RPATH=$ORIGIN;{root}/lib"), environment)
+    return Toolchain(f"AMD's compiler at {root}", (*targets, "CMAKE_INSTALL_RPATH_USE_LINK_PATH=ON"), environment)
 
 
 def _version(program: str, option: str) -> tuple[int, int]:

@@ -44,7 +44,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _setup(parsed: argparse.Namespace) -> int:
-    started = time.monotonic()
     if parsed.remove:
         return _report(parsed, {"ok": True, "said": _remove(parsed.backend)})
     if not parsed.backend and "metal" in installed.of_package():
@@ -53,22 +52,25 @@ def _setup(parsed: argparse.Namespace) -> int:
     found = cards.find(driver=driver)
     for card in found:
         _describe(card)
+    about = {"cards": [asdict(card) for card in found]}
     backend = parsed.backend or _suitable(found)
     if not backend:
-        return _report(parsed, {"ok": False, "cards": [asdict(card) for card in found], "said": _nothing_to_use(found)})
-    architectures = _architectures(parsed, backend, found)
-    library = _made(backend, architectures, driver)
+        return _report(parsed, {"ok": False, **about, "said": _nothing_to_use(found)})
+    started = time.monotonic()
+    library = _made(backend, _architectures(parsed, backend, found), driver)
     usable, sentences = _usable(backend)
-    content = {
-        "ok": bool(usable) or bool(parsed.backend and not sentences),
-        "cards": [asdict(card) for card in found],
-        "backend": backend,
-        "library": library,
-        "devices": usable,
-        "seconds": round(time.monotonic() - started, 1),
-        "said": _outcome(backend, usable, sentences),
-    }
-    return _report(parsed, content)
+    return _report(
+        parsed,
+        {
+            "ok": bool(usable) or bool(parsed.backend and not sentences),
+            **about,
+            "backend": backend,
+            "library": library,
+            "devices": usable,
+            "seconds": round(time.monotonic() - started, 1),
+            "said": _outcome(backend, usable, sentences),
+        },
+    )
 
 
 def _report(parsed: argparse.Namespace, content: dict[str, Any]) -> int:

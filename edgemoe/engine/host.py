@@ -48,6 +48,10 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, _ERROR: loggin
 _before: list[tuple[Any, Any]] = []
 
 
+# RPC servers by the names of their devices.
+_endpoints: dict[str, str] = {}
+
+
 class _Override(ctypes.Structure):
     _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
 
@@ -106,7 +110,14 @@ def connect(endpoint: str) -> list[str]:
     """
     _take_log()
     with _quiet():
-        return backends.connect(_ggml_libraries()[0], endpoint)
+        names = backends.connect(_ggml_libraries()[0], endpoint)
+    _endpoints.update(dict.fromkeys(names, endpoint))
+    return names
+
+
+def endpoint_of(device: str) -> str:
+    """HOST:PORT of the RPC server whose device this is, empty for a device of this machine."""
+    return _endpoints.get(device, "")
 
 
 def serve(endpoint: str, device: str, threads: int) -> None:

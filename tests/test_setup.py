@@ -107,7 +107,7 @@ def test_a_card_that_may_not_be_opened_says_which_group(tmp_path: Path, monkeypa
 
 
 def make(kind: str, version: str = "", architectures: tuple[str, ...] = ()) -> Backend:
-    """Install a backend whose library is an empty file."""
+    """Install a backend; its library is an empty file."""
     backend = Backend(kind, version or installed.version(), architectures, f"lib{installed.LIBRARIES[kind]}.so")
     file = installed.folder(kind).parents[2] / backend.library
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Builds a GPU backend of ggml beside the tested llama-cpp-python, into a folder that travels with the bench.
 
-python -m bench.gpu.build Vulkan ROCm   # compiles those whose toolchain is there, and says of the others why not
+python -m bench.gpu.build Vulkan ROCm   # compiles each that has its toolchain; names the reason for the others
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def kind_of(device: str) -> str:
 
 
 def build(kind: str, folder: Path, architecture: str = "native", sources: Path | None = None) -> Path:
-    """The backend's library; what an earlier call compiled is used.
+    """Return the backend's library. An earlier build in the same folder is continued.
 
     Args:
         kind: of `KINDS`.
@@ -51,7 +51,7 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
 
 
 def main() -> None:
-    """Build what was named, where that is possible."""
+    """Build the named backends as far as possible."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="+", choices=[*KINDS])
     parser.add_argument("--folder", type=Path, default=Path("build/gpu"))

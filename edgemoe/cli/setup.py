@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     setup.add_argument(
         "--architecture", metavar="N", help="processor to compile for, such as 89 or gfx1100; else the cards' own"
     )
-    setup.add_argument("--remove", action="store_true", help="delete what was built")
+    setup.add_argument("--remove", action="store_true", help="delete the backends that were built")
     setup.add_argument("--json", action="store_true", help="print the result for programs")
     setup.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     setup.set_defaults(command=lambda parsed, _: _setup(parsed))
@@ -122,12 +122,12 @@ def _architectures(parsed: argparse.Namespace, backend: str, found: list[Card]) 
     known = sorted({card.architecture for card in found if card.vendor == vendor and card.architecture})
     if not known:
         hint = "--architecture names it: 89 for an RTX 40, 120 for an RTX 50, gfx1100 for an RX 7900"
-        raise ConfigError(f"there is no card here to ask what {backend} shall be compiled for", hint)
+        raise ConfigError(f"this machine has no card that names its processor, and {backend} is compiled for one", hint)
     return tuple(known)
 
 
 def _made(backend: str, architectures: tuple[str, ...], driver: NvidiaDriver) -> str:
-    """Path of the backend's library, empty when llama-cpp-python brings it; builds what is not there."""
+    """Return the path of the backend's library, empty when llama-cpp-python brings it. Build it when it is missing."""
     if backend in installed.of_package():
         return ""
     for old in installed.built():
@@ -145,7 +145,7 @@ def _made(backend: str, architectures: tuple[str, ...], driver: NvidiaDriver) ->
 
 
 def _installed(backend: str, architectures: tuple[str, ...], result: Result, work: Path) -> Path:
-    """Put a compiled backend in its place and delete what it took to make it."""
+    """Put a compiled backend in its place and delete sources, tools and objects."""
     made = installed.Backend(backend, installed.version(), architectures, result.library.name)
     path = installed.add(made, [result.library, *result.bundled])
     installed.remove_folder(work)
@@ -195,7 +195,7 @@ def _outcome(backend: str, usable: list[str], sentences: tuple[str, ...]) -> str
 
 
 def _remove(backend: str | None) -> str:
-    """Delete the backends and what an unfinished build left."""
+    """Delete the backends and the folder of an unfinished build."""
     work = home("data") / "setup"
     if work.exists():
         with locked(work / "lock"):

@@ -1,7 +1,7 @@
 """Compiles one backend of ggml alone, from the source archive of the llama-cpp-python that is installed.
 
-The folder of the build is fixed, so a build that was killed goes on where it was. A lock keeps two from one folder; the
-compiler inherits it, so that even one whose parent was killed holds it.
+The folder of the build is fixed, so a build that was killed goes on where it was. A lock keeps two from one folder. The
+compiler inherits it, so a compiler that outlives its parent still holds it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ALONE = (
 _STEP = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
 # The biggest files of ggml-cuda take a compiler so much memory.
 _JOB_BYTES = 2 << 30
-# Files whose kernels have many variants take longer; measured in a build for one architecture with CUDA 13.2.
+# These files have many variants of their kernels and take longer (measured with CUDA 13.2, one architecture).
 _HEAVY = re.compile(r"template-instances/|fattn|mmq|mmf|mmvq|top-k|argsort|cumsum")
 _HEAVY_STEPS = 4.0
 
@@ -84,7 +84,7 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
         progress: called with the share that is done in 0..1 and the step in words.
 
     Raises:
-        Missing: there is no toolchain, with what to install.
+        Missing: there is no toolchain; the hint names the packages.
         SetupFailed: a step failed.
     """
     order.work.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _configured(order: Order, source: Path, out: Path, progress: Progress) -> tu
             (out / "options.txt").write_text("\n".join(options))
             return replace(toolchain, environment=environment), ninja
         except SetupFailed as error:
-            remove_folder(out)  # CMake remembers what it did not find
+            remove_folder(out)  # CMake would remember the failure
             failure = error
     assert failure is not None
     raise Missing(str(failure), failure.hint or needs(order.kind)) from failure
@@ -182,7 +182,7 @@ def _forget_other_settings(out: Path, options: Sequence[str]) -> None:
 
 
 def _vulkan_is_recent(out: Path) -> bool:
-    """Whether the headers that CMake found have what ggml uses but does not ask for."""
+    """Tell whether the headers that CMake found have an extension that ggml uses without asking for it."""
     found = re.search(r"^Vulkan_INCLUDE_DIR:PATH=(.+)$", (out / "CMakeCache.txt").read_text(), re.MULTILINE)
     core = Path(found[1], "vulkan", "vulkan_core.h") if found else None
     return core is not None and core.exists() and "VK_EXT_layer_settings" in core.read_text(errors="replace")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-# PCI vendors whose cards ggml computes on; emulated cards of virtual machines have others.
+# PCI vendors of cards that ggml computes on; emulated cards of virtual machines have others.
 VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 _DISPLAY_CLASS = 0x03
@@ -149,7 +149,7 @@ def _without_driver(card: Card) -> Card:
 
 
 def _access(path: Path, root: Path) -> tuple[str, str]:
-    """Find what keeps programs from a card of AMD or Intel."""
+    """Find the reason that keeps programs from a card of AMD or Intel, and its cure."""
     nodes = [root / "dev/dri" / node.name for node in (path / "drm").glob("renderD*")]
     if not nodes or not nodes[0].exists():
         return "it has no render device", "load its kernel driver; in a container, pass /dev/dri to it"

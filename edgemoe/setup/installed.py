@@ -17,7 +17,7 @@ from ..config import home
 
 SCHEMA = "edgemoe.backend.v1"
 PACKAGE = "llama-cpp-python"
-# Libraries by which a llama-cpp-python shows what it was built with.
+# Libraries that show the backends of a llama-cpp-python.
 LIBRARIES = {
     "cuda": "ggml-cuda",
     "vulkan": "ggml-vulkan",
@@ -34,7 +34,7 @@ class Backend:
 
     Attributes:
         kind: ``cuda``, ``vulkan``, ``rocm`` or ``rpc``.
-        version: version of llama-cpp-python whose ggml it belongs to.
+        version: version of the llama-cpp-python that it belongs to.
         architectures: processors it was compiled for, empty where that does not matter.
         library: name of its file.
     """

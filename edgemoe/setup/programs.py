@@ -13,19 +13,19 @@ from ..errors import EdgeMoEError
 
 
 class SetupFailed(EdgeMoEError):
-    """A step of the set-up failed; the text says which, the hint what to do."""
+    """A step of the set-up failed; the text names the step, the hint a cure."""
 
 
 class Missing(SetupFailed):
     """A program or library that a backend needs is not on this machine."""
 
 
-def run(command: Sequence[str], what: str, environment: Mapping[str, str] | None = None) -> str:
+def run(command: Sequence[str], step: str, environment: Mapping[str, str] | None = None) -> str:
     """Run a program to its end and return its output.
 
     Args:
         command: program and arguments.
-        what: name of the step, for the error.
+        step: its name, for the error.
         environment: variables beside those of this process.
 
     Raises:
@@ -42,9 +42,9 @@ def run(command: Sequence[str], what: str, environment: Mapping[str, str] | None
             env=os.environ | dict(environment or {}),
         )
     except OSError as error:
-        raise Missing(f"{what} needs {command[0]}, which does not start ({error})", "install it") from error
+        raise Missing(f"{step} needs {command[0]}, which does not start ({error})", "install it") from error
     if done.returncode:
-        raise SetupFailed(f"{what} failed ({Path(command[0]).name} ended with {done.returncode}): {cause(done.stdout)}")
+        raise SetupFailed(f"{step} failed ({Path(command[0]).name} ended with {done.returncode}): {cause(done.stdout)}")
     return done.stdout
 
 
@@ -76,7 +76,7 @@ def pip(work: Path) -> list[str]:
 
 
 def pip_install(requirements: Sequence[str], place: Path, work: Path) -> None:
-    """Install packages from PyPI into a folder, once; what was installed half is installed again."""
+    """Install packages from PyPI into a folder, once; an installation that was cut short is repeated."""
     done = place / ".complete"
     if done.exists() and done.read_text() == "\n".join(requirements):
         return

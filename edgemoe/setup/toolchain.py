@@ -1,4 +1,4 @@
-"""Finds what compiles a backend: programs of this machine first, else, for NVIDIA, the compiler that PyPI carries.
+"""Finds the compilers of a backend: programs of this machine first, else, for NVIDIA, the compiler that PyPI carries.
 
 Nothing needs root. A part that only the system's packages have is named with the command that installs it.
 
@@ -55,7 +55,7 @@ _VULKAN = {
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What compiles a backend.
+    """Compilers and settings for a backend.
 
     Attributes:
         words: name for people.
@@ -83,7 +83,7 @@ def install_command(packages: Mapping[str, str], root: Path = ROOT) -> str:
 
 
 def cmake(work: Path) -> tuple[str, str]:
-    """Paths of CMake and Ninja: those of the machine, else those that PyPI carries."""
+    """Return the paths of CMake and Ninja: the machine's own, else the ones that PyPI carries."""
     found, ninja = shutil.which("cmake"), shutil.which("ninja")
     if found and ninja and _version(found, "--version") >= _OLDEST_CMAKE:
         return found, ninja
@@ -110,10 +110,10 @@ def for_kind(kind: str, architectures: Sequence[str], driver: NvidiaDriver, work
         kind: backend.
         architectures: of the cards, as `cards.Card` has them.
         driver: NVIDIA's.
-        work: folder for what PyPI carries.
+        work: folder for the compiler from PyPI.
 
     Raises:
-        Missing: there is none, with what to install.
+        Missing: there is none; the hint names the packages.
     """
     host_compiler()
     if kind == "cuda":
@@ -179,7 +179,7 @@ def _check_pypi(architectures: Sequence[str], driver: NvidiaDriver) -> None:
 
 
 def _linkable(folder: Path) -> tuple[Path, ...]:
-    """Give the libraries of a wheel the names that a linker looks for; return those that must stay with the backend."""
+    """Give the libraries of a wheel the names that a linker looks for; return the ones that stay with the backend."""
     kept = tuple(sorted(path for pattern in _BUNDLED for path in folder.glob(pattern)))
     for path in kept:
         link = folder / f"{path.name.partition('.so')[0]}.so"
@@ -212,7 +212,7 @@ def _vulkan() -> Toolchain:
 
 
 def needs(kind: str, root: Path = ROOT) -> str:
-    """Say what to install for a backend."""
+    """Name the packages that a backend needs, as a command where the distribution is known."""
     toolkits = {"cuda": "install NVIDIA's CUDA toolkit", "rocm": "install ROCm 6.1 or newer with hipBLAS and rocBLAS"}
     return toolkits.get(kind) or install_command(_VULKAN if kind == "vulkan" else _COMPILER, root)
 

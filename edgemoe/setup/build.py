@@ -13,8 +13,9 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -89,10 +90,13 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
     """
     order.work.mkdir(parents=True, exist_ok=True)
     with locked(order.work / "lock") as lock:
+        progress(0.0, "looking for a compiler")
+        toolchains = for_kind(order.kind, order.architectures, order.driver, order.work)
+        first = next(toolchains)  # a compiler that is missing is named before anything is fetched
         progress(0.0, "fetching the sources")
         source = unpacked(order.work, order.archive)
         out = order.work / "-".join(["build", order.kind, version(), *order.architectures])
-        toolchain, ninja = _configured(order, source, out, progress)
+        toolchain, ninja = _configured(order, chain((first,), toolchains), source, out, progress)
         target = LIBRARIES[order.kind]
         _compile([ninja, "-C", str(out), "-j", str(_jobs(order.kind)), target], toolchain, lock, progress)
         library = next((path for name in (f"lib{target}.so", f"lib{target}.dylib") for path in out.rglob(name)), None)
@@ -148,12 +152,13 @@ def _fetched(work: Path) -> Path:
     return next(work.glob(f"*-{version()}.tar.gz"))
 
 
-def _configured(order: Order, source: Path, out: Path, progress: Progress) -> tuple[Toolchain, str]:
+def _configured(
+    order: Order, toolchains: Iterable[Toolchain], source: Path, out: Path, progress: Progress
+) -> tuple[Toolchain, str]:
     """Run CMake with the first toolchain that it accepts; give Ninja's path as well."""
     program, ninja = cmake(order.work)
     failure: SetupFailed | None = None
-    progress(0.0, "looking for a compiler")
-    for toolchain in for_kind(order.kind, order.architectures, order.driver, order.work):
+    for toolchain in toolchains:
         progress(0.0, f"preparing, with {toolchain.words}")
         options = [f"-D{option}" for option in (*_ALONE, *KINDS[order.kind], *toolchain.options)]
         # Vulkan's shader compiler is a project of its own, which looks for both programs on the path.

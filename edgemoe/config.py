@@ -103,6 +103,8 @@ class OffloadConfig:
     Attributes:
         device: ``auto`` (the first GPU that llama.cpp finds, else none), ``none``, ``sim``, or the ggml name of a
             device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
+        rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. ``device="auto"`` then uses its first
+            device.
         vram: device memory for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
         policy: rule that chooses the resident experts: ``adaptive``, ``static``, ``lru``, ``lfu``, or ``off`` (no
             expert ever moves).
@@ -128,6 +130,7 @@ class OffloadConfig:
     """
 
     device: str = "auto"
+    rpc: str = ""
     vram: str | int = "auto"
     policy: str = "adaptive"
     prefetch: str = "auto"

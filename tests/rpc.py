@@ -9,32 +9,16 @@ Then ``EDGEMOE_RPC_LIB=<path> python -m pytest -m slow tests/test_rpc.py``.
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 from edgemoe.engine import host
-
-OPTIONS = ("GGML_RPC=ON", "GGML_BACKEND_DL=ON", "GGML_NATIVE=OFF", "GGML_BUILD_TESTS=OFF", "GGML_BUILD_EXAMPLES=OFF")
+from edgemoe.setup.build import Order, compiled
 
 
 def build(folder: Path) -> Path:
-    """Fetch the sources of the installed llama-cpp-python and build its RPC backend alone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fetch = ["download", "--no-deps", "--no-binary", "llama-cpp-python", host.version(), "-d", str(folder)]
-    subprocess.run([sys.executable, "-m", "pip", *fetch], check=True, stdout=sys.stderr)
-    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
-        archive.extractall(folder, filter="data")
-    sources = next(folder.glob("llama_cpp_python-*/vendor/llama.cpp/ggml"))
-    (sources / "ggml.pc.in").touch()  # asked for by its CMake, left out of the archive
-    out = folder / "build"
-    flags = [f"-D{option}" for option in OPTIONS]
-    subprocess.run(
-        ["cmake", "-S", sources, "-B", out, "-DCMAKE_BUILD_TYPE=Release", *flags], check=True, stdout=sys.stderr
-    )
-    subprocess.run(["cmake", "--build", out, "--target", "ggml-rpc"], check=True, stdout=sys.stderr)
-    return next(out.rglob("libggml-rpc.*"))
+    """Build the RPC backend of the llama-cpp-python that is installed, alone."""
+    return compiled(Order("rpc", (), folder.resolve())).library
 
 
 def serve(library: Path, endpoint: str) -> None:

@@ -18,8 +18,11 @@ from bench.gpu import __main__ as command
 from bench.gpu import agreement, build, cells, devices, events, report, routing, session, verdicts
 from bench.gpu.cells import Cell, Contender, Scope, Size
 from bench.gpu.journal import Journal
-from edgemoe.errors import EdgeMoEError
+from edgemoe.errors import ConfigError
 from edgemoe.profiling import Test, figures
+from edgemoe.setup.build import Order, Result
+from edgemoe.setup.cards import NvidiaDriver
+from edgemoe.setup.programs import Missing
 from tests.routing import wide_model
 
 MODEL = "gpt-oss-20b"
@@ -375,42 +378,25 @@ def test_only_a_whole_model_on_a_gpu_is_published(tmp_path: Path) -> None:
     assert page.read_text() == f"How to run it.\n\n{command.MARK}\n\nnew figures\n"
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "compiler", lambda kind: None)
-    with pytest.raises(EdgeMoEError, match="there is no nvcc"):
-        build.build("CUDA", tmp_path)
-    assert build.kind_of("CUDA0") == "CUDA" and build.kind_of("none") == ""
-
-
-def test_a_toolchain_that_is_not_there_is_said_and_an_error_of_the_compiler_is_one(
+def test_a_backend_that_cannot_be_compiled_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "compiler", lambda kind: "/bin/sh" if kind == "Vulkan" else None)
-    monkeypatch.setattr(build, "unpacked", lambda folder, sources: tmp_path)
-    header = tmp_path / "vulkan" / "vulkan_core.h"
-    header.parent.mkdir()
-    header.write_text("#define VK_HEADER_VERSION 239")
-    failing = ["configure"]
+    assert build.kind_of("CUDA0") == "CUDA" and build.kind_of("none") == ""
+    libraries = {"vulkan": tmp_path / "libggml-vulkan.so"}
 
-    def run(command: list[str], what: str) -> None:
-        if ("--build" in command) == (failing == ["compile"]):
-            raise EdgeMoEError(f"{what} failed")
-        out = tmp_path / "build-vulkan"
-        out.mkdir(exist_ok=True)
-        (out / "CMakeCache.txt").write_text(f"Vulkan_INCLUDE_DIR:PATH={tmp_path}\n")
+    def compiled(order: Order) -> Result:
+        if order.kind not in libraries:
+            raise Missing("there is no hipcc", "install ROCm")
+        return Result(libraries[order.kind], ())
 
-    monkeypatch.setattr(build, "_run", run)
+    monkeypatch.setattr(build, "compiled", compiled)
     monkeypatch.setattr(sys, "argv", ["build", "Vulkan", "ROCm", "--folder", str(tmp_path)])
     build.main()
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("Vulkan: not compiled here: Vulkan failed; install glslc")
-    assert said[1].startswith("ROCm: not compiled here: ROCm cannot be built: there is no hipcc")
-    failing[:] = ["compile"]
-    build.main()
-    assert "headers do not know VK_EXT_layer_settings; install glslc" in capsys.readouterr().out
-    header.write_text("#define VK_EXT_layer_settings 1")
-    with pytest.raises(EdgeMoEError, match="Vulkan failed"):
-        build.main()
+    assert said == [f"Vulkan: {libraries['vulkan']}", "ROCm: not compiled here: there is no hipcc; install ROCm"]
+    monkeypatch.setattr(build, "nvidia_driver", NvidiaDriver)
+    with pytest.raises(ConfigError, match="no card to compile CUDA for"):
+        build.build("CUDA", tmp_path)
 
 
 def test_a_small_twin_keeps_the_experts() -> None:

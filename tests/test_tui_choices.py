@@ -182,13 +182,14 @@ async def test_keys_do_not_wait_while_another_model_is_looked_for() -> None:
 
 async def test_without_a_model_the_list_opens_and_the_first_question_is_answered(tmp_path: Path) -> None:
     choices = [ModelChoice("demo", "demo", "a small model"), ModelChoice("big", "big", "9 GiB to download", here=False)]
-    offered = Services(lambda name: Opened(name, InThisProcess(FakeLlama)), lambda: choices)
+    idle = "A card lies idle: edgemoe setup makes it usable."
+    offered = Services(lambda name: Opened(name, InThisProcess(FakeLlama)), lambda: choices, advice=idle)
     app = ChatApp(None, ChatSettings(""), tmp_path / "chats.db", offered)
     async with app.run_test() as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ModelsScreen) and "big" in shown(driver))
         await pilot.press("escape")
-        await driver.until(lambda: "No model is open yet" in shown(driver))
+        await driver.until(lambda: "No model is open yet" in shown(driver) and idle in shown(driver))
         await driver.send("hello")
         assert driver.prompt.text == "hello" and driver.status.state == "no model"
         await pilot.press("ctrl+o")

@@ -71,6 +71,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         assert first.engines is not None
         return _chat_in_lines(first.engines, settings, chats)
 
+    from ..setup.advice import advice
     from ..tui.app import ChatApp
     from ..tui.fetching import Fetcher
     from ..tui.forecasts import Forecasts
@@ -84,6 +85,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         fetcher=Fetcher(pull.fetch),
         remove=pull.removed,
         forecasts=lambda card: Forecasts(lambda: _placed_as(parsed, card()), fit.in_short),
+        advice=advice(),
     )
     app = ChatApp(first.engines, settings, chats, services)
     app.run()
@@ -92,7 +94,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 def _placed_as(parsed: argparse.Namespace, card: ModelCard | None) -> list[str]:
     """Options of ``edgemoe fit`` for another model in the place of the open one, which leaves its memory then."""
-    given = {"device": parsed.device, "vram": parsed.vram, "ctx": parsed.ctx, "threads": parsed.threads}
+    given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "ctx", "threads")}
     if card is not None and card.free_before is not None:
         given["device-free"], given["ram-free"] = card.free_before
     return [f"--{name}={value}" for name, value in given.items() if value is not None]

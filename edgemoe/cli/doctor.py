@@ -7,10 +7,13 @@ import json
 import platform
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EdgeMoEError
 from ..text.console import show_progress, table, talk
+
+if TYPE_CHECKING:
+    from ..setup.cards import Card
 
 SCHEMA = "edgemoe.doctor.v1"
 _MARKS = {"ok": "ok", "note": "note", "bad": "PROBLEM"}
@@ -89,14 +92,27 @@ def _versions() -> list[Finding]:
 
 
 def _device_findings(found: list[str], asked: str) -> list[Finding]:
+    from ..engine.host import load_backends
+    from ..setup.advice import advice
+    from ..setup.cards import find
+
+    findings = [_card_finding(card) for card in find()]
     if found:
-        return [Finding("devices", ", ".join(found))]
-    if asked in ("auto", "none", "sim"):
-        action = (
-            "llama-cpp-python from PyPI is built for the CPU; to use a GPU install it as its README says (CMAKE_ARGS)"
-        )
-        return [Finding("devices", "no GPU that llama.cpp sees: experts stay on the CPU", "note", action)]
-    return [Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices there are")]
+        findings.append(Finding("devices", ", ".join(found)))
+    elif asked not in ("auto", "none", "sim"):
+        findings.append(Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices there are"))
+    else:
+        action = advice() or "edgemoe setup says which graphics cards it finds, and what each lacks"
+        findings.append(Finding("devices", "no GPU that llama.cpp sees: experts stay on the CPU", "note", action))
+    cure = "edgemoe setup finds out why, edgemoe setup --remove deletes it"
+    return findings + [Finding("backend", sentence, "note", cure) for sentence in load_backends()]
+
+
+def _card_finding(card: Card) -> Finding:
+    name = f"{card.name}, part of the processor" if card.integrated else card.name
+    if card.problem:
+        return Finding("graphics card", f"{name}: {card.problem}", "note", card.cure)
+    return Finding("graphics card", name)
 
 
 def _measure(

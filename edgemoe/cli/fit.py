@@ -34,6 +34,7 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
         help="a GGUF file, a name of the catalogue, or org/repo:QUANT; it need not be downloaded",
     )
     fit.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
+    fit.add_argument("--rpc", metavar="HOST:PORT", help="use the device of ggml's RPC server on another machine")
     fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
     fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     fit.add_argument("--threads", type=int, metavar="N", help="CPU threads that compute")
@@ -56,7 +57,7 @@ def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
 
     file = _header(parsed.model, find)
     check_weights(file)
-    content = assess(file, _device(parsed.device), budget, parsed.ctx, parsed.threads, parsed.quick, free)
+    content = assess(file, _device(parsed.device, parsed.rpc), budget, parsed.ctx, parsed.threads, parsed.quick, free)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT
 
@@ -86,11 +87,12 @@ def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
     return remote_header.header_of(plan)
 
 
-def _device(asked: str) -> str:
+def _device(asked: str, rpc: str | None) -> str:
     from ..engine import devices, host
 
+    remote = host.connect(rpc) if rpc else []
     if asked in ("auto", "none"):
-        return next(iter(devices()), "") if asked == "auto" else ""
+        return next(iter(remote or devices()), "") if asked == "auto" else ""
     host.core()
     if not host.device_memory(asked)[1]:
         raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices there are")

@@ -30,6 +30,8 @@ from . import (
     profile,
     pull,
     routing,
+    rpc_server,
+    setup,
     show,
 )
 from .chat import can_chat, chat_command, open_chat
@@ -131,6 +133,8 @@ def _parser() -> _Parser:
     pull.add_parsers(commands)
     fit.add_parser(commands, find_model)
     doctor.add_parser(commands)
+    setup.add_parser(commands)
+    rpc_server.add_parser(commands)
     return parser
 
 
@@ -138,6 +142,7 @@ def _common_options() -> _Parser:
     common = _Parser(add_help=False)
     place = common.add_argument_group("where experts live")
     place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
+    place.add_argument("--rpc", metavar="HOST:PORT", help="use the device of ggml's RPC server on another machine")
     place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
     place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
     place.add_argument(

@@ -48,12 +48,12 @@ def offload_of(parsed: argparse.Namespace, name: str) -> OffloadConfig:
 
     model = entry(name)
     hints = asdict(model.offload) if model else {}
-    given = {option: getattr(parsed, option) for option in ("device", "vram", "policy", "cache")}
+    given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "policy", "cache")}
     layers: tuple[Mapping[str, Any], ...] = (hints, given)
     config = OffloadConfig(**{k: value for layer in layers for k, value in layer.items() if value is not None})
     if name != DEMO:
         return config
-    if parsed.device is None and not _gpus():
+    if parsed.device is None and not parsed.rpc and not _gpus():
         config = replace(config, device="sim")
     if config.device == "sim":
         config = replace(config, sim=SimConfig(bandwidth=SIM_BANDWIDTH))

@@ -29,6 +29,7 @@ from llama_cpp import llama as llama_module
 from llama_cpp import llama_cpp as binding
 
 from ..errors import BackendMismatch
+from . import backends
 from .binding import Core, NativeEngine
 
 # Versions that the tests ran with. An older one is refused; a newer one is tried, and refused if a probe differs.
@@ -65,6 +66,8 @@ _USED: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (llama_cpp.Llama, ("_input_ids", "_scores", "_create_completion", "longest_token_prefix", "load_state")),
 )
 _BATCH = ("n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits")
+# RPC servers by the names of their devices.
+_endpoints: dict[str, str] = {}
 
 
 class _Override(ctypes.Structure):
@@ -101,6 +104,7 @@ def core() -> Core:
     if difference := _difference():
         raise BackendMismatch(f"{version()} ({difference})", TESTED)
     libraries = _ggml_libraries()
+    load_backends()
     loaded = Core(libraries, version(), TESTED)
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
@@ -118,6 +122,41 @@ def core() -> Core:
 def address_of(name: str) -> int:
     """Where a function of llama.cpp is."""
     return ctypes.cast(getattr(binding._lib, name), ctypes.c_void_p).value or 0
+
+
+@cache
+def load_backends() -> tuple[str, ...]:
+    """Load the backends that ``edgemoe setup`` built, once; return a sentence about each that cannot be loaded."""
+    _take_log()
+    with _quiet():
+        sentences = backends.load_built(_ggml_libraries()[0])
+    for sentence in sentences:
+        tell(sentence)
+    return sentences
+
+
+def connect(endpoint: str) -> list[str]:
+    """Make the devices of the RPC server at HOST:PORT devices of this process and return their names.
+
+    Raises:
+        EdgeMoEError: no RPC server of this version answers there, or there is no RPC backend.
+    """
+    _take_log()
+    with _quiet():
+        names = backends.connect(_ggml_libraries()[0], endpoint)
+    _endpoints.update(dict.fromkeys(names, endpoint))
+    return names
+
+
+def endpoint_of(device: str) -> str:
+    """HOST:PORT of the RPC server whose device this is, empty for a device of this machine."""
+    return _endpoints.get(device, "")
+
+
+def serve(endpoint: str, device: str, threads: int) -> None:
+    """Offer ``device`` to other machines at HOST:PORT, until the process is stopped."""
+    load_backends()
+    backends.serve(_ggml_libraries()[0], endpoint, device, threads)
 
 
 def devices() -> list[str]:
@@ -208,6 +247,7 @@ def _ggml_libraries() -> list[ctypes.CDLL]:
 
 
 def _all_devices() -> list[tuple[str, int]]:
+    load_backends()
     lib = _ggml_libraries()[0]
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.restype, lib.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

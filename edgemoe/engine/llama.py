@@ -130,6 +130,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self.experts.look_ahead(file)
         if not vocab_only:
             self.experts.notes += opening.limit_notes("n_threads" in self._given)
+            self.experts.notes += opening.idle_notes(config)
         # The experts have their places by now, and say themselves how many.
         planned = placed.reason_without("experts", *(["dense"] if attempt.note else []))
         self.experts.notes += [note for note in (said, attempt.note, planned) if note and not vocab_only]

@@ -16,6 +16,7 @@ from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed
 from ..models.gguf import HINT, GgufFile
 from ..planning import model_needs
 from ..planning.placement import MachineRates, ModelNeeds, Plan, plan
+from ..setup.advice import advice
 from ..types import ModelShape
 from . import host
 
@@ -201,6 +202,13 @@ def limit_notes(threads_given: bool) -> list[str]:
     return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons if reason]
 
 
+def idle_notes(config: OffloadConfig) -> list[str]:
+    """Say that a graphics card lies idle that nobody told to rest, and the command that ends that."""
+    if config.device == "none" or host.devices():
+        return []
+    return list(host.load_backends()) or [note for note in (advice(),) if note]
+
+
 def can_pin(shape: ModelShape | None) -> bool:
     """Whether the machine can spare the memory: what is pinned cannot make room for anything else."""
     if shape is None:
@@ -227,7 +235,8 @@ def resolve_device(config: OffloadConfig, keywords: dict[str, Any]) -> str:
     """
     if config.device == "none":
         return ""
-    known = host.devices()
+    remote = host.connect(config.rpc) if config.rpc else []
+    known = remote or host.devices()
     if config.device == "auto" and not known:
         return ""
     split, chosen = keywords.get("split_mode"), int(keywords.get("main_gpu") or 0)

@@ -171,10 +171,11 @@ def _read_past_the_cache(path: Path, size: int) -> float:
 
 def key_of(device: str, threads: int) -> str:
     """Which machine this is."""
+    from ..engine.host import endpoint_of
+
     ram = round(psutil.virtual_memory().total / 2**30)
-    return (
-        f"{platform.node()} {platform.machine()} {os.cpu_count()} CPUs {ram} GiB {device or 'none'} {threads} threads"
-    )
+    where = f"{device or 'none'} {endpoint_of(device)}".rstrip()
+    return f"{platform.node()} {platform.machine()} {os.cpu_count()} CPUs {ram} GiB {where} {threads} threads"
 
 
 def path_of(device: str) -> Path:

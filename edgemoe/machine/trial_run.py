@@ -79,11 +79,14 @@ def run(
 
 
 def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int) -> dict[str, Any]:
+    from ..engine.host import endpoint_of
+
     shape = moe_shape(whole)
     return {
         "path": str(path),
         "offload": {
             "device": device or "none",
+            "rpc": endpoint_of(device),
             "vram": _budget(placed, model_needs.of(gguf.read(path)), shape.experts if shape else 1),
             "stream_tokens": OffloadConfig.stream_tokens if placed.stream_slots else 0,
         },

@@ -65,6 +65,7 @@ class Services:
         fetcher: downloads models.
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
         forecasts: says what models would do here, placed in the memory that the open one leaves when it goes.
+        advice: sentence that names what would make models faster here, empty for none.
     """
 
     open_model: Callable[[str], Opened] | None = None
@@ -74,6 +75,7 @@ class Services:
     fetcher: Fetcher | None = None
     remove: Remove | None = None
     forecasts: Callable[[Callable[[], ModelCard | None]], Forecasts] | None = None
+    advice: str = ""
 
 
 class ChatScreen(Screen[None]):
@@ -118,7 +120,7 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
         with Transcript(id="transcript", thinking_key=self.keys.shown("thinking")):
-            yield Welcome(self.model_name, self.keys)
+            yield Welcome(self.model_name, self.keys, self._services.advice)
         yield ExpertPanel(id="experts")
         yield Prompt(self.keys, id="prompt")
         yield StatusLine(id="status")

@@ -21,10 +21,16 @@ _KEYS = (("send", "send"), ("stop", "stop"), ("experts", "experts"), ("models", 
 class Welcome(Static):
     """Loading, loaded or failed, in words."""
 
-    def __init__(self, title: str, keys: Keys) -> None:
-        """Name the model that is being loaded, empty when none is, and ``keys`` once it is there."""
+    def __init__(self, title: str, keys: Keys, advice: str = "") -> None:
+        """Name the model that is being loaded, empty when none is, and ``keys`` once it is there.
+
+        Args:
+            title: model that is being loaded.
+            keys: those in force.
+            advice: what would make models faster here, shown while none is open; a model has it among its notes.
+        """
         super().__init__(Content(""))
-        self._keys = keys
+        self._keys, self._advice = keys, advice
         self._title = one_line(title, 60)
         self._began = time.monotonic()
         self._timer: Timer | None = None
@@ -37,7 +43,8 @@ class Welcome(Static):
         else:
             open_one = f"{self._keys.shown('models')} shows the models there are: open one, or download one.\n"
             small = "Try demo first: a small model, made in some seconds."
-            self.update(Content.assemble(_NAME, "\n\nNo model is open yet.\n", open_one, (small, "$muted")))
+            advice = f"\n\n{self._advice}" if self._advice else ""
+            self.update(Content.assemble(_NAME, "\n\nNo model is open yet.\n", open_one, (small, "$muted"), advice))
 
     def begin_loading(self, title: str) -> None:
         """The model ``title`` is being loaded."""

@@ -1,0 +1,117 @@
+"""Backends that ``edgemoe setup`` has built: where they lie, and which of them this llama-cpp-python may load.
+
+Each lies in a folder of its own with a record beside it. A backend is part of one version of ggml: with another version
+its structs may differ, so it is never loaded there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..config import home
+
+SCHEMA = "edgemoe.backend.v1"
+PACKAGE = "llama-cpp-python"
+# Libraries that show the backends of a llama-cpp-python.
+LIBRARIES = {
+    "cuda": "ggml-cuda",
+    "vulkan": "ggml-vulkan",
+    "rocm": "ggml-hip",
+    "rpc": "ggml-rpc",
+    "metal": "ggml-metal",
+    "sycl": "ggml-sycl",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that was built here.
+
+    Attributes:
+        kind: ``cuda``, ``vulkan``, ``rocm`` or ``rpc``.
+        version: version of the llama-cpp-python that it belongs to.
+        architectures: processors it was compiled for, empty where that does not matter.
+        library: name of its file.
+    """
+
+    kind: str
+    version: str
+    architectures: tuple[str, ...]
+    library: str
+
+    @property
+    def path(self) -> Path:
+        """Full path of the library."""
+        return folder(self.kind) / self.library
+
+    @property
+    def current(self) -> bool:
+        """Whether it belongs to the llama-cpp-python that is installed."""
+        return self.version == version() and self.path.exists()
+
+
+def version() -> str:
+    """Version of the llama-cpp-python that is installed, without a suffix of its build."""
+    return importlib.metadata.version(PACKAGE).partition("+")[0]
+
+
+def folder(kind: str) -> Path:
+    """Folder of a backend's files."""
+    return home("data") / "backends" / kind
+
+
+def built() -> list[Backend]:
+    """List the backends that were built, outdated ones too."""
+    found = []
+    for record in sorted((home("data") / "backends").glob("*/backend.json")):
+        try:
+            content = json.loads(record.read_text())
+            if content.pop("schema") == SCHEMA:
+                found.append(Backend(**content | {"architectures": tuple(content["architectures"])}))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # half a record is no backend
+    return found
+
+
+def add(backend: Backend, files: list[Path]) -> Path:
+    """Move ``files`` into the folder of ``backend`` in one step and return the library's path."""
+    place = folder(backend.kind)
+    new = place.with_name(f"{place.name}.new")
+    remove_folder(new)
+    new.mkdir(parents=True)
+    for file in files:
+        shutil.move(str(file), new / file.name)
+    record = {"schema": SCHEMA, **asdict(backend)}
+    (new / "backend.json").write_text(json.dumps(record, indent=1))
+    old = place.with_name(f"{place.name}.old")
+    remove_folder(old)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    remove_folder(old)
+    return backend.path
+
+
+def remove(kind: str) -> bool:
+    """Delete a backend; a process that has loaded it keeps it until it ends. Say whether there was one."""
+    there = folder(kind).exists()
+    remove_folder(folder(kind))
+    return there
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, which need not be there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def of_package() -> list[str]:
+    """Kinds of backend that the installed llama-cpp-python brings with it, found by its files alone."""
+    spec = importlib.util.find_spec("llama_cpp")
+    places = spec.submodule_search_locations if spec else None
+    names = {file.name for place in places or () for file in Path(place, "lib").glob("*ggml-*")}
+    return [kind for kind, library in LIBRARIES.items() if any(library in name for name in names)]

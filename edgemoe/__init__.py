@@ -1,7 +1,7 @@
 """EdgeMoE: Mixture-of-Experts inference with single experts hot on the GPU and cold on the CPU.
 
-The public names are resolved on first use, so ``import edgemoe`` loads neither llama_cpp nor torch. A name that is not
-here is llama_cpp's: ``from edgemoe import Llama, LlamaGrammar`` and ``import edgemoe as llama_cpp`` work.
+The public names are resolved on first use, so ``import edgemoe`` loads neither llama_cpp nor torch. Every other name is
+looked up in llama_cpp: ``from edgemoe import Llama, LlamaGrammar`` and ``import edgemoe as llama_cpp`` work.
 """
 
 from __future__ import annotations

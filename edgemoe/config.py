@@ -1,4 +1,4 @@
-"""Settings: one frozen record, checked when it is made, and the only reader of the environment."""
+"""Settings: frozen records that are checked when they are made. Only this module reads environment variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*$")
 
 @dataclass(frozen=True)
 class Budget:
-    """A device memory budget: exactly one of ``bytes`` and ``share`` is set, neither for automatic.
+    """Hold a budget of device memory. If both fields are None, the budget is automatic; both are never set.
 
     Attributes:
         bytes: budget in bytes, or None.
@@ -114,13 +114,13 @@ class OffloadConfig:
         profile: routing profile of the model, kept between runs: ``auto``, ``off``, or the path of a file.
         uploads_per_step: most experts that the policy moves per layer and step.
         prefill_tokens: smallest batch that counts as a prefill. A prefill does not change the resident experts.
-        stream_tokens: a prefill that does not bring whole layers copies an expert to the device if it has at least this
-            many tokens; measured rates replace the limit. In a decode step the device fetches some misses if that is
+        stream_tokens: fewest tokens of an expert for which a prefill without whole layers copies the expert to the
+            device. Measured rates replace this limit. In a decode step the device fetches some misses if that is
             faster than the CPU alone. 0 stops both.
-        cache: computed prompts that are kept for reuse. ``auto``: in RAM, within the plan's budget. A path: in this
-            folder, too, for later processes. ``off``: only the current context.
-        pin: let the device's driver pin the memory of cold experts, so that the device reads them directly with a third
-            of the memory traffic. Never done if too little RAM would be left.
+        cache: storage of computed prompts for reuse. ``auto``: in RAM, within the placement's budget. A path: also in
+            this folder, for later processes. ``off``: only the current context.
+        pin: let the device's driver pin the memory of cold experts. The device then reads them directly, with a third
+            of the memory traffic. Nothing is pinned if too little RAM would be left.
         synchronous: wait for every upload before the next computation. Slow, but each run moves the same experts, as a
             replay does.
         sim: behaviour of the ``sim`` device.
@@ -144,7 +144,7 @@ class OffloadConfig:
     sim: SimConfig = SimConfig()
 
     def __post_init__(self) -> None:
-        """Check every field, so that a wrong one is named where it was written."""
+        """Check every field, so that the error points at the line that set the wrong value."""
         Budget.parse(self.vram)
         _one_of("policy", self.policy, POLICIES)
         _one_of("prefetch", self.prefetch, PREFETCH)
@@ -160,7 +160,7 @@ class OffloadConfig:
 
     @property
     def budget(self) -> Budget:
-        """The parsed ``vram``."""
+        """Parse ``vram``."""
         return Budget.parse(self.vram)
 
 
@@ -170,7 +170,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def terminal_is_dumb() -> bool:
-    """Whether the terminal says that it can do no more than write lines."""
+    """Tell whether the terminal reports that it can only write lines (``TERM=dumb``)."""
     return os.environ.get("TERM") == "dumb"
 
 
@@ -178,9 +178,9 @@ _NOWHERE = Path(os.devnull, "no-home")  # nothing can be written there
 
 
 def home(kind: str) -> Path:
-    """Folder for ``kind`` (``config``, ``data`` or ``cache``); ``EDGEMOE_HOME`` overrides all of them.
+    """Give the folder for ``kind`` (``config``, ``data`` or ``cache``); ``EDGEMOE_HOME`` overrides all three.
 
-    Where the user has no home, it is a place where nothing can be kept: whoever writes there says so.
+    For a user without a home folder, the path is one that cannot be written. Writers report that failure themselves.
     """
     if root := os.environ.get("EDGEMOE_HOME", "").strip():
         return _known(Path(os.path.expanduser(root))) / kind
@@ -193,5 +193,5 @@ def home(kind: str) -> Path:
 
 
 def _known(path: Path) -> Path:
-    """The same, unless nobody knows where ``~`` is: a folder of that name is nobody's wish."""
+    """Give the path back, or ``_NOWHERE`` if ``~`` could not be expanded. A folder named ``~`` is never created."""
     return _NOWHERE if path.parts and path.parts[0].startswith("~") else path

@@ -1,7 +1,7 @@
-"""Errors that reach the user. Each carries a hint: what to do about it.
+"""Errors that reach the user. Each error carries a hint: an action that may help.
 
-An error that llama_cpp would raise as a ``ValueError`` or a ``RuntimeError`` is that as well, so that code written for
-llama_cpp catches it.
+If llama_cpp would raise a ``ValueError`` or a ``RuntimeError``, our error is also an instance of that class. Code
+written for llama_cpp therefore catches it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ class EdgeMoEError(Exception):
     """Base of every error raised on purpose.
 
     Attributes:
-        hint: one line that says what to do, or an empty string.
+        hint: one line with the action that may help, or an empty string.
     """
 
     hint: str = ""
@@ -28,11 +28,11 @@ class ModelNotFound(EdgeMoEError, ValueError):
 
 
 class BadGguf(EdgeMoEError, ValueError):
-    """The file is not a GGUF that can be loaded: damaged, truncated or hostile."""
+    """The file cannot be loaded as GGUF: it is damaged, truncated or hostile."""
 
 
 class UnsupportedModel(EdgeMoEError, ValueError):
-    """A sound GGUF that llama.cpp in this version cannot run."""
+    """The GGUF file is sound, but this version of llama.cpp cannot run it."""
 
 
 class ConfigError(EdgeMoEError, ValueError):
@@ -44,7 +44,7 @@ class BadTemplate(EdgeMoEError, ValueError):
 
 
 class BadMessages(EdgeMoEError, ValueError):
-    """Messages that cannot be given to this model, such as an image to a model that reads text."""
+    """The messages cannot be given to this model: for example, an image to a model that only reads text."""
 
 
 class ContextFailed(ConfigError):
@@ -52,7 +52,7 @@ class ContextFailed(ConfigError):
 
 
 class LoadFailed(EdgeMoEError, ValueError):
-    """llama.cpp could not load a model whose file is sound, for example for lack of memory."""
+    """llama.cpp could not load the model although its file is sound, for example for lack of memory."""
 
 
 class ComputeFailed(EdgeMoEError, RuntimeError):
@@ -67,8 +67,8 @@ class DoesNotFit(EdgeMoEError, ValueError):
     """The model does not fit the memory that was asked for.
 
     Attributes:
-        needed_bytes: bytes the request needs.
-        free_bytes: bytes there are.
+        needed_bytes: bytes that the request needs.
+        free_bytes: bytes that are free.
         suggestion: a setting that would fit.
     """
 

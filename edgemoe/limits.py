@@ -1,7 +1,7 @@
-"""What this process may use of its machine: processors, memory, memory that it may lock.
+"""Limits of this process on its machine: processors, memory, and memory that it may lock.
 
 A container, a batch system or ``taskset`` gives a process less than the machine has, and the machine's own figures do
-not tell. Everything that plans asks here.
+not show this. Every module that plans asks here.
 
 **Source**: sched_setaffinity(2); cgroup v2 ``cpu.max``, ``memory.max``, ``memory.high`` and version 1's names for them
 (kernel documentation, admin-guide/cgroup-v2 and cgroup-v1); the topology below /sys/devices/system/cpu.
@@ -23,12 +23,12 @@ ROOT = Path("/")
 
 @dataclass(frozen=True)
 class Processors:
-    """Processors that this process may use.
+    """Count the processors that this process may use.
 
     Attributes:
-        logical: how many at once.
-        physical: cores among them; on a processor with cores of two kinds the quick ones only.
-        reason: what decides when it is not the machine, empty otherwise.
+        logical: number of logical processors that may run at once.
+        physical: number of physical cores among them. With cores of two kinds, only the fast cores count.
+        reason: the limit that applies, in words; empty if only the machine limits the process.
     """
 
     logical: int
@@ -38,12 +38,12 @@ class Processors:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of RAM for this process.
+    """Count the bytes of RAM for this process.
 
     Attributes:
-        total: all that it may use.
-        available: what of it is free now, file pages that can be dropped included.
-        reason: what decides when it is not the machine, empty otherwise.
+        total: bytes that the process may use.
+        available: bytes of ``total`` that are free now, with file pages that can be dropped.
+        reason: the limit that applies, in words; empty if only the machine limits the process.
     """
 
     total: int
@@ -55,7 +55,7 @@ def processors(root: Path = ROOT) -> Processors:
     """Count the processors that affinity and quota leave to this process.
 
     Args:
-        root: where /proc and /sys lie.
+        root: folder that holds /proc and /sys.
     """
     machine = psutil.cpu_count() or 1
     allowed = _affinity()
@@ -73,7 +73,7 @@ def memory(root: Path = ROOT) -> Memory:
     """Read how much RAM the machine and the limits of this process leave to it.
 
     Args:
-        root: where /proc and /sys lie.
+        root: folder that holds /proc and /sys.
     """
     machine = psutil.virtual_memory()
     limits = [limit for limit in _memory_limits(root) if limit[0] < machine.total]
@@ -85,7 +85,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def lockable() -> int | None:
-    """Read how many bytes this process may lock in RAM; None where nothing limits it or nobody tells."""
+    """Read how many bytes this process may lock in RAM; None if there is no limit or the system does not report it."""
     if sys.platform == "win32":
         return None
     import resource
@@ -104,7 +104,10 @@ def _affinity() -> list[int]:
 
 
 def _cores(allowed: list[int], root: Path) -> int:
-    """Count the physical cores among ``allowed``, of two kinds the quick ones; half of them where nobody tells."""
+    """Count the physical cores among ``allowed``: only the fast ones if the processor has cores of two kinds.
+
+    If the system does not report cores, two processors count as one core.
+    """
     devices = root / "sys" / "devices"
     quick = _numbers(_text(devices / "cpu_core" / "cpus")) if _text(devices / "cpu_atom" / "cpus") else set()
     wanted = [number for number in allowed if not quick or number in quick] or allowed
@@ -114,7 +117,7 @@ def _cores(allowed: list[int], root: Path) -> int:
     if "" not in siblings:
         return len(siblings)
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count() or 1
-    # psutil knows no cores in some containers: there a processor counts as half a core, as with two threads each.
+    # In some containers psutil finds no cores. A processor then counts as half a core: most cores run two threads.
     share = physical / logical if physical else 0.5
     return max(1, round(len(wanted) * share)) if logical > 1 else 1
 
@@ -130,7 +133,7 @@ def _numbers(text: str) -> set[int]:
 
 
 def _quota(root: Path) -> float | None:
-    """Read how many processors' time the process may use; None for as much as there is."""
+    """Read how many processors' time the process may use; None without a quota."""
     shares = []
     for folder in _groups(root, "cpu"):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
@@ -145,7 +148,7 @@ def _quota(root: Path) -> float | None:
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Each limit above this process, with the bytes that are used below it and cannot be dropped."""
+    """Yield each limit that covers this process, and the bytes used under it that cannot be dropped."""
     for folder in _groups(root, "memory"):
         given = [_text(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
         limits = [int(text) for text in given if text.isdigit()]
@@ -155,7 +158,7 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _droppable(folder: Path) -> int:
-    """Bytes of file pages, which the kernel drops before it ends a process."""
+    """Count the bytes of file pages. The kernel drops these pages before it ends a process."""
     entries = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
     names = [("total_inactive_file", "total_active_file"), ("inactive_file", "active_file")]
     for pair in names:
@@ -165,7 +168,7 @@ def _droppable(folder: Path) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, from its own up to the one that is mounted."""
+    """Yield the folders of this process's control groups, from its own up to the mounted one."""
     mounted = root / "sys" / "fs" / "cgroup"
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -179,7 +182,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         folder = base / path.strip("/")
         while folder != base:
-            if folder.is_dir():  # in a namespace of its own a process sees other paths than it is told
+            if folder.is_dir():  # in a namespace, /proc may name a folder that the process cannot see
                 yield folder
             folder = folder.parent
         yield base

@@ -1,4 +1,4 @@
-"""Plain records that cross between the rooms of the house. No behaviour, no imports of ours."""
+"""Plain records that several packages share. They have no behaviour and import nothing of ours."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Routed-expert geometry of one model.
+    """Describe the routed experts of one model.
 
     Attributes:
-        layers: layers that have routed experts, numbered 0.. in the order they run.
+        layers: number of layers with routed experts. They are numbered from 0 in the order that they run.
         experts: routed experts per layer.
-        used: experts a token uses in a layer (top-k).
+        used: experts that the router chooses for a token in a layer (top-k).
         expert_bytes: bytes of one expert (all projections) per layer, shape ``(layers,)``.
     """
 
@@ -32,12 +32,12 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a model thinks before it answers, by its chat template.
+    """Describe the thinking of a model before it answers, according to its chat template.
 
     Attributes:
-        thinks: an answer may begin with thinking unless it is switched off.
+        thinks: True if an answer may begin with thinking, unless thinking is switched off.
         levels: the words of ``--think`` that change the prompt, a subset of ``on``, ``off``, ``low``, ``medium``,
-            ``high``; empty when the model cannot be switched.
+            ``high``. Empty if the template has no switch for thinking.
     """
 
     thinks: bool = False
@@ -45,7 +45,7 @@ class Thinking:
 
 
 class Load(NamedTuple):
-    """One wish of a policy: bring ``expert`` of ``layer`` onto the device, in the place of ``victim``.
+    """Request of a policy: upload ``expert`` of ``layer`` to the slot of ``victim``.
 
     ``victim`` is an expert that is resident now, or -1 for a free slot.
     """
@@ -57,38 +57,38 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpertStats:
-    """Counters since the model was loaded. Times are nanoseconds of wall clock, sizes bytes.
+    """Count events since the model was loaded. Times are nanoseconds of wall clock, sizes are bytes.
 
     Attributes:
         tokens: tokens computed, prefill included.
         hits: (token, expert) pairs of decode steps computed on the device.
-        misses: (token, expert) pairs of decode steps whose expert was not on the device.
-        fetched: of these, computed on the device, which fetched the expert while the CPU computed others.
-        prefill_hits: pairs of prefill batches whose expert was resident.
-        prefill_streamed: pairs of prefill batches whose expert was streamed to the device.
-        prefill_misses: pairs of prefill batches computed on the CPU.
+        misses: (token, expert) pairs of decode steps with an expert that was not on the device.
+        fetched: misses that the device computed: it fetched the expert while the CPU computed others.
+        prefill_hits: pairs of prefill batches with a resident expert.
+        prefill_streamed: pairs of prefill batches with an expert that was streamed to the device.
+        prefill_misses: pairs of prefill batches that the CPU computed.
         uploads: experts copied to the device into a slot.
-        upload_bytes: bytes of these copies.
+        upload_bytes: bytes of the uploads.
         streamed_bytes: bytes copied for one prefill batch, or one token, only.
-        direct_bytes: bytes of both that the device read from host memory by itself, without a copy to staging memory.
+        direct_bytes: uploaded and streamed bytes that the device read from host memory without a copy to staging.
         failed_uploads: copies that the device refused or that failed.
         joins: times the CPU waited for the device.
         device_fallbacks: device computations that failed and were redone on the CPU.
         moe_ns: time inside expert layers.
-        device_ns: time from the launch of hot pairs to their results; where the device computes all but cold experts,
-            time that the CPU spent on having it compute.
+        device_ns: time from the launch of hot pairs to their results. If the device runs llama.cpp's whole graph: time
+            that the CPU spent on launching the device's work.
         cpu_ns: time computing cold pairs.
         join_ns: time the CPU was idle, waiting for the device.
-        schedule_ns: time choosing what to fetch ahead of need, while a token was under way.
-        prefetch_useful: experts loaded ahead of need and then used.
-        prefetch_late: experts asked for ahead of need that arrived after it.
-        prefetch_wasted: experts loaded ahead of need and evicted unused.
+        schedule_ns: time for choosing experts to prefetch while a token was being computed.
+        prefetch_useful: experts that were prefetched and then used.
+        prefetch_late: experts that were queued for prefetch but arrived after they were needed.
+        prefetch_wasted: experts that were prefetched and evicted unused.
         slots: device slots over all layers.
-        slot_bytes: bytes these slots take on the device.
+        slot_bytes: bytes that the slots take on the device.
         resident: experts resident now.
         pending: uploads queued or under way.
-        stage_bytes: device memory where a prefill puts the experts that it streams.
-        fused_layers: layers whose whole expert block was understood.
+        stage_bytes: device memory for the experts that a prefill streams.
+        fused_layers: expert layers with a recognised pattern, which run split by expert.
         plain_layers: expert layers that run as in llama.cpp because their pattern is unknown.
     """
 
@@ -124,6 +124,6 @@ class ExpertStats:
 
     @property
     def hit_rate(self) -> float:
-        """Share of decode pairs computed on the device, 0 when there were none."""
+        """Give the share of decode pairs that the device computed; 0 before the first decode step."""
         total = self.hits + self.misses
         return self.hits / total if total else 0.0

@@ -1,1 +1,1 @@
-"""Rates of this machine: measured, kept, and tried with a few layers of a model."""
+"""Measure this machine: the rates of its parts, and trial runs of a few layers of a model."""

@@ -1,4 +1,4 @@
-"""What this machine is and how fast: measured in seconds, kept as a small file for the next time."""
+"""Describe this machine and measure its rates. A measurement takes seconds and is kept in a small file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RAM_BYTES = 256 << 20
 DISK_BYTES = 192 << 20
 DISK_SECONDS = 2.0
 DISK_BLOCK = 4 << 20
-# What a layer does for a token beside weights (norms, ropes, copies, softmax), in operations on a few numbers.
+# Small operations of a layer for one token that read no weights: norms, ropes, copies, softmax.
 NODES_OF_A_LAYER = 40
 RATES = tuple(f.name for f in fields(MachineRates) if f.name.endswith(("_rate", "_ns")))
 Progress = Callable[[float, str], None]
@@ -34,13 +34,13 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates of a machine and when they were taken.
+    """Hold the measured rates of a machine.
 
     Attributes:
-        key: says which machine, device and number of threads.
-        at: seconds since 1970.
-        seconds: that measuring took.
-        rates: by names of `Machine`; what could not be measured is missing.
+        key: machine, device and number of threads, as one text.
+        at: time of the measurement, in seconds since 1970.
+        seconds: duration of the measurement.
+        rates: rates by the names of `MachineRates`. Rates that could not be measured are missing.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Measured:
 
 
 def machine(device: str, threads: int) -> MachineRates:
-    """This machine without rates."""
+    """Describe this machine's memory, cores and device, without rates."""
     free, total = host.device_memory(device) if device else (0, 0)
     ram, cores = limits.memory(), limits.processors().physical
     sim = device == "sim"
@@ -65,15 +65,15 @@ def measure(
     progress: Progress = lambda share, step: None,
     memory: bool = True,
 ) -> dict[str, float]:
-    """Measure rates of this machine, by names of `Machine`.
+    """Measure the rates of this machine, by the names of `MachineRates`.
 
     Args:
-        device: ggml name, empty for none.
-        threads: of the CPU.
+        device: ggml name of the device, or empty for none.
+        threads: number of CPU threads.
         experts: routed experts to multiply with.
-        others: the weights beside them; none: not measured apart.
-        progress: told the share done and what is being done.
-        memory: measure RAM and disk as well.
+        others: weights outside the experts. If empty, their rates are not measured.
+        progress: called with the share done in 0..1 and the name of the current step.
+        memory: True measures RAM and disk, too.
     """
     found: dict[str, float | None] = {}
     if memory:
@@ -86,7 +86,7 @@ def measure(
     if device:
         progress(0.7, device)
         found |= _computing("device", device, threads, experts, others)
-        if device == "sim":  # llama.cpp's part of a model on sim is computed by the CPU, by the calling thread
+        if device == "sim":  # on sim the calling thread computes llama.cpp's part of a model, on the CPU
             found |= {"device_" + n[4:]: v for n, v in found.items() if n.startswith("cpu_dense")}
     progress(1.0, "")
     return {name: value for name, value in found.items() if value}
@@ -119,14 +119,14 @@ def _computing(
 
 
 def ram_rate(threads: int) -> float:
-    """Bytes per second that ``threads`` read from memory together."""
+    """Measure the bytes per second that ``threads`` read from memory together."""
     parts = np.array_split(np.ones(RAM_BYTES // 8), threads)
     with ThreadPoolExecutor(threads) as pool:
         return RAM_BYTES / bandwidth.typical(lambda: list(pool.map(np.sum, parts)), 0.3)
 
 
 def disk_rate(folder: Path) -> float | None:
-    """Bytes per second read from the disk that ``folder`` is on, past the cache; None where that cannot be told."""
+    """Measure the bytes per second that the disk of ``folder`` reads, without the cache; None if this is impossible."""
     if not hasattr(os, "O_DIRECT"):
         return None
     path = folder / f"speed-{os.getpid()}.tmp"
@@ -170,7 +170,7 @@ def _read_past_the_cache(path: Path, size: int) -> float:
 
 
 def key_of(device: str, threads: int) -> str:
-    """Which machine this is."""
+    """Identify this machine, the device and the number of threads in one text."""
     from ..engine.host import endpoint_of
 
     ram = round(psutil.virtual_memory().total / 2**30)
@@ -179,14 +179,14 @@ def key_of(device: str, threads: int) -> str:
 
 
 def path_of(device: str) -> Path:
-    """Where measurements with this device are kept."""
+    """Give the path of the file with the measurements for this device."""
     return home("cache") / f"machine-{''.join(c if c.isalnum() else '_' for c in device) or 'none'}.json"
 
 
 def load(device: str, threads: int, notes: list[str] | None = None) -> Measured | None:
-    """What was measured before, None when there is nothing to use; never raises for what is on the disk.
+    """Read an earlier measurement; None if there is no usable one. No content of the file raises an error.
 
-    A damaged file, or one of another machine, is renamed and a sentence about it added to ``notes``.
+    A file that is damaged or belongs to another machine is renamed, and ``notes`` gets a sentence about it.
     """
     path = path_of(device)
     try:
@@ -203,7 +203,7 @@ def load(device: str, threads: int, notes: list[str] | None = None) -> Measured 
 
 
 def save(device: str, threads: int, rates: dict[str, float], seconds: float) -> Measured:
-    """Keep measurements; a disk that refuses them is no error."""
+    """Write measurements to their file. A failure to write is ignored."""
     kept = Measured(key_of(device, threads), time.time(), seconds, rates)
     path = path_of(device)
     part = path.with_suffix(".part")
@@ -217,7 +217,7 @@ def save(device: str, threads: int, rates: dict[str, float], seconds: float) -> 
 
 
 def with_rates(bare: MachineRates, rates: dict[str, float]) -> MachineRates:
-    """The machine with what was measured."""
+    """Add measured rates to the description of a machine."""
     return replace(bare, **rates)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""Runs short copies of a model through the engine, to forecast the speed of the whole.
+"""Run short copies of a model through the engine, to forecast the speed of the whole model.
 
-Speed depends on shapes, types and routing, not on what the weights say. Experts are chosen by a made-up trace that has
-the hit rate to be expected. Nothing but the model's header is read, so a forecast needs no download.
+Speed depends on shapes, types and routing, not on the values of the weights. An artificial trace with the expected hit
+rate chooses the experts. Only the model's header is read, so a forecast needs no download.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ..types import BoolArray, IdArray
 from .truncated_model import bytes_of, copies, short_copy
 
 MOST_BYTES = 2 << 30
-RAM_SHARE, MOST_SHARE = 0.25, 0.5  # of the free memory that a copy should take, and may take at most
+RAM_SHARE, MOST_SHARE = 0.25, 0.5  # shares of the free memory: the target for a copy, and the limit
 CONTEXT = 1024
 TOKENS, WARM_UP = 40, 8
-PATIENCE_S = 2.0  # of the prefills that count
-# Layers after which kinds of attention come again: some architectures do not run without one of each. llama.cpp tells
-# others by the number of their layers: of those, copies have all, and few experts.
+PATIENCE_S = 2.0  # longest time for the measured prefills together
+# Some architectures repeat their kinds of attention after this many layers, and need one layer of each kind to run.
+# llama.cpp recognises other architectures by the number of layers. Copies of these have all layers and few experts.
 PERIOD = 4
 
 
@@ -43,19 +43,19 @@ def run(
     file: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int, free_bytes: int,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> list[Run]:  # fmt: skip
-    """Run a copy of few layers, and one of more unless that is all of them.
+    """Run a copy with few layers and, unless that is the whole model, a copy with more layers.
 
     Args:
-        file: the model's header.
-        device: ggml name, empty for none.
-        placed: where the whole model would go.
-        hit_rate: of decode, 0..1.
-        threads: of the CPU.
-        free_bytes: of RAM.
-        progress: told the share done and what is being done.
+        file: header of the model.
+        device: ggml name of the device, or empty for none.
+        placed: placement of the whole model.
+        hit_rate: expected hit rate of decode, 0..1.
+        threads: number of CPU threads.
+        free_bytes: bytes of RAM that are free.
+        progress: called with the share done in 0..1 and the name of the current step.
 
     Returns:
-        The shorter copy first; empty when llama.cpp does not run a copy.
+        The runs, the shorter copy first; empty if llama.cpp does not run a copy.
     """
     most = min(MOST_BYTES, int(free_bytes * RAM_SHARE))
     for more in (0, PERIOD - 1, file.run_blocks or 1):
@@ -68,7 +68,7 @@ def run(
             try:
                 with short_copy(file, layers, experts) as path:
                     seconds = _in_a_child(_settings(path, file, device, placed, hit_rate, threads))
-            except (OSError, BadGguf):  # no place for the copy, or its shapes are not those of a model
+            except (OSError, BadGguf):  # the disk refuses the copy, or llama.cpp cannot load its shapes
                 return []
             if seconds is None:
                 break
@@ -98,7 +98,7 @@ def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: 
 
 
 def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
-    """Seconds of a batch and of a token; None where it failed: llama.cpp may end the process it runs in."""
+    """Measure the seconds of a batch and of a token in a child, because llama.cpp may end its process. None: failed."""
     command = [sys.executable, "-m", "edgemoe.machine.trial_run", json.dumps(settings)]
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
@@ -112,7 +112,7 @@ def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Load a copy, time it and print both figures: the child's part."""
+    """Load a copy, measure it and print both figures. The child process runs this function."""
     from ..engine import Llama
 
     threads, hit_rate = settings["threads"], settings["hit_rate"]
@@ -127,7 +127,7 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _budget(placed: Plan, model: ModelNeeds, experts: int) -> int:
-    """Bytes that give the copy's layers the share of ``experts`` that layers of the whole model have."""
+    """Compute the budget that keeps the same share of experts resident as in the whole model."""
     if model.shape is None or not any(placed.slots):
         return 0
     share = sum(placed.slots) / len(placed.slots) / experts
@@ -135,11 +135,11 @@ def _budget(placed: Plan, model: ModelNeeds, experts: int) -> int:
 
 
 def _prefill_s(llm: Any, hit_rate: float) -> float:
-    """A batch of `BATCH` tokens, the median of as many as there is patience for."""
+    """Measure a batch of `BATCH` tokens: the median of all repetitions in ``PATIENCE_S``."""
     random, times = np.random.default_rng(1), [0.0]
     tokens = random.integers(0, llm.n_vocab(), BATCH).tolist()
     _force(llm, BATCH, hit_rate, random)
-    _seconds(llm, tokens)  # the first allocates
+    _seconds(llm, tokens)  # the first batch allocates memory, so it does not count
     while len(times) < 2 or sum(times) + times[-1] < PATIENCE_S:
         llm.reset()
         times.append(_seconds(llm, tokens))
@@ -167,23 +167,23 @@ def _force(llm: Any, tokens: int, hit_rate: float, random: np.random.Generator) 
     if shape is None:
         return
     resident = llm.experts.residency()
-    used = min(shape.used, shape.experts)  # where layers use different numbers, routers choose
-    able = resident.any(axis=1).mean()  # a layer has 2 x top-k places or none
+    used = min(shape.used, shape.experts)  # if layers have different numbers of experts, their routers choose
+    able = resident.any(axis=1).mean()  # share of layers with slots: a layer has at least 2 x top-k slots, or none
     llm.experts.force(routes(resident, used, tokens, min(1.0, hit_rate / able) if able else 0.0, random))
 
 
 def routes(resident: BoolArray, used: int, tokens: int, hit_rate: float, random: np.random.Generator) -> IdArray:
-    """A trace whose experts are resident with the probability asked for, as far as there are so many.
+    """Make a trace with a given hit rate, as far as there are enough resident and cold experts.
 
     Args:
-        resident: ``(layers, experts)``.
+        resident: marks the resident experts, ``(layers, experts)``.
         used: experts per layer and token.
-        tokens: of the trace.
-        hit_rate: 0..1.
-        random: chooses.
+        tokens: length of the trace.
+        hit_rate: probability that a chosen expert is resident, 0..1.
+        random: generator for the choice.
 
     Returns:
-        ``(tokens, layers, used)``.
+        Ids of the chosen experts, ``(tokens, layers, used)``.
     """
     ids = np.empty((tokens, len(resident), used), dtype=np.int32)
     for layer, row in enumerate(resident):

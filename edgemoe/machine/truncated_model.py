@@ -1,7 +1,6 @@
-"""Short copies of models: the first layers, all shapes and types as they are, and a hole in place of the weights.
+"""Write short copies of models: the first layers in their own shapes and types, with a hole in place of the weights.
 
-A hole takes no room on the disk, and memory holds and reads its pages like any other. Only the header of the model is
-needed.
+A hole takes no space on the disk. In memory its pages behave like any others. Only the header of the model is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..planning import model_needs
 
 ALIGNMENT = 32
 _LAYER = re.compile(r"^blk\.(\d+)\.")
-# What only makes sense with the last layers there.
+# Keys that refer to the last layers.
 _LEFT_OUT = ("nextn_predict_layers", "attention.shared_kv_layers")
 _PER_EXPERT = re.compile(r"^blk\.\d+\.(?:ffn_(?:gate|up|down|gate_up)_exps|ffn_gate_inp|exp_probs_b)")
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -30,10 +29,10 @@ _BOOL, _U32, _I64, _F32, _STRING, _ARRAY = 7, 4, 11, 6, 8, 9
 
 
 def copies(file: GgufFile, most_bytes: int, more: int = 0) -> list[tuple[int, int]]:
-    """Layers and experts of the copies to run, the shorter one first; a single one that is all of the model.
+    """Choose layers and experts of the copies to run, the shorter copy first. A short model gives one whole copy.
 
-    The shorter one has one layer with routed experts, and ``more``. Where even two layers take too many bytes, experts
-    are left out, down to twice as many as a token uses.
+    The shorter copy ends ``more`` layers after the first layer with routed experts. If even two layers take too many
+    bytes, the copies have fewer experts, but at least twice as many as a token uses.
     """
     shape, layers = moe_shape(file), file.run_blocks or 1
     experts = shape.experts if shape else 0
@@ -48,13 +47,13 @@ def copies(file: GgufFile, most_bytes: int, more: int = 0) -> list[tuple[int, in
 
 
 def bytes_of(file: GgufFile, layers: int, experts: int) -> int:
-    """Size of a copy."""
+    """Compute the size of a copy."""
     return sum(_size(tensor) for tensor in _tensors(file, layers, experts))
 
 
 @contextmanager
 def short_copy(file: GgufFile, layers: int, experts: int) -> Iterator[Path]:
-    """A file of the first ``layers`` of a model with ``experts`` in each, weights all zero; removed afterwards."""
+    """Write a temporary copy of the first ``layers`` of a model with ``experts`` in each. All weights are zero."""
     folder = home("cache")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as inside:
@@ -64,7 +63,7 @@ def short_copy(file: GgufFile, layers: int, experts: int) -> Iterator[Path]:
 
 
 def metadata_of(file: GgufFile, layers: int, experts: int) -> dict[str, Value]:
-    """The keys that say what is computed, for a copy without vocabulary."""
+    """Select the metadata that affects the computation, for a copy without vocabulary."""
     name = file.architecture
     kept: dict[str, Value] = {"general.architecture": name, "tokenizer.ggml.model": "no_vocab"}
     all_layers = file.number("block_count")
@@ -85,7 +84,7 @@ def metadata_of(file: GgufFile, layers: int, experts: int) -> dict[str, Value]:
 
 
 def _tensors(file: GgufFile, layers: int, experts: int) -> list[GgufTensor]:
-    counts = file.metadata.get(f"{file.architecture}.expert_count")  # of some architectures, of each layer
+    counts = file.metadata.get(f"{file.architecture}.expert_count")  # some architectures have a count per layer
     kept, per_layer = [], counts.values if isinstance(counts, GgufArray) else (counts,)
     for tensor in file.run_tensors.values():
         layer = _LAYER.match(tensor.name)
@@ -103,7 +102,7 @@ def _size(tensor: GgufTensor) -> int:
 
 
 def write(path: Path, metadata: Mapping[str, Value], tensors: list[GgufTensor]) -> None:
-    """Write a GGUF file whose weights are a hole: they read as zeros and take no room on the disk."""
+    """Write a GGUF file with a hole in place of the weights: they read as zeros and take no space on the disk."""
     infos, offset = b"", 0
     for tensor in tensors:
         extents = struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape)
@@ -124,7 +123,7 @@ def _text(text: str) -> bytes:
 
 
 def _value(value: Value) -> bytes:
-    """One value, in the types that llama.cpp reads its own keys in."""
+    """Encode one value, in the type that llama.cpp expects for its own keys."""
     if isinstance(value, GgufArray):
         raw = struct.pack(f"<{value.length}{_CODES[value.type]}", *value.values)
         return struct.pack("<IIQ", _ARRAY, value.type, value.length) + raw

@@ -1,1 +1,1 @@
-"""Which model a name means, where its bytes are, and what its header says."""
+"""Find the model that a name means, its files, and the facts in its header."""

@@ -1,8 +1,9 @@
-"""The catalogue: models by name, where their files are, and what is known of them. Data only, no network.
+"""The catalogue: models by name, with their files and published facts. It is data only and never uses the network.
 
 ``models.toml`` is the built-in part; a file of the same name in the user's configuration folder is merged over it. Both
-are read into the records below and refused where they do not fit, with the file, the place and the nearest right word.
-``models.schema.json`` says the same for editors. What a GGUF header says of a model's shape is trusted over this.
+files are read into the records below. An entry that does not match is refused, with the file, the key and the nearest
+known word. ``models.schema.json`` has the same rules for editors. If a GGUF header and the catalogue give different
+shapes, the header counts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _REPOSITORY = re.compile(r"^\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?$")
 _DATE = re.compile(r"^20\d\d-\d\d-\d\d$")
 _BITS = re.compile(r"^(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|BF|F)(\d+)")
-# A quantisation named for n bits takes a little more: scales, and the tensors that are kept finer.
+# A quantisation named for n bits takes a little more per weight: it has scales, and some tensors keep more bits.
 MOST_EXTRA_BITS = 1.7
-# Published parameter counts are rounded; those of active ones leave out what the publisher likes to leave out.
+# Published parameter counts are rounded. Counts of active parameters often leave out some parts, such as embeddings.
 ROUNDING = 0.04
 
 
@@ -40,12 +41,12 @@ ROUNDING = 0.04
 
 @dataclass(frozen=True)
 class CatalogueFile:
-    """One file of a repository.
+    """Describe one file of a repository.
 
     Attributes:
-        name: path inside the repository.
-        bytes: its size, None when not known for certain.
-        sha256: in lower-case hexadecimal, None when not known for certain.
+        name: path of the file inside the repository.
+        bytes: size of the file, or None if it is not known for certain.
+        sha256: hash of the file in lower-case hexadecimal, or None if it is not known for certain.
     """
 
     name: str
@@ -53,7 +54,7 @@ class CatalogueFile:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a name that could leave its folder, and figures that cannot be."""
+        """Refuse a name that could leave its folder, and impossible figures."""
         path = PurePosixPath(self.name)
         strange = not self.name.isprintable() or {"\\", ":"} & set(self.name)
         if strange or path.is_absolute() or ".." in path.parts or path.suffix.lower() != ".gguf":
@@ -65,16 +66,16 @@ class CatalogueFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model in one quantisation, in one repository.
+    """Describe a model in one quantisation, in one repository.
 
     Attributes:
-        quantisation: as llama.cpp names it, ``Q4_K_M``.
-        repository: on the Hugging Face hub, ``organisation/name``.
+        quantisation: llama.cpp's name of the quantisation, such as ``Q4_K_M``.
+        repository: repository on the Hugging Face hub, ``organisation/name``.
         files: all shards, in order.
+        source: source of the names, sizes and hashes.
+        checked: day that the source was read, ``YYYY-MM-DD``.
         revision: branch, tag or commit.
-        total_bytes: size of all files together, where it is known but not file by file.
-        source: where names, sizes and hashes come from.
-        checked: the day they were looked up there, ``YYYY-MM-DD``.
+        total_bytes: size of all files together, if it is known but the single sizes are not.
     """
 
     quantisation: str
@@ -86,7 +87,7 @@ class Variant:
     total_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be asked for at a hub."""
+        """Refuse values that no hub can serve."""
         if not self.quantisation or not self.quantisation.isprintable() or ":" in self.quantisation:
             raise ConfigError(f"quantisation {self.quantisation!r} is no name")
         if not _REPOSITORY.match(self.repository) or "--" in self.repository or ".." in self.repository:
@@ -98,14 +99,14 @@ class Variant:
 
     @property
     def bytes(self) -> int | None:
-        """Size of all files together, None where it is not known."""
+        """Give the size of all files together, or None if it is not known."""
         sizes = [file.bytes for file in self.files if file.bytes is not None]
         return sum(sizes) if len(sizes) == len(self.files) else self.total_bytes
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the publisher recommends; None where nothing is said."""
+    """Hold the sampling settings that the publisher recommends; None without a recommendation."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -114,7 +115,7 @@ class Sampling:
     repeat_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no sampler takes, not-a-number among it."""
+        """Refuse values that no sampler accepts, such as not-a-number."""
         for field in fields(self):
             value, most = getattr(self, field.name), 1.0 if field.name in ("top_p", "min_p") else 1e9
             if value is not None and not 0 <= value <= most:
@@ -123,43 +124,48 @@ class Sampling:
 
 @dataclass(frozen=True)
 class OffloadHints:
-    """Settings of :class:`edgemoe.OffloadConfig` that suit this model; None leaves the default."""
+    """Hold settings of :class:`edgemoe.OffloadConfig` that suit this model; None leaves the default."""
 
     vram: str | None = None
     policy: str | None = None
     prefetch: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the engine would refuse."""
+        """Refuse values that the engine would refuse."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         OffloadConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model.
+    """Describe one model.
 
     Attributes:
-        id: what it is called on the command line: lower-case letters, digits, ``.`` and ``-``.
-        name: its full name.
-        aliases: other names for it.
-        family: models of one family share an architecture.
+        id: name of the model on the command line: lower-case letters, digits, ``.`` and ``-``.
+        name: full name of the model.
+        family: name of the architecture that all models of the family share.
         licence: SPDX identifier, or the licence's own name.
-        total_parameters: as published, rounded.
-        active_parameters: used by one token, as published; some publishers leave out embeddings.
-        layers: transformer layers.
-        expert_layers: those of them with routed experts.
-        experts: routed experts per such layer.
+        description: one or two sentences for the model list.
+        total_parameters: published number of parameters, rounded.
+        active_parameters: published number of parameters that one token uses. Some publishers leave out embeddings.
+        layers: number of transformer layers.
+        expert_layers: number of layers with routed experts.
+        experts: routed experts in each of these layers.
         experts_used: routed experts that a token uses in a layer.
+        width: width of the hidden state.
+        expert_width: width of the inner layer of one expert.
+        vocabulary: number of tokens in the vocabulary.
+        context: longest context, in tokens, that the model was made for.
+        source: source of these facts.
+        checked: day that the source was read, ``YYYY-MM-DD``.
         shared_experts: experts that every token uses.
-        width: of the hidden state.
-        expert_width: of the inner layer of one expert.
-        vocabulary: tokens.
-        context: tokens it was made for.
-        capabilities: of ``CAPABILITIES``.
-        routing_profile: file of a routing history made elsewhere, empty if there is none.
-        source: where these facts come from.
-        checked: the day they were looked up there, ``YYYY-MM-DD``.
+        aliases: other names of the model.
+        tags: words for search.
+        capabilities: abilities of the model, from ``CAPABILITIES``.
+        routing_profile: file of a routing history made on another machine, or empty.
+        sampling: sampling settings that the publisher recommends.
+        offload: settings of the engine that suit the model.
+        variants: quantisations of the model that can be downloaded.
     """
 
     id: str
@@ -207,14 +213,14 @@ class Model:
 
     @property
     def routed_parameters(self) -> int:
-        """Parameters of all routed experts: three matrices each."""
+        """Count the parameters of all routed experts. Each expert has three matrices."""
         return self.expert_layers * self.experts * 3 * self.width * self.expert_width
 
     def variant(self, quantisation: str) -> Variant:
-        """The variant of that quantisation, in any case.
+        """Find the variant with this quantisation, in upper or lower case.
 
         Raises:
-            ModelNotFound: there is none; the hint names those there are.
+            ModelNotFound: the model has no such variant; the hint names its variants.
         """
         for variant in self.variants:
             if variant.quantisation.lower() == quantisation.lower():
@@ -223,7 +229,7 @@ class Model:
         raise ModelNotFound(f"{self.id} is not in the catalogue as {quantisation}", f"there is: {known}")
 
     def check(self) -> list[str]:
-        """What does not add up: experts against the total, active parameters, bytes against the quantisation."""
+        """List contradictions: experts against the total, active parameters, bytes against the quantisation."""
         wrong = []
         if self.routed_parameters > self.total_parameters * (1 + ROUNDING):
             wrong.append(f"experts of {self.routed_parameters:,} parameters in {self.total_parameters:,}")
@@ -241,7 +247,7 @@ class Model:
         return wrong
 
     def differences(self, shape: ModelShape | None) -> list[str]:
-        """In what a file with this shape, None for a dense one, is another model than this."""
+        """List the differences between this model and a file with this shape. None is the shape of a dense file."""
         if shape is None:
             return ["the file has no routed experts"]
         pairs = [("experts per layer", shape.experts, self.experts), ("experts used", shape.used, self.experts_used)]
@@ -253,16 +259,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models, in the order they are written."""
+    """Hold all models, in the order of the file."""
 
     models: tuple[Model, ...] = ()
 
     def names(self) -> list[str]:
-        """Every id and alias."""
+        """List every id and alias."""
         return [name for model in self.models for name in (model.id, *model.aliases)]
 
     def knows(self, name: str) -> bool:
-        """Whether there is a model of that name, whatever quantisation is asked for."""
+        """Tell whether the catalogue has a model of this name. A quantisation in ``name`` is not looked at."""
         return self._called(name.partition(":")[0]) is not None
 
     def _called(self, name: str) -> Model | None:
@@ -270,10 +276,10 @@ class Catalogue:
         return next((m for m in self.models if wanted in (m.id, m.name.lower(), *m.aliases)), None)
 
     def resolve(self, name: str) -> tuple[Model, Variant | None]:
-        """The model of that id, name or alias in any case; with ``:QUANT`` behind it also the variant.
+        """Find the model with this id, name or alias, in upper or lower case. ``:QUANT`` after it names the variant.
 
         Raises:
-            ModelNotFound: there is none, with the nearest names as its hint.
+            ModelNotFound: the catalogue has no such model; the hint gives the nearest names.
         """
         wanted, _, quantisation = name.strip().partition(":")
         if model := self._called(wanted):
@@ -297,23 +303,23 @@ def _check_date(text: str) -> None:
 
 
 def builtin_path() -> Path:
-    """The catalogue that comes with the program; in a checkout a link to the file at its top."""
+    """Give the path of the built-in catalogue. In a checkout it is a link to the file at the top of the repository."""
     return Path(__file__).with_name(NAME)
 
 
 def user_path() -> Path:
-    """The user's own catalogue; it need not exist."""
+    """Give the path of the user's own catalogue, which need not exist."""
     return home("config") / NAME
 
 
 def load() -> Catalogue:
-    """The built-in catalogue with the user's merged over it.
+    """Read the built-in catalogue and merge the user's catalogue over it.
 
-    An entry of the user with a known id replaces the keys it names and keeps the others; variants are matched by
-    their quantisation. Any other entry is added.
+    A user's entry with a known id replaces the keys that it names and keeps the other keys. Variants are matched by
+    quantisation. Any other entry is added.
 
     Raises:
-        ConfigError: a file cannot be read or does not fit, with the file and the line or key.
+        ConfigError: a file cannot be read or an entry is wrong; the message names the file and the line or key.
     """
     builtin = _entries(builtin_path())
     if not user_path().exists():
@@ -322,7 +328,7 @@ def load() -> Catalogue:
 
 
 def read(path: Path) -> Catalogue:
-    """One file on its own.
+    """Read one catalogue file on its own.
 
     Raises:
         ConfigError: as for :func:`load`.
@@ -331,7 +337,7 @@ def read(path: Path) -> Catalogue:
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    """The tables of a file by their id, not yet looked into."""
+    """Read the tables of a file by id. Their other keys are not checked yet."""
     content = toml.read(path)
     for key in content:
         if key != "model":

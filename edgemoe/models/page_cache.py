@@ -1,6 +1,8 @@
-"""How much of a model the system holds in RAM: its weights are pages of files, read when needed and dropped when not.
+"""Measure the share of a model that the system holds in RAM.
 
-**Source**: mincore(2). It tells of the system's file cache, so also of what nobody has read through this process yet.
+The weights are pages of files. The system reads a page on first use and drops it when it needs the RAM.
+
+**Source**: mincore(2). It reports the system's file cache, so pages that another process read count, too.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ import numpy.typing as npt
 
 from .gguf import EXPERTS, GgufFile
 
-# Pages looked at, evenly spread: a share is known to about a hundredth, in some milliseconds whatever the size.
+# Number of sampled pages, evenly spread. The share is exact to about 0.01 and takes some milliseconds at any file size.
 SAMPLES = 2048
 WATCH_SECONDS = 0.25
 
-Stretch: TypeAlias = tuple[Path, int, int]  # of a file: where it begins, and its bytes
+Stretch: TypeAlias = tuple[Path, int, int]  # a part of a file: path, first byte, number of bytes
 
 
 class Residence:
-    """Stretches of files on their way between disk and RAM."""
+    """Measure which share of some stretches of files is in RAM."""
 
     def __init__(self, stretches: Iterable[Stretch]) -> None:
-        """Map the files; nothing is read."""
-        self._pages: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []  # a file, pages of it to look at
+        """Map the files without reading them."""
+        self._pages: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]] = []  # a mapped file, its sampled pages
         self._mincore = _mincore()
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for path, start, length in stretches:
@@ -45,12 +47,12 @@ class Residence:
 
     @classmethod
     def of_experts(cls, file: GgufFile) -> Residence:
-        """Look at the routed experts of a model, those of an MTP head left out."""
+        """Sample the routed experts of a model, without an MTP head."""
         tensors = [tensor for name, tensor in file.run_tensors.items() if EXPERTS.match(name)]
         return cls((file.shards[tensor.shard], tensor.offset, tensor.bytes) for tensor in tensors)
 
     def share_in_ram(self) -> float | None:
-        """Share of the bytes that a read would not fetch from the disk, 0..1; None where nobody tells."""
+        """Measure the share of the bytes in RAM, 0..1; None if the system does not report it."""
         state, found, asked = ctypes.c_ubyte(), 0, 0
         for view, pages in self._pages:
             if self._mincore is None:
@@ -65,10 +67,10 @@ class Residence:
 
 @contextlib.contextmanager
 def watched(paths: Iterable[Path], tell: Callable[[float], None]) -> Iterator[None]:
-    """While files are read: ``tell`` the share of them that is in RAM, in another thread, when it has changed."""
+    """Watch files while they are read. Another thread calls ``tell`` with the share in RAM when it has changed."""
     try:
         residence = Residence((path, 0, path.stat().st_size) for path in paths)
-    except (OSError, ValueError):  # no file, or an empty one: whoever reads it says so
+    except (OSError, ValueError):  # no file, or an empty one: its reader raises the error
         yield
         return
     done = threading.Event()

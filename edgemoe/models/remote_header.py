@@ -1,4 +1,4 @@
-"""Headers of model files that are somewhere else: read piece by piece, without the weights."""
+"""Headers of model files on the hub, read piece by piece without the weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MOST_BYTES = 31 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """A file that is somewhere else.
+    """Describe a file that is read by ranges.
 
     Attributes:
-        name: of the file, without folders.
-        size: bytes of all of it.
-        read_range: gives ``length`` bytes from ``offset``; may give less at the end of the file.
+        name: name of the file, without folders.
+        size: bytes of the whole file.
+        read_range: reads bytes, given ``offset`` and ``length``. It may return fewer at the end of the file.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Part:
 def header_from(parts: Sequence[Part]) -> GgufFile:
     """Read the header of a model, all shards in order, `MOST_BYTES` of each at most.
 
-    ``path`` and ``shards`` of the result are names only: there are no such files here.
+    ``path`` and ``shards`` of the result are only names: no such files exist on this disk.
 
     Raises:
-        BadGguf: it is no GGUF file, or its header is damaged or longer than `MOST_BYTES`.
+        BadGguf: a file is not GGUF, or its header is damaged or longer than `MOST_BYTES`.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / part.name for part in parts]
@@ -51,10 +51,10 @@ def header_from(parts: Sequence[Part]) -> GgufFile:
 
 
 def header_of(plan: Download) -> GgufFile:
-    """Header of a model of the hub: from the disk if all of it is there, else by range requests.
+    """Read the header of a model of the hub: from the disk if all files are there, else by range requests.
 
     Raises:
-        ModelNotFound: a file is not there; or not here, and the hub is not to be asked.
+        ModelNotFound: the hub lacks a file; or the disk lacks a file, and HF_HUB_OFFLINE is set.
         EdgeMoEError: the hub refuses, does not answer, or sends whole files instead of parts.
         BadGguf: the header is damaged.
     """
@@ -72,7 +72,7 @@ def header_of(plan: Download) -> GgufFile:
 
 
 def _bring(part: Part, path: Path) -> None:
-    """As much of a file as its header takes; the weights are a hole: they take no space and are never read."""
+    """Download the header of a file to ``path``. The weights become a hole in the file, which takes no disk space."""
     done, wanted = 0, FIRST_BYTES
     with path.open("wb") as stream:
         while True:

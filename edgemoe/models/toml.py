@@ -1,7 +1,7 @@
-"""TOML read into dataclasses: errors name the place, and the nearest right word.
+"""Read TOML into dataclasses. Errors name the place, and the nearest known word.
 
-A field's annotation says what may stand there: ``str``, ``int``, ``float``, another dataclass, a tuple of one of these,
-or one of these ``| None`` for a key that may be left out.
+A field's annotation gives the type of its value: ``str``, ``int``, ``float``, another dataclass, or a tuple of one of
+these types. ``| None`` marks a key that may be left out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a file.
+    """Read the content of a file.
 
     Raises:
-        ConfigError: it cannot be read or is no TOML, with file and line.
+        ConfigError: the file cannot be read or is no TOML; the message names the file and the line.
     """
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
-    """Read a table into a dataclass. ``where`` begins every complaint.
+    """Read a table into a dataclass. Every error message begins with ``where``.
 
     Raises:
         ConfigError: a key is unknown, missing or of another type, or the dataclass refuses a value.
@@ -60,13 +60,13 @@ def record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
 
 
 def unknown(where: str, key: str, known: Iterable[str]) -> ConfigError:
-    """The complaint about a key that is none of ``known``."""
+    """Make the error for a key that is none of ``known``."""
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     return ConfigError(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "remove it")
 
 
 def _value(wanted: Any, value: Any, where: str) -> Any:
-    if isinstance(wanted, UnionType):  # "or None": TOML has no null, the key is left out instead
+    if isinstance(wanted, UnionType):  # "| None": TOML has no null, so a file leaves the key out
         wanted = get_args(wanted)[0]
     if get_origin(wanted) is tuple:
         if not isinstance(value, list):

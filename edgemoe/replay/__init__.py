@@ -1,1 +1,1 @@
-"""Policies and predictors over recorded traces."""
+"""Replay recorded traces through policies and predictors."""

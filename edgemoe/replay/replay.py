@@ -1,12 +1,12 @@
-"""Replays routing traces without a model: what a cache of some size would have hit, under each policy and at best.
+"""Replay routing traces without a model: the hits of a cache of a given size, for each policy and for the optimum.
 
-The policies, the predictor and its choices are those of the engine. Without a clock, time is counted in tokens and
-layers: a load that was asked for between two tokens has arrived before the next one, a prefetch before the layer it is
-for. With one, uploads take their time, prefetches can come late, and tokens per second are forecast.
+The policies, the predictor and its choices are the engine's own. Without a clock, time is counted in tokens and layers.
+A load that a policy requests between two tokens arrives before the next token, and a prefetch arrives before its layer.
+With a clock, uploads take time, prefetches can be late, and tokens per second are forecast.
 
-**Protocol**: the same capacity in every layer; an empty device at first, except for ``static``; held-out sequences back
-to back; the hits of a token count before its misses evict anything. Belady's optimum takes every miss in and knows the
-future.
+**Protocol**: every layer has the same capacity. The device is empty at first, except for ``static``. Held-out sequences
+run back to back. The hits of a token count before its misses evict an expert. Belady's optimum loads every miss and
+knows the future.
 """
 
 from __future__ import annotations
@@ -36,7 +36,20 @@ ROWS = ("static", "lru", "lfu", "adaptive-demand", "adaptive", "belady")
 
 @dataclass
 class Tally:
-    """What a replay counted. Rates are per (token, expert) pair or per layer and token."""
+    """Count the events of a replay.
+
+    Attributes:
+        layers: number of layers.
+        pairs: (token, expert) pairs.
+        layer_tokens: tokens, counted once per layer.
+        hits: pairs with a resident expert.
+        loads: experts that were uploaded, prefetches included.
+        prefetched: experts that were prefetched.
+        useful: experts that were prefetched and then used.
+        late: experts that were prefetched but arrived after they were needed.
+        wasted: experts that were prefetched and evicted unused.
+        seconds: time by the clock; 0 without a clock.
+    """
 
     layers: int = 1
     pairs: int = 0
@@ -50,7 +63,7 @@ class Tally:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The form of `SCHEMA`."""
+        """Give the figures in the form of `SCHEMA`."""
         figures: dict[str, Any] = {
             "hit_rate": round(self.hits / max(self.pairs, 1), 4),
             "uploads_per_token": round(self.loads / max(self.layer_tokens, 1), 4),
@@ -63,15 +76,15 @@ class Tally:
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens to learn from and tokens to be judged on.
+    """Divide a trace into tokens for training and tokens for the test.
 
     Attributes:
-        train: ``(tokens, layers, used)``, and so is
-        test: what is judged.
+        train: expert ids of the tokens for training, ``(tokens, layers, used)``.
+        test: expert ids of the tokens for the test, ``(tokens, layers, used)``.
         experts: routed experts per layer.
-        train_tokens: their token ids, ``(tokens,)``, -1 where the trace does not tell; and
-        test_tokens: those of ``test``.
-        expert_bytes: of one expert, for each layer, where the trace tells.
+        train_tokens: token ids of ``train``, ``(tokens,)``; -1 if the trace does not have them.
+        test_tokens: token ids of ``test``, ``(tokens,)``; -1 if the trace does not have them.
+        expert_bytes: bytes of one expert in each layer; None if the trace does not have them.
     """
 
     train: IdArray
@@ -83,22 +96,23 @@ class Split:
 
     @property
     def shape(self) -> ModelShape:
-        """Geometry, every expert of the same size."""
+        """Describe the experts; all have the same size here."""
         layers, used = self.test.shape[1:]
         return ModelShape(layers, self.experts, used, (1,) * layers)
 
     @property
     def heat(self) -> FloatArray:
-        """Use counts of the training tokens, ``(layers, experts)``."""
+        """Count the uses of each expert in the training tokens, ``(layers, experts)``."""
         layers = self.test.shape[1]
         flat = (self.train + np.arange(layers)[:, None] * self.experts)[self.train >= 0]
         return np.bincount(flat, minlength=layers * self.experts).reshape(layers, -1).astype(np.float32)
 
 
 def split(tests: Sequence[Trace], trains: Sequence[Trace]) -> Split:
-    """Divide sequences: the second half of ``tests`` is judged; all of it with ``trains``, which are learnt from then.
+    """Divide sequences: ``trains`` is for training, ``tests`` for the test.
 
-    Sequences whose meta data marks them as ``repetition`` are left out: looped text routes unlike text.
+    If ``trains`` is empty, the first half of ``tests`` is for training and the second half for the test. Sequences that
+    are marked as ``repetition`` in the metadata are left out, because looped text is routed unlike other text.
     """
     experts = max(trace.n_expert for trace in (*tests, *trains))
     if trains:
@@ -137,19 +151,19 @@ def simulate(
     tokens: IdArray | None = None,
     clock: Clock | None = None,
 ) -> Tally:
-    """Run one policy over ``ids`` with ``slots`` places in every layer.
+    """Run one policy over ``ids`` with the same number of slots in every layer.
 
     Args:
-        name: a policy of ``policy.make``.
-        ids: ``(tokens, layers, used)``.
-        shape: geometry.
-        slots: places of each layer.
+        name: name of a policy, as ``policy.make`` takes it.
+        ids: expert ids of the trace, ``(tokens, layers, used)``.
+        shape: routed experts of the model.
+        slots: slots of each layer.
         limit: most loads per layer and token, prefetches included.
-        heat: what the device is filled from at first; None for an empty device.
+        heat: counts that choose the experts on the device at first; None begins with an empty device.
         tables: the predictor of ``adaptive``.
-        prefetch: also load ahead of need.
-        tokens: token ids, ``(tokens,)``; None where they are not known.
-        clock: what time passes by; None for loads that arrive at once.
+        prefetch: True also prefetches experts.
+        tokens: token ids, ``(tokens,)``; None if they are not known.
+        clock: clock of the replay; None lets loads arrive at once.
     """
     predictor = NativePredictor(tables) if tables is not None else None
     policy = make(name, shape, np.full(shape.layers, slots, dtype=np.int32), predictor)
@@ -193,7 +207,7 @@ def simulate(
 
 
 class _Cache:
-    """Residency and what became of every load. With a clock a load is pending until it arrives."""
+    """Track residency and the fate of every load. With a clock a load is pending until it arrives."""
 
     def __init__(self, state: np.ndarray, slots: int, clock: Clock | None = None) -> None:
         self.state, self.slots = state, slots
@@ -201,7 +215,7 @@ class _Cache:
         self._clock = clock
         self._coming: deque[tuple[float, int, int]] = deque()  # arrival, layer, expert; in the order of the link
         self.spent = np.zeros(len(state), dtype=np.int32)
-        self._unused = np.zeros(state.shape, dtype=np.bool_)  # loaded ahead of need and not used since
+        self._unused = np.zeros(state.shape, dtype=np.bool_)  # prefetched and not used since
 
     def free(self, layer: int) -> int:
         return self.slots - int(np.count_nonzero(self.state[layer]))
@@ -245,7 +259,10 @@ class _Cache:
 
 
 def belady(ids: IdArray, experts: int, slots: int) -> float:
-    """Hit rate of the optimum: every miss comes in, the expert that is needed last goes, the current token stays."""
+    """Compute the hit rate of Belady's optimum.
+
+    Every miss is loaded. The expert with the latest next use is evicted, but never one that the current token uses.
+    """
     tokens, layers, _ = ids.shape
     hits = 0
     for layer in range(layers):
@@ -270,7 +287,16 @@ def belady(ids: IdArray, experts: int, slots: int) -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """One cell of the table."""
+    """Compute one cell of the table: one policy with one number of slots.
+
+    Attributes:
+        row: name of the policy, from `ROWS`.
+        slots: slots of each layer.
+        split: tokens for training and for the test.
+        limit: most loads per layer and token; None takes the policy's own number.
+        tables: the predictor of ``adaptive``; None for none.
+        machine: rates for a forecast of tokens per second; None for no forecast.
+    """
 
     row: str
     slots: int
@@ -280,7 +306,7 @@ class Job:
     machine: ClockModel | None = None
 
     def run(self) -> dict[str, Any]:
-        """Count it."""
+        """Compute the figures of the cell."""
         shape, test = self.split.shape, self.split.test
         if self.row == "belady":
             return {"hit_rate": round(belady(test, shape.experts, self.slots), 4)}
@@ -307,7 +333,7 @@ class Job:
         return Clock(self.machine, self.split.shape.layers, self.split.expert_bytes)
 
     def _seconds(self, hits: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> float:
-        """Time of a placement that never changes; ``(tokens, layers)``."""
+        """Compute the time of a placement that never changes, from counts of shape ``(tokens, layers)``."""
         clock = self._clock()
         if clock is None:
             return 0.0
@@ -326,16 +352,16 @@ def report(
     machine: ClockModel | None = None,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> dict[str, Any]:
-    """All policies at all budgets, in the form of `SCHEMA`.
+    """Compare all policies at all budgets, in the form of `SCHEMA`.
 
     Args:
-        data: what to learn from and what to judge on.
-        fractions: shares of the experts that are resident.
-        limit: most loads per layer and token; None: as many as a token uses for lru and lfu, the engine's number for
-            adaptive.
-        tables: the predictor of ``adaptive``, None for none.
-        machine: also forecast tokens per second on it.
-        progress: told the share done and what is being done.
+        data: tokens for training and for the test.
+        fractions: budgets, as shares of the experts that are resident.
+        limit: most loads per layer and token. None: lru and lfu load as many as a token uses, adaptive as many as the
+            engine's default.
+        tables: the predictor of ``adaptive``; None for none.
+        machine: rates for a forecast of tokens per second; None for no forecast.
+        progress: called with the share done in 0..1 and the name of the current step.
     """
     capacities = [max(1, round(data.experts * fraction)) for fraction in fractions]
     jobs = [Job(row, slots, data, limit, tables, machine) for slots in capacities for row in ROWS]
@@ -367,14 +393,14 @@ def _predictors(data: Split, tables: Tables | None) -> dict[str, Any]:
 
 
 def learn(data: Split, progress: Callable[[float, str], None] = lambda share, step: None) -> Tables | None:
-    """Train on the training half; None when it is too short."""
+    """Train a predictor on the training tokens; None if they are too few."""
     if len(data.train) < train.LEAST_TOKENS:
         return None
     return train.fit(data.train, data.experts, progress, data.train_tokens)
 
 
 def verdict(budgets: Sequence[dict[str, Any]]) -> str:
-    """Whether this model has a hot set that is worth keeping, in words."""
+    """Describe in words whether this model has a hot set that is worth keeping."""
     best = [(b["fraction"], b["policies"]["adaptive"]["hit_rate"]) for b in budgets]
     fraction, hit = max(best, key=lambda cell: cell[1] - cell[0])
     gain = hit - fraction

@@ -1,8 +1,9 @@
-"""A virtual clock: how long tokens would take on a machine, from bytes and bandwidths. Pure.
+"""A virtual clock: it forecasts the time of tokens on a machine, from bytes and bandwidths. Pure.
 
-Of a layer the device reads its hits and the CPU its misses at the same time; the layer takes as long as the slower one.
-Uploads share the link one after the other, beside everything else. **Source** of the form: ``ms/token = base +
-misses/token x ms/miss`` held within 1 % on 5 of 6 placements measured by others; `bench/forecast.py` checks it here.
+The device reads a layer's hits and the CPU reads its misses at the same time. The layer takes as long as the slower
+side. Uploads use the link one after the other, and nothing waits for them. **Source** of the form: others measured six
+placements, and ``ms/token = base + misses/token x ms/miss`` held within 1 % on five of them. `bench/forecast.py` checks
+the form here.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from dataclasses import dataclass, fields, replace
 
 from ..errors import ConfigError
 
-SMOOTH = 0.1  # as the core's estimate of the time from layer to layer
+SMOOTH = 0.1  # the same as in the core's estimate of the time from layer to layer
 
 
 @dataclass(frozen=True)
 class ClockModel:
-    """What a token's time is made of. The values are of a PC with two channels of DDR5 and a PCIe 4.0 x16 card.
+    """Hold the parts of a token's time. The defaults are for a PC with two channels of DDR5 and a PCIe 4.0 x16 card.
 
     Attributes:
         cpu: bytes of expert weights that the CPU computes in a second.
         device: bytes of expert weights that the device computes in a second.
         link: bytes that are uploaded in a second.
         launch: seconds before and after the two sides compute, per layer with hits.
-        join: seconds that a device needs besides computing, per layer with hits; the CPU computes meanwhile.
+        join: seconds that the device needs besides computing, per layer with hits. The CPU computes meanwhile.
         rest: seconds of a token outside the expert layers.
-        expert: bytes of one expert where the trace does not tell.
+        expert: bytes of one expert if the trace does not have them.
     """
 
     cpu: float = 45e9
@@ -39,7 +40,7 @@ class ClockModel:
 
     @classmethod
     def parse(cls, text: str) -> ClockModel:
-        """Read ``cpu=45e9,link=24e9``; what is not given keeps its value.
+        """Read ``cpu=45e9,link=24e9``. Every other value keeps its default.
 
         Raises:
             ConfigError: a name is unknown, or a value is no number above 0.
@@ -58,20 +59,20 @@ class ClockModel:
         return machine
 
     def layer_s(self, expert_bytes: float, hits: int, misses: int) -> float:
-        """Seconds of one expert layer for one token."""
+        """Compute the seconds of one expert layer for one token."""
         on_cpu = misses * expert_bytes / self.cpu
         return self.launch + max(hits * expert_bytes / self.device + self.join, on_cpu) if hits else on_cpu
 
 
 class Clock:
-    """Time passing over a replay.
+    """Measure the time of a replay.
 
     Attributes:
         now: seconds since the beginning.
     """
 
     def __init__(self, machine: ClockModel, layers: int, expert_bytes: Sequence[float] | None) -> None:
-        """Begin at 0; ``expert_bytes`` is of one expert of each layer, None where only the machine tells."""
+        """Begin at 0. ``expert_bytes`` has the bytes of one expert for each layer; None takes the machine's figure."""
         self.now = 0.0
         self._machine = machine
         self._bytes = [float(size) for size in expert_bytes] if expert_bytes is not None else [machine.expert] * layers
@@ -80,22 +81,22 @@ class Clock:
         self._layer_s = 0.0
 
     def approach(self) -> None:
-        """Let pass what lies before the experts of a layer."""
+        """Advance by the time of a layer outside its experts."""
         self.now += self._rest
 
     def compute(self, layer: int, hits: int, misses: int) -> None:
-        """Let the experts of a layer compute."""
+        """Advance by the time of a layer's experts."""
         took = self._machine.layer_s(self._bytes[layer], hits, misses)
         self._layer_s += (SMOOTH if self._layer_s else 1.0) * (took + self._rest - self._layer_s)
         self.now += took
 
     def upload(self, layer: int) -> float:
-        """Queue one expert of a layer; returns when it arrives."""
+        """Queue one expert of a layer and return the time of its arrival."""
         self._link_free = max(self.now, self._link_free) + self._bytes[layer] / self._machine.link
         return self._link_free
 
     def room(self, layer: int, lead: int, most: int) -> int:
-        """How many experts would arrive before a layer so far ahead, as the core reckons."""
+        """Estimate how many experts would arrive before the layer ``lead`` layers ahead, with the core's rule."""
         if not self._layer_s:
             return most
         left = self._layer_s * lead - max(0.0, self._link_free - self.now)

@@ -1,1 +1,1 @@
-"""Words, figures and tables as a terminal shows them: shared by commands and chat, without terminal code."""
+"""Format words, figures and tables for a terminal. Commands and chat share this package; it has no terminal code."""

@@ -1,4 +1,4 @@
-"""What commands share on a terminal: talk on stderr, progress that does not litter a file, tables."""
+"""Terminal output that commands share: messages on stderr, a progress line, tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BAR = 24
 
 
 def mend_streams() -> None:
-    """Make the standard streams usable: a closed one leads nowhere, and what it cannot encode is replaced."""
+    """Repair the standard streams: reopen a closed one on the null device, and replace characters it cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
         stream = getattr(sys, name)
         if stream is None:
@@ -21,7 +21,7 @@ def mend_streams() -> None:
 
 
 def readable(arguments: Sequence[str]) -> list[str]:
-    """Read arguments as UTF-8 where the locale knows ASCII only."""
+    """Decode arguments as UTF-8 if the locale only knows ASCII."""
     return [
         os.fsencode(text).decode("utf-8", "replace") if any("\ud800" <= sign <= "\udfff" for sign in text) else text
         for text in arguments
@@ -29,12 +29,12 @@ def readable(arguments: Sequence[str]) -> list[str]:
 
 
 def talk(text: str, end: str = "\n") -> None:
-    """Say something that is not data."""
+    """Print a message on stderr, so that stdout holds data only."""
     print(text, file=sys.stderr, end=end, flush=True)
 
 
 def show_progress(share: float, step: str) -> None:
-    """Draw one line over the last one; nothing where stderr is not a terminal."""
+    """Draw one line over the last one. If stderr is no terminal, nothing is drawn."""
     if not sys.stderr.isatty():
         return
     if share >= 1.0:

@@ -1,4 +1,4 @@
-"""Words and figures as they are shown: no control characters, units people read. Pure."""
+"""Format words and figures for people: without control characters, with readable units. Pure."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import unicodedata
 _KEPT = {"\n", "\t"}
 # Both end a line for str.splitlines but not for a Markdown parser, which counts lines by "\n".
 _LINE_ENDS = {"\u2028": "\n", "\u2029": "\n"}
-# Bidirectional overrides can make shown text differ from the text there is.
+# Bidirectional overrides can make a terminal show a text in another order.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def visible(text: str) -> str:
-    """``text`` without what a terminal could obey: control characters but newline and tab, and overrides.
+    """Remove the characters that control a terminal: overrides, and control characters except newline and tab.
 
-    Works character by character, so cleaning pieces and cleaning their sum give the same.
+    Each character is judged alone, so cleaning the pieces of a text gives the same as cleaning the whole.
     """
     if text.isprintable():
         return text
@@ -26,13 +26,13 @@ def _is_hidden(mark: str) -> bool:
 
 
 def one_line(text: str, width: int) -> str:
-    """``text`` cleaned, on one line, cut to ``width`` characters with an ellipsis."""
+    """Clean ``text``, put it on one line, and cut it to ``width`` characters with an ellipsis."""
     line = " ".join(visible(text).split())
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
 def flow(text: str, width: int, between: str = " · ") -> str:
-    """``text`` in lines of ``width`` characters that end between two of its parts where they can."""
+    """Break ``text`` into lines of ``width`` characters. A line breaks at ``between``; a longer part stays whole."""
     lines = []
     for paragraph in text.split("\n"):
         line, *rest = paragraph.split(between)
@@ -47,17 +47,17 @@ def flow(text: str, width: int, between: str = " · ") -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes in MiB, or GiB from one GiB up."""
+    """Write a number of bytes in MiB, or in GiB from one GiB up."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def seconds(value: float) -> str:
-    """A duration given in seconds, in ms below one second."""
+    """Write a duration in seconds, or in ms below one second."""
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
 
 
 def duration(value: float) -> str:
-    """A duration of some seconds or minutes, without fractions above one second."""
+    """Write a duration of seconds or minutes, without fractions above one second."""
     if value < 0.9995:
         return seconds(value)
     whole = round(value)
@@ -65,15 +65,15 @@ def duration(value: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Tokens per second: one digit after the point below 100."""
+    """Write tokens per second, with one digit after the point below 100."""
     return f"{per_second:.0f} tok/s" if per_second >= 100 else f"{per_second:.1f} tok/s"
 
 
 def percent(share: float) -> str:
-    """A share of 0..1 in per cent. Only a full share is written as 100 %."""
+    """Write a share of 0..1 in per cent. Only a full share is written as 100 %."""
     return f"{min(round(share * 100), 99 if share < 1 else 100)} %"
 
 
 def count(value: int) -> str:
-    """A whole number with its thousands grouped."""
+    """Write a whole number with its thousands grouped."""
     return f"{value:,}"

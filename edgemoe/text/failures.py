@@ -1,4 +1,4 @@
-"""Errors in words: what happened and what to do about it. Pure."""
+"""Describe errors in words, each with a hint that may help. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .display import visible
 
 
 class Failure(NamedTuple):
-    """An error as the user reads it: ``text`` is one line, ``hint`` one line or empty."""
+    """Describe an error for the user: ``text`` is one line, ``hint`` one line or empty."""
 
     text: str
     hint: str
 
 
 def in_words(error: BaseException) -> Failure:
-    """Describe ``error``; ours carry their own hint, the well-known ones of llama_cpp get one here."""
+    """Describe ``error``. Our errors carry their own hint; common errors of llama_cpp get a hint here."""
     text = " ".join(visible(str(error)).split())
     if isinstance(error, EdgeMoEError):
         return Failure(text or type(error).__name__, error.hint)

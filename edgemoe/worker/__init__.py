@@ -1,6 +1,6 @@
-"""The engine in a child process: what crashes, aborts or is killed there leaves the program that asked alive.
+"""Run the engine in a child process, so that a crash, an abort or a kill of the engine does not end the program.
 
-``Worker`` opens it; what it gives has the surface of :class:`edgemoe.Llama` that a chat needs.
+``Worker`` opens the engine. The opened engine has the methods of :class:`edgemoe.Llama` that a chat needs.
 """
 
 from __future__ import annotations

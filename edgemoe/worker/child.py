@@ -1,8 +1,8 @@
-"""The child's side: opens the engine it is told to, computes in the main thread, reads requests in another.
+"""The child's side: open the engine, compute in the main thread, and read requests in another thread.
 
-Ordering: answers and budget changes are jobs of the main thread, one after the other. Readings of the experts and
-cancellations are served by the reading thread at once, which the engine allows. The end of the pipe means that the
-parent is gone, however it went: the process then ends within ``LAST_WISHES_SECONDS``.
+Ordering: the main thread runs answers and budget changes as jobs, one after the other. The reading thread serves
+readings of the experts and cancellations at once, which the engine allows. The end of the pipe means that the parent has
+ended in some way. The child then ends within ``LAST_WISHES_SECONDS``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..errors import EdgeMoEError
 from ..types import Thinking
 from .pipe import Pipe
 
-# Cancelling again this often covers a cancel that came before the engine had begun and was forgotten by it.
+# A cancel is repeated at this interval, because the engine forgets a cancel that arrives before it begins to compute.
 CANCEL_SECONDS = 0.02
-# After an answer without another request: its conversation is copied, which delays a question that comes just then.
+# Idle time after an answer before the child copies the conversation. The copy delays a question that arrives meanwhile.
 IDLE_SECONDS = 1.5
-# For the routing profile to be written when the parent has died.
+# Time to write the routing profile after the parent has died.
 LAST_WISHES_SECONDS = 2.0
 FACTS = ("device", "shape", "notes", "free_before")
 CHANGES = ("resize", "pin")
 READINGS = ("stats", "residency", "heat", "last", "in_ram")
-# When memory runs out the kernel shall end the engine, not the program with the conversation (-1000 to 1000).
+# When memory runs out, the kernel should end the engine and not the program with the conversation (-1000 to 1000).
 OOM_SCORE = 500
 
 
@@ -41,7 +41,7 @@ class _Child:
         self._engine: Any = None
         self._cancelled = -1  # the highest request that was cancelled
         self._running = -1
-        self._unkept = False  # an answer came since the conversation was kept
+        self._unkept = False  # True: the conversation has an answer that was not kept yet
 
     def serve(self, factory: Any) -> None:
         reader = threading.Thread(target=self._read, name="edgemoe-reader", daemon=True)
@@ -60,12 +60,12 @@ class _Child:
         engine.close()
 
     def _next_job(self) -> tuple[int, str, Any] | None:
-        """Wait for a request; once the user reads or writes, keep the conversation for a later start."""
+        """Wait for a request. After a pause without requests, keep the conversation for a later start."""
         try:
             return self._jobs.get(timeout=IDLE_SECONDS if self._unkept else None)
         except Empty:
             self._unkept = False
-            with contextlib.suppress(Exception):  # a convenience: the next answer tells if the engine is broken
+            with contextlib.suppress(Exception):  # keeping is optional; a broken engine fails at the next answer
                 self._engine.keep()
             return self._jobs.get()
 
@@ -120,7 +120,7 @@ class _Child:
 
     def _orphaned(self) -> None:
         threading.Timer(LAST_WISHES_SECONDS, os._exit, (1,)).start()
-        if self._engine is None:  # it loads: nothing to save, and no way to interrupt it
+        if self._engine is None:  # the model is loading: nothing to save, and no way to interrupt it
             os._exit(1)
         with contextlib.suppress(Exception):
             self._engine.cancel()
@@ -132,7 +132,7 @@ class _Child:
 
 
 def _portable(error: Exception) -> Exception:
-    """``error`` if it survives the pipe, else one that says the same."""
+    """Give ``error`` if it survives the pipe, else another error with the same text."""
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
@@ -145,7 +145,7 @@ def _portable(error: Exception) -> Exception:
 
 def main() -> None:
     """Serve the parent through the standard input and output; it first sends the search path and the opener."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to understand
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl+C
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(OOM_SCORE))
     pipe = Pipe.to_parent()

@@ -1,4 +1,4 @@
-"""An answer outside the chat that Ctrl+C stops: what was generated is kept. No terminal code."""
+"""Stop an answer outside the chat with Ctrl+C, and keep the text so far. This module has no terminal code."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 from .protocol import Engine
 
-# A signal that comes just before the main thread falls asleep does not wake it: it has to look for itself.
+# A signal just before the main thread falls asleep does not wake it. The thread therefore wakes at this interval.
 LOOK_SECONDS = 0.05
 
 
 class Interruptible:
-    """Iterates over what ``produce`` yields in a thread; the first Ctrl+C cancels the engine and goes on.
+    """Run ``produce`` in a thread and iterate over its items. The first Ctrl+C cancels the engine and goes on.
 
-    The engine computes in native code, where a Python signal handler has to wait; so the main thread, which
-    runs the handlers, must be elsewhere. A second Ctrl+C raises KeyboardInterrupt. Use it as a context: when
-    it ends, nobody computes with the engine any more, whatever happened.
+    The engine computes in native code, and Python's signal handlers have to wait until it returns. The main thread
+    runs the handlers, so another thread must compute. A second Ctrl+C raises KeyboardInterrupt. Use an instance as a
+    context: after the context no thread uses the engine any more, even after an error.
 
     Attributes:
-        interrupted: Ctrl+C was pressed.
+        interrupted: True after Ctrl+C.
     """
 
     def __init__(self, engine: Engine, produce: Callable[[], Iterator[Any]]) -> None:
-        """Nothing runs before the context is entered, which only the main thread may do."""
+        """Store the arguments. Only the main thread may enter the context, which starts the work."""
         self.interrupted = False
         self._engine = engine
         self._produce = produce
@@ -36,7 +36,7 @@ class Interruptible:
         self._before: Any = None
 
     def __enter__(self) -> Interruptible:
-        """Catch Ctrl+C and begin."""
+        """Catch Ctrl+C and start the thread."""
         self._before = signal.signal(signal.SIGINT, self._interrupt)
         self._thread.start()
         return self
@@ -51,7 +51,7 @@ class Interruptible:
         signal.signal(signal.SIGINT, self._before)
 
     def __iter__(self) -> Iterator[Any]:
-        """Everything produced, in order; an error of the thread is raised here."""
+        """Yield all items in order, and raise an error of the thread here."""
         while True:
             try:
                 kind, value = self._items.get(timeout=LOOK_SECONDS)
@@ -75,7 +75,7 @@ class Interruptible:
             for item in self._produce():
                 self._items.put(("item", item))
                 if self.interrupted:
-                    # Said again: a cancel just before the engine began would have been forgotten.
+                    # Repeated, because the engine forgets a cancel that arrives just before it begins.
                     self._engine.cancel()
             self._items.put(("end", None))
         except BaseException as error:

@@ -1,7 +1,7 @@
-"""The parent's side: starts the child, speaks to it over a pipe, and says in words how it ended.
+"""The parent's side: start the child, talk to it over a pipe, and describe its end in words.
 
-Every call may come from any thread. One thread per child reads its answers and hands each to the queue of the request
-it belongs to; the end of the pipe fails every request that waits, so nobody waits for a dead engine.
+Every call may come from any thread. One thread per child reads the answers and puts each into the queue of its request.
+The end of the pipe fails every waiting request, so no caller waits for a dead engine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..models.page_cache import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
 from .pipe import Pipe
 
-# A polite end writes the routing profile; a child that cannot is killed after this.
+# A child gets this long to write the routing profile and end. Then it is killed.
 CLOSE_SECONDS = 2.5
 # Exit statuses: those of signals that only POSIX has, and the first of those by which Windows names a crash.
 KILLED, ABORTED, WINDOWS_CRASH = -9, -6, 0xC000_0000
-_REASON_BYTES = 4096  # of what the child said last
+_REASON_BYTES = 4096  # end of the child's output that is searched for a reason
 
 
 class EngineDied(EdgeMoEError):
@@ -36,34 +36,36 @@ class EngineDied(EdgeMoEError):
 
 
 def open_llama(*arguments: Any, **keywords: Any) -> Any:
-    """What a child usually opens: :class:`edgemoe.Llama`, imported there and not in the parent."""
+    """Open :class:`edgemoe.Llama`. The child imports it, the parent does not."""
     from ..engine import Llama
 
     return Llama(*arguments, **keywords)
 
 
 class Worker:
-    """Opens engines in child processes, one at a time.
+    """Open engines in child processes, one at a time.
 
     Args:
-        opener: what the child calls to open its engine; it must survive pickling.
-        files: that it reads for this, to tell how far it is.
+        opener: function that opens the engine in the child; it must survive pickling.
+        files: files that the child reads while it loads, for the progress.
     """
 
     def __init__(self, opener: Callable[[], Any], files: Iterable[Path] = ()) -> None:
-        """Nothing is started yet."""
+        """Store the arguments. ``open`` starts the child."""
         self._opener, self._files = opener, tuple(files)
         self._engine: RemoteEngine | None = None
         self._aborted = False
 
     def open(self, died: Callable[[], None], read: Callable[[float], None] = lambda share: None) -> RemoteEngine:
-        """Start a child and wait until its model is loaded; ``died`` is called once when it ends uninvited.
+        """Start a child and wait until its model is loaded.
 
-        ``read`` is told meanwhile, in another thread, which share of the files is in RAM.
+        Args:
+            died: called once if the child ends without a request to do so.
+            read: called in another thread during the load, with the share of the files in RAM.
 
         Raises:
-            EngineDied: it ended while it loaded.
-            Exception: whatever the opener raised.
+            EngineDied: the child ended during the load.
+            Exception: the opener raised this error.
         """
         self._engine = engine = RemoteEngine(self._opener, died)
         if self._aborted:
@@ -73,17 +75,18 @@ class Worker:
         return engine
 
     def abort(self) -> None:
-        """End the child at once, whatever it does; nothing can be opened afterwards."""
+        """End the child at once, even during a load. Afterwards no engine can be opened."""
         self._aborted = True
         if self._engine is not None:
             self._engine.kill()
 
 
 class RemoteEngine:
-    """An engine in a child process. The child exists when this object does; see :meth:`wait_loaded`.
+    """Represent an engine in a child process. Creating the object starts the child; see :meth:`wait_loaded`.
 
     Attributes:
-        thinking: how the model thinks, known once it is loaded.
+        experts: the expert side of the model.
+        thinking: how the model thinks before it answers; valid after the load.
     """
 
     def __init__(self, opener: Callable[[], Any], died: Callable[[], None]) -> None:
@@ -91,7 +94,7 @@ class RemoteEngine:
         self._died = died
         self._numbers = itertools.count(1)
         self._waiting: dict[int, SimpleQueue[tuple[str, Any]]] = {0: SimpleQueue()}
-        self._lock = threading.Lock()  # of the pipe's writing end and of what follows
+        self._lock = threading.Lock()  # guards the pipe's writing end, ``_waiting`` and ``_failure``
         self._failure: EngineDied | None = None
         self._closing = False
         self._answering = 0
@@ -115,15 +118,15 @@ class RemoteEngine:
 
     @property
     def pid(self) -> int:
-        """Process id of the child."""
+        """Give the process id of the child."""
         return self._process.pid
 
     def wait_loaded(self) -> None:
-        """Wait until the model is there.
+        """Wait until the model is loaded.
 
         Raises:
             EngineDied: the child ended first.
-            Exception: why the model could not be opened.
+            Exception: the opener raised this error.
         """
         try:
             self._context, self.thinking, facts = self._result(0)
@@ -134,14 +137,14 @@ class RemoteEngine:
             setattr(self.experts, name, value)
 
     def n_ctx(self) -> int:
-        """Context size in tokens."""
+        """Give the context size in tokens."""
         return self._context
 
     def create_chat_completion(self, messages: list[Any], stream: bool = True, **keywords: Any) -> Iterator[Any]:
-        """OpenAI chunks, as the child's engine yields them.
+        """Yield the OpenAI chunks of the child's engine.
 
         Raises:
-            EngineDied: the child ended before the answer did.
+            EngineDied: the child ended before the answer was complete.
         """
         assert stream, "only streams cross the pipe"
         number = self._request("answer", (messages, keywords))
@@ -159,12 +162,12 @@ class RemoteEngine:
             self._waiting.pop(number, None)
 
     def cancel(self) -> None:
-        """Stop the answer under way."""
+        """Stop the current answer."""
         if number := self._answering:
             self._send("cancel", number, None)
 
     def ask(self, what: str, argument: Any) -> Any:
-        """One request with one reply.
+        """Send one request and wait for its reply.
 
         Raises:
             EngineDied: the child has ended.
@@ -172,7 +175,7 @@ class RemoteEngine:
         return self._result(self._request(what, argument))
 
     def close(self) -> None:
-        """Let the child keep what it learnt and end; kill it when that takes long."""
+        """Ask the child to save its routing profile and end. After ``CLOSE_SECONDS`` the child is killed."""
         self._closing = True
         self.cancel()
         self._send("close", 0, None)
@@ -206,7 +209,7 @@ class RemoteEngine:
         return value
 
     def _send(self, what: str, number: int, argument: Any) -> None:
-        # A broken pipe is told by the reader, which knows why.
+        # The reader reports a broken pipe, because it knows the reason.
         with self._lock, contextlib.suppress(OSError):
             self._pipe.send((what, number, argument))
 
@@ -238,10 +241,10 @@ class RemoteEngine:
 
 
 class RemoteExperts:
-    """The experts of the child's model; each call crosses the pipe and gives copies."""
+    """Represent the experts of the child's model. Each call crosses the pipe and gives copies."""
 
     def __init__(self, engine: RemoteEngine) -> None:
-        """Known once the model is loaded."""
+        """Set empty values, which ``RemoteEngine.wait_loaded`` replaces after the load."""
         self._engine = engine
         self.device = "none"
         self.shape: ModelShape | None = None
@@ -250,41 +253,41 @@ class RemoteExperts:
         self.free_before: tuple[int, int] | None = None
 
     def stats(self) -> ExpertStats:
-        """Counters since the model was loaded."""
+        """Read the counters since the model was loaded."""
         stats: ExpertStats = self._engine.ask("read", ("stats",))[0]
         return stats
 
     def residency(self) -> BoolArray:
-        """Shape ``(layers, experts)``."""
+        """Tell which experts are resident, ``(layers, experts)``."""
         array: BoolArray = self._engine.ask("read", ("residency",))[0]
         return array
 
     def heat(self) -> FloatArray:
-        """Shape ``(layers, experts)``."""
+        """Read how often each expert was routed to, ``(layers, experts)``."""
         array: FloatArray = self._engine.ask("read", ("heat",))[0]
         return array
 
     def last(self) -> IdArray:
-        """Shape ``(layers, k)``."""
+        """Read the expert ids of the last token, ``(layers, k)``."""
         array: IdArray = self._engine.ask("read", ("last",))[0]
         return array
 
     def in_ram(self) -> float | None:
-        """Share of the expert bytes that is in RAM, None where that is not known."""
+        """Measure the share of the expert bytes in RAM; None if the system does not report it."""
         share: float | None = self._engine.ask("read", ("in_ram",))[0]
         return share
 
     def resize(self, vram: str) -> None:
-        """Change the budget, after the answer under way."""
+        """Change the budget after the current answer."""
         self._engine.ask("resize", (vram,))
 
     def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
-        """Keep an expert on the device, or let it go, after the answer under way; only where ``can_pin``."""
+        """Keep an expert on the device, or release it, after the current answer. Needs ``can_pin``."""
         self._engine.ask("pin", (layer, expert, pinned))
 
 
 def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
-    """How a child with this exit status ended, and what may help."""
+    """Describe the end of a child with this exit status, with a hint that may help."""
     told = f": {words}" if words else ""
     if status == KILLED and out_of_memory:
         return "the system ran out of memory and ended the engine", "a smaller --ctx or --vram, or a smaller model"
@@ -300,7 +303,7 @@ def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
 
 
 def _oom_kills() -> int:
-    """Processes that the kernel has ended for lack of memory since boot, 0 where it does not say."""
+    """Count the processes that the kernel ended for lack of memory since boot; 0 if it does not report them."""
     with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
     return 0

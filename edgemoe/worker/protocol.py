@@ -1,4 +1,4 @@
-"""The surface of an engine that commands and the chat rely on, in this process or in a child."""
+"""The methods of an engine that commands and the chat use, in this process or in a child."""
 
 from __future__ import annotations
 
@@ -9,89 +9,91 @@ from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thi
 
 
 class Experts(Protocol):
-    """What the chat reads of ``Llama.experts``."""
+    """Describe the part of ``Llama.experts`` that the chat reads."""
 
     @property
     def shape(self) -> ModelShape | None:
-        """Geometry, None for a dense model."""
+        """Describe the routed experts; None for a dense model."""
 
     @property
     def device(self) -> str:
-        """Name of the device."""
+        """Give the name of the device."""
 
     @property
     def notes(self) -> list[str]:
-        """Sentences for the user."""
+        """List sentences for the user."""
 
     @property
     def free_before(self) -> tuple[int, int] | None:
-        """Bytes of device memory and of RAM that were free before the model was loaded, None where not known."""
+        """Give the bytes of device memory and of RAM that were free before the load; None if unknown."""
 
     def stats(self) -> ExpertStats:
-        """Counters since the model was loaded."""
+        """Read the counters since the model was loaded."""
 
     def residency(self) -> BoolArray:
-        """Shape ``(layers, experts)``."""
+        """Tell which experts are resident, ``(layers, experts)``."""
 
     def heat(self) -> FloatArray:
-        """Shape ``(layers, experts)``."""
+        """Read how often each expert was routed to, ``(layers, experts)``."""
 
     def last(self) -> IdArray:
-        """Shape ``(layers, k)``."""
+        """Read the expert ids of the last token, ``(layers, k)``."""
 
     def in_ram(self) -> float | None:
-        """Share of the expert bytes that is in RAM, None where that is not known."""
+        """Measure the share of the expert bytes in RAM; None if the system does not report it."""
 
     def resize(self, vram: str) -> object:
         """Change the budget."""
 
     def pin(self, layer: int, expert: int, pinned: bool = True) -> object:
-        """Keep an expert on the device; called only where :func:`can_pin`."""
+        """Keep an expert on the device, or release it. Call it only if :func:`can_pin` is True."""
 
 
 class Engine(Protocol):
-    """What the chat needs of :class:`edgemoe.Llama`."""
+    """Describe the part of :class:`edgemoe.Llama` that the chat needs."""
 
     @property
     def experts(self) -> Experts:
-        """The expert side of the model."""
+        """Give the expert side of the model."""
 
     @property
     def thinking(self) -> Thinking:
-        """How the model thinks before it answers."""
+        """Describe the model's thinking before it answers."""
 
     def n_ctx(self) -> int:
-        """Context size in tokens."""
+        """Give the context size in tokens."""
 
     def create_chat_completion(self, messages: list[Any], **keywords: Any) -> Any:
-        """OpenAI chunks with ``stream=True``."""
+        """Yield OpenAI chunks if ``stream=True`` is among the keywords."""
 
     def cancel(self) -> None:
-        """Stop the answer under way, from any thread."""
+        """Stop the current answer; any thread may call this."""
 
     def close(self) -> None:
         """Free the model."""
 
 
 def can_pin(experts: Experts) -> bool:
-    """Whether the engine offers pinning: not every one does."""
+    """Tell whether the engine can pin experts; not every engine can."""
     return bool(getattr(experts, "can_pin", hasattr(experts, "pin")))
 
 
 def thinking_of(engine: Engine) -> Thinking:
-    """How the model thinks; an engine that does not say is taken for one that never does."""
+    """Describe the model's thinking. An engine without this property counts as one without thinking."""
     thinking: Thinking = getattr(engine, "thinking", Thinking())
     return thinking
 
 
 class EngineSource(Protocol):
-    """Where engines come from, again when one has died: :class:`edgemoe.worker.Worker`, or a test."""
+    """Describe a source of engines, such as :class:`edgemoe.worker.Worker`. A chat opens a new engine after a crash."""
 
     def open(self, died: Callable[[], None], read: Callable[[float], None]) -> Engine:
-        """Load the model, telling ``read`` which share of its files is in RAM.
+        """Load the model.
 
-        Both may be called from any thread, ``died`` when the engine ends uninvited.
+        Args:
+            died: called from any thread if the engine ends without a request to do so.
+            read: called from any thread with the share of the model's files in RAM.
         """
 
     def abort(self) -> None:
-        """Give up a load under way, for good, from any thread."""
+        """Stop a load in progress; any thread may call this. Afterwards no engine can be opened."""

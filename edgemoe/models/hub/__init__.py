@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: which files, their download, their removal.
+"""Models on the Hugging Face hub: the choice of files, their download, their removal.
 
-``choose`` names files, ``download`` brings them, ``cache`` knows the files on the disk. Files live in
-huggingface_hub's own cache and its environment variables hold (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN).
+``choose`` names files, ``download`` brings them, ``cache`` knows the files on the disk. Files are kept in
+huggingface_hub's own cache. Its environment variables apply: HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN.
 Importing this package does not import huggingface_hub.
 """
 

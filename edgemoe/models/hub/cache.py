@@ -1,4 +1,4 @@
-"""What of the hub lies on this disk, in huggingface_hub's cache, and its removal."""
+"""Models of the hub on this disk, in huggingface_hub's cache, and their removal."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 def folder(repo: str) -> Path:
-    """Folder of a repository in the cache; it need not exist."""
+    """Give the folder of a repository in the cache, which need not exist."""
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def path_of(download: Download, file: RemoteFile) -> Path:
-    """Where ``file`` is on the disk, or would be; the revision must be a commit."""
+    """Give the path of ``file`` in the cache, which need not exist. The download's revision must be a commit."""
     return folder(download.repo) / "snapshots" / download.revision / file.name
 
 
 def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
-    """Commit and files of ``repo`` on the disk.
+    """List the commit and the files of ``repo`` on the disk.
 
     Raises:
-        ModelNotFound: none of it is there.
+        ModelNotFound: no file of the repository is on the disk.
     """
     ref = folder(repo) / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
@@ -44,7 +44,13 @@ def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
 
 @dataclass(frozen=True)
 class Cached:
-    """A model on this disk: ``name`` is ``org/repo:QUANT``, ``path`` its first file, ``bytes`` those of all."""
+    """Describe a model on this disk.
+
+    Attributes:
+        name: ``org/repo:QUANT``.
+        path: path of the first file.
+        bytes: bytes of all files.
+    """
 
     name: str
     path: Path
@@ -52,7 +58,7 @@ class Cached:
 
 
 def models() -> list[Cached]:
-    """All models of the hub that are on this disk as a whole, by name; of the branch ``main`` only."""
+    """List the complete models of the hub on this disk, by name. Only the branch ``main`` is searched."""
     found = []
     for place in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
         repo = "/".join(place.name.removeprefix("models--").split("--", 1))
@@ -67,7 +73,7 @@ def models() -> list[Cached]:
 
 
 def name_commit(repo: str, branch: str, commit: str) -> None:
-    """Remember that ``branch`` is ``commit``, as huggingface_hub does, so that it is found offline."""
+    """Record that ``branch`` is ``commit``, in huggingface_hub's form, so that an offline lookup finds the model."""
     refs = folder(repo) / "refs"
     if ".." not in Path(branch).parts and not Path(branch).is_absolute():
         (refs / branch).parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +82,14 @@ def name_commit(repo: str, branch: str, commit: str) -> None:
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes when a model is removed. Nothing has happened yet.
+    """Plan the removal of a model. Nothing is removed until ``remove`` is called.
 
     Attributes:
         repo: ``org/repo``.
-        files: names in the repository.
-        freed_bytes: of the disk; content that another file has as well stays and does not count.
-        paths: the content, finished or not, that goes.
-        execute: removes it all.
+        files: names of the files in the repository.
+        freed_bytes: bytes of the disk that become free. Content that another file shares stays and does not count.
+        paths: paths of the removed content, complete or partial.
+        execute: function that removes the files.
     """
 
     repo: str
@@ -97,7 +103,7 @@ def removal(repo: str, quantisation: str | None = None, names: Collection[str] |
     """Plan the removal of a repository, or of one quantisation or some files of it, in all its revisions.
 
     Raises:
-        ModelNotFound: it is not on the disk.
+        ModelNotFound: the model is not on the disk.
     """
     cached = _scan(repo)
     everywhere = {
@@ -127,10 +133,10 @@ def removal(repo: str, quantisation: str | None = None, names: Collection[str] |
 
 
 def remove(what: Removal) -> None:
-    """Remove it.
+    """Remove the files of a planned removal.
 
     Raises:
-        EdgeMoEError: a running process has a file of it open.
+        EdgeMoEError: a running process has one of the files open.
     """
     if (holder := _holder(what.paths)) is not None:
         pid, name = holder
@@ -155,7 +161,7 @@ def _unlinking(links: Iterable[Path], blobs: Iterable[Path]) -> Callable[[], Non
 
 
 def _holder(paths: Iterable[Path]) -> tuple[int, str] | None:
-    """Id and name of a process that has one of ``paths`` open or mapped; only processes that we may look at."""
+    """Find a process that has one of ``paths`` open or mapped: its id and name. Other users' processes are skipped."""
     wanted = {os.path.realpath(path) for path in paths}
     for process in psutil.process_iter():
         try:
@@ -168,7 +174,7 @@ def _holder(paths: Iterable[Path]) -> tuple[int, str] | None:
 
 
 def _mapped(pid: int) -> set[str]:
-    """Files that a process has mapped: llama.cpp closes a model file and keeps its pages."""
+    """List the files that a process has mapped. llama.cpp closes a model file but keeps it mapped."""
     maps = Path(f"/proc/{pid}/maps")  # psutil would add up every page of every mapping
     if not maps.exists():
         return set()

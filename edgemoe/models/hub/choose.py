@@ -1,4 +1,4 @@
-"""Which files of a repository are meant by ``org/repo:QUANT``."""
+"""Choose the files of a repository for ``org/repo:QUANT``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .records import MAIN, Download, Item, items_of
 _NAME = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quantisation>[^:/\s]+))?$", re.ASCII)
 
 
-# From the one preferred. Four bits lose little, and a token reads half of what eight bits are.
+# The best first. Four bits lose little quality, and a token then reads half as many bytes as with eight bits.
 FOUR_BITS = ("UD-Q4_K_XL", "Q4_K_M", "Q4_K_XL", "Q4_K_L", "MXFP4_MOE", "MXFP4", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0")
-# Of the free memory, what weights may take: the context and everybody else want some.
+# Share of the free memory that weights may take. The context and other programs need the rest.
 MEMORY_SHARE = 0.9
 
 
 def parse(name: str) -> tuple[str, str | None]:
-    """Split ``org/repo:QUANT`` into repository and quantisation, None where none is named.
+    """Split ``org/repo:QUANT`` into repository and quantisation. Without ``:QUANT`` the quantisation is None.
 
     Raises:
-        ModelNotFound: it is no such name.
+        ModelNotFound: the name has another form.
     """
     match = _NAME.match(name)
     if match is None or ".." in name:
@@ -33,17 +33,17 @@ def parse(name: str) -> tuple[str, str | None]:
 def plan_download(
     repo: str, quantisation: str | None = None, free_bytes: int | None = None, revision: str = MAIN
 ) -> Download:
-    """Choose the files of ``repo`` to download. Offline, those on the disk are all there is.
+    """Choose the files of ``repo`` to download. Offline, only files on the disk are candidates.
 
     Args:
         repo: ``org/repo``.
-        quantisation: as in the file names, upper or lower case; None for the best that fits.
-        free_bytes: memory for the weights; what the machine has free now when None.
+        quantisation: quantisation from the file names, in upper or lower case. None: the best that fits.
+        free_bytes: bytes of memory for the weights. None: the memory that is free now.
         revision: branch, tag or commit.
 
     Raises:
-        ModelNotFound: no such repository, no GGUF in it, or not this quantisation.
-        DoesNotFit: none is named and the smallest is larger than the free memory.
+        ModelNotFound: the repository does not exist, or has no GGUF file, or lacks this quantisation.
+        DoesNotFit: no quantisation is named, and the smallest is larger than the free memory.
         EdgeMoEError: the hub does not answer or refuses.
     """
     from huggingface_hub import constants
@@ -53,7 +53,7 @@ def plan_download(
     listing = cache.listing if constants.HF_HUB_OFFLINE else download.listing
     commit, files = listing(repo, revision)
     if free_bytes is None:
-        from ... import limits  # it costs a library, which few calls need
+        from ... import limits  # imports psutil, which few calls need
 
         free_bytes = limits.memory().available
     branch = "" if commit == revision else revision
@@ -61,7 +61,7 @@ def plan_download(
 
 
 def choose(everything: Download, quantisation: str | None, free_bytes: int) -> Download:
-    """Keep of ``everything`` a repository has the one model that is wanted. Pure; raises as :func:`plan_download`."""
+    """Choose one model from ``everything``, all files of a repository. Pure; raises as :func:`plan_download`."""
     items = items_of(everything.files)
     if not items:
         raise ModelNotFound(f"{everything.repo} has no GGUF files", "look for a repository whose name ends in -GGUF")

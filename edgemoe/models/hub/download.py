@@ -1,9 +1,9 @@
-"""Bringing files from the hub into huggingface_hub's cache, over any number of interruptions.
+"""Download files from the hub into huggingface_hub's cache, over any number of interruptions.
 
-huggingface_hub fetches into a file with a random name and removes it when the transfer breaks off (2.4.0,
-file_download.py: ``_download_to_tmp_and_move``). Forty gigabytes should not begin anew, so the bytes are ours: they go
-to ``blobs/<hash>.incomplete``, as in its version 1.0, under its own lock, and get their final name when their hash is
-right. All around them (listing, metadata, links) is huggingface_hub's.
+huggingface_hub downloads to a file with a random name and removes the file if the transfer breaks off (2.4.0,
+file_download.py: ``_download_to_tmp_and_move``). Forty gigabytes should not begin anew, so this module transfers the
+bytes itself. Under huggingface_hub's own lock it writes ``blobs/<hash>.incomplete``, as huggingface_hub 1.0 did. A file
+gets its final name when its hash is right. huggingface_hub does the rest: listing, metadata, links.
 """
 
 from __future__ import annotations
@@ -33,27 +33,37 @@ from .failures import DiskTooSmall, explained, is_passing, wait_asked_for
 from .meter import Meter, Progress
 from .records import Download, RemoteFile
 
-QUESTIONS = 4  # attempts at a question before it is given up: 3.5 s in all
-TRANSFERS = 8  # attempts in a row that bring no byte before a file is given up: one minute in all
+QUESTIONS = 4  # attempts before a request fails: 3.5 s in all
+TRANSFERS = 8  # attempts in a row without a new byte before a download fails: one minute in all
 PAUSE_S = 0.5  # before the second attempt; then twice as long each time
 LONGEST_PAUSE_S = 30.0
-LONGEST_WAIT_S = 300.0  # what a server may ask for before it is told to the user instead
-SILENT_WAIT_S = 10.0  # the same where nothing is shown yet
-RESERVE = 1 << 30  # bytes of the disk that are left to everything else
+LONGEST_WAIT_S = 300.0  # longest wait that a server may ask for; above it the download fails
+SILENT_WAIT_S = 10.0  # longest such wait before any progress is shown
+RESERVE = 1 << 30  # bytes of the disk that stay free for other programs
 NO_HUB, NO_HUB_HINT = "{} does not answer like the hub", "check the model's name, HF_ENDPOINT and the proxy"
 DISK_HINT = "free some space (edgemoe rm), or set HF_HOME to a folder on a larger disk"
 BLOCK = 1 << 22  # bytes hashed at a time
-LOCK_S = 1.0  # how often a second process looks at what the first has brought
+LOCK_S = 1.0  # seconds between two looks of a waiting process at the other's progress
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
-_DIGEST = re.compile(r"^(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")  # of git and of its large files
+_DIGEST = re.compile(r"^(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")  # git's sha1, or sha256 for a large file
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file as the hub has it, and where it goes. ``digest`` is sha256, or git's sha1 for a file that is not large."""
+    """Describe a file on the hub and its place on the disk.
+
+    Attributes:
+        name: path in the repository.
+        what: name of repository and file in messages.
+        url: address of the file.
+        digest: sha256 of a large file, or git's sha1 of a small one.
+        bytes: size of the file.
+        commit: commit that the file belongs to.
+        blob: path of the complete content in the cache.
+    """
 
     name: str
     what: str
@@ -65,19 +75,19 @@ class Remote:
 
     @property
     def partial(self) -> Path:
-        """Where its bytes are until all have come."""
+        """Give the path of the content while it is incomplete."""
         return self.blob.with_name(f"{self.digest}.incomplete")
 
     def size_here(self) -> int:
-        """Bytes on the disk so far."""
+        """Count the bytes on the disk so far."""
         return self.bytes if self.blob.exists() else _size(self.partial)
 
 
 def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
-    """Commit and files of ``repo`` on the hub.
+    """List the commit and the files of ``repo`` on the hub.
 
     Raises:
-        ModelNotFound: there is no such repository or revision.
+        ModelNotFound: the hub has no such repository or revision.
         EdgeMoEError: the hub refuses or does not answer.
     """
     timeout = constants.HF_HUB_ETAG_TIMEOUT
@@ -89,17 +99,17 @@ def listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
 
 
 def download(plan: Download, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Fetch what of ``plan`` is not on the disk and return the path of its first file.
+    """Download the missing files of ``plan`` and return the path of its first file.
 
-    What has arrived is kept whenever this ends, by an error or by Ctrl+C, and the next call goes on from there. Two
-    processes may fetch the same file: one does, the other waits.
+    After an error or Ctrl+C all downloaded bytes are kept, and the next call continues from them. If two processes
+    download the same file, one of them waits for the other.
 
     Args:
-        plan: the files; sizes and hashes that it knows must be those of the hub.
-        progress: called some ten times a second, in this thread.
+        plan: the files to download. Its sizes and hashes, if known, must match the hub's.
+        progress: called about ten times a second, in this thread.
 
     Raises:
-        ModelNotFound: a file is not there.
+        ModelNotFound: the hub lacks a file.
         DoesNotFit: the disk is too small.
         EdgeMoEError: the hub refuses, does not answer, or sends wrong content twice.
     """
@@ -107,7 +117,7 @@ def download(plan: Download, progress: Callable[[Progress], None] | None = None)
         return _named(plan, plan.branch)
     if constants.HF_HUB_OFFLINE:
         raise ModelNotFound(f"offline, and {plan.repo} is not whole on this disk", "unset HF_HUB_OFFLINE to get it")
-    # All of them before the first byte: a missing shard should not show after an hour.
+    # All files are looked up before the first byte, so that a missing shard is not found after an hour.
     remotes = [remote_of(plan, file) for file in plan.files]
     at_commit = replace(plan, revision=remotes[0].commit)
     _check_disk(remotes, RESERVE)
@@ -116,21 +126,21 @@ def download(plan: Download, progress: Callable[[Progress], None] | None = None)
         for remote in remotes:
             _bring(at_commit, remote, meter)
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # somebody else has filled it meanwhile
+        if error.errno == errno.ENOSPC:  # another program has filled the disk meanwhile
             raise DiskTooSmall(*_needed_and_free(remotes), DISK_HINT) from error
         raise
     return _named(at_commit, plan.branch or plan.revision)
 
 
 def _named(plan: Download, branch: str) -> Path:
-    """The first file of a whole download; its branch is remembered for lookups offline."""
+    """Give the path of the first file of a complete download, and record its branch for offline lookups."""
     if branch and not _COMMIT.match(branch):
         cache.name_commit(plan.repo, branch, plan.revision)
     return cache.path_of(plan, plan.files[0])
 
 
 def missing_bytes(plan: Download) -> int:
-    """Bytes of ``plan`` that would have to be fetched, as far as sizes and hashes are known."""
+    """Count the bytes of ``plan`` that are not on the disk, as far as sizes and hashes are known."""
     missing = 0
     for file in plan.files:
         if file.bytes and not cache.path_of(plan, file).is_file():
@@ -140,10 +150,10 @@ def missing_bytes(plan: Download) -> int:
 
 
 def remote_of(plan: Download, file: RemoteFile) -> Remote:
-    """A file as the hub has it, which must be the one that is meant.
+    """Look up a file on the hub and check its size and hash.
 
     Raises:
-        ModelNotFound: there is no such file.
+        ModelNotFound: the hub has no such file.
         EdgeMoEError: the hub refuses, does not answer, or has another file by now.
     """
     what, url = f"{plan.repo}: {file.name}", hf_hub_url(plan.repo, file.name, revision=plan.revision)
@@ -158,7 +168,7 @@ def remote_of(plan: Download, file: RemoteFile) -> Remote:
 
 
 def _commit(text: str | None) -> str:
-    """What a server says is a commit. It becomes the name of a folder, so it may not be a path."""
+    """Check a commit from a server. It becomes the name of a folder, so it may not be a path."""
     if text is None or not _COMMIT.match(text):
         raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     return text
@@ -178,9 +188,9 @@ def _needed_and_free(remotes: Iterable[Remote]) -> tuple[int, int]:
 
 
 def _bring(plan: Download, remote: Remote, meter: Meter) -> None:
-    """One file to its place in the cache."""
+    """Bring one file to its place in the cache."""
     remote.blob.parent.mkdir(parents=True, exist_ok=True)
-    # Without this folder huggingface_hub takes a repository of unfinished files for a damaged one.
+    # Without this folder huggingface_hub considers a repository with only incomplete files damaged.
     (cache.folder(plan.repo) / "snapshots" / remote.commit).mkdir(parents=True, exist_ok=True)
     with _lock(plan, remote, meter):
         if not remote.blob.exists():
@@ -193,7 +203,7 @@ def _bring(plan: Download, remote: Remote, meter: Meter) -> None:
 
 @contextmanager
 def _lock(plan: Download, remote: Remote, meter: Meter) -> Iterator[None]:
-    """huggingface_hub's lock for this file; while another process has it, its progress is shown."""
+    """Hold huggingface_hub's lock for this file. While another process holds it, show that process's progress."""
     path = Path(constants.HF_HUB_CACHE) / ".locks" / cache.folder(plan.repo).name / f"{remote.digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -207,8 +217,8 @@ def _lock(plan: Download, remote: Remote, meter: Meter) -> Iterator[None]:
 
 
 def _fetch(remote: Remote, meter: Meter) -> None:
-    """All bytes of a file, checked, under its final name."""
-    for _ in range(2):  # a partial file of whatever origin may be what is wrong
+    """Download all bytes of a file, check them, and give the file its final name."""
+    for _ in range(2):  # the first failure may come from an old partial file with wrong content
         _transfer(remote, meter)
         if _is_right(remote, meter):
             os.replace(remote.partial, remote.blob)
@@ -240,17 +250,17 @@ def _transfer(remote: Remote, meter: Meter) -> None:
 
 
 def _stream(remote: Remote, have: int, meter: Meter) -> None:
-    """Append what one connection brings."""
+    """Append the bytes that one connection brings."""
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    # Through the hub's own address each time: the one it redirects to is signed for some minutes only.
+    # Each attempt begins at the hub's own address. The address that it redirects to expires after some minutes.
     with get_session().stream(
         "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
     ) as response:
         hf_raise_for_status(response)
         if response.status_code != 206:
-            have = 0  # a server may send the whole all the same
+            have = 0  # the server ignored the range and sends the whole file
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             return
         with remote.partial.open("ab" if have else "wb") as file:
@@ -258,7 +268,7 @@ def _stream(remote: Remote, have: int, meter: Meter) -> None:
                 file.write(chunk[: remote.bytes - have])
                 have = min(have + len(chunk), remote.bytes)
                 meter.at(remote.name, have)
-                if have == remote.bytes:  # whatever comes after is not the file
+                if have == remote.bytes:  # later bytes do not belong to the file
                     return
 
 
@@ -267,17 +277,17 @@ def _is_right(remote: Remote, meter: Meter) -> bool:
     digest = hashlib.sha1(b"blob %d\0" % remote.bytes) if git else hashlib.sha256()
     meter.at(remote.name, remote.bytes, "checking")
     with remote.partial.open("rb+") as file:
-        os.fsync(file.fileno())  # what is checked below is what survives a power cut
+        os.fsync(file.fileno())  # the bytes that are checked below then survive a power cut
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest() == remote.digest
 
 
 def insist(question: Callable[[], T], what: str, say: Callable[[str], None] | None = None) -> T:
-    """The answer to a question, asked again when the trouble may pass.
+    """Answer a request, and repeat it after an error that may pass.
 
     Raises:
-        EdgeMoEError: the hub refuses, does not answer, or is none.
+        EdgeMoEError: the hub refuses or does not answer, or the server is no hub.
     """
     for attempt in range(1, QUESTIONS + 1):
         try:
@@ -287,13 +297,13 @@ def insist(question: Callable[[], T], what: str, say: Callable[[str], None] | No
             if attempt == QUESTIONS or not is_passing(cause):
                 raise explained(cause, what) from error
             _pause(attempt, cause, say)
-        except (ValueError, TypeError, KeyError) as error:  # not an answer of a hub, or not a name that one can have
+        except (ValueError, TypeError, KeyError) as error:  # the server is no hub, or the name is impossible on a hub
             raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT) from error
     raise AssertionError
 
 
 def _pause(attempt: int, error: BaseException, say: Callable[[str], None] | None) -> None:
-    """Wait as long as the server asks, or longer with each attempt; without ``say``, not for long."""
+    """Wait as long as the server asks, or longer with each attempt. Without ``say`` only short waits are accepted."""
     asked = wait_asked_for(error)
     if asked is not None and asked > (LONGEST_WAIT_S if say else SILENT_WAIT_S):
         raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: what has arrived is kept")

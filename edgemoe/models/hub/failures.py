@@ -1,4 +1,4 @@
-"""What the hub and the network answer, as errors that say what to do."""
+"""Turn failures of the hub and of the network into our errors, with a hint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DiskTooSmall(DoesNotFit):
     """The files do not fit the disk that holds the cache."""
 
     def __init__(self, needed_bytes: int, free_bytes: int, suggestion: str) -> None:
-        """Say which disk is meant; the figures are as in :class:`DoesNotFit`."""
+        """Build the message, which names the disk. The figures are those of :class:`DoesNotFit`."""
         super().__init__(needed_bytes, free_bytes, suggestion)
         needed, free = needed_bytes / 2**20, free_bytes / 2**20
         self.args = (f"the download needs {needed:.0f} MiB, the disk of the cache has {free:.0f} MiB free",)
@@ -36,15 +36,15 @@ class DiskTooSmall(DoesNotFit):
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """Tell whether the same request may succeed in a moment."""
     status = status_of(error)
     return status in PASSING if status is not None else not isinstance(error, OfflineModeIsEnabled)
 
 
 def wait_asked_for(error: BaseException) -> float | None:
-    """Seconds that the server wants us to wait, None where it does not say.
+    """Read how many seconds the server wants us to wait; None without such a header.
 
-    **Source**: ``Retry-After`` of RFC 9110; the hub itself says ``RateLimit: "api";r=0;t=55`` (2.4.0, utils/_http.py).
+    **Source**: ``Retry-After`` of RFC 9110; the hub itself sends ``RateLimit: "api";r=0;t=55`` (2.4.0, utils/_http.py).
     """
     headers = getattr(getattr(error, "response", None), "headers", {})
     if status_of(error) == 429 and (reset := _RESET.search(headers.get("RateLimit", ""))):
@@ -59,16 +59,16 @@ def wait_asked_for(error: BaseException) -> float | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind ``error``, None where there was no answer."""
+    """Give the HTTP status behind ``error``; None if there was no answer."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def explained(error: BaseException, what: str) -> EdgeMoEError:
-    """Our error for one of huggingface_hub's; ``what`` is the repository or the file asked for.
+    """Make our error from one of huggingface_hub's. ``what`` names the repository or the file of the request.
 
-    The text of the other error is left out: it has signed addresses in it.
+    huggingface_hub's text is left out, because it may contain signed addresses.
     """
     status = status_of(error)
     page = f"{constants.ENDPOINT}/{what.split(':')[0]}"

@@ -1,4 +1,4 @@
-"""How far a download is: bytes, speed, time left."""
+"""Progress of a download: bytes, speed, time left."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-WINDOW_S = 8.0  # the speed is that of the last seconds
+WINDOW_S = 8.0  # the speed is the average over this time
 EVERY_S = 0.1  # between two reports
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a download of one or more files is.
+    """Report the progress of a download of one or more files.
 
     Attributes:
-        done_bytes: on the disk.
-        total_bytes: of all files.
-        bytes_per_second: of the last seconds, 0 at first.
-        note: what it does when it does not transfer, else empty.
+        done_bytes: bytes on the disk.
+        total_bytes: bytes of all files.
+        bytes_per_second: speed over the last seconds; 0 at first.
+        note: the current activity, if it is not a transfer; else empty.
     """
 
     done_bytes: int
@@ -29,17 +29,17 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Of the bytes, in 0..1."""
+        """Give the share of the bytes that is done, in 0..1."""
         return self.done_bytes / self.total_bytes if self.total_bytes else 1.0
 
     @property
     def seconds_left(self) -> float | None:
-        """At this speed; None while nothing is known."""
+        """Estimate the time left at the present speed; None while the speed is unknown."""
         return (self.total_bytes - self.done_bytes) / self.bytes_per_second if self.bytes_per_second > 0 else None
 
 
 class Meter:
-    """Counts bytes by file and reports, not too often."""
+    """Count bytes by file, and report at most every ``EVERY_S`` seconds."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Meter:
         report: Callable[[Progress], None] | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin with ``sizes`` bytes by file on the disk, which count as done and not as speed."""
+        """Begin with ``sizes``: bytes by file that are on the disk already. They do not count as speed."""
         self._sizes, self._total, self._report, self._clock = dict(sizes), total, report, clock
         self._seen: deque[tuple[float, int]] = deque([(clock(), sum(self._sizes.values()))])
         self._reported, self._note = float("-inf"), ""
 
     def at(self, name: str, size: int, note: str = "") -> None:
-        """File ``name`` has ``size`` bytes now."""
+        """Record that file ``name`` has ``size`` bytes now."""
         self._sizes[name] = size
         now = self._clock()
         if self._report is None or (now - self._reported < EVERY_S and note == self._note):

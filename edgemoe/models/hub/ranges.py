@@ -1,4 +1,4 @@
-"""Parts of files on the hub, by range requests."""
+"""Read parts of files on the hub, by range requests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .records import Download, RemoteFile
 
 
 def opened(plan: Download, file: RemoteFile) -> tuple[int, Callable[[int, int], bytes]]:
-    """Size of a file on the hub, and a function that reads ``length`` bytes from ``offset`` of it.
+    """Give the size of a file on the hub, and a function that reads ``length`` bytes from ``offset``.
 
     Raises:
-        ModelNotFound: there is no such file.
-        EdgeMoEError: the hub refuses, does not answer, or sends whole files instead of parts; reading may raise it too.
+        ModelNotFound: the hub has no such file.
+        EdgeMoEError: the hub refuses, does not answer, or sends whole files only. The function may raise it, too.
     """
     remote = remote_of(plan, file)
 
@@ -39,6 +39,6 @@ def _get(url: str, offset: int, length: int) -> bytes:
             raise EdgeMoEError("the server sends whole files only", "edgemoe pull gets the model, then fit reads it")
         for chunk in response.iter_bytes():
             found += chunk[: length - len(found)]
-            if len(found) == length:  # of a server that sends everything, no more is taken
+            if len(found) == length:  # a server may send more than the range
                 break
     return found

@@ -1,4 +1,4 @@
-"""Records of the hub: files of a repository, a download, and the models that file names tell. Pure."""
+"""Records of the hub: files of a repository, a download, and the models that file names stand for. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _QUANTISATION = re.compile(
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository.
+    """Describe one file of a repository.
 
     Attributes:
         name: path in the repository.
-        bytes: size, None where nobody has said.
-        sha256: of the content, None where nobody has said.
+        bytes: size of the file, or None if unknown.
+        sha256: hash of the content, or None if unknown.
     """
 
     name: str
@@ -31,15 +31,15 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Download:
-    """A model on the hub: all its shards, in order.
+    """Describe a model on the hub, with all its shards.
 
     Attributes:
         repo: ``org/repo``.
         revision: branch, tag or commit.
-        files: the shards, the first one first.
-        quantisation: as the files name it, empty where they do not.
-        choice: why these files, in one line; empty where the user named them.
-        branch: the branch or tag that ``revision`` is the commit of, where it was asked for by that.
+        files: the shards, in order.
+        quantisation: quantisation from the file names, or empty.
+        choice: reason for the choice of files, in one line; empty if the user named them.
+        branch: branch or tag that the user asked for, if ``revision`` is its commit; else empty.
     """
 
     repo: str
@@ -51,13 +51,19 @@ class Download:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files whose size is known."""
+        """Add up the known sizes of the files."""
         return sum(file.bytes or 0 for file in self.files)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One model in a repository: a file or all its shards."""
+    """Describe one model in a repository.
+
+    Attributes:
+        stem: path of the model's files, without shard number and ending.
+        files: the files of the model that the repository has.
+        shards: number of files that the complete model has.
+    """
 
     stem: str
     files: tuple[RemoteFile, ...]
@@ -65,22 +71,22 @@ class Item:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files whose size is known."""
+        """Add up the known sizes of the files."""
         return sum(file.bytes or 0 for file in self.files)
 
     @property
     def whole(self) -> bool:
-        """All shards are there."""
+        """Tell whether the repository has all shards."""
         return len(self.files) == self.shards
 
     @property
     def quantisation(self) -> str:
-        """The quantisation as the file names it, empty where it does not."""
+        """Give the quantisation from the file name, or empty."""
         return quantisation_of(self.stem)
 
     @property
     def label(self) -> str:
-        """What a user calls it."""
+        """Give the name for users: the quantisation, or else the file name."""
         return self.quantisation or self.stem.rpartition("/")[2]
 
     def is_called(self, name: str) -> bool:
@@ -89,18 +95,18 @@ class Item:
 
 
 def names_of(files: Collection[RemoteFile], quantisation: str) -> set[str]:
-    """Names of all files of one quantisation among ``files``."""
+    """Name all files of one quantisation among ``files``."""
     items = (item for item in items_of(files) if item.is_called(quantisation))
     return {file.name for item in items for file in item.files}
 
 
 def whole_models(files: Iterable[RemoteFile]) -> list[tuple[str, tuple[RemoteFile, ...]]]:
-    """Models of which all shards are among ``files``: what a user calls each, and its files, the first one first."""
+    """List the models with all shards among ``files``: the label of each model, and its files in order."""
     return [(item.label, item.files) for item in items_of(files) if item.whole]
 
 
 def quantisation_of(stem: str) -> str:
-    """The quantisation that a file name without its ending tells, or else its folder; empty where neither does."""
+    """Read the quantisation from a file name without ending, or else from its folder; empty if neither has one."""
     for part in reversed(stem.split("/")):
         if found := _QUANTISATION.findall(part):
             return str(found[-1])
@@ -108,7 +114,7 @@ def quantisation_of(stem: str) -> str:
 
 
 def items_of(files: Iterable[RemoteFile]) -> list[Item]:
-    """Models among ``files``, the largest first."""
+    """List the models among ``files``, the largest first."""
     shards: dict[tuple[str, int], list[RemoteFile]] = {}
     for file in sorted(files, key=lambda file: file.name):
         stem, ending = file.name[: -len(".gguf")], file.name[-len(".gguf") :]
@@ -121,6 +127,6 @@ def items_of(files: Iterable[RemoteFile]) -> list[Item]:
 
 
 def _is_beside(stem: str) -> bool:
-    """A GGUF file beside a model that is none: a projector for images, an importance matrix."""
+    """Tell whether a GGUF file is no model but accompanies one: a projector for images, an importance matrix."""
     base = stem.rpartition("/")[2].lower()
     return "mmproj" in base or ("imatrix" in base and not quantisation_of(base))

@@ -99,7 +99,7 @@ def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
 
 
 def published(path: Path, file: gguf.GgufFile | None) -> Model | None:
-    """Find the catalogue's model in a file, by header and file name. Its relatives, such as fine-tunes, do not match."""
+    """Find the catalogue's model in a file by header and name. Its relatives, such as fine-tunes, do not match."""
     try:
         models = load().models
     except ConfigError:

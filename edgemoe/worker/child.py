@@ -1,8 +1,8 @@
 """The child's side: open the engine, compute in the main thread, and read requests in another thread.
 
 Ordering: the main thread runs answers and budget changes as jobs, one after the other. The reading thread serves
-readings of the experts and cancellations at once, which the engine allows. The end of the pipe means that the parent has
-ended in some way. The child then ends within ``LAST_WISHES_SECONDS``.
+readings of the experts and cancellations at once, which the engine allows. The end of the pipe means that the parent
+has ended. The child then ends within ``LAST_WISHES_SECONDS``.
 """
 
 from __future__ import annotations

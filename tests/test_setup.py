@@ -422,6 +422,26 @@ def test_an_error_of_the_compiler_is_shown(machine: Path) -> None:
         compiled(order(machine))
 
 
+def test_a_build_that_is_stopped_ends_before_the_set_up_does(machine: Path, commands: Commands) -> None:
+    script = """\
+for word in "$@"; do [ "$word" = -n ] && exit 0; done
+trap 'sleep 0.7; touch "{tmp}/ended"; exit 1' TERM
+echo "[1/2] Building CXX object a/one.cpp.o"
+while :; do sleep 0.05; done
+"""
+    commands("ninja", script.replace("{tmp}", str(machine)))
+
+    def stop(share: float, step: str) -> None:
+        if "one.cpp" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled(order(machine), stop)
+    assert (machine / "ended").exists()
+    with build.locked(machine / "work/lock"):
+        pass
+
+
 def test_old_vulkan_headers_are_said(machine: Path, commands: Commands) -> None:
     commands("glslc", "")
     header = machine / "include/vulkan/vulkan_core.h"

@@ -269,7 +269,9 @@ def test_the_compiler_of_pypi_is_installed_into_our_folder(
             (place / "nvidia/cu13/lib" / name).touch()
 
     monkeypatch.setattr(toolchain, "pip_install", install)
-    (found,) = toolchain.for_kind("cuda", ["89"], NO_DRIVER, tmp_path)
+    steps: list[str] = []
+    (found,) = toolchain.for_kind("cuda", ["89"], NO_DRIVER, tmp_path, steps.append)
+    assert steps == ["fetching NVIDIA's compiler from PyPI (about 1 GB)"]
     assert asked == ["cuda-toolkit[nvcc,cublas,cccl]==13.2.*"]
     root = tmp_path / "tools/cuda/nvidia/cu13"
     assert f"CMAKE_CUDA_COMPILER={root}/bin/nvcc" in found.options and "PyPI" in found.words

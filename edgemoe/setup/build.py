@@ -93,7 +93,9 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
     order.work.mkdir(parents=True, exist_ok=True)
     with locked(order.work / "lock") as lock:
         progress(0.0, "looking for a compiler")
-        toolchains = for_kind(order.kind, order.architectures, order.driver, order.work)
+        toolchains = for_kind(
+            order.kind, order.architectures, order.driver, order.work, lambda step: progress(0.0, step)
+        )
         first = next(toolchains)  # a compiler that is missing is named before anything is fetched
         progress(0.0, "fetching the sources")
         source = unpacked(order.work, order.archive)

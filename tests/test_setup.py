@@ -269,7 +269,9 @@ def test_the_compiler_of_pypi_is_installed_into_our_folder(
             (place / "nvidia/cu13/lib" / name).touch()
 
     monkeypatch.setattr(toolchain, "pip_install", install)
-    (found,) = toolchain.for_kind("cuda", ["89"], NO_DRIVER, tmp_path)
+    steps: list[str] = []
+    (found,) = toolchain.for_kind("cuda", ["89"], NO_DRIVER, tmp_path, steps.append)
+    assert steps == ["fetching NVIDIA's compiler from PyPI (about 1 GB)"]
     assert asked == ["cuda-toolkit[nvcc,cublas,cccl]==13.2.*"]
     root = tmp_path / "tools/cuda/nvidia/cu13"
     assert f"CMAKE_CUDA_COMPILER={root}/bin/nvcc" in found.options and "PyPI" in found.words
@@ -420,6 +422,26 @@ def test_an_error_of_the_compiler_is_shown(machine: Path) -> None:
     (machine / "compiler-fails").touch()
     with pytest.raises(SetupFailed, match=r"the compiler failed: one.cpp:1: error: no such thing"):
         compiled(order(machine))
+
+
+def test_a_build_that_is_stopped_ends_before_the_set_up_does(machine: Path, commands: Commands) -> None:
+    script = """\
+for word in "$@"; do [ "$word" = -n ] && exit 0; done
+trap 'sleep 0.7; touch "{tmp}/ended"; exit 1' TERM
+echo "[1/2] Building CXX object a/one.cpp.o"
+while :; do sleep 0.05; done
+"""
+    commands("ninja", script.replace("{tmp}", str(machine)))
+
+    def stop(share: float, step: str) -> None:
+        if "one.cpp" in step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled(order(machine), stop)
+    assert (machine / "ended").exists()
+    with build.locked(machine / "work/lock"):
+        pass
 
 
 def test_old_vulkan_headers_are_said(machine: Path, commands: Commands) -> None:

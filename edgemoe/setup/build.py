@@ -43,6 +43,8 @@ _JOB_BYTES = 2 << 30
 # These files have many variants of their kernels and take longer (measured with CUDA 13.2, one architecture).
 _HEAVY = re.compile(r"template-instances/|fattn|mmq|mmf|mmvq|top-k|argsort|cumsum")
 _HEAVY_STEPS = 4.0
+# Compilers that are told to stop get so long.
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
     order.work.mkdir(parents=True, exist_ok=True)
     with locked(order.work / "lock") as lock:
         progress(0.0, "looking for a compiler")
-        toolchains = for_kind(order.kind, order.architectures, order.driver, order.work)
+        toolchains = for_kind(
+            order.kind, order.architectures, order.driver, order.work, lambda step: progress(0.0, step)
+        )
         first = next(toolchains)  # a compiler that is missing is named before anything is fetched
         progress(0.0, "fetching the sources")
         source = unpacked(order.work, order.archive)
@@ -222,11 +226,20 @@ def _compile(command: Sequence[str], toolchain: Toolchain, lock: IO[str], progre
                 if match := _STEP.match(line):
                     progress(*pending.after(int(match[1]), int(match[2]), match[3], time.monotonic()))
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(ninja.pid, signal.SIGTERM)
+            _stop(ninja)
             raise
     if ninja.returncode:
         raise SetupFailed(f"the compiler failed: {cause(''.join(said[-200:]))}")
+
+
+def _stop(ninja: subprocess.Popen[str]) -> None:
+    """End the compilers, and wait for that: the next set-up shall find the folder free."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(ninja.pid, signal.SIGTERM)
+        try:
+            ninja.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(ninja.pid, signal.SIGKILL)
 
 
 class Remaining:

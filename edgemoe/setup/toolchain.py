@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,7 +103,13 @@ def host_compiler(root: Path = ROOT) -> None:
         raise Missing("there is no C++ compiler", hint)
 
 
-def for_kind(kind: str, architectures: Sequence[str], driver: NvidiaDriver, work: Path) -> Iterator[Toolchain]:
+def for_kind(
+    kind: str,
+    architectures: Sequence[str],
+    driver: NvidiaDriver,
+    work: Path,
+    say: Callable[[str], None] = lambda step: None,
+) -> Iterator[Toolchain]:
     """Give the toolchains to try for a backend, best first.
 
     Args:
@@ -111,13 +117,14 @@ def for_kind(kind: str, architectures: Sequence[str], driver: NvidiaDriver, work
         architectures: of the cards, as `cards.Card` has them.
         driver: NVIDIA's.
         work: folder for the compiler from PyPI.
+        say: called with a step that takes minutes.
 
     Raises:
         Missing: there is none; the hint names the packages.
     """
     host_compiler()
     if kind == "cuda":
-        yield from _cuda(architectures, driver, work)
+        yield from _cuda(architectures, driver, work, say)
     elif kind == "rocm":
         yield _rocm(architectures)
     elif kind == "vulkan":
@@ -126,7 +133,9 @@ def for_kind(kind: str, architectures: Sequence[str], driver: NvidiaDriver, work
         yield Toolchain("the C++ compiler")
 
 
-def _cuda(architectures: Sequence[str], driver: NvidiaDriver, work: Path) -> Iterator[Toolchain]:
+def _cuda(
+    architectures: Sequence[str], driver: NvidiaDriver, work: Path, say: Callable[[str], None]
+) -> Iterator[Toolchain]:
     vmm = driver.cuda != (0, 0)  # its memory pools link with the driver
     target = ";".join(f"{number}-real" for number in architectures)
     options = ("GGML_CUDA_GRAPHS=ON", "GGML_CUDA_NCCL=OFF", f"CMAKE_CUDA_ARCHITECTURES={target}")
@@ -136,6 +145,7 @@ def _cuda(architectures: Sequence[str], driver: NvidiaDriver, work: Path) -> Ite
         places = (f"CMAKE_CUDA_COMPILER={own}", "CMAKE_INSTALL_RPATH_USE_LINK_PATH=ON")
         yield Toolchain(f"NVIDIA's compiler at {own}", (*options, *places, _no_vmm(linked)))
     _check_pypi(architectures, driver)
+    say("fetching NVIDIA's compiler from PyPI (about 1 GB)")
     yield _from_pypi(options, vmm, work)
 
 

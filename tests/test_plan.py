@@ -193,7 +193,8 @@ def test_settings_of_the_context_are_planned_for(wide: Path) -> None:
     def made(**settings: Any) -> Plan:
         file, machine = gguf.read(wide), MachineRates("sim", 40 << 20, 40 << 20, 64 * GIB, 64 * GIB, 1)
         model = opening.needs_of(file, settings)
-        return next(opening.attempts(file, model, OffloadConfig(device="sim"), machine, settings)).plan
+        context = opening.context_of(file, settings)
+        return next(opening.attempts(context, model, OffloadConfig(device="sim"), machine, settings)).plan
 
     usual = made(n_ctx=1024)
     assert made(n_ctx=1024, type_k=0, type_v=0).kv_bytes == 2 * usual.kv_bytes

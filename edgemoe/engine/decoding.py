@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ComputeFailed, EdgeMoEError
 from . import host
 from .binding import Core
-from .experts import Experts
+from .scheduler import Scheduler
 
 FULL = 1  # llama_decode found no place in the KV cache
 
@@ -23,9 +23,9 @@ class Decode:
     right, and its routing is counted with the next batch, but nothing moves meanwhile.
     """
 
-    def __init__(self, core: Core, context: int, experts: Experts, verbose: bool) -> None:
-        """Decode in ``context``; ``experts`` are those of its model, ``verbose``: its messages may be seen."""
-        self._core, self._context, self._experts, self._verbose = core, context, experts, verbose
+    def __init__(self, core: Core, context: int, scheduler: Scheduler, verbose: bool) -> None:
+        """Decode in ``context``; ``scheduler`` moves the experts. With ``verbose`` llama.cpp's messages may be seen."""
+        self._core, self._context, self._scheduler, self._verbose = core, context, scheduler, verbose
         self._function, self._process = host.address_of("llama_decode"), os.getpid()
         self._next = 0  # position behind the latest batch
         self._broken = ""
@@ -44,8 +44,8 @@ class Decode:
         tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
         started = time.perf_counter_ns()
         if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
-            self._experts.settle()  # somebody else may have computed meanwhile
-        self._experts.before_step(tokens)
+            self._scheduler.settle()  # somebody else may have computed meanwhile
+        self._scheduler.before_step(tokens)
         computed: list[int] = []
         try:
             with host.computing(self._verbose):
@@ -55,7 +55,7 @@ class Decode:
             self._broken = host.error_text([str(error)])
             raise ComputeFailed(f"llama.cpp failed to compute: {self._broken}") from error
         finally:
-            self._experts.after_step(computed, time.perf_counter_ns() - started)
+            self._scheduler.after_step(computed, time.perf_counter_ns() - started)
         if status != 0:
             hint = "the context is full: n_ctx= sets its size" if status == FULL else ""
             raise ComputeFailed(f"llama_decode returned {status}", hint)

@@ -12,6 +12,7 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 # A computation ends that soon after a cancel, on any machine that is not overloaded.
@@ -32,14 +33,16 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 load_lock = threading.Lock()
 
 
-def opened(model: Model) -> None:
-    """Look after ``model`` until `closed`."""
+def opened(model: Model) -> Callable[[], None]:
+    """Look after ``model``; return a function that ends this and does not hold the model alive."""
     _open.add(model)
+    reference = weakref.ref(model)
 
+    def closed() -> None:
+        if (still := reference()) is not None:
+            _open.discard(still)
 
-def closed(model: Model) -> None:
-    """No longer look after ``model``."""
-    _open.discard(model)
+    return closed
 
 
 def keep_for_good(model: Any) -> None:

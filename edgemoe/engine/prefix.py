@@ -110,7 +110,8 @@ class Prefix:
             self._to_disk(kept)
 
     def close(self, seconds: float) -> None:
-        """Wait until the folder has everything, for so long at most."""
+        """Write the conversation in the context to the folder, and wait for it, at most ``seconds``."""
+        self.keep()
         if self._folder is not None:
             self._folder.wait(seconds)
 

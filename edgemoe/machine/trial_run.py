@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import OffloadConfig
+from ..config import OffloadConfig, child_environment
 from ..errors import BadGguf
 from ..models import gguf
 from ..models.gguf import GgufFile, moe_shape
@@ -100,10 +99,9 @@ def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: 
 def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
     """Measure the seconds of a batch and of a token in a child, because llama.cpp may end its process. None: failed."""
     command = [sys.executable, "-m", "edgemoe.machine.trial_run", json.dumps(settings)]
-    paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )  # fmt: skip
     if done.returncode != 0:
         return None

@@ -282,7 +282,7 @@ def plan(
         dense: the dense weights are on the device, or are not, whatever the room; None: where there is room.
         cache: the same of the KV cache, which is there only beside the dense weights.
     """
-    reserve = reserve_of(machine.device_total_bytes) if budget == Budget() else 0
+    reserve = reserve_of(machine.device_total_bytes) if budget.automatic else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
     best = Plan(
         context, kv_bytes=needs.kv_bytes(context), reserve_bytes=reserve if machine.device else 0
@@ -296,9 +296,26 @@ def plan(
     return _with_ram(best, machine, needs)
 
 
-def experts_room(free_bytes: int, total_bytes: int, spare_bytes: int) -> int:
-    """Device memory for experts of a model that is loaded already, beside the reserve and ``spare_bytes``."""
-    return max(0, free_bytes - reserve_of(total_bytes) - spare_bytes)
+def bytes_for_experts(needs: ModelNeeds, room: int, budget: Budget) -> int:
+    """Give the bytes that resident experts may take of ``room`` bytes of device memory: no more than the budget."""
+    overhead = slots_overhead(needs.shape) if needs.shape else 0
+    return max(0, min(budget.of(needs.expert_bytes), room - overhead))
+
+
+def slots_overhead(shape: ModelShape) -> int:
+    """Give the bytes that alignment may add to the slots of all layers."""
+    return shape.layers * LAYER_OVERHEAD
+
+
+def with_slots(placed: Plan, needs: ModelNeeds, expert_bytes: int) -> Plan:
+    """Replace the slots of a plan: as many as ``expert_bytes`` hold, spread over the layers."""
+    if needs.shape is None:
+        return placed
+    slots = tuple(int(n) for n in plan_slots(needs.shape, expert_bytes))
+    hot = sum(n * size for n, size in zip(slots, needs.shape.expert_bytes, strict=True))
+    if not hot:
+        return replace(placed, slots=(), hot_bytes=0)
+    return replace(placed, slots=slots, hot_bytes=hot + slots_overhead(needs.shape))
 
 
 def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache: bool | None) -> tuple[Plan, str]:
@@ -334,15 +351,7 @@ def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, st
     staging = found.staging_of(needs)
     pinned = max(shape.expert_bytes) * (1 + (0 if found.stages_layers(shape) else found.stream_slots // 2))
     start = replace(found, staging_bytes=staging, pinned_bytes=pinned)
-    overhead = shape.layers * LAYER_OVERHEAD
-    wanted = needs.expert_bytes
-    if budget.share is not None:
-        wanted = int(wanted * budget.share)
-    elif budget.bytes is not None:
-        wanted = min(wanted, budget.bytes)
-    slots = tuple(int(n) for n in plan_slots(shape, max(0, min(wanted, room - staging - overhead))))
-    hot = sum(n * size for n, size in zip(slots, shape.expert_bytes, strict=True))
-    return replace(start, slots=slots, hot_bytes=hot + overhead) if hot else start
+    return with_slots(start, needs, bytes_for_experts(needs, room - staging, budget))
 
 
 def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
@@ -350,8 +359,9 @@ def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
         return ""
     if not placed.slots:
         return "The device cannot hold 2 x top-k experts of any layer: all experts stay on the CPU."
-    asked = budget.bytes if budget.bytes is not None else int(needs.expert_bytes * (budget.share or 0.0))
-    asked = min(asked, needs.expert_bytes)
+    if budget.automatic:
+        return ""
+    asked = budget.of(needs.expert_bytes)
     least = asked - 2 * needs.shape.layers * max(needs.shape.expert_bytes)
     if placed.hot_bytes < least:
         return f"The device has room for {placed.hot_bytes / GIB:.2f} GiB of experts instead of {asked / GIB:.2f} GiB."

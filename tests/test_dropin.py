@@ -177,7 +177,9 @@ def test_our_modules_load_without_llama_cpp() -> None:
     done = run("""
         import sys
         import edgemoe
-        from edgemoe import config, gguf, plan
+        from edgemoe import config
+        from edgemoe.models import gguf
+        from edgemoe.planning import placement
         dir(edgemoe)
         assert not {"llama_cpp", "torch"} & set(sys.modules), "loaded too much"
         import edgemoe as llama_cpp

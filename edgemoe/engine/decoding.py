@@ -1,4 +1,4 @@
-"""The decode that stands in for that of llama_cpp's context: placement and learning see every batch of it."""
+"""The decode function of the context, in place of llama_cpp's: the scheduler sees every batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FULL = 1  # llama_decode found no place in the KV cache
 class Decode:
     """Stands in for ``decode`` of llama_cpp's context.
 
-    Tells the experts of every batch, whoever made it: ``eval``, ``embed``, or a program that calls
-    ``llm._ctx.decode``. A failed assertion of ggml is an error, not the end. A program that calls
-    ``llama_cpp.llama_decode(llm.ctx, batch)`` itself, as image handlers do for their images, passes by: the answers are
-    right, and its routing is counted with the next batch, but nothing moves meanwhile.
+    Reports every batch to the scheduler, from ``eval``, ``embed`` or a program that calls ``llm._ctx.decode``. A failed
+    assertion of ggml is an error, not the end of the process. A program that calls ``llama_cpp.llama_decode(llm.ctx,
+    batch)`` itself, as image handlers do for their images, bypasses this class: the answers are right, and its routing
+    is counted with the next batch, but no expert moves meanwhile.
     """
 
     def __init__(self, core: Core, context: int, scheduler: Scheduler, verbose: bool) -> None:
@@ -44,7 +44,7 @@ class Decode:
         tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
         started = time.perf_counter_ns()
         if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
-            self._scheduler.settle()  # somebody else may have computed meanwhile
+            self._scheduler.settle()  # a program may have computed by itself meanwhile
         self._scheduler.before_step(tokens)
         computed: list[int] = []
         try:

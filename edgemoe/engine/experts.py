@@ -103,7 +103,7 @@ class Experts:
         return self._scheduler.resize(budget)
 
     def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
-        """Keep an expert on the device, whatever the routing does, or let it go again. From any thread.
+        """Keep an expert on the device, even when no token uses it, or let it go again. From any thread.
 
         It is fetched with the next turn of the policy; never without a device or with the policy ``off``.
 

@@ -43,7 +43,7 @@ class HotSet:
     def place(self, budget: Budget) -> IdArray:
         """Allocate slots within the budget and the memory that is free now; return the slots of each layer.
 
-        The core empties the layers whose number of slots changes.
+        The core empties a layer when its number of slots changes.
         """
         wanted, asked = bytes_for_experts(self._needs, self._room(budget), budget), budget.of(self._needs.expert_bytes)
         if wanted < asked and not budget.automatic:

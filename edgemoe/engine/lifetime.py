@@ -1,4 +1,4 @@
-"""The models that are open in this process, and what becomes of them when it ends or forks.
+"""The models that are open in this process: they are kept or closed when it ends or forks.
 
 Ordering: at exit no model is freed while anything may still use it. A thread that computes is asked to stop, and kept
 from its next step; where another thread may still hold a model, its memory is left to the operating system. A forked
@@ -24,7 +24,12 @@ class Model(Protocol):
     """An open model."""
 
     def leave(self, seconds: float, others: bool) -> None:
-        """Stop and keep what was learnt, because the program ends; ``others``: threads may still hold the model."""
+        """Stop and keep the routing profile, because the program ends.
+
+        Args:
+            seconds: longest wait for threads that compute.
+            others: other threads may still hold the model.
+        """
         ...
 
 

@@ -150,7 +150,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         native, config, verbose = self._native, prepared.config, prepared.verbose
         self._turns, self._inside, self._generating = Turns(native, verbose), False, False
         self._evaluated: int | None = None  # tokens of the latest eval
-        self._owner: object | None = None  # the answer whose tokens the context holds
+        self._owner: object | None = None  # the answer that the tokens in the context belong to
         self._on_device = prepared.on_device(attempt)
         states = 0 if config.cache == "off" else attempt.plan.states_bytes
         folder = None if prepared.vocab_only else folder_of(config.cache, self, prepared.identity, prepared.device)
@@ -166,7 +166,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         closing.callback(self._turns.close)
 
     def _open_experts(self, prepared: Opening, attempt: Attempt, closing: contextlib.ExitStack) -> None:
-        """Give the experts their slots, and somebody who moves them."""
+        """Give the experts their slots, a scheduler and a watchdog."""
         notes: list[str] = []
         native, config, needs = self._native, prepared.config, prepared.needs
         if prepared.vocab_only:
@@ -215,7 +215,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             Cancelled: ``cancel`` was called meanwhile.
         """
         with self._computing():
-            self._owner = None  # of what the context holds now
+            self._owner = None  # the context holds other tokens now
             self._evaluated = len(tokens)
             if self._meter is not None and not self._generating:
                 self._meter.reads_part(len(tokens))
@@ -271,8 +271,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``.
 
-        Of ``tokens`` those are not computed again that the context holds, or a state that was kept of it. Another
-        answer may compute between two tokens of this one.
+        Tokens that the context or a kept state holds are not computed again. Another answer may compute between two
+        tokens of this one.
         """
         given = _GENERATE.bind(self, tokens, *args, **keywords)
         given.apply_defaults()
@@ -291,7 +291,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        held: Any = list(prompt)  # what the context holds of this answer: with a draft model a copy of its tokens
+        held: Any = list(prompt)  # tokens of this answer in the context: a copy if there is a draft model
         with self._turns.taking(turn):
             begun, reset = prompt, options["reset"]
             if not reset:
@@ -335,10 +335,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     held += [token, *(sent or ())]
 
     def _come_back(self, held: Sequence[int], sure: int) -> None:
-        """Another answer has computed meanwhile: make the context hold what this one had computed.
+        """Make the context hold the tokens of this answer again, after another answer has computed.
 
         Args:
-            held: the tokens; without a draft model the last one is computed by whoever goes on.
+            held: the tokens; without a draft model the next step computes the last one.
             sure: of these, the ones that are no guesses; logits of the others are needed once more.
         """
         before = [int(token) for token in (held if self.draft_model else held[:-1])]
@@ -399,7 +399,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._prefix.keep()
 
     def forget(self) -> None:
-        """Never use again what was computed up to now. Call it after you have set another adapter or control vector."""
+        """Compute every later prompt anew. Call it after you have set another adapter or control vector."""
         with self._computing():
             self._prefix.void()
 
@@ -417,7 +417,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self.scores[: self._known, :]
 
     def cancel(self) -> None:
-        """Stop the answers under way, prefill included; what was generated stays. From any thread."""
+        """Stop the answers under way, prefill included; generated text stays. From any thread."""
         self._turns.cancel()
 
     # ---- answers with accounts ----
@@ -468,7 +468,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             **keywords: as in ``llama_cpp.Llama``.
 
         Raises:
-            BadMessages: the messages hold what the model cannot read, or its template refuses them.
+            BadMessages: the messages hold parts that the model cannot read, or its template refuses them.
             BadTemplate: the model's template is broken; another ``chat_format`` works.
         """
         name = self.chat_format
@@ -492,7 +492,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def thinking(self) -> Thinking:
-        """What the model's chat template knows of thinking."""
+        """Tell how the model thinks, by its chat template."""
         return self._chat.thinking() if self._chat_format else Thinking()
 
     @contextlib.contextmanager
@@ -599,7 +599,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
 
 def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:
-    """Says what the watchdog did; what it said before is no longer true. It must not hold the model alive."""
+    """Return a function that notes the latest resize in place of the one before; it does not hold the model alive."""
 
     def note(event: BudgetChanged) -> None:
         notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]

@@ -1,4 +1,4 @@
-"""Opening a model: where it goes, with what settings, which smaller plan is next, and what its failure is called."""
+"""Opening a model: its placement, its settings, smaller placements to try next, and names for failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import host
 
 # With so many logical cores two are left to our own threads, below it one.
 MANY_CORES = 8
-# Of the memory that is available, what may be pinned for the device.
+# The share of the available memory that may be pinned for the device.
 PIN_SHARE = 0.7
 # llama_cpp's own.
 DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
@@ -30,7 +30,7 @@ DEFAULT_TOP_K = 8
 # Logits of every token are announced when they take more than this share of the RAM.
 MUCH_OF_RAM = 1 / 8
 
-# What llama.cpp says when it makes no context, and what helps.
+# Words of llama.cpp when it cannot make a context, each with the setting that helps.
 _CONTEXT_HINTS = (
     ("flash_attn", "flash_attn=True, or another type_v"),
     ("alloc", "a smaller context: n_ctx=, --ctx"),
@@ -201,7 +201,7 @@ def attempts(
     """Yield the planned placement, then smaller ones for a device that has less room than planned.
 
     The user's own ``n_gpu_layers`` and ``offload_kqv`` stay in each. Experts need no attempt of their own: they get
-    what is left.
+    the memory that is left.
     """
     layers, cache = keywords.get("n_gpu_layers"), keywords.get("offload_kqv")
     dense = None if layers is None else layers != 0
@@ -297,9 +297,9 @@ def top_k(file: GgufFile, keywords: Mapping[str, Any]) -> int:
 
 
 def default_threads(device: bool) -> int:
-    """CPU threads for a model: physical cores, less what a device's copies and looking ahead need for themselves.
+    """Count CPU threads for a model: physical cores, less one or two for copies and the look-ahead.
 
-    Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
+    If every core has a thread of the team, one slow thread holds up all: on 16 cores without hyper-threads, 14
     threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).
     """
     allowed = limits.processors()
@@ -338,7 +338,7 @@ def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
     llama.cpp gets to see one device, so its settings for several choose that one.
 
     Raises:
-        ConfigError: ``main_gpu``, ``split_mode`` or ``tensor_split`` ask for what one device cannot do.
+        ConfigError: ``main_gpu``, ``split_mode`` or ``tensor_split`` ask for more than one device can do.
     """
     if config.device == "none":
         return ""

@@ -211,10 +211,10 @@ class Scheduler:
             if layers:
                 self._notes.append(f"The experts of layer {', '.join(map(str, layers))} have {reason}.")
 
-    # ---- what users and the watchdog ask for ----
+    # ---- wishes of users and of the watchdog ----
 
     def resize(self, budget: Budget) -> int:
-        """Change the budget and return the slots that there are now; the policy keeps what it has learnt."""
+        """Change the budget and return the slots that there are now; the policy keeps its memory."""
         if self._hot.shape.layers and self._hot.device:
             with self._placing:
                 slots = self._hot.place(budget)

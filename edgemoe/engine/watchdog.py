@@ -90,7 +90,7 @@ class Watchdog:
             self._thread.join()
 
     def look(self) -> BudgetChanged | None:
-        """One look at the memory, and what was done about it."""
+        """Look at the memory once, and return the change of the budget, None without one."""
         if not self._watched.automatic:
             return None
         free, total = self._watched.memory()

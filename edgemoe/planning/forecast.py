@@ -1,7 +1,7 @@
-"""How fast a model will be on a machine: from runs of a few of its layers, or at most, from rates. Pure arithmetic.
+"""The speed of a model on a machine, from runs of a few layers; an upper bound from rates. Pure arithmetic.
 
 A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
-adds the same time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs
+adds the same time. Rates alone leave out the waiting inside a layer: measured speeds were 0.55 to 0.83 of theirs
 (docs/log.md).
 
 By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
@@ -29,7 +29,13 @@ BAND = 0.25
 
 @dataclass(frozen=True)
 class Run:
-    """What a copy of the first ``layers`` of a model took: seconds of a batch of `BATCH` tokens, and of one token."""
+    """Times of a copy of the first layers of a model.
+
+    Attributes:
+        layers: layers of the copy.
+        prefill_s: seconds of a batch of `BATCH` tokens.
+        decode_s: seconds of one token.
+    """
 
     layers: int
     prefill_s: float
@@ -38,13 +44,13 @@ class Run:
 
 @dataclass(frozen=True)
 class SpeedForecast:
-    """Tokens per second; None where something that they depend on was not measured.
+    """Tokens per second; None where a rate that they depend on was not measured.
 
     Attributes:
         hit_rate: assumed share of experts found on the device, 0..1.
-        prefill: of a batch of `BATCH` tokens.
-        decode: of single tokens.
-        band: the share by which it may be wrong; None: speeds are at most these.
+        prefill: tokens per second of a batch of `BATCH` tokens.
+        decode: tokens per second, one at a time.
+        band: the share by which the speeds may be wrong; None if they are upper bounds.
     """
 
     hit_rate: float
@@ -56,7 +62,7 @@ class SpeedForecast:
 def from_runs(
     runs: Sequence[Run], machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float
 ) -> SpeedForecast:
-    """Speeds of the whole model from runs of short copies of it, the shortest first."""
+    """Compute the speeds of the whole model from runs of short copies of it, the shortest first."""
     first, last = runs[0], runs[-1]
 
     def whole(short: float, longer: float) -> float:
@@ -72,7 +78,7 @@ def from_runs(
 
 
 def forecast(machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float) -> SpeedForecast:
-    """What a model can reach that is placed by ``plan``; ``hit_rate`` is that of decode, 0..1."""
+    """Compute upper bounds of a model's speeds from rates; ``hit_rate`` is that of decode, 0..1."""
     hits = needs.pairs * hit_rate if any(plan.slots) else 0.0
     decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, plan.dense_on_device)
     if decode is not None and plan.ram_short_bytes:
@@ -145,7 +151,7 @@ def _covered(row: Sequence[float] | FloatArray, slots: int) -> float:
 
 
 def _over(amount: float, rate: float | None) -> float | None:
-    """Time of an amount at a rate; nothing takes no time, whatever the rate."""
+    """Compute the time of an amount at a rate, None without a rate; nothing takes no time."""
     if amount <= 0:
         return 0.0
     return amount / rate if rate else None

@@ -72,7 +72,7 @@ def test_preparing_a_model_changes_nothing(wide: Path, monkeypatch: pytest.Monke
 def test_the_slots_of_the_plan_are_the_slots_that_are_set(vram: str | int, wide: Path) -> None:
     config = OffloadConfig(device="sim", vram=vram, profile="off", sim=SimConfig(capacity=64 << 20))
     host.core().configure_sim(config.sim)
-    planned = opening.prepare(opening.read(wide, vocab_only=False), config, {"n_ctx": 64}).attempts[0].plan
+    planned = opening.prepare(opening.read(wide, vocab_only=False), config, {"n_ctx": 64}).attempts[0].placement
     llm = opened(wide, config)
     assert planned.slots and tuple(layer.slots for layer in llm._native.layers()) == planned.slots
     llm.close()
@@ -140,8 +140,11 @@ def test_experts_show_what_a_user_needs() -> None:
 
 
 def test_only_the_settings_read_the_environment() -> None:
+    """But for the room that builds ggml's backends: it looks up the variables of compilers."""
     root, found = Path(__file__).parent.parent, []
     for path in (*(root / "edgemoe").rglob("*.py"), *(root / "tui").rglob("*.py")):
+        if "setup" in path.parts:
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}) and path.name != "config.py":
                 found.append(f"{path.name}:{node.lineno}")

@@ -298,7 +298,7 @@ class Bench:
         def compute() -> None:
             self._lib.ggml_backend_graph_compute(self._backend, graph)
             self._lib.ggml_backend_synchronize(self._backend)
-            # A remote device answers no graph and has nothing to wait for: only a result that was read is known to be there.
+            # A remote device reports no end of a graph: only reading a result shows that it is there.
             self._lib.ggml_backend_tensor_get(result, ctypes.byref(word), 0, 4)
 
         return typical(compute, patience_s)

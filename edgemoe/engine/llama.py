@@ -125,7 +125,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _try(self, prepared: Opening, attempt: Attempt, pin: bool, complaints: list[str]) -> NativeEngine:
         """Load by one placement; ``complaints`` gets the errors that llama.cpp logs."""
-        config, slots = prepared.config, attempt.plan.stream_slots
+        config, slots = prepared.config, attempt.placement.stream_slots
         streamed = config.stream_tokens if slots else 0
         native = host.core().engine(prepared.device, config.prefill_tokens, streamed, pin, slots, GRAPH_US)
         self._stack = contextlib.ExitStack()  # llama_cpp replaces it as soon as it begins
@@ -152,7 +152,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._evaluated: int | None = None  # tokens of the latest eval
         self._owner: object | None = None  # the answer that the tokens in the context belong to
         self._on_device = prepared.on_device(attempt)
-        states = 0 if config.cache == "off" else attempt.plan.states_bytes
+        states = 0 if config.cache == "off" else attempt.placement.states_bytes
         folder = None if prepared.vocab_only else folder_of(config.cache, self, prepared.identity, prepared.device)
         self._prefix = Prefix(weakref.proxy(self), states, prepared.keywords.get("swa_full") is not False, folder)
         closing.callback(self._prefix.close, KEEP_SECONDS)
@@ -173,7 +173,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             notes.append("Only the vocabulary is loaded: there are no experts, and nothing can be computed.")
         elif needs.shape is None:
             notes.append("This model has no routed experts: it runs as in llama_cpp.")
-        hot = HotSet(native, prepared.device, needs, attempt.plan, notes)
+        hot = HotSet(native, prepared.device, needs, attempt.placement, notes)
         blocks = [layer.block for layer in native.layers()]
         log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))
         keeper = Keeper(profile_folder(config), prepared.identity, hot.shape, notes)
@@ -185,7 +185,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if prepared.looks_ahead:
             self._scheduler.look_ahead(prepared.file)
         most = needs.expert_bytes + slots_overhead(hot.shape)
-        self._watchdog = Watchdog(self._scheduler, most, _noting(notes), attempt.plan.staging_of(needs))
+        self._watchdog = Watchdog(self._scheduler, most, _noting(notes), attempt.placement.staging_of(needs))
         closing.callback(self._watchdog.stop)
         if hot.device and hot.shape.layers:
             self._watchdog.start()
@@ -199,7 +199,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             notes += opening.limit_notes("n_threads" in self._given)
             notes += opening.idle_notes(prepared.config)
             # The hot set has noted already how many experts have a slot.
-            planned = attempt.plan.reason_without("experts", *(["dense"] if attempt.note else []))
+            planned = attempt.placement.reason_without("experts", *(["dense"] if attempt.note else []))
             notes += [note for note in (warning, attempt.note, planned) if note]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")

@@ -15,7 +15,7 @@ from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
 from ..models.gguf import HINT, GgufFile, check, check_weights, model_identity
 from ..planning import model_needs
-from ..planning.placement import MachineRates, ModelNeeds, Plan, plan
+from ..planning.placement import MachineRates, ModelNeeds, Placement, place
 from ..setup.advice import advice
 from . import host
 
@@ -42,12 +42,12 @@ class Attempt(NamedTuple):
     """One way to place a model.
 
     Attributes:
-        plan: the placement.
+        placement: the placement.
         keywords: llama_cpp's keywords for it.
         note: a sentence that names the part of the plan before that was given up, empty for the first plan.
     """
 
-    plan: Plan
+    placement: Placement
     keywords: dict[str, Any]
     note: str = ""
 
@@ -208,7 +208,7 @@ def attempts(
     asked = True if dense and cache is None else cache
 
     def attempt(dense: bool | None, cache: bool | None, note: str = "") -> Attempt:
-        placed = plan(machine, model, context, config.budget, bool(config.stream_tokens), dense, cache)
+        placed = place(machine, model, context, config.budget, bool(config.stream_tokens), dense, cache)
         settings = dict(keywords)
         if layers is None:
             settings["n_gpu_layers"] = -1 if placed.dense_on_device else 0
@@ -220,11 +220,11 @@ def attempts(
     first = attempt(dense, asked)
     yield first
     device = machine.device
-    if first.plan.kv_on_device and cache is None:
+    if first.placement.kv_on_device and cache is None:
         yield attempt(
             True if dense is None else dense, False, f"{device} had no room for the KV cache: it stays in RAM."
         )
-    if first.plan.dense_on_device and dense is None:
+    if first.placement.dense_on_device and dense is None:
         yield attempt(False, cache, f"{device} had no room for the dense weights: they stay on the CPU.")
 
 
@@ -271,7 +271,7 @@ def out_of_memory(complaints: Sequence[str]) -> bool:
 
 def _context_bytes(opening: Opening, attempt: Attempt) -> tuple[int, int]:
     """Count the bytes that the context needs, and the bytes that are free in the same memory."""
-    placed, context = attempt.plan, attempt.plan.context
+    placed, context = attempt.placement, attempt.placement.context
     if placed.kv_on_device:
         return placed.device_bytes, opening.machine.device_free_bytes
     return opening.needs.kv_bytes(context) + opening.needs.compute_bytes(context), opening.machine.ram_free_bytes
@@ -281,7 +281,7 @@ def announce_logits(opening: Opening) -> str:
     """Tell the user, before loading, of logits that take much of the RAM; return the sentence, empty if they do not."""
     if not opening.keywords.get("logits_all"):
         return ""
-    size = 4 * opening.attempts[0].plan.context * opening.needs.vocabulary
+    size = 4 * opening.attempts[0].placement.context * opening.needs.vocabulary
     if size <= MUCH_OF_RAM * opening.machine.ram_total_bytes:
         return ""
     text = f"logits_all=True keeps {size / 2**30:.1f} GiB of logits; logprobs of an answer do not need it."

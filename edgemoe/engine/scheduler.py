@@ -171,7 +171,7 @@ class Scheduler:
         limit: int | IdArray = self._config.uploads_per_step
         if self.predictor is not None:
             limit = np.maximum(limit - self._native.ahead_spent(len(resident)), 0)
-        self._native.submit(policy.plan(resident, pending, limit))
+        self._native.submit(policy.choose(resident, pending, limit))
         if self._config.synchronous:
             self._native.wait_uploads(SYNCHRONOUS_S)
 

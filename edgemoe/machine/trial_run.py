@@ -24,7 +24,7 @@ from ..models import gguf
 from ..models.gguf import GgufFile, moe_shape
 from ..planning import model_needs
 from ..planning.forecast import Run
-from ..planning.placement import BATCH, ModelNeeds, Plan
+from ..planning.placement import BATCH, ModelNeeds, Placement
 from ..types import BoolArray, IdArray
 from .truncated_model import bytes_of, copies, short_copy
 
@@ -39,7 +39,7 @@ PERIOD = 4
 
 
 def run(
-    file: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int, free_bytes: int,
+    file: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int, free_bytes: int,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> list[Run]:  # fmt: skip
     """Run a copy with few layers and, unless that is the whole model, a copy with more layers.
@@ -77,9 +77,9 @@ def run(
     return []
 
 
-def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int) -> dict[str, Any]:
-    from ..engine.host import endpoint_of
-
+def _settings(
+    path: Path, whole: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int
+) -> dict[str, Any]:
     shape = moe_shape(whole)
     return {
         "path": str(path),
@@ -124,8 +124,8 @@ def main(settings: dict[str, Any]) -> None:
         llm.close()
 
 
-def _budget(placed: Plan, model: ModelNeeds, experts: int) -> int:
-    """Compute the budget that keeps the same share of experts resident as in the whole model."""
+def _budget(placed: Placement, model: ModelNeeds, experts: int) -> int:
+    """Bytes that give the copy's layers the share of ``experts`` that layers of the whole model have."""
     if model.shape is None or not any(placed.slots):
         return 0
     share = sum(placed.slots) / len(placed.slots) / experts

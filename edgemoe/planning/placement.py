@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..config import Budget
-from ..routing.policy import plan_slots
+from ..routing.policy import slots_for
 from ..types import ModelShape
 
 GIB = 1 << 30
@@ -183,7 +183,7 @@ class ModelNeeds:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """The placement of one model. Sizes are bytes.
 
     Attributes:
@@ -260,7 +260,7 @@ def reserve_of(total_bytes: int) -> int:
     return min(RESERVE_BYTES, total_bytes // 4)
 
 
-def plan(
+def place(
     machine: MachineRates,
     needs: ModelNeeds,
     context: int,
@@ -268,7 +268,7 @@ def plan(
     stream: bool = True,
     dense: bool | None = None,
     cache: bool | None = None,
-) -> Plan:
+) -> Placement:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
     Parts that do not fit beside the reserve are left to the CPU, KV cache first, then the dense weights. A budget in
@@ -280,13 +280,13 @@ def plan(
         context: tokens.
         budget: device memory for experts.
         stream: a prefill may bring experts to the device.
-        dense: True puts the dense weights on the device and False leaves them in RAM, even without room; None decides by
-            the room.
+        dense: True puts the dense weights on the device and False leaves them in RAM, even without room; None decides
+            by the room.
         cache: the same for the KV cache; it is on the device only beside the dense weights.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget.automatic else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
-    best = Plan(
+    best = Placement(
         context, kv_bytes=needs.kv_bytes(context), reserve_bytes=reserve if machine.device else 0
     )  # fmt: skip
     if machine.device:
@@ -309,18 +309,20 @@ def slots_overhead(shape: ModelShape) -> int:
     return shape.layers * LAYER_OVERHEAD
 
 
-def with_slots(placed: Plan, needs: ModelNeeds, expert_bytes: int) -> Plan:
+def with_slots(placed: Placement, needs: ModelNeeds, expert_bytes: int) -> Placement:
     """Replace the slots of a plan: as many as ``expert_bytes`` hold, spread over the layers."""
     if needs.shape is None:
         return placed
-    slots = tuple(int(n) for n in plan_slots(needs.shape, expert_bytes))
+    slots = tuple(int(n) for n in slots_for(needs.shape, expert_bytes))
     hot = sum(n * size for n, size in zip(slots, needs.shape.expert_bytes, strict=True))
     if not hot:
         return replace(placed, slots=(), hot_bytes=0)
     return replace(placed, slots=slots, hot_bytes=hot + slots_overhead(needs.shape))
 
 
-def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache: bool | None) -> tuple[Plan, str]:
+def _place_dense(
+    start: Placement, needs: ModelNeeds, room: int, forced: bool, cache: bool | None
+) -> tuple[Placement, str]:
     # Attention is computed where its cache is.
     dense_bytes, compute = needs.dense_device_bytes, needs.compute_bytes(0)
     dense = replace(start, dense_on_device=True, dense_bytes=dense_bytes, compute_bytes=compute)
@@ -333,7 +335,7 @@ def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache:
     return start, f"The device has no room for the dense weights{with_cache}: they stay on the CPU."
 
 
-def _stages(machine: MachineRates, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
+def _stages(machine: MachineRates, needs: ModelNeeds, start: Placement, stream: bool) -> list[int]:
     """Numbers of staging places, the best first."""
     if not stream or needs.shape is None:
         return [0]
@@ -342,7 +344,7 @@ def _stages(machine: MachineRates, needs: ModelNeeds, start: Plan, stream: bool)
     return [*([max(needs.shape.experts, STREAM_SLOTS)] if whole else []), STREAM_SLOTS, 0]
 
 
-def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, stages: list[int]) -> Plan:
+def _place_experts(start: Placement, needs: ModelNeeds, room: int, budget: Budget, stages: list[int]) -> Placement:
     shape = needs.shape
     if shape is None:
         return start
@@ -356,7 +358,7 @@ def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, st
     return with_slots(start, needs, bytes_for_experts(needs, room - staging, budget))
 
 
-def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
+def _shortage(placed: Placement, needs: ModelNeeds, budget: Budget) -> str:
     if needs.shape is None or budget in NOTHING:
         return ""
     if not placed.slots:
@@ -370,7 +372,7 @@ def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
     return ""
 
 
-def _with_ram(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> Plan:
+def _with_ram(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> Placement:
     """Add the memory of the host, and the cost when there is too little."""
     private = placed.pinned_bytes
     private += 0 if placed.kv_on_device else placed.kv_bytes + needs.compute_bytes(placed.context)
@@ -390,7 +392,7 @@ def _with_ram(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> Plan:
     return replace(placed, fits=False, parts=(("ram", _cost_of_shortage(placed, machine, needs)), *placed.parts))
 
 
-def _cost_of_shortage(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> str:
+def _cost_of_shortage(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> str:
     needed, free = placed.ram_private_bytes + placed.ram_mapped_bytes, machine.ram_free_bytes
     text = f"RAM is too small: {needed / GIB:.2f} GiB are needed, {free / GIB:.2f} GiB are free"
     if placed.ram_private_bytes > free:
@@ -400,7 +402,7 @@ def _cost_of_shortage(placed: Plan, machine: MachineRates, needs: ModelNeeds) ->
     return text + (f", {read / machine.disk_rate:.2g} s per token." if machine.disk_rate else ".")
 
 
-def disk_bytes(placed: Plan, needs: ModelNeeds) -> float:
+def disk_bytes(placed: Placement, needs: ModelNeeds) -> float:
     """Count the bytes that a token reads from the disk when memory is short: the missing share of its reads."""
     if not placed.ram_short_bytes or not placed.ram_mapped_bytes:
         return 0.0

@@ -10,10 +10,10 @@ from .demand import DemandPolicy
 from .learned import Learned, Predictor
 from .lfu import Frequency
 from .lru import Recency
-from .slots import least_slots, plan_slots
+from .slots import least_slots, slots_for
 from .static import Static
 
-__all__ = ["IntArray", "Policy", "Predictor", "least_slots", "make", "plan_slots"]
+__all__ = ["IntArray", "Policy", "Predictor", "least_slots", "make", "slots_for"]
 
 _SCORERS = {"lru": Recency, "lfu": Frequency, "adaptive": DecayScorer}
 

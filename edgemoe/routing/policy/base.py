@@ -7,7 +7,7 @@ in a replay.
 One round of the engine, between two decode steps::
 
     policy.observe(ids, resident, decode=True)
-    for load in policy.plan(resident, pending, max_per_layer): submit(load)
+    for load in policy.choose(resident, pending, max_per_layer): submit(load)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Policy(Protocol):
         """
         ...
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+    def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
         """Give the loads to submit now, after the latest ``observe``.
 
         No load is of a resident or pending expert; no victim was used by the latest decode batch, is pending,

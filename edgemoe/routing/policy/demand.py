@@ -60,8 +60,8 @@ class DemandPolicy:
         else:
             self._ledger.prefill(ids)
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
-        """See `Policy.plan`."""
+    def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+        """See `Policy.choose`."""
         latest, slots = self._ledger.latest, self._ledger.slots
         wanted = latest & ~resident & ~pending
         layers = np.flatnonzero(wanted.any(axis=1) & (slots > 0))

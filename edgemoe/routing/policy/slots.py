@@ -16,7 +16,7 @@ def least_slots(shape: ModelShape) -> int:
     return min(2 * shape.used, shape.experts)
 
 
-def plan_slots(shape: ModelShape, budget_bytes: int) -> IntArray:
+def slots_for(shape: ModelShape, budget_bytes: int) -> IntArray:
     """Spread a budget over the layers, every layer the same bytes as nearly as whole experts allow.
 
     A layer gets `least_slots` or more, or none. When there is not enough for all, the last layers get theirs:

@@ -80,6 +80,8 @@ def run(
 def _settings(
     path: Path, whole: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int
 ) -> dict[str, Any]:
+    from ..engine.host import endpoint_of
+
     shape = moe_shape(whole)
     return {
         "path": str(path),
@@ -125,7 +127,7 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def _budget(placed: Placement, model: ModelNeeds, experts: int) -> int:
-    """Bytes that give the copy's layers the share of ``experts`` that layers of the whole model have."""
+    """Compute the budget that keeps the same share of experts resident as in the whole model."""
     if model.shape is None or not any(placed.slots):
         return 0
     share = sum(placed.slots) / len(placed.slots) / experts

@@ -47,7 +47,7 @@ def main() -> None:
                 started = time.perf_counter()
                 llm.eval([token])
                 steps.append(time.perf_counter() - started)
-                on += llm.experts._ahead
+                on += llm._scheduler.prefetching
             s = llm.experts.stats()
             names = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
             loaded = sum(getattr(s, name) - getattr(before, name) for name in names)

@@ -38,7 +38,7 @@ def run(given: argparse.Namespace, data: replay.Split, bandwidth: int, prefetch:
         started = time.perf_counter_ns()
         llm.eval([word])
         steps.append(time.perf_counter_ns() - started)
-        on += llm.experts._ahead
+        on += llm._scheduler.prefetching
     s = llm.experts.stats()
     pairs = s.hits + s.misses - before.hits - before.misses
     scheduled = llm.experts.scheduler_ns - scheduled + s.schedule_ns - before.schedule_ns

@@ -15,7 +15,7 @@ from bench.twin import hollow
 from edgemoe.config import Budget
 from edgemoe.models.gguf import check
 from edgemoe.planning import model_needs
-from edgemoe.planning.placement import MachineRates, ModelNeeds, Plan, plan
+from edgemoe.planning.placement import MachineRates, ModelNeeds, Placement, place
 
 MODELS = {
     "gpt-oss-20b": "MXFP4",
@@ -48,15 +48,15 @@ def _row(name: str, kind: str, folder: Path) -> list[str]:
     return [f"{name} {kind}", f"{path.stat().st_size / GIB:.1f} GiB", *shares, f"{ram / GIB:.0f} GiB"]
 
 
-def _plan(model: ModelNeeds, card: int) -> Plan:
+def _plan(model: ModelNeeds, card: int) -> Placement:
     machine = MachineRates(
         device="CUDA0", device_free_bytes=card * GIB, device_total_bytes=card * GIB,
         ram_free_bytes=PLENTY, ram_total_bytes=PLENTY,
     )  # fmt: skip
-    return plan(machine, model, CONTEXT, Budget())
+    return place(machine, model, CONTEXT, Budget())
 
 
-def _share(placed: Plan, model: ModelNeeds) -> str:
+def _share(placed: Placement, model: ModelNeeds) -> str:
     assert model.shape is not None
     if not placed.slots:
         return "-"

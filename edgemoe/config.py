@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,17 @@ class Budget:
             elif (match := _SIZE.match(text)) and match[2].lower() in _UNITS:
                 return cls(bytes=int(float(match[1]) * _UNITS[match[2].lower()]))
         raise ConfigError(f"vram={text!r} is not a size", "give bytes, '6GiB', '50%' (of the experts) or 'auto'")
+
+    @property
+    def automatic(self) -> bool:
+        """Tell whether the budget follows the free memory of the device."""
+        return self == Budget()
+
+    def of(self, total: int) -> int:
+        """Give the bytes asked for, of ``total`` bytes of experts; an automatic budget asks for all."""
+        if self.share is not None:
+            return int(total * self.share)
+        return total if self.bytes is None else min(self.bytes, total)
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,16 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def terminal_is_dumb() -> bool:
     """Tell whether the terminal reports that it can only write lines (``TERM=dumb``)."""
     return os.environ.get("TERM") == "dumb"
+
+
+def child_environment() -> dict[str, str]:
+    """Make the environment of a child process that imports the same modules as this one."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def set_default(name: str, value: str) -> None:
+    """Set an environment variable that a library reads, unless the user has set it."""
+    os.environ.setdefault(name, value)
 
 
 _NOWHERE = Path(os.devnull, "no-home")  # nothing can be written there

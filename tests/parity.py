@@ -51,7 +51,7 @@ def ours(path: Path, *, share: int, gpu_layers: int = -1, **offload: Any) -> Out
 
 def heat(llm: Llama, share: int) -> None:
     """Make exactly ``share`` percent of each layer's experts resident, below the policy's least number of slots too."""
-    native, shape = llm.experts._native, llm.experts.shape
+    native, shape = llm._native, llm.experts.shape
     assert shape is not None, "the experts never reached our backend"
     slots = [info.experts * share // 100 for info in native.layers()]
     native.set_slots(np.array(slots, dtype=np.int32))

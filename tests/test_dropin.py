@@ -177,7 +177,9 @@ def test_our_modules_load_without_llama_cpp() -> None:
     done = run("""
         import sys
         import edgemoe
-        from edgemoe import config, gguf, plan
+        from edgemoe import config
+        from edgemoe.models import gguf
+        from edgemoe.planning import placement
         dir(edgemoe)
         assert not {"llama_cpp", "torch"} & set(sys.modules), "loaded too much"
         import edgemoe as llama_cpp
@@ -338,9 +340,9 @@ def test_decode_of_the_context_moves_the_hot_set(wide: Path) -> None:
 
 
 def test_raw_decodes_are_counted_and_kept_within_bounds(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgemoe.engine import experts
+    from edgemoe.engine import routing_log
 
-    monkeypatch.setattr(experts, "MOST_UNTOLD", 10)
+    monkeypatch.setattr(routing_log, "MOST_UNREPORTED", 10)
     llm = opened(model, OffloadConfig(device="sim", vram="50%", profile="off", policy="lru"))
     shape = llm.experts.shape
     assert shape is not None
@@ -348,11 +350,11 @@ def test_raw_decodes_are_counted_and_kept_within_bounds(model: Path, monkeypatch
         llm._batch.set_batch(batch=[position + 5], n_past=position, logits_all=False)
         assert llama_cpp.llama_decode(llm.ctx, llm._batch.batch) == 0
         llm.experts.heat()
-        assert len(llm.experts._untold) <= 10
+        assert len(llm._scheduler._log._unreported) <= 10
     assert llm.experts.heat()[0].sum() == 40 * shape.used
     llm.n_tokens = 40
     llm.eval([7])  # its token is not taken for an earlier one
-    assert llm.experts._routing._recent_tokens[-1] == 7
+    assert llm._scheduler._log.recent()[1][-1] == 7
     llm.close()
 
 

@@ -435,7 +435,7 @@ def test_a_prompt_teaches_the_predictor_no_token_that_never_was(tmp_path: Path) 
         llm.eval(list(range(20)))
         for token in range(3):
             llm.eval([token])
-        predictor = llm.experts._predictor
+        predictor = llm._scheduler.predictor
         assert predictor is not None and predictor.learnt().tokens == 3
         llm.close()
 
@@ -479,8 +479,8 @@ def test_a_pin_before_a_step_that_fails_is_not_forgotten(tmp_path: Path) -> None
         llm.experts.wait()
         layer, expert = map(int, np.argwhere(~llm.experts.residency())[0])
         llm.experts.pin(layer, expert)
-        llm.experts.before_step([1])
-        llm.experts.after_step([], 0)  # nothing was computed
+        llm._scheduler.before_step([1])
+        llm._scheduler.after_step([], 0)  # nothing was computed
         for token in range(PLAN_EVERY + 1):
             llm.eval([token])
         llm.experts.wait()

@@ -28,7 +28,7 @@ from edgemoe.models.hub.ranges import opened
 from edgemoe.models.remote_header import MOST_BYTES, Part, header_from
 from edgemoe.planning import model_needs
 from edgemoe.planning.forecast import BAND, Run, forecast, from_runs, hit_rate, step_seconds, typical_hit_rate
-from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, plan
+from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, place
 from edgemoe.types import ModelShape
 from tests.hub_server import HubServer, Repository, Sparse
 from tests.routing import wide_model
@@ -60,7 +60,7 @@ def test_a_simulated_device_shares_the_cores() -> None:
 
 def test_what_was_not_measured_is_not_invented() -> None:
     bare = MachineRates("CUDA0", 8 * GIB, 8 * GIB, 32 * GIB, 32 * GIB)
-    expected = forecast(bare, MODEL, plan(bare, MODEL, 512, Budget()), 0.9)
+    expected = forecast(bare, MODEL, place(bare, MODEL, 512, Budget()), 0.9)
     assert expected.decode is None and expected.prefill is None
     assert step_seconds(replace(MACHINE, join_ns=None), MODEL, 1, 0, 0) is None
     assert step_seconds(replace(MACHINE, cpu_expert_rate=None), MODEL, 40, 0, 0) is not None, "it is not needed"
@@ -69,7 +69,7 @@ def test_what_was_not_measured_is_not_invented() -> None:
 def test_more_memory_and_more_hits_are_never_slower() -> None:
     speeds, machine = [], replace(MACHINE, device_rate=1e12)
     for share in np.linspace(0, 1, 9):
-        made = plan(machine, MODEL, 512, Budget(share=float(share)))
+        made = place(machine, MODEL, 512, Budget(share=float(share)))
         decode = forecast(machine, MODEL, made, hit_rate(made, MODEL, None)).decode
         assert decode is not None
         speeds.append(decode)
@@ -77,23 +77,23 @@ def test_more_memory_and_more_hits_are_never_slower() -> None:
 
 
 def test_hit_rates_are_typical_until_the_model_is_known() -> None:
-    made = plan(MACHINE, MODEL, 512, Budget(share=0.5))
+    made = place(MACHINE, MODEL, 512, Budget(share=0.5))
     assert hit_rate(made, MODEL, None) == pytest.approx(typical_hit_rate(0.5), abs=0.01)
     even, one = np.ones((10, 32), dtype=np.float32), np.eye(10, 32, dtype=np.float32)
     assert hit_rate(made, MODEL, even) == pytest.approx(0.5, abs=0.04) and hit_rate(made, MODEL, one) == 1.0
-    assert hit_rate(plan(MACHINE, MODEL, 512, Budget(bytes=0)), MODEL, one) == 0.0
+    assert hit_rate(place(MACHINE, MODEL, 512, Budget(bytes=0)), MODEL, one) == 0.0
 
 
 def test_a_disk_that_must_be_read_slows_down() -> None:
     poor = replace(MACHINE, device="", ram_free_bytes=300 << 20, disk_rate=1e9)
-    made = plan(poor, MODEL, 512, Budget())
+    made = place(poor, MODEL, 512, Budget())
     expected = forecast(poor, MODEL, made, 0.0)
     assert not made.fits and expected.prefill is None
     assert expected.decode is not None and 1 < expected.decode < 40
 
 
 def test_every_further_layer_costs_the_same() -> None:
-    made = plan(MACHINE, MODEL, 512, Budget(share=0.5))
+    made = place(MACHINE, MODEL, 512, Budget(share=0.5))
     runs = [Run(1, 0.3, 0.002), Run(4, 0.6, 0.005)]
     found = from_runs(runs, MACHINE, MODEL, made, 0.8)  # 10 layers
     assert found.prefill == pytest.approx(512 / 1.2) and found.decode == pytest.approx(1 / 0.011)
@@ -106,7 +106,7 @@ def test_every_further_layer_costs_the_same() -> None:
 
 def test_a_run_does_not_hide_the_disk() -> None:
     poor = replace(MACHINE, device="", ram_free_bytes=300 << 20, disk_rate=1e9)
-    made, runs = plan(poor, MODEL, 512, Budget()), [Run(10, 0.3, 0.002)]
+    made, runs = place(poor, MODEL, 512, Budget()), [Run(10, 0.3, 0.002)]
     found = from_runs(runs, poor, MODEL, made, 0.0)
     assert found.prefill is None and found.decode is not None and found.decode < 100
     assert from_runs(runs, replace(poor, disk_rate=None), MODEL, made, 0.0).decode is None
@@ -143,7 +143,7 @@ def test_llama_cpp_runs_a_copy(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "home"))
     file = gguf.check(build(name, tmp_path))
     bare = MachineRates("sim", 8 * GIB, 8 * GIB, 8 * GIB, 8 * GIB)
-    placed = plan(bare, model_needs.of(file), 512, Budget(share=0.5))
+    placed = place(bare, model_needs.of(file), 512, Budget(share=0.5))
     whole = sum(tensor.bytes for tensor in file.tensors.values())
     runs = trial_run.run(file, "sim", placed, 0.5, 1, int(0.95 * whole / trial_run.RAM_SHARE))
     assert runs and all(run.prefill_s > 0 and run.decode_s > 0 for run in runs)
@@ -211,7 +211,7 @@ def test_what_does_not_fit_has_an_exit_code(
 
 
 def test_what_the_disk_costs_is_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = plan(MachineRates(ram_free_bytes=GIB), model_needs.of(gguf.read(model)), 512, Budget())
+    asked = place(MachineRates(ram_free_bytes=GIB), model_needs.of(gguf.read(model)), 512, Budget())
     poor = MachineRates(ram_free_bytes=asked.ram_private_bytes + asked.ram_mapped_bytes // 2)
     monkeypatch.setattr(hardware, "machine", lambda device, threads: poor)
     monkeypatch.setattr(hardware, "disk_rate", lambda folder: 1e9)

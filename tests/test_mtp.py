@@ -18,7 +18,7 @@ from edgemoe.models import gguf
 from edgemoe.models.catalog import load
 from edgemoe.models.page_cache import Residence
 from edgemoe.planning import model_needs
-from edgemoe.planning.placement import MachineRates, plan
+from edgemoe.planning.placement import MachineRates, place
 from edgemoe.profiling import memory
 from tests import parity
 from tests.zoo import SPECS, WITH_MTP, build
@@ -56,9 +56,9 @@ def test_every_count_is_that_of_the_model_without_its_head(name: str, folder: Pa
     assert gguf.moe_shape(headed) == gguf.moe_shape(bare)
     assert model_needs.of(headed) == model_needs.of(bare)
     machine = MachineRates("sim", GIB, GIB, GIB, GIB)
-    assert plan(machine, model_needs.of(headed), 512, Budget()) == plan(machine, model_needs.of(bare), 512, Budget())
+    assert place(machine, model_needs.of(headed), 512, Budget()) == place(machine, model_needs.of(bare), 512, Budget())
     assert copies(headed, GIB) == copies(bare, GIB)
-    placed = plan(machine, model_needs.of(bare), 512, Budget(share=0.5))
+    placed = place(machine, model_needs.of(bare), 512, Budget(share=0.5))
     flags = [fit.llama_cpp_flags(file, machine, placed).split()[3:] for file in (bare, headed)]
     assert flags[0] == flags[1]
 

@@ -15,7 +15,7 @@ from edgemoe.config import Budget, SimConfig
 from edgemoe.engine import opening
 from edgemoe.models import gguf
 from edgemoe.planning import model_needs
-from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, Plan, plan, reserve_of
+from edgemoe.planning.placement import GIB, MachineRates, ModelNeeds, Placement, place, reserve_of
 from edgemoe.profiling import memory
 from edgemoe.types import ModelShape
 from tests.routing import wide_model
@@ -65,7 +65,7 @@ contexts = st.integers(1, 1 << 18)
 
 
 def is_within_its_budget(machine: MachineRates, model: ModelNeeds, context: int, budget: Budget) -> None:
-    made = plan(machine, model, context, budget)
+    made = place(machine, model, context, budget)
     reserve = reserve_of(machine.device_total_bytes) if budget == AUTO else 0
     assert made.device_bytes <= max(0, machine.device_free_bytes - reserve)
     assert machine.device or not (made.device_bytes or made.slots), "nothing is placed where there is no device"
@@ -103,36 +103,36 @@ def test_10000_plans_never_take_more_than_there_is(
 
 
 def test_auto_keeps_a_gibibyte_for_the_desktop() -> None:
-    made = plan(DESKTOP, MODEL, 8192, AUTO)
+    made = place(DESKTOP, MODEL, 8192, AUTO)
     assert made.dense_on_device and made.kv_on_device and made.fits and not made.reason
     left = DESKTOP.device_free_bytes - made.device_bytes
     assert GIB <= left < GIB + 2 * (12 << 20), "all but the reserve is used, to the last expert"
 
 
 def test_a_longer_context_takes_its_memory_from_the_experts() -> None:
-    short, long = (plan(DESKTOP, MODEL, context, AUTO) for context in (2048, 8192))
+    short, long = (place(DESKTOP, MODEL, context, AUTO) for context in (2048, 8192))
     assert long.kv_bytes - short.kv_bytes == 6144 * (48 << 10)
     taken = long.kv_bytes + long.compute_bytes - short.kv_bytes - short.compute_bytes
     assert short.hot_bytes - long.hot_bytes == pytest.approx(taken, abs=2 * (12 << 20))
 
 
 def test_what_is_given_up_is_said() -> None:
-    far = plan(DESKTOP, replace(MODEL, flash=True), 131_072, AUTO)
+    far = place(DESKTOP, replace(MODEL, flash=True), 131_072, AUTO)
     assert not far.kv_on_device and "KV cache" in far.reason
-    small = plan(replace(DESKTOP, device_free_bytes=GIB * 9 // 8, device_total_bytes=4 * GIB), MODEL, 2048, AUTO)
+    small = place(replace(DESKTOP, device_free_bytes=GIB * 9 // 8, device_total_bytes=4 * GIB), MODEL, 2048, AUTO)
     assert not small.dense_on_device and "dense weights" in small.reason and "all experts stay" in small.reason
-    greedy = plan(DESKTOP, MODEL, 2048, Budget(bytes=20 * GIB))
+    greedy = place(DESKTOP, MODEL, 2048, Budget(bytes=20 * GIB))
     assert "instead of 9.00 GiB" in greedy.reason and greedy.slots
-    assert plan(DESKTOP, MODEL, 2048, Budget(bytes=0)).reason == ""
+    assert place(DESKTOP, MODEL, 2048, Budget(bytes=0)).reason == ""
 
 
 def test_too_little_ram_is_said_with_its_price() -> None:
     poor = replace(DESKTOP, ram_free_bytes=3 * GIB)
-    made = plan(poor, MODEL, 2048, AUTO)
+    made = place(poor, MODEL, 2048, AUTO)
     assert not made.fits and made.ram_short_bytes == made.ram_private_bytes + made.ram_mapped_bytes - 3 * GIB
     assert "from the disk" in made.reason and "s per token" in made.reason
-    assert "s per token" not in plan(replace(poor, disk_rate=None), MODEL, 2048, AUTO).reason, "nothing is invented"
-    hopeless = plan(replace(DESKTOP, device="", ram_free_bytes=1 << 20), MODEL, 2048, AUTO)
+    assert "s per token" not in place(replace(poor, disk_rate=None), MODEL, 2048, AUTO).reason, "nothing is invented"
+    hopeless = place(replace(DESKTOP, device="", ram_free_bytes=1 << 20), MODEL, 2048, AUTO)
     assert "cannot be loaded" in hopeless.reason
 
 
@@ -190,10 +190,11 @@ def test_buffers_of_another_batch_are_what_llama_cpp_takes(name: str, batch: int
 
 
 def test_settings_of_the_context_are_planned_for(wide: Path) -> None:
-    def made(**settings: Any) -> Plan:
+    def made(**settings: Any) -> Placement:
         file, machine = gguf.read(wide), MachineRates("sim", 40 << 20, 40 << 20, 64 * GIB, 64 * GIB, 1)
         model = opening.needs_of(file, settings)
-        return next(opening.attempts(file, model, OffloadConfig(device="sim"), machine, settings)).plan
+        context = opening.context_of(file, settings)
+        return next(opening.attempts(context, model, OffloadConfig(device="sim"), machine, settings)).placement
 
     usual = made(n_ctx=1024)
     assert made(n_ctx=1024, type_k=0, type_v=0).kv_bytes == 2 * usual.kv_bytes
@@ -223,11 +224,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield path
 
 
-def loaded(path: Path, capacity: int, vram: str | int = "auto") -> tuple[Plan, Any]:
+def loaded(path: Path, capacity: int, vram: str | int = "auto") -> tuple[Placement, Any]:
     """Load on a sim device of so many bytes; gives the plan and the open model."""
     config = OffloadConfig(device="sim", vram=vram, profile="off", sim=SimConfig(capacity=capacity))
     machine = MachineRates("sim", capacity, capacity, 64 * GIB, 64 * GIB, 1)
-    made = plan(machine, model_needs.of(gguf.read(path)), 512, config.budget)
+    made = place(machine, model_needs.of(gguf.read(path)), 512, config.budget)
     return made, Llama(path, n_ctx=512, n_threads=1, offload=config)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import ConfigError
 from edgemoe.routing import trace
-from edgemoe.routing.policy import Policy, least_slots, make, plan_slots
+from edgemoe.routing.policy import Policy, least_slots, make, slots_for
 from edgemoe.routing.policy.lfu import Frequency
 from edgemoe.routing.policy.static import LEARN_TOKENS
 from edgemoe.types import BoolArray, FloatArray, IdArray, Load, ModelShape
@@ -99,7 +99,7 @@ def run(policy: Policy, device: Device, ids: IdArray, cap: int) -> int:
             used[layer, experts[experts >= 0]] = True
         misses += int((used & ~device.resident).sum())
         policy.observe(token[None], device.resident, True)
-        loads = policy.plan(device.resident.copy(), device.pending.copy(), cap)
+        loads = policy.choose(device.resident.copy(), device.pending.copy(), cap)
         for layer in range(device.shape.layers):
             under_way = int(device.pending[layer].sum())
             assert sum(load.layer == layer for load in loads) <= max(0, cap - under_way)
@@ -171,7 +171,7 @@ def test_loads_are_legal_for_any_batches(
         ids = order[:, :, : shape.used].astype(np.int32)
         ids[np.random.RandomState(seed).rand(*ids.shape) < 0.2] = -1
         policy.observe(ids, device.resident, decode)
-        loads = policy.plan(device.resident, device.pending, cap)
+        loads = policy.choose(device.resident, device.pending, cap)
         assert decode or not loads
         for load in loads:
             assert load.victim < 0 or load.victim not in ids[-1, load.layer]
@@ -200,7 +200,7 @@ def test_prefill_moves_nothing(name: str) -> None:
     device.copy()
     run(policy, device, routing(LEARN_TOKENS - 1), cap=2)
     policy.observe(routing(300, seed=9), device.resident, False)
-    assert policy.plan(device.resident, device.pending, 8) == []
+    assert policy.choose(device.resident, device.pending, 8) == []
 
 
 @pytest.mark.parametrize("name", MOVING)
@@ -212,7 +212,7 @@ def test_prefill_does_not_wash_out_the_hot_set(name: str) -> None:
         run(policy, device, routing(100), cap=2)
         if with_prompt:
             policy.observe(routing(500, seed=9), device.resident, False)
-            policy.plan(device.resident, device.pending, 2)
+            policy.choose(device.resident, device.pending, 2)
         run(policy, device, routing(100, seed=1)[50:], cap=2)
         logs.append(device.log)
     assert logs[0] == logs[1]
@@ -279,7 +279,7 @@ def test_a_pending_expert_is_no_victim() -> None:
     resident, pending = np.zeros((3, 32), dtype=np.bool_), np.zeros((3, 32), dtype=np.bool_)
     resident[:, :4] = pending[:, :3] = True  # three of them are being copied anew
     policy.observe(np.full((1, 3, 4), 9, dtype=np.int32), resident, True)
-    assert {load.victim for load in policy.plan(resident, pending, 9)} <= {3}
+    assert {load.victim for load in policy.choose(resident, pending, 9)} <= {3}
 
 
 def test_several_tokens_of_one_batch_all_count() -> None:
@@ -287,7 +287,7 @@ def test_several_tokens_of_one_batch_all_count() -> None:
     resident = np.zeros((3, 32), dtype=np.bool_)
     ids = np.array([[[1, 2, 3, 4]] * 3, [[5, 6, 7, 8]] * 3], dtype=np.int32)
     policy.observe(ids, resident, True)
-    loads = policy.plan(resident, resident.copy(), 99)
+    loads = policy.choose(resident, resident.copy(), 99)
     assert {load.expert for load in loads if load.layer == 1} == {1, 2, 3, 4, 5, 6, 7, 8}
 
 
@@ -422,7 +422,7 @@ def shapes(draw: st.DrawFn) -> ModelShape:
 def test_slots_fit_and_nothing_is_left_over(shape: ModelShape, share: float) -> None:
     total = sum(shape.expert_bytes) * shape.experts
     budget = int(total * share)
-    slots = plan_slots(shape, budget)
+    slots = slots_for(shape, budget)
     assert slots.dtype == np.int32 and slots.shape == (shape.layers,)
     sizes = np.array(shape.expert_bytes, dtype=np.int64)
     left = budget - int((slots * sizes).sum())
@@ -441,7 +441,7 @@ def test_slots_fit_and_nothing_is_left_over(shape: ModelShape, share: float) -> 
 
 @given(shape=shapes(), share=st.floats(0, 1))
 def test_slots_are_even_by_bytes(shape: ModelShape, share: float) -> None:
-    slots = plan_slots(shape, int(sum(shape.expert_bytes) * shape.experts * share))
+    slots = slots_for(shape, int(sum(shape.expert_bytes) * shape.experts * share))
     sizes = np.array(shape.expert_bytes, dtype=np.int64)
     free = (slots > least_slots(shape)) & (slots < shape.experts)
     if free.any():
@@ -452,17 +452,17 @@ def test_slots_are_even_by_bytes(shape: ModelShape, share: float) -> None:
 def test_slots_of_a_real_shape() -> None:
     mib = 2**20
     qwen = ModelShape(48, 128, 8, (2_654_208,) * 48)
-    assert plan_slots(qwen, 0).tolist() == [0] * 48
-    assert set(plan_slots(qwen, 4096 * mib).tolist()) == {33, 34}
-    assert plan_slots(qwen, 128 * mib).tolist() == [0] * 45 + [16, 17, 17]
+    assert slots_for(qwen, 0).tolist() == [0] * 48
+    assert set(slots_for(qwen, 4096 * mib).tolist()) == {33, 34}
+    assert slots_for(qwen, 128 * mib).tolist() == [0] * 45 + [16, 17, 17]
 
 
 def test_a_budget_that_fits_exactly() -> None:
     shape = ModelShape(3, 16, 2, (5, 7, 11))
-    assert plan_slots(shape, 4 * (11 + 7)).tolist() == [0, 4, 4]
-    assert plan_slots(shape, 4 * (11 + 7) - 1).tolist() == [0, 0, 6]
-    assert plan_slots(shape, 4 * (11 + 7 + 5)).tolist() == [4, 4, 4]
-    assert plan_slots(shape, 16 * (11 + 7 + 5)).tolist() == [16, 16, 16]
+    assert slots_for(shape, 4 * (11 + 7)).tolist() == [0, 4, 4]
+    assert slots_for(shape, 4 * (11 + 7) - 1).tolist() == [0, 0, 6]
+    assert slots_for(shape, 4 * (11 + 7 + 5)).tolist() == [4, 4, 4]
+    assert slots_for(shape, 16 * (11 + 7 + 5)).tolist() == [16, 16, 16]
 
 
 # ---- real routing ----
@@ -491,7 +491,7 @@ def replay(policy: Policy, ids: IdArray, shape: ModelShape, heat: FloatArray | N
     for token in ids:
         hits += int(np.take_along_axis(resident, token, axis=1).sum())
         policy.observe(token[None], resident, True)
-        for layer, expert, victim in policy.plan(resident, nothing, 2):
+        for layer, expert, victim in policy.choose(resident, nothing, 2):
             resident[layer, expert] = True
             if victim >= 0:
                 resident[layer, victim] = False

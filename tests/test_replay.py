@@ -15,7 +15,7 @@ import pytest
 from edgemoe import Llama, OffloadConfig
 from edgemoe.cli.main import main
 from edgemoe.config import SimConfig, home
-from edgemoe.engine import experts
+from edgemoe.engine import keeper
 from edgemoe.errors import EdgeMoEError
 from edgemoe.models.gguf import check, model_identity
 from edgemoe.replay import replay
@@ -224,12 +224,12 @@ def test_train_keeps_what_beats_a_table_and_the_next_start_uses_it(
         assert main(["train", str(path), "--trace", str(recorded)]) == 0
         assert "names" in capsys.readouterr().out
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
-        assert llm.experts._predictor is not None and llm.experts._predictor.tables.tokens == 2560
+        assert llm._scheduler.predictor is not None and llm._scheduler.predictor.tables.tokens == 2560
         llm.close()
 
 
 def test_history_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(keeper, "KEEP_EVERY_S", 0.0)
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%"))
         llm.eval([1, 2, 3])

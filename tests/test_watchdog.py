@@ -22,11 +22,8 @@ class Device:
     """A device of 1000 MiB (reserve 250), of which others take some."""
 
     def __init__(self) -> None:
-        self.others, self.hot, self.ours = 0, 600 * MIB, True
+        self.others, self.hot, self.automatic = 0, 600 * MIB, True
         self.asked: list[int] = []
-
-    def automatic(self) -> bool:
-        return self.ours
 
     def memory(self) -> tuple[int, int]:
         return 1000 * MIB - self.hot - self.others, 1000 * MIB
@@ -34,7 +31,7 @@ class Device:
     def held(self) -> int:
         return self.hot
 
-    def resize(self, vram: int) -> int:
+    def fit_memory(self, vram: int) -> int:
         self.asked.append(vram)
         self.hot = vram // (10 * MIB) * 10 * MIB
         return 0
@@ -90,7 +87,7 @@ def test_nothing_is_left_when_others_take_all() -> None:
 
 def test_a_budget_that_was_asked_for_is_not_touched() -> None:
     device, dog = watched()
-    device.others, device.ours = 900 * MIB, False
+    device.others, device.automatic = 900 * MIB, False
     assert dog.look() is None and not device.asked
 
 

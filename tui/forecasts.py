@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from edgemoe.config import child_environment
+
 DOES_NOT_FIT = 4
 # Options of ``edgemoe fit`` that place a model where the chat would; called when a model is looked at.
 Options: TypeAlias = Callable[[], Sequence[str]]
@@ -82,7 +84,6 @@ class Forecasts:
 
     def _run(self, name: str, thorough: bool) -> str:
         command = [sys.executable, "-m", "edgemoe.cli", "fit", name, "--json", *self._options()]
-        paths = os.pathsep.join(path for path in sys.path if path)
         with self._lock:
             if self._closed:
                 return ""
@@ -92,7 +93,7 @@ class Forecasts:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": paths},
+                env=child_environment(),
                 start_new_session=True,  # it starts others, and all of them have to end with it
             )
         told, said = process.communicate()

@@ -16,7 +16,7 @@ from ..text.console import show_progress, table, talk
 if TYPE_CHECKING:
     from ..models.gguf import GgufFile
     from ..planning.forecast import SpeedForecast
-    from ..planning.placement import MachineRates, ModelNeeds, Plan
+    from ..planning.placement import MachineRates, ModelNeeds, Placement
 
 SCHEMA = "edgemoe.fit.v1"
 DOES_NOT_FIT = 4
@@ -108,7 +108,7 @@ def assess(
     quick: bool = False,
     free: tuple[int | None, int | None] = (None, None),
 ) -> dict[str, Any]:
-    """Plan of a model and the speed it can reach, as a record for programs.
+    """Placement of a model and the speed it can reach, as a record for programs.
 
     Args:
         file: its header.
@@ -122,7 +122,7 @@ def assess(
     from ..machine import hardware
     from ..planning import model_needs
     from ..planning.forecast import hit_rate
-    from ..planning.placement import plan
+    from ..planning.placement import place
 
     bare = hardware.machine(device, threads or 1)
     bare = replace(bare, threads=threads or bare.cores)
@@ -133,10 +133,10 @@ def assess(
     if ram_free is not None:
         bare = replace(bare, ram_free_bytes=ram_free, ram_total_bytes=max(ram_free, bare.ram_total_bytes))
     model, machine = model_needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
-    placed = plan(machine, model, context, budget)
+    placed = place(machine, model, context, budget)
     if placed.ram_short_bytes and machine.disk_rate is None and not quick:
         machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
-        placed = plan(machine, model, context, budget)  # the same, and it knows what the disk costs
+        placed = place(machine, model, context, budget)  # the same, and it knows what the disk costs
     heat = _heat(file, model)
     expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
     return {
@@ -165,7 +165,7 @@ def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
 
 
 def _forecast(
-    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Plan, hits: float, quick: bool
+    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Placement, hits: float, quick: bool
 ) -> SpeedForecast:  # fmt: skip
     """From a run of a few layers; where that is not wanted or not possible, from rates."""
     from ..engine.bandwidth import COMMON, weights_of
@@ -218,7 +218,7 @@ def _model(file: GgufFile, model: ModelNeeds, context: int) -> dict[str, Any]:
     }
 
 
-def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Plan) -> str:
+def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Placement) -> str:
     """The command of llama.cpp that comes nearest: whole layers, the last ones on the device, in as much memory."""
     from ..models.gguf import EXPERTS
 
@@ -238,7 +238,7 @@ def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Plan) -> str:
     return " ".join(command + ([] if placed.kv_on_device else ["--no-kv-offload"]))
 
 
-def verdict(machine: MachineRates, model: ModelNeeds, placed: Plan, expected: SpeedForecast) -> str:
+def verdict(machine: MachineRates, model: ModelNeeds, placed: Placement, expected: SpeedForecast) -> str:
     """The plan in words."""
     if not placed.fits:
         return placed.reason

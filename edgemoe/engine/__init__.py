@@ -1,7 +1,7 @@
 """The engine: the only room that touches the native binding and llama_cpp.
 
-``Llama`` is ``llama_cpp.Llama`` with every routed expert placed on its own; ``devices`` lists what could hold the
-hot ones.
+``Llama`` is ``llama_cpp.Llama`` with every routed expert placed on its own; ``devices`` lists the devices that can hold
+hot experts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures this machine through ggml: how fast CPU and device multiply one token with experts, and take bytes in.
 
-Everything is timed on graphs and buffers of ggml's public interface, the one that models run on. What cannot be
+Everything is timed on graphs and buffers of ggml's public interface, the one that models run on. A rate that cannot be
 measured is None.
 """
 
@@ -86,7 +86,7 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        """What one token reads of it."""
+        """Count the bytes that one token reads of the matrix."""
         _, block, size = TYPES[self.type]
         return self.shape[0] // block * size * self.shape[1] * (self.used or 1)
 
@@ -235,7 +235,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _products(self, weights: Sequence[Weight], tokens: int) -> Iterator[tuple[Any, int]]:
-        """A graph of multiplications, and what is counted: bytes of weights for one token, multiply-adds for more."""
+        """Yield a graph of multiplications and its work: bytes of weights for one token, multiply-adds for more."""
         rounds = ROUNDS if tokens == 1 else 1
         with self._tensors(len(weights) * (2 + 2 * rounds) + 8) as (ctx, alloc):
             products: list[tuple[int, Any]] = []
@@ -252,7 +252,7 @@ class Bench:
                     ids = self._lib.ggml_new_tensor_3d(ctx, I32, weight.used, tokens, 1)
                     choices.append((ids, weight, turn))
                     products.append((turn, self._lib.ggml_mul_mat_id(ctx, matrix, inputs, ids)))
-            # Turn by turn through all weights, as a model does: what comes again soon would come from a cache.
+            # Turn by turn through all weights, as a model does: weights used again soon would come from a cache.
             results = [result for _, result in sorted(products, key=lambda pair: pair[0])]
             able = not self._device or all(self._lib.ggml_backend_dev_supports_op(self._device, r) for r in results)
             if not able or not alloc():
@@ -298,7 +298,7 @@ class Bench:
         def compute() -> None:
             self._lib.ggml_backend_graph_compute(self._backend, graph)
             self._lib.ggml_backend_synchronize(self._backend)
-            # A remote device answers no graph and has nothing to wait for: only what is read is known to be there.
+            # A remote device reports no end of a graph: only reading a result shows that it is there.
             self._lib.ggml_backend_tensor_get(result, ctypes.byref(word), 0, 4)
 
         return typical(compute, patience_s)

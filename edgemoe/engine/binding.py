@@ -205,7 +205,7 @@ class Core:
         return int(self._lib.em_buffer_type())
 
     def decode(self, llama_decode: int, context: int, batch: ctypes.Structure) -> int:
-        """``llama_decode`` (its address) on ``batch``; returns what it returns.
+        """Call ``llama_decode``, given by its address, on ``batch``; return its result.
 
         Raises:
             EdgeMoEError: an assertion of ggml failed; the context can only be freed.

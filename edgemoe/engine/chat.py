@@ -28,12 +28,12 @@ TEMPLATE = "tokenizer.chat_template"
 DEFAULT = "chat_template.default"
 TOOL_USE = "chat_template.tool_use"
 _CONTROL, _UNKNOWN = 8, 1  # llama.cpp's LLAMA_TOKEN_ATTR_*: such tokens come out as no text unless they are asked for
-# What may be the text of a special token: nothing else in a message is looked up.
+# Texts that may be those of a special token: nothing else in a message is looked up.
 _LIKE_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]|\][~<][^\s]{1,20}\[")
 
 
 class Chat:
-    """The chat templates of one model, and what its vocabulary knows of their markers."""
+    """The chat templates of one model, with the tokens of their markers."""
 
     def __init__(self, llm: llama_cpp.Llama) -> None:
         """Read the templates in the file's metadata; nothing is rendered yet."""
@@ -78,7 +78,7 @@ class Chat:
         return self._templates[name]
 
     def thinking(self) -> Thinking:
-        """What the model's own template knows of thinking."""
+        """Tell how the model thinks, by its own template."""
         if DEFAULT not in self._texts or self.problem() is not None:
             return Thinking()
         template = self.template(DEFAULT)
@@ -105,7 +105,7 @@ class Chat:
             **given: as for ``llama_cpp.Llama.create_chat_completion``.
 
         Raises:
-            BadMessages: the template refuses the messages, or they hold what the model cannot read.
+            BadMessages: the template refuses the messages, or they hold parts that the model cannot read.
             BadTemplate: the template cannot be compiled, or fails.
         """
         tools, forced = _tools(given)
@@ -115,7 +115,7 @@ class Chat:
         style = formats.style_of(template.text)
         grammar = given.get("grammar") or _grammar(given.pop("response_format", None), forced)
         keywords = {} if reasoning_effort is None else formats.keywords_of(reasoning_effort)
-        if grammar is not None:  # which allows an answer only: what the model would think has no place in it
+        if grammar is not None:  # the grammar allows an answer only: thinking has no place in it
             keywords = formats.keywords_of("off") | keywords
         keywords |= chat_template_kwargs or {}
         shields = (*style.markers, *self._special_in(messages))
@@ -233,7 +233,7 @@ def _tools(given: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any] | No
 
 
 def _grammar(response_format: Any, forced: dict[str, Any] | None) -> Any:
-    """What constrains the answer: a format that was asked for, or the parameters of one tool."""
+    """Make the grammar of the answer: a format that was asked for, or the parameters of one tool."""
     if forced is not None:
         return llama_cpp.LlamaGrammar.from_json_schema(json.dumps(forced.get("parameters") or {}), verbose=False)
     if response_format is None or response_format.get("type") in (None, "text"):

@@ -1,8 +1,8 @@
 """One text completion, token by token: the loop below ``create_completion``.
 
-It gives what llama_cpp's gives, and differs where that loop costs or loses something: a token's text is spelled once, a
-stop string is looked for in what is new, every byte arrives, and logits are kept of the tokens whose probabilities
-were asked for.
+Its answers are those of llama_cpp's loop. It differs where that loop costs or loses something: a token's text is
+spelled once, a stop string is looked for in the new text only, every byte arrives, and logits are kept only for tokens
+with probabilities in the answer.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Completion:
         rows.top_logprobs.append(top)
 
     def _of_prompt(self, made: list[int]) -> _Logprobs:
-        """Probabilities of prompt and answer: those that follow from the first token on."""
+        """Give the probabilities of all tokens of prompt and answer but the first."""
         llm, rows, offset = self._llm, _Logprobs(), 0
         every = [*self._tokens, *made]
         begin = 1 if every[0] == llm.token_bos() else 0

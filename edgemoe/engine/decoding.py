@@ -1,4 +1,4 @@
-"""The decode that stands in for that of llama_cpp's context: placement and learning see every batch of it."""
+"""The decode function of the context, in place of llama_cpp's: the scheduler sees every batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ComputeFailed, EdgeMoEError
 from . import host
 from .binding import Core
-from .experts import Experts
+from .scheduler import Scheduler
 
 FULL = 1  # llama_decode found no place in the KV cache
 
@@ -17,15 +17,15 @@ FULL = 1  # llama_decode found no place in the KV cache
 class Decode:
     """Stands in for ``decode`` of llama_cpp's context.
 
-    Tells the experts of every batch, whoever made it: ``eval``, ``embed``, or a program that calls
-    ``llm._ctx.decode``. A failed assertion of ggml is an error, not the end. A program that calls
-    ``llama_cpp.llama_decode(llm.ctx, batch)`` itself, as image handlers do for their images, passes by: the answers are
-    right, and its routing is counted with the next batch, but nothing moves meanwhile.
+    Reports every batch to the scheduler, from ``eval``, ``embed`` or a program that calls ``llm._ctx.decode``. A failed
+    assertion of ggml is an error, not the end of the process. A program that calls ``llama_cpp.llama_decode(llm.ctx,
+    batch)`` itself, as image handlers do for their images, bypasses this class: the answers are right, and its routing
+    is counted with the next batch, but no expert moves meanwhile.
     """
 
-    def __init__(self, core: Core, context: int, experts: Experts, verbose: bool) -> None:
-        """Decode in ``context``; ``experts`` are those of its model, ``verbose``: its messages may be seen."""
-        self._core, self._context, self._experts, self._verbose = core, context, experts, verbose
+    def __init__(self, core: Core, context: int, scheduler: Scheduler, verbose: bool) -> None:
+        """Decode in ``context``; ``scheduler`` moves the experts. With ``verbose`` llama.cpp's messages may be seen."""
+        self._core, self._context, self._scheduler, self._verbose = core, context, scheduler, verbose
         self._function, self._process = host.address_of("llama_decode"), os.getpid()
         self._next = 0  # position behind the latest batch
         self._broken = ""
@@ -44,8 +44,8 @@ class Decode:
         tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
         started = time.perf_counter_ns()
         if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
-            self._experts.settle()  # somebody else may have computed meanwhile
-        self._experts.before_step(tokens)
+            self._scheduler.settle()  # a program may have computed by itself meanwhile
+        self._scheduler.before_step(tokens)
         computed: list[int] = []
         try:
             with host.computing(self._verbose):
@@ -55,7 +55,7 @@ class Decode:
             self._broken = host.error_text([str(error)])
             raise ComputeFailed(f"llama.cpp failed to compute: {self._broken}") from error
         finally:
-            self._experts.after_step(computed, time.perf_counter_ns() - started)
+            self._scheduler.after_step(computed, time.perf_counter_ns() - started)
         if status != 0:
             hint = "the context is full: n_ctx= sets its size" if status == FULL else ""
             raise ComputeFailed(f"llama_decode returned {status}", hint)

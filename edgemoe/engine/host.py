@@ -75,7 +75,7 @@ class _Override(ctypes.Structure):
 
 
 def version() -> str:
-    """Name and version of the llama-cpp-python that is installed."""
+    """Return the name and the version of the installed llama-cpp-python."""
     return f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}"
 
 
@@ -94,7 +94,7 @@ def _difference() -> str:
 
 @cache
 def core() -> Core:
-    """The core, loaded once, checked, registered with ggml, and with the hooks in place.
+    """Load the core once, check it, register it with ggml and install the hooks.
 
     Raises:
         BackendMismatch: llama-cpp-python is too old, or something that the engine uses is not as it knows it.
@@ -120,7 +120,7 @@ def core() -> Core:
 
 @cache
 def address_of(name: str) -> int:
-    """Where a function of llama.cpp is."""
+    """Look up the address of a function of llama.cpp."""
     return ctypes.cast(getattr(binding._lib, name), ctypes.c_void_p).value or 0
 
 
@@ -160,12 +160,12 @@ def serve(endpoint: str, device: str, threads: int) -> None:
 
 
 def devices() -> list[str]:
-    """Names of the GPU devices that llama.cpp sees, without ours."""
+    """List the GPU devices that llama.cpp sees, without ours."""
     return [name for name, kind in _all_devices() if kind in (1, 2)]
 
 
 def device_memory(name: str) -> tuple[int, int]:
-    """Free and total bytes of a ggml device; zeros when there is no such device."""
+    """Give the free and the total bytes of a ggml device; zeros when there is no such device."""
     lib = _ggml_libraries()[0]
     lib.ggml_backend_dev_by_name.restype, lib.ggml_backend_dev_by_name.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     lib.ggml_backend_dev_memory.restype = None
@@ -181,12 +181,12 @@ def device_memory(name: str) -> tuple[int, int]:
 def loading(
     engine: NativeEngine, *, on_device: bool, head: Sequence[int] = (), verbose: bool = False
 ) -> Iterator[list[str]]:
-    """While a model of ours loads on this thread; gives what llama.cpp calls an error.
+    """Let this thread load a model of ours; give a list that collects the errors that llama.cpp logs.
 
     Args:
         engine: takes the experts.
         on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
-        head: blocks of an MTP head: what llama.cpp loads of these stays in the file, never on a device.
+        head: blocks of an MTP head: their tensors stay in the file, never on a device.
         verbose: llama.cpp's lines go to the callback that was there as well.
     """
     errors: list[str] = []
@@ -217,12 +217,12 @@ def _quiet(verbose: bool = False) -> Iterator[None]:
 
 
 def computing(verbose: bool = False) -> contextlib.AbstractContextManager[None]:
-    """While a model of ours computes on this thread: its messages stay off the terminal, unless ``verbose``."""
+    """Keep the messages of a model that computes on this thread off the terminal, unless ``verbose``."""
     return _quiet(verbose)
 
 
 def tell(text: str) -> None:
-    """Say something to whoever listens to the logger ``edgemoe.llama``."""
+    """Log a warning to ``edgemoe.llama``."""
     _log.warning("%s", text)
 
 
@@ -306,5 +306,5 @@ def _log_callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
 
 
 def error_text(errors: Sequence[str]) -> str:
-    """Why a load failed: the first of llama.cpp's errors, without functions and folders of its build."""
+    """Return the first of llama.cpp's errors, without functions and folders of its build."""
     return re.sub(r"^(\w+: )*|\S*/(?=\S+:\d+: )", "", errors[0]) if errors else "llama.cpp gave no reason"

@@ -1,12 +1,12 @@
 """States of conversations: records in memory, and files in a folder from which a later process goes on.
 
 A file holds one conversation. It is written under a temporary name, synchronised and renamed, so it is whole or not
-there; a checksum finds what the disk damaged. Its name begins with a key of the model and of every setting that a state
+there; a checksum finds damage by the disk. Its name begins with a key of the model and of every setting that a state
 depends on, so the files of other models are never opened. Several processes may share a folder: a file never changes
 once it has its name, and a temporary file is locked by the process that writes it.
 
 Ordering: `Folder.find`, `read` and `write` belong to the thread that computes; files are written in a thread of their
-own. Nothing here raises for what is on the disk: a problem is a line in the log, and the prompt is computed.
+own. No file raises an error here: a problem is a line in the log, and the prompt is computed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ State: TypeAlias = "npt.NDArray[np.uint8]"
 
 VERSION = 1
 SUFFIX, UNFINISHED = ".state", ".part"
-# Bytes of all files of a folder: at most this, and at most this share of what the disk has free for them.
+# Bytes of all files of a folder: at most this, and at most this share of the disk's free memory.
 MOST_BYTES, SHARE = 4 << 30, 0.1
 # States that may wait for the disk. Each is a copy in memory.
 WAITING = 2
-# Tokens at the end of a prompt that the next one may not repeat: what a template writes before an answer.
+# Tokens at the end of a prompt that the next one may not repeat: a template writes them before an answer.
 TAIL = 8
 
 _MAGIC = b"edgemoe state\n"
@@ -107,7 +107,7 @@ class Folder:
     """
 
     def __init__(self, path: Path, key: str, most_bytes: int | None = None) -> None:
-        """Remove what killed processes left; read nothing yet."""
+        """Remove unfinished files of killed processes; read nothing yet."""
         self.path, self._key, self._most_bytes = path, key, most_bytes
         self._known: dict[str, Header | None] = {}
         self._changed = threading.Condition()
@@ -283,7 +283,7 @@ class Folder:
 
 
 def key_of(model: str, settings: Mapping[str, object]) -> str:
-    """Name a model together with what its states depend on, as lower-case hexadecimal digits."""
+    """Name a model and the settings that its states depend on, as lower-case hexadecimal digits."""
     described = json.dumps({"version": VERSION, "model": model, **settings}, sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:24]
 
@@ -296,7 +296,7 @@ def common(first: IdArray, second: IdArray) -> int:
 
 
 def _goes_on(tokens: IdArray, before: IdArray, asked: int) -> bool:
-    """Whether ``tokens`` are a later turn of the conversation ``before``, whose last answer may have changed."""
+    """Tell whether ``tokens`` are a later turn of the conversation ``before``, but for its last answer."""
     return common(tokens, before) >= min(max(asked - TAIL, 1), len(before))
 
 

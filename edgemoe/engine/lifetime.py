@@ -1,4 +1,4 @@
-"""The models that are open in this process, and what becomes of them when it ends or forks.
+"""The models that are open in this process: they are kept or closed when it ends or forks.
 
 Ordering: at exit no model is freed while anything may still use it. A thread that computes is asked to stop, and kept
 from its next step; where another thread may still hold a model, its memory is left to the operating system. A forked
@@ -12,6 +12,7 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 # A computation ends that soon after a cancel, on any machine that is not overloaded.
@@ -23,7 +24,12 @@ class Model(Protocol):
     """An open model."""
 
     def leave(self, seconds: float, others: bool) -> None:
-        """Stop and keep what was learnt, because the program ends; ``others``: threads may still hold the model."""
+        """Stop and keep the routing profile, because the program ends.
+
+        Args:
+            seconds: longest wait for threads that compute.
+            others: other threads may still hold the model.
+        """
         ...
 
 
@@ -32,14 +38,16 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 load_lock = threading.Lock()
 
 
-def opened(model: Model) -> None:
-    """Look after ``model`` until `closed`."""
+def opened(model: Model) -> Callable[[], None]:
+    """Look after ``model``; return a function that ends this and does not hold the model alive."""
     _open.add(model)
+    reference = weakref.ref(model)
 
+    def closed() -> None:
+        if (still := reference()) is not None:
+            _open.discard(still)
 
-def closed(model: Model) -> None:
-    """No longer look after ``model``."""
-    _open.discard(model)
+    return closed
 
 
 def keep_for_good(model: Any) -> None:

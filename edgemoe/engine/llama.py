@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import inspect
+import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,22 +14,24 @@ from typing import Any
 
 import llama_cpp
 
-from .. import limits
-from ..config import Budget, OffloadConfig
+from ..config import OffloadConfig, set_default
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
-from ..models.gguf import GgufFile, check, check_weights, model_identity, moe_shape
-from ..models.page_cache import Residence
-from ..planning import model_needs
-from ..planning.placement import LAYER_OVERHEAD, MachineRates
-from ..types import ModelShape, Thinking
+from ..planning.placement import slots_overhead
+from ..types import Thinking
 from . import host, lifetime, opening
 from .binding import NativeEngine
 from .chat import DEFAULT, Chat, forgiving_templates
 from .completion import Completion
 from .decoding import Decode
 from .experts import Experts
+from .hot_set import HotSet
+from .keeper import Keeper, profile_folder
 from .meter import Meter
+from .opening import Attempt, Opening
 from .prefix import Prefix, folder_of
+from .routing import Routing
+from .routing_log import RoutingLog
+from .scheduler import Scheduler
 from .signatures import shown_as
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
@@ -75,116 +78,132 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         ConfigError: a setting cannot be honoured.
     """
 
+    _process = 0  # that opened the model; none yet
+
     @shown_as(llama_cpp.Llama.__init__)
     def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
         """Load the model; resident experts are filled in the background while it already answers."""
-        self._native: NativeEngine | None = None
+        self._process, self._closing = os.getpid(), contextlib.ExitStack()
         self._offload, self._given = offload, frozenset(keywords)
         config = offload or OffloadConfig()
-        file = check(opening.existing(model_path))
-        vocab_only = bool(keywords.get("vocab_only"))
-        if not vocab_only:
-            check_weights(file)
+        file = opening.read(model_path, bool(keywords.get("vocab_only")))
         core = host.core()
-        device = "" if vocab_only else opening.resolve_device(config, keywords)
-        if device == "sim":
+        if config.device == "sim":
             core.configure_sim(config.sim)
-            if config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
-                raise ConfigError("a sim device that only pretends has no layers to compute", "leave n_gpu_layers out")
-        keywords.setdefault("n_threads", opening.default_threads(bool(device)))
-        if device:
-            keywords.setdefault("n_threads_batch", keywords["n_threads"])
-        keywords.setdefault("verbose", False)
-        shape = None if vocab_only else moe_shape(file)
-        machine = opening.machine_of(device)
-        attempt, said = self._load(file, config, machine, shape, keywords)
-        placed, keywords = attempt.plan, attempt.keywords
-        native, verbose = self._native_engine(), bool(keywords["verbose"])
+        prepared = opening.prepare(file, config, keywords)
+        warning = opening.announce_logits(prepared)
+        with contextlib.ExitStack() as closing:
+            self._native, attempt = self._load(prepared, closing)
+            self._start(prepared, attempt, closing)
+            self._closing = closing.pop_all()
+        self.experts.notes += self._notes(prepared, attempt, warning)
+
+    def _load(self, prepared: Opening, closing: contextlib.ExitStack) -> tuple[NativeEngine, Attempt]:
+        """Load by the first placement that the machine has room for; ``closing`` frees the model."""
+        pin = prepared.config.pin and opening.can_pin(prepared.needs)
+        if pin:  # ggml's CUDA backend pins foreign memory only if this is set
+            set_default("GGML_CUDA_REGISTER_HOST", "1")
+        for attempt in prepared.attempts:
+            complaints: list[str] = []
+            try:
+                native = self._try(prepared, attempt, pin, complaints)
+            except ValueError as error:
+                made = self.__dict__.pop("_model", None) is not None
+                if attempt is prepared.attempts[-1] or not opening.out_of_memory(complaints):
+                    raise opening.failure(prepared, attempt, error, complaints, made) from error
+            else:
+                break
+        closing.callback(native.close)
+        closing.callback(self._stack.close)  # frees the model of llama_cpp
+        closing.callback(native.stop)  # copies end before the memory of the model goes
+        if not prepared.vocab_only:
+            expected = prepared.needs.shape.expert_bytes if prepared.needs.shape else ()
+            if tuple(layer.expert_bytes for layer in native.layers()) != expected:
+                name = prepared.file.path.name
+                raise EdgeMoEError(f"{name}: llama.cpp did not hand its experts to the engine")
+        return native, attempt
+
+    def _try(self, prepared: Opening, attempt: Attempt, pin: bool, complaints: list[str]) -> NativeEngine:
+        """Load by one placement; ``complaints`` gets the errors that llama.cpp logs."""
+        config, slots = prepared.config, attempt.placement.stream_slots
+        streamed = config.stream_tokens if slots else 0
+        native = host.core().engine(prepared.device, config.prefill_tokens, streamed, pin, slots, GRAPH_US)
+        self._stack = contextlib.ExitStack()  # llama_cpp replaces it as soon as it begins
+        on_device = prepared.on_device(attempt)
+        try:
+            native.set_blocks(max(1, prepared.file.run_blocks))
+            loading = host.loading(native, on_device=on_device, head=prepared.head_blocks, verbose=prepared.verbose)
+            with lifetime.load_lock, forgiving_templates(), loading as errors:
+                try:
+                    super().__init__(str(prepared.file.path), **attempt.keywords)
+                finally:
+                    complaints += errors
+        except BaseException:
+            native.stop()
+            self._stack.close()
+            native.close()
+            raise
+        return native
+
+    def _start(self, prepared: Opening, attempt: Attempt, closing: contextlib.ExitStack) -> None:
+        """Make the parts of an open model; ``closing`` ends them in reverse order."""
+        native, config, verbose = self._native, prepared.config, prepared.verbose
         self._turns, self._inside, self._generating = Turns(native, verbose), False, False
         self._evaluated: int | None = None  # tokens of the latest eval
-        self._owner: object | None = None  # the answer whose tokens the context holds
-        self._on_device = on_device = bool(device) and keywords["n_gpu_layers"] != 0
-        states, identity = 0 if config.cache == "off" else placed.states_bytes, model_identity(file)
-        folder = None if vocab_only else folder_of(config.cache, self, identity, device)
-        self._prefix = Prefix(weakref.proxy(self), states, keywords.get("swa_full") is not False, folder)
-        self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
-        # The stack closes in reverse: copies stop before the model's memory goes.
-        self._stack.callback(native.stop)
-        if shape is not None and not native.layers():
-            raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
-        spare = placed.staging_of(opening.needs_of(file, keywords))
-        self.experts = Experts(native, config, device, opening.top_k(file, keywords), identity, spare)
-        self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
-        if vocab_only:
-            self.experts.notes[:] = [
-                "Only the vocabulary is loaded: there are no experts, and nothing can be computed."
-            ]
-        elif keywords.get("use_mmap", True):
-            self.experts.residence = Residence.of_experts(file)
-        if on_device and shape is not None and all(layer.slots == layer.experts for layer in native.layers()):
-            self.experts.notes.append(f"Every expert has a place on {device}: it computes as llama.cpp does.")
-        if device == "sim" and config.sim.compute_rate > 0:
-            self.experts.notes.append("The sim device only pretends to compute: the answers mean nothing.")
-        spare_core = limits.processors().logical > int(keywords["n_threads"] or 1)
-        if config.prefetch == "lookahead" or (config.prefetch == "auto" and spare_core):
-            self.experts.look_ahead(file)
-        if not vocab_only:
-            self.experts.notes += opening.limit_notes("n_threads" in self._given)
-            self.experts.notes += opening.idle_notes(config)
-        # The experts have their places by now, and say themselves how many.
-        planned = placed.reason_without("experts", *(["dense"] if attempt.note else []))
-        self.experts.notes += [note for note in (said, attempt.note, planned) if note and not vocab_only]
-        if (problem := self._chat.problem()) is not None and self._chat_format:
-            self.experts.notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
-        abort = ctypes.cast(core.abort_callback(), llama_cpp.ggml_abort_callback)
+        self._owner: object | None = None  # the answer that the tokens in the context belong to
+        self._on_device = prepared.on_device(attempt)
+        states = 0 if config.cache == "off" else attempt.placement.states_bytes
+        folder = None if prepared.vocab_only else folder_of(config.cache, self, prepared.identity, prepared.device)
+        self._prefix = Prefix(weakref.proxy(self), states, prepared.keywords.get("swa_full") is not False, folder)
+        closing.callback(self._prefix.close, KEEP_SECONDS)
+        self._open_chat(chosen=any(prepared.keywords.get(name) for name in ("chat_format", "chat_handler")))
+        self._open_experts(prepared, attempt, closing)
+        abort = ctypes.cast(host.core().abort_callback(), llama_cpp.ggml_abort_callback)
         with host.computing(verbose):
             llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
-        self._ctx.decode = Decode(core, self._ctx.ctx, self.experts, verbose)
-        lifetime.opened(self)
-        hot = _HotSet(native, self.experts)
-        self._watchdog = Watchdog(
-            hot, model_needs.of(file).expert_bytes + hot.overhead, _noting(self.experts.notes), spare
-        )
-        if device and shape is not None:
+        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose)
+        closing.callback(lifetime.opened(self))
+        closing.callback(self._turns.close)
+
+    def _open_experts(self, prepared: Opening, attempt: Attempt, closing: contextlib.ExitStack) -> None:
+        """Give the experts their slots, a scheduler and a watchdog."""
+        notes: list[str] = []
+        native, config, needs = self._native, prepared.config, prepared.needs
+        if prepared.vocab_only:
+            notes.append("Only the vocabulary is loaded: there are no experts, and nothing can be computed.")
+        elif needs.shape is None:
+            notes.append("This model has no routed experts: it runs as in llama_cpp.")
+        hot = HotSet(native, prepared.device, needs, attempt.placement, notes)
+        blocks = [layer.block for layer in native.layers()]
+        log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))
+        keeper = Keeper(profile_folder(config), prepared.identity, hot.shape, notes)
+        self._scheduler = Scheduler(native, hot, log, keeper, config, notes)
+        closing.callback(self._scheduler.close)
+        self.experts = Experts(native, hot, self._scheduler, log, prepared, notes)
+        if self._on_device and hot.is_whole:
+            notes.append(f"Every expert has a place on {hot.device}: it computes as llama.cpp does.")
+        if prepared.looks_ahead:
+            self._scheduler.look_ahead(prepared.file)
+        most = needs.expert_bytes + slots_overhead(hot.shape)
+        self._watchdog = Watchdog(self._scheduler, most, _noting(notes), attempt.placement.staging_of(needs))
+        closing.callback(self._watchdog.stop)
+        if hot.device and hot.shape.layers:
             self._watchdog.start()
 
-    def _load(
-        self,
-        file: GgufFile,
-        config: OffloadConfig,
-        machine: MachineRates,
-        shape: ModelShape | None,
-        keywords: dict[str, Any],
-    ) -> tuple[opening.Attempt, str]:
-        """Load by the first plan that the machine has room for; returns it, and what was said before."""
-        core, model = host.core(), opening.needs_of(file, keywords)
-        said = opening.announce_logits(file, model, keywords, machine.ram_total_bytes)
-        pin = config.pin and opening.can_pin(shape)
-        head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
-        plans = list(opening.attempts(file, model, config, machine, keywords))
-        for number, attempt in enumerate(plans, 1):
-            slots = attempt.plan.stream_slots
-            streamed = config.stream_tokens if slots else 0
-            native = core.engine(machine.device, config.prefill_tokens, streamed, pin, slots, GRAPH_US)
-            self._native = native
-            native.set_blocks(max(1, file.run_blocks))
-            complaints: Sequence[str] = ()
-            on_device = bool(machine.device) and attempt.keywords.get("n_gpu_layers") != 0
-            loading = host.loading(native, on_device=on_device, head=head, verbose=bool(keywords["verbose"]))
-            try:
-                with lifetime.load_lock, forgiving_templates(), loading as complaints:
-                    super().__init__(str(file.path), **attempt.keywords)
-                break
-            except ValueError as error:
-                made = getattr(self, "_model", None) is not None
-                self._free_native()
-                if number == len(plans) or not opening.out_of_memory(complaints):
-                    raise opening.failure(file, error, complaints, made, attempt, model, machine) from error
-                self.__dict__.pop("_model", None)
-            except BaseException:
-                self._free_native()
-                raise
-        return attempt, said
+    def _notes(self, prepared: Opening, attempt: Attempt, warning: str) -> list[str]:
+        """List sentences about limits and about the parts of the placement that were given up."""
+        notes = []
+        if prepared.device == "sim" and prepared.config.sim.compute_rate > 0:
+            notes.append("The sim device only pretends to compute: the answers mean nothing.")
+        if not prepared.vocab_only:
+            notes += opening.limit_notes("n_threads" in self._given)
+            notes += opening.idle_notes(prepared.config)
+            # The hot set has noted already how many experts have a slot.
+            planned = attempt.placement.reason_without("experts", *(["dense"] if attempt.note else []))
+            notes += [note for note in (warning, attempt.note, planned) if note]
+        if (problem := self._chat.problem()) is not None and self._chat_format:
+            notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
+        return notes
 
     # ---- computing ----
 
@@ -196,7 +215,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             Cancelled: ``cancel`` was called meanwhile.
         """
         with self._computing():
-            self._owner = None  # of what the context holds now
+            self._owner = None  # the context holds other tokens now
             self._evaluated = len(tokens)
             if self._meter is not None and not self._generating:
                 self._meter.reads_part(len(tokens))
@@ -252,8 +271,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     ) -> Generator[int, Sequence[int] | None, None]:
         """As ``llama_cpp.Llama.generate``; ends early, without an error, after ``cancel``.
 
-        Of ``tokens`` those are not computed again that the context holds, or a state that was kept of it. Another
-        answer may compute between two tokens of this one.
+        Tokens that the context or a kept state holds are not computed again. Another answer may compute between two
+        tokens of this one.
         """
         given = _GENERATE.bind(self, tokens, *args, **keywords)
         given.apply_defaults()
@@ -272,7 +291,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        held: Any = list(prompt)  # what the context holds of this answer: with a draft model a copy of its tokens
+        held: Any = list(prompt)  # tokens of this answer in the context: a copy if there is a draft model
         with self._turns.taking(turn):
             begun, reset = prompt, options["reset"]
             if not reset:
@@ -316,10 +335,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     held += [token, *(sent or ())]
 
     def _come_back(self, held: Sequence[int], sure: int) -> None:
-        """Another answer has computed meanwhile: make the context hold what this one had computed.
+        """Make the context hold the tokens of this answer again, after another answer has computed.
 
         Args:
-            held: the tokens; without a draft model the last one is computed by whoever goes on.
+            held: the tokens; without a draft model the next step computes the last one.
             sure: of these, the ones that are no guesses; logits of the others are needed once more.
         """
         before = [int(token) for token in (held if self.draft_model else held[:-1])]
@@ -380,7 +399,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._prefix.keep()
 
     def forget(self) -> None:
-        """Never use again what was computed up to now. Call it after you have set another adapter or control vector."""
+        """Compute every later prompt anew. Call it after you have set another adapter or control vector."""
         with self._computing():
             self._prefix.void()
 
@@ -398,7 +417,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self.scores[: self._known, :]
 
     def cancel(self) -> None:
-        """Stop the answers under way, prefill included; what was generated stays. From any thread."""
+        """Stop the answers under way, prefill included; generated text stays. From any thread."""
         self._turns.cancel()
 
     # ---- answers with accounts ----
@@ -449,7 +468,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             **keywords: as in ``llama_cpp.Llama``.
 
         Raises:
-            BadMessages: the messages hold what the model cannot read, or its template refuses them.
+            BadMessages: the messages hold parts that the model cannot read, or its template refuses them.
             BadTemplate: the model's template is broken; another ``chat_format`` works.
         """
         name = self.chat_format
@@ -473,7 +492,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def thinking(self) -> Thinking:
-        """What the model's chat template knows of thinking."""
+        """Tell how the model thinks, by its chat template."""
         return self._chat.thinking() if self._chat_format else Thinking()
 
     @contextlib.contextmanager
@@ -501,7 +520,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
         if self._inside and self._turns.current is not None:  # a chat calls a completion: account for the outer one
             return create(*args, **keywords)
-        meter = Meter(self._native_engine(), self.experts.device, self._on_device)
+        meter = Meter(self._native, self.experts.device, self._on_device)
         turn = Turn(meter)
         try:
             with self._turns.taking(turn), self._outermost():
@@ -546,32 +565,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             answer["choices"][0]["finish_reason"] = "stop"
         return answer | turn.meter.receipt()
 
-    def _native_engine(self) -> NativeEngine:
-        if self._native is None:
-            raise EdgeMoEError("the model is closed")
-        return self._native
-
     # ---- the end ----
 
     def close(self) -> None:
-        """Keep the routing profile, stop uploads, free the model."""
-        turns = getattr(self, "_turns", None)
-        if turns is not None:
-            if not turns.ours:
-                return  # the memory is a copy of another process's, whose threads are not here
-            turns.close()
-        lifetime.closed(self)
-        if getattr(self, "_watchdog", None) is not None:
-            self._watchdog.stop()
-        if getattr(self, "_prefix", None) is not None and self._native is not None:
-            self._prefix.keep()
-        if getattr(self, "experts", None) is not None and self._native is not None:
-            self.experts.close()
-        if getattr(self, "_stack", None) is not None:
-            super().close()
-        self._free_native()
-        if getattr(self, "_prefix", None) is not None:
-            self._prefix.close(KEEP_SECONDS)
+        """Keep the routing profile and the conversation, stop uploads, free the model."""
+        if self._process == os.getpid():  # after a fork the memory is a copy of another process's
+            self._closing.close()
 
     def leave(self, seconds: float, others: bool) -> None:
         """Stop and keep the routing profile, because the program ends.
@@ -586,9 +585,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             return
         lifetime.keep_for_good(self)
         self._watchdog.stop()
-        self.experts.keep(learnt=alone)
+        self._scheduler.keep(tables=alone)
         if alone:
-            self._native_engine().stop()
+            self._native.stop()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the keywords that open this model again; the placement is planned anew unless it was given."""
@@ -598,37 +597,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             planned |= {"chat_format"}
         return {name: value for name, value in state.items() if name not in planned} | {"offload": self._offload}
 
-    def _free_native(self) -> None:
-        native, self._native = self._native, None
-        if native is not None:
-            native.stop()
-            if getattr(self, "_stack", None) is not None:
-                self._stack.close()
-            native.close()
-
-
-class _HotSet:
-    """What the watchdog watches."""
-
-    def __init__(self, native: NativeEngine, experts: Experts) -> None:
-        self._native, self._experts = native, experts
-        self.overhead = (experts.shape.layers if experts.shape else 0) * LAYER_OVERHEAD
-
-    def automatic(self) -> bool:
-        return self._experts.automatic
-
-    def memory(self) -> tuple[int, int]:
-        return self._native.device_memory()
-
-    def held(self) -> int:
-        return self._native.stats().slot_bytes
-
-    def resize(self, vram: int) -> int:
-        return self._experts.adapt(Budget(bytes=max(0, vram - self.overhead)))
-
 
 def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:
-    """Says what the watchdog did; what it said before is no longer true. It must not hold the model alive."""
+    """Return a function that notes the latest resize in place of the one before; it does not hold the model alive."""
 
     def note(event: BudgetChanged) -> None:
         notes[:] = [note for note in notes if not note.startswith(WATCHDOG_SAYS)] + [event.sentence]

@@ -1,4 +1,4 @@
-"""What one answer cost: llama-server's ``timings`` and our ``edgemoe`` receipt."""
+"""The costs of one answer: llama-server's ``timings`` and our ``edgemoe`` receipt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ class Meter:
     """Adds up the computations between ``start`` and ``receipt``. One thread at a time."""
 
     def __init__(self, native: NativeEngine, device: str, on_device: bool) -> None:
-        """Meter ``native``, whose hot experts are on ``device``; ``on_device``: all else of the model, too."""
+        """Meter an engine.
+
+        Args:
+            native: the engine.
+            device: name of the device of the hot experts.
+            on_device: the other layers run there, too.
+        """
         self._native = native
         self._device, self._on_device = device, on_device
         self._reset()
@@ -67,7 +73,7 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Meanwhile whoever reads the answer has the turn: that time is not ours."""
+        """Leave out the time that the reader of the answer takes."""
         began = time.perf_counter_ns()
         try:
             yield

@@ -1,10 +1,10 @@
-"""Opening a model: where it goes, with what settings, which smaller plan is next, and what its failure is called."""
+"""Opening a model: its placement, its settings, smaller placements to try next, and names for failures."""
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +13,15 @@ import llama_cpp
 from .. import limits
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
-from ..models.gguf import HINT, GgufFile
+from ..models.gguf import HINT, GgufFile, check, check_weights, model_identity
 from ..planning import model_needs
-from ..planning.placement import MachineRates, ModelNeeds, Plan, plan
+from ..planning.placement import MachineRates, ModelNeeds, Placement, place
 from ..setup.advice import advice
-from ..types import ModelShape
 from . import host
 
 # With so many logical cores two are left to our own threads, below it one.
 MANY_CORES = 8
-# Of the memory that is available, what may be pinned for the device.
+# The share of the available memory that may be pinned for the device.
 PIN_SHARE = 0.7
 # llama_cpp's own.
 DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
@@ -31,7 +30,7 @@ DEFAULT_TOP_K = 8
 # Logits of every token are announced when they take more than this share of the RAM.
 MUCH_OF_RAM = 1 / 8
 
-# What llama.cpp says when it makes no context, and what helps.
+# Words of llama.cpp when it cannot make a context, each with the setting that helps.
 _CONTEXT_HINTS = (
     ("flash_attn", "flash_attn=True, or another type_v"),
     ("alloc", "a smaller context: n_ctx=, --ctx"),
@@ -40,11 +39,118 @@ _CONTEXT_HINTS = (
 
 
 class Attempt(NamedTuple):
-    """One way to place a model: its plan, llama_cpp's keywords for it, and a note that says what was given up."""
+    """One way to place a model.
 
-    plan: Plan
+    Attributes:
+        placement: the placement.
+        keywords: llama_cpp's keywords for it.
+        note: a sentence that names the part of the plan before that was given up, empty for the first plan.
+    """
+
+    placement: Placement
     keywords: dict[str, Any]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """All that is decided before a model loads.
+
+    Attributes:
+        file: the checked header.
+        config: the settings.
+        device: ggml name of the device, empty for none.
+        keywords: llama_cpp's keywords, with our defaults.
+        needs: the model with these settings; without experts when only the vocabulary loads.
+        identity: lower-case hexadecimal key of the model's content.
+        machine: memory that is free before the model loads.
+        attempts: placements, the planned one first, then smaller ones.
+    """
+
+    file: GgufFile
+    config: OffloadConfig
+    device: str
+    keywords: dict[str, Any]
+    needs: ModelNeeds
+    identity: str
+    machine: MachineRates
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def vocab_only(self) -> bool:
+        """Tell whether only the vocabulary loads."""
+        return bool(self.keywords.get("vocab_only"))
+
+    @property
+    def maps_weights(self) -> bool:
+        """Tell whether the weights are pages of the file."""
+        return bool(self.keywords.get("use_mmap", True)) and not self.vocab_only
+
+    def on_device(self, attempt: Attempt) -> bool:
+        """Tell whether llama.cpp computes layers on the device."""
+        return bool(self.device) and attempt.keywords["n_gpu_layers"] != 0
+
+    @property
+    def verbose(self) -> bool:
+        """Tell whether llama.cpp's messages may be seen."""
+        return bool(self.keywords["verbose"])
+
+    @property
+    def head_blocks(self) -> range:
+        """Give the numbers of the blocks of an MTP head."""
+        return range(self.file.run_blocks, self.file.run_blocks + self.file.mtp_blocks)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Tell whether routers choose experts to prefetch: as the settings say, or if a core is left for it."""
+        spare_core = limits.processors().logical > int(self.keywords["n_threads"] or 1)
+        return self.config.prefetch == "lookahead" or (self.config.prefetch == "auto" and spare_core)
+
+
+def read(model_path: str | Path, vocab_only: bool) -> GgufFile:
+    """Read the header of a model and check it.
+
+    Args:
+        model_path: a GGUF file.
+        vocab_only: the weights may be missing.
+
+    Raises:
+        ModelNotFound: there is no such file, or a shard is missing.
+        BadGguf: the file is damaged.
+        UnsupportedModel: llama.cpp does not run such a model.
+    """
+    file = check(existing(model_path))
+    if not vocab_only:
+        check_weights(file)
+    return file
+
+
+def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> Opening:
+    """Decide where a model goes and with which settings; nothing is changed, and nothing is loaded.
+
+    Args:
+        file: the checked header.
+        config: the settings.
+        given: the keywords that the user gave.
+
+    Raises:
+        ConfigError: a setting cannot be honoured.
+        ContextFailed: the context is of a negative length.
+    """
+    keywords = dict(given)
+    device = "" if keywords.get("vocab_only") else resolve_device(config, keywords)
+    if config.device == "auto" and device and device != host.devices()[0]:  # the one that llama.cpp sees is its first
+        keywords.pop("tensor_split", None)
+        keywords["main_gpu"] = 0
+    if device == "sim" and config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
+        raise ConfigError("a sim device that only pretends has no layers to compute", "leave n_gpu_layers out")
+    keywords.setdefault("n_threads", default_threads(bool(device)))
+    if device:
+        keywords.setdefault("n_threads_batch", keywords["n_threads"])
+    keywords.setdefault("verbose", False)
+    needs, machine = needs_of(file, keywords), machine_of(device)
+    tried = tuple(attempts(context_of(file, keywords), needs, config, machine, keywords))
+    return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried)
 
 
 def existing(model_path: str | Path) -> Path:
@@ -59,7 +165,7 @@ def existing(model_path: str | Path) -> Path:
     return path
 
 
-def context_of(file: GgufFile, keywords: dict[str, Any]) -> int:
+def context_of(file: GgufFile, keywords: Mapping[str, Any]) -> int:
     """Count the tokens of the context that is asked for.
 
     Raises:
@@ -71,36 +177,38 @@ def context_of(file: GgufFile, keywords: dict[str, Any]) -> int:
     return int(asked or file.number("context_length") or DEFAULT_CONTEXT)
 
 
-def needs_of(file: GgufFile, keywords: dict[str, Any]) -> ModelNeeds:
-    """Read what the model needs with the settings of its context."""
+def needs_of(file: GgufFile, keywords: Mapping[str, Any]) -> ModelNeeds:
+    """Read the needs of a model with these settings."""
     context = context_of(file, keywords)
     batch = min(keywords.get("n_batch", DEFAULT_BATCH), keywords.get("n_ubatch", DEFAULT_BATCH), context)
     given = (keywords.get("type_k"), keywords.get("type_v"))
     types = tuple(model_needs.USUAL_TYPE if kind is None else int(kind) for kind in given)
-    return model_needs.of(
+    needs = model_needs.of(
         file,
         keywords.get("swa_full") is not False,
         bool(keywords.get("flash_attn")),
         max(1, batch),
         (types[0], types[1]),
     )
+    if needs.shape is None or keywords.get("vocab_only"):
+        return replace(needs, shape=None)
+    return replace(needs, shape=replace(needs.shape, used=top_k(file, keywords)))
 
 
 def attempts(
-    file: GgufFile, model: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: dict[str, Any]
+    context: int, model: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: Mapping[str, Any]
 ) -> Iterator[Attempt]:
     """Yield the planned placement, then smaller ones for a device that has less room than planned.
 
     The user's own ``n_gpu_layers`` and ``offload_kqv`` stay in each. Experts need no attempt of their own: they get
-    what is left.
+    the memory that is left.
     """
-    context = context_of(file, keywords)
     layers, cache = keywords.get("n_gpu_layers"), keywords.get("offload_kqv")
     dense = None if layers is None else layers != 0
     asked = True if dense and cache is None else cache
 
     def attempt(dense: bool | None, cache: bool | None, note: str = "") -> Attempt:
-        placed = plan(machine, model, context, config.budget, bool(config.stream_tokens), dense, cache)
+        placed = place(machine, model, context, config.budget, bool(config.stream_tokens), dense, cache)
         settings = dict(keywords)
         if layers is None:
             settings["n_gpu_layers"] = -1 if placed.dense_on_device else 0
@@ -112,24 +220,27 @@ def attempts(
     first = attempt(dense, asked)
     yield first
     device = machine.device
-    if first.plan.kv_on_device and cache is None:
+    if first.placement.kv_on_device and cache is None:
         yield attempt(
             True if dense is None else dense, False, f"{device} had no room for the KV cache: it stays in RAM."
         )
-    if first.plan.dense_on_device and dense is None:
+    if first.placement.dense_on_device and dense is None:
         yield attempt(False, cache, f"{device} had no room for the dense weights: they stay on the CPU.")
 
 
 def failure(
-    file: GgufFile,
-    error: ValueError,
-    complaints: Sequence[str],
-    loaded: bool,
-    attempt: Attempt,
-    model: ModelNeeds,
-    machine: MachineRates,
+    opening: Opening, attempt: Attempt, error: ValueError, complaints: Sequence[str], loaded: bool
 ) -> Exception:
-    """Name what went wrong when llama_cpp's constructor failed; only a model that did not load may be damaged."""
+    """Name the reason that llama_cpp's constructor failed; only a model that did not load may be damaged.
+
+    Args:
+        opening: the model.
+        attempt: the placement that failed.
+        error: raised by llama_cpp.
+        complaints: errors that llama.cpp logged.
+        loaded: the weights were loaded; the context failed.
+    """
+    file = opening.file
     if not file.path.exists():
         return ModelNotFound(f"Model path does not exist: {file.path}")
     if isinstance(error, UnicodeError):  # llama_cpp reads all metadata as text
@@ -140,7 +251,7 @@ def failure(
     if loaded:
         hint = next((hint for word, hint in _CONTEXT_HINTS if word in what), "other settings of the context")
         if out_of_memory(complaints):
-            needed, free = _context_bytes(attempt, model, machine)
+            needed, free = _context_bytes(opening, attempt)
             if needed > free:
                 return DoesNotFit(needed, free, hint)
         return ContextFailed(f"no context could be made for {what}", hint)
@@ -158,20 +269,20 @@ def out_of_memory(complaints: Sequence[str]) -> bool:
     return any("alloc" in line or "memory" in line for line in complaints)
 
 
-def _context_bytes(attempt: Attempt, model: ModelNeeds, machine: MachineRates) -> tuple[int, int]:
-    """Memory that the context needs, and what is free where it has to be."""
-    placed, context = attempt.plan, attempt.plan.context
+def _context_bytes(opening: Opening, attempt: Attempt) -> tuple[int, int]:
+    """Count the bytes that the context needs, and the bytes that are free in the same memory."""
+    placed, context = attempt.placement, attempt.placement.context
     if placed.kv_on_device:
-        return placed.device_bytes, machine.device_free_bytes
-    return model.kv_bytes(context) + model.compute_bytes(context), machine.ram_free_bytes
+        return placed.device_bytes, opening.machine.device_free_bytes
+    return opening.needs.kv_bytes(context) + opening.needs.compute_bytes(context), opening.machine.ram_free_bytes
 
 
-def announce_logits(file: GgufFile, model: ModelNeeds, keywords: dict[str, Any], ram_bytes: int) -> str:
-    """Say before loading what the logits of every token cost, where that is much; returns the sentence."""
-    if not keywords.get("logits_all"):
+def announce_logits(opening: Opening) -> str:
+    """Tell the user, before loading, of logits that take much of the RAM; return the sentence, empty if they do not."""
+    if not opening.keywords.get("logits_all"):
         return ""
-    size = 4 * context_of(file, keywords) * model.vocabulary
-    if size <= MUCH_OF_RAM * ram_bytes:
+    size = 4 * opening.attempts[0].placement.context * opening.needs.vocabulary
+    if size <= MUCH_OF_RAM * opening.machine.ram_total_bytes:
         return ""
     text = f"logits_all=True keeps {size / 2**30:.1f} GiB of logits; logprobs of an answer do not need it."
     warnings.warn(text, UserWarning, stacklevel=3)
@@ -179,16 +290,16 @@ def announce_logits(file: GgufFile, model: ModelNeeds, keywords: dict[str, Any],
     return text
 
 
-def top_k(file: GgufFile, keywords: dict[str, Any]) -> int:
+def top_k(file: GgufFile, keywords: Mapping[str, Any]) -> int:
     """Count the experts that a token uses in a layer: as the caller overrides it, else as the file says."""
     override = (keywords.get("kv_overrides") or {}).get(f"{file.architecture}.expert_used_count")
     return override if isinstance(override, int) and override > 0 else file.number("expert_used_count") or DEFAULT_TOP_K
 
 
 def default_threads(device: bool) -> int:
-    """CPU threads for a model: physical cores, less what a device's copies and looking ahead need for themselves.
+    """Count CPU threads for a model: physical cores, less one or two for copies and the look-ahead.
 
-    Where every core has a thread of the team, one that is held up holds up all: on 16 cores without hyper-threads, 14
+    If every core has a thread of the team, one slow thread holds up all: on 16 cores without hyper-threads, 14
     threads decoded Qwen3-30B 1.28 times as fast as 16 (docs/log.md, 2026-11-27).
     """
     allowed = limits.processors()
@@ -209,13 +320,9 @@ def idle_notes(config: OffloadConfig) -> list[str]:
     return list(host.load_backends()) or [note for note in (advice(),) if note]
 
 
-def can_pin(shape: ModelShape | None) -> bool:
-    """Whether the machine can spare the memory: what is pinned cannot make room for anything else."""
-    if shape is None:
-        return False
-    # ggml's CUDA backend pins what is not its own only where this is set.
-    os.environ.setdefault("GGML_CUDA_REGISTER_HOST", "1")
-    return sum(shape.expert_bytes) * shape.experts < PIN_SHARE * limits.memory().available
+def can_pin(needs: ModelNeeds) -> bool:
+    """Tell whether the machine can spare the memory of all experts: pinned pages make no room for anything else."""
+    return 0 < needs.expert_bytes < PIN_SHARE * limits.memory().available
 
 
 def machine_of(device: str) -> MachineRates:
@@ -225,13 +332,13 @@ def machine_of(device: str) -> MachineRates:
     return MachineRates(device, free, total, ram.available, ram.total)
 
 
-def resolve_device(config: OffloadConfig, keywords: dict[str, Any]) -> str:
+def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
     """Return the ggml name of the device asked for, empty for none.
 
     llama.cpp gets to see one device, so its settings for several choose that one.
 
     Raises:
-        ConfigError: ``main_gpu``, ``split_mode`` or ``tensor_split`` ask for what one device cannot do.
+        ConfigError: ``main_gpu``, ``split_mode`` or ``tensor_split`` ask for more than one device can do.
     """
     if config.device == "none":
         return ""
@@ -258,7 +365,4 @@ def resolve_device(config: OffloadConfig, keywords: dict[str, Any]) -> str:
         return config.device
     if not 0 <= chosen < len(known):
         raise ConfigError(f"{what} chooses device {chosen}, but there are {len(known)}", hint)
-    if chosen:  # the one device that llama.cpp sees is its first
-        keywords.pop("tensor_split", None)
-        keywords["main_gpu"] = 0
     return known[chosen]

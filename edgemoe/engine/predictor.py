@@ -32,7 +32,7 @@ class NativePredictor:
     """State and evaluation of a predictor. Used by one thread at a time.
 
     Attributes:
-        tables: what it evaluates.
+        tables: the weights.
     """
 
     def __init__(self, tables: Tables, rate: float = RATE) -> None:
@@ -82,7 +82,12 @@ class NativePredictor:
         self._lib.em_predictor_begin(self.handle, token_id)
 
     def seen(self, token_ids: IdArray, ids: IdArray) -> None:
-        """Remember what computed tokens ``(tokens,)`` used, ``(tokens, layers, used)``, -1 where unknown."""
+        """Remember the experts of computed tokens.
+
+        Args:
+            token_ids: ``(tokens,)``.
+            ids: their experts, ``(tokens, layers, used)``, -1 where unknown.
+        """
         tokens, values = (np.ascontiguousarray(array, dtype=np.int32) for array in (token_ids, ids))
         assert values.shape == (len(tokens), self.tables.layers, self.tables.used)
         self._lib.em_predictor_seen(self.handle, tokens.ctypes.data, values.ctypes.data, len(tokens))

@@ -1,4 +1,4 @@
-"""What of a prompt is computed already: the longest beginning that agrees, in whatever the model keeps of it.
+"""The computed beginning of a prompt: the longest one that agrees with the memory or with a kept state.
 
 The memory of a plain model can be cut behind any token. That of a hybrid, recurrent or sliding-window model cannot: it
 holds one state, or a window, which each token overwrites. There states are kept at places where conversations
@@ -7,7 +7,7 @@ there is a folder, on disk.
 
 Ordering: everything happens in the thread that computes, between computations.
 
-**Source**: llama.cpp's ``llama_state_seq_*``; a *partial* state is what cannot be cut, without the rest.
+**Source**: llama.cpp's ``llama_state_seq_*``; a *partial* state is the part that cannot be cut.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Prefix:
     """The computed beginning of one sequence of one context.
 
     Args:
-        llm: the model; its ``input_ids`` and ``n_tokens`` say what the context holds.
+        llm: the model; its ``input_ids`` and ``n_tokens`` are the tokens in the context.
         budget: bytes for marks and kept conversations.
         whole_window: layers with a sliding window keep all of the context.
         folder: where conversations are kept on disk, None for nowhere.
@@ -68,7 +68,7 @@ class Prefix:
 
     @property
     def bytes(self) -> int:
-        """What marks and kept conversations hold."""
+        """Count the bytes of marks and kept conversations."""
         marks = {id(mark): mark.bytes for kept in self._kept for mark in kept.marks}
         marks |= {id(mark): mark.bytes for mark in self._marks}
         return sum(marks.values()) + sum(kept.state.nbytes + kept.tokens.nbytes for kept in self._kept)
@@ -110,7 +110,8 @@ class Prefix:
             self._to_disk(kept)
 
     def close(self, seconds: float) -> None:
-        """Wait until the folder has everything, for so long at most."""
+        """Write the conversation in the context to the folder, and wait for it, at most ``seconds``."""
+        self.keep()
         if self._folder is not None:
             self._folder.wait(seconds)
 
@@ -119,10 +120,10 @@ class Prefix:
         self._seen = self._llm.n_tokens
 
     def cut_back(self) -> None:
-        """Computing goes on behind ``n_tokens``: what was computed further on is void.
+        """Drop all that was computed behind ``n_tokens``, before computing goes on there.
 
         A memory that cannot be cut there is put back to the last mark, and computed again from there. It went further
-        than ``n_tokens`` when a computation failed half-way, when a draft was refused, or when somebody set
+        than ``n_tokens`` when a computation failed half-way, when a draft was refused, or when a program set
         ``n_tokens``.
         """
         here = self._llm.n_tokens
@@ -143,7 +144,7 @@ class Prefix:
             at += count
 
     def stops(self, count: int) -> list[int]:
-        """Of the next ``count`` tokens to be computed: how many at a time, so that marks can be set between."""
+        """Cut the next ``count`` tokens into parts, so that marks can be set between."""
         if self.cuttable or count == 1 or not self._budget:
             return [count]
         begin, batch = self._llm.n_tokens, self._llm.n_batch
@@ -167,10 +168,10 @@ class Prefix:
                 self._marks.append(Mark(here, state))
                 self._shrink()
 
-    # What the context holds.
+    # The tokens in the context.
 
     def _held(self) -> IdArray:
-        """Its tokens, without those that were computed elsewhere."""
+        """Give the tokens in the context, but none that were computed elsewhere."""
         count = self._llm.n_tokens
         end = self._seen if count > self._seen else count
         held: IdArray = self._llm.input_ids[: end if self._foreign is None else min(end, self._foreign)]
@@ -188,14 +189,14 @@ class Prefix:
     def _is_on_disk(self) -> bool:
         return self._on_disk is not None and np.array_equal(self._on_disk, self._held())
 
-    # How far a memory can be used.
+    # The usable part of a memory.
 
     def _reach(self, agreed: int, length: int | None, marks: Sequence[int], asked: int) -> int:
         """Count the tokens that stay of a memory.
 
         Args:
             agreed: tokens of it with which the prompt begins.
-            length: tokens of it, None where its end is not what it should be.
+            length: tokens of it, None where its end is uncertain.
             marks: positions of its marks.
             asked: tokens of the prompt.
         """
@@ -232,7 +233,7 @@ class Prefix:
                     return kept_there, further
         return (best, furthest) if best is not None else None
 
-    # Changing what the context holds.
+    # Changing the context.
 
     def _displace(self, reach: int) -> None:
         """Keep the conversation that is there where more of it goes than its last answer."""
@@ -301,7 +302,7 @@ class Prefix:
         return state
 
     def _shrink(self) -> None:
-        """Give up what is needed least until the budget holds: old conversations, then marks that stand close."""
+        """Give up states until the budget holds: first old conversations, then marks close to others."""
         while self.bytes > self._budget and self._kept:
             self._kept.pop(0)
         while self.bytes > self._budget and self._marks:
@@ -315,7 +316,7 @@ def folder_of(cache: str | Path, llm: Any, model: str, device: str) -> Folder | 
         cache: the setting.
         llm: the model; its context settings and its adapter are part of the files' key.
         model: its identity.
-        device: ggml name of the device, whose kind is part of the key: another one rounds otherwise.
+        device: ggml name of the device; its kind is part of the key, because another kind rounds otherwise.
     """
     if str(cache) in ("auto", "off"):
         return None

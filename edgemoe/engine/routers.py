@@ -1,4 +1,4 @@
-"""Routers that look ahead: each layer's, applied to what the layer before it reads, with both norms folded in.
+"""Routers that look ahead: each is applied to the input of the layer before, with both norms folded in.
 
 The experts of layer l read ``norm(h) * w``; the router of the next one multiplies ``norm(h') * w'``, and h' is h but
 for one attention and the experts between. So the router's weights times ``w' / w`` foretell most of its choices.
@@ -19,9 +19,9 @@ from ..types import FloatArray
 
 # The norm in front of the experts, by its name in the file: the first that a model has.
 NORMS = ("ffn_norm", "post_attention_norm", "attn_output_norm", "attn_norm")
-# What a norm silences cannot be made out again by dividing by its weight.
+# A number that a norm silences cannot be restored by dividing by its weight.
 LEAST_WEIGHT = 1e-3
-SIGMOID = 2  # llama.cpp's number of the gating function whose values are compared after a bias
+SIGMOID = 2  # llama.cpp's number of the gating function with a bias before the comparison
 
 
 @dataclass(frozen=True)

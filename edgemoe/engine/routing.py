@@ -14,7 +14,7 @@ from ..types import FloatArray, IdArray
 
 
 class Routing:
-    """What the routers chose. Arrays are the caller's, except for ``heat`` and ``last``.
+    """The choices of the routers. Arrays are the caller's, except for ``heat`` and ``last``.
 
     Attributes:
         heat: uses of each expert since the model was loaded, prefill included, ``(layers, experts)``.
@@ -38,7 +38,7 @@ class Routing:
         self._row_start = np.arange(len(blocks), dtype=np.int32)[:, None] * experts
         self._recent: deque[IdArray] = deque(maxlen=history.RECENT_TOKENS)
         self._recent_tokens: deque[int] = deque(maxlen=history.RECENT_TOKENS)
-        self._expected: deque[int] = deque()  # token ids whose events have not come yet
+        self._expected: deque[int] = deque()  # token ids, until their events come
         self._recording: list[tuple[IdArray, IdArray]] | None = None
 
     def expect(self, tokens: Sequence[int]) -> None:
@@ -51,7 +51,7 @@ class Routing:
         ``ids`` has the shape ``(tokens, layers, used)``, -1 where unknown; ``tokens`` the token ids, -1 where unknown.
         """
         batches = [(ids, self._tokens(len(ids))) for ids in self._batches(events)]
-        self._expected.clear()  # what is left was cut short and never computed
+        self._expected.clear()  # the rest was cut short and never computed
         if not batches:
             return batches
         self.last = batches[-1][0][-1]
@@ -79,7 +79,7 @@ class Routing:
         self._recording = []
 
     def recorded(self) -> list[tuple[IdArray, IdArray]]:
-        """Stop keeping, and give what was kept."""
+        """Stop keeping, and return the kept batches."""
         batches, self._recording = self._recording or [], None
         return batches
 

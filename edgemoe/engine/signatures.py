@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def shown_as(original: Callable[..., Any]) -> Callable[[F], F]:
-    """Show the parameters of ``original``, then those that the decorated method adds."""
+    """Show the parameters of ``original``, then the ones that the decorated method adds."""
 
     def decorate(method: F) -> F:
         theirs, ours = inspect.signature(original), inspect.signature(method)

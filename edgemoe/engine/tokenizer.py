@@ -16,7 +16,7 @@ class Tokenizer(LlamaTokenizer):  # type: ignore[misc]
     """llama_cpp's tokenizer, for pieces of any length.
 
     Attributes:
-        spelled: control tokens whose text is given although special tokens are not asked for.
+        spelled: control tokens that come out as text although special tokens are not asked for.
     """
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
@@ -45,4 +45,4 @@ class Tokenizer(LlamaTokenizer):  # type: ignore[misc]
             count = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
-            size = -count  # what it needs
+            size = -count  # bytes of the piece

@@ -1,8 +1,8 @@
-"""Whose turn it is to compute: one answer at a time, each with an account and a cancel of its own.
+"""Turns to compute: one answer at a time, each with an account and a cancel of its own.
 
 Ordering: a turn is taken for one step of a stream, or for a whole answer, under a lock that the same thread may take
-again. ``cancel`` may come from any thread, at any moment, without the lock: it ends what is under way, and nothing that
-begins later. A model that was opened before a fork cannot compute in the child, whose copy of it has no threads.
+again. ``cancel`` may come from any thread, at any moment, without the lock: it ends answers under way, and none that
+begins later. A model that was opened before a fork cannot compute in the child: the copy there has no threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Turns:
     """The turns of one model."""
 
     def __init__(self, native: NativeEngine, verbose: bool) -> None:
-        """Nobody computes yet; ``verbose``: llama.cpp's messages may be seen."""
+        """Begin without a turn; with ``verbose`` llama.cpp's messages may be seen."""
         self._native, self._verbose = native, verbose
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -44,7 +44,7 @@ class Turns:
         self._leaver: int | None = None  # the thread that ends the program
         self._closed = False
         self._current: Turn | None = None
-        self._holder: int | None = None  # the thread whose turn it is
+        self._holder: int | None = None  # the thread that has the turn
 
     @property
     def current(self) -> Turn | None:
@@ -114,14 +114,17 @@ class Turns:
                 continue
 
     def quiet(self, seconds: float) -> bool:
-        """Wait until nobody else computes; False when it takes longer."""
+        """Wait until no other thread computes; return False when that takes longer."""
         if not self.ours or not self._lock.acquire(timeout=seconds):
             return False
         self._lock.release()
         return True
 
     def leave(self, seconds: float) -> bool:
-        """Because the program ends, stop what other threads compute and let none begin again; False if one goes on."""
+        """Stop the computations of other threads, because the program ends; return False if one goes on.
+
+        No other thread gets a turn afterwards.
+        """
         self._leaver = threading.get_ident()
         self.cancel()
         return self.ours and self._lock.acquire(timeout=seconds)
@@ -132,7 +135,7 @@ class Turns:
         return self.ours and not self._closed
 
     def close(self) -> None:
-        """Stop what other threads compute, wait for them, and let nobody compute again."""
+        """Stop the computations of other threads, wait for them, and give no more turns."""
         self.cancel()
         with self._lock:
             self._closed = True

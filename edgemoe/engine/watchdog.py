@@ -39,23 +39,20 @@ class BudgetChanged:
 
 
 class Watched(Protocol):
-    """What is watched: device memory as it is now, and the hot set in it."""
+    """The hot set of a device, and the memory of the device now."""
 
+    @property
     def automatic(self) -> bool:
-        """The user left the budget to us."""
-        ...
+        """Tell whether the budget follows the free memory."""
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
-        ...
+        """Give the free and the total bytes of the device."""
 
     def held(self) -> int:
-        """Bytes that resident experts have room in."""
-        ...
+        """Count the bytes of the slots."""
 
-    def resize(self, vram: int) -> int:
-        """Change that room."""
-        ...
+    def fit_memory(self, vram: int) -> int:
+        """Resize the hot set to ``vram`` bytes of device memory."""
 
 
 class Watchdog:
@@ -93,8 +90,8 @@ class Watchdog:
             self._thread.join()
 
     def look(self) -> BudgetChanged | None:
-        """One look at the memory, and what was done about it."""
-        if not self._watched.automatic():
+        """Look at the memory once, and return the change of the budget, None without one."""
+        if not self._watched.automatic:
             return None
         free, total = self._watched.memory()
         held, reserve = self._watched.held(), reserve_of(total)
@@ -113,7 +110,7 @@ class Watchdog:
         return self._resize(held, held + growth, free)
 
     def _resize(self, before: int, budget: int, free: int) -> BudgetChanged | None:
-        self._watched.resize(budget)
+        self._watched.fit_memory(budget)
         after = self._watched.held()
         if after == before:
             return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -19,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ..config import OffloadConfig
+from ..config import OffloadConfig, child_environment
 from ..errors import BadGguf
 from ..models import gguf
 from ..models.gguf import GgufFile, moe_shape
 from ..planning import model_needs
 from ..planning.forecast import Run
-from ..planning.placement import BATCH, ModelNeeds, Plan
+from ..planning.placement import BATCH, ModelNeeds, Placement
 from ..types import BoolArray, IdArray
 from .truncated_model import bytes_of, copies, short_copy
 
@@ -40,7 +39,7 @@ PERIOD = 4
 
 
 def run(
-    file: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int, free_bytes: int,
+    file: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int, free_bytes: int,
     progress: Callable[[float, str], None] = lambda share, step: None,
 ) -> list[Run]:  # fmt: skip
     """Run a copy with few layers and, unless that is the whole model, a copy with more layers.
@@ -78,7 +77,9 @@ def run(
     return []
 
 
-def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: float, threads: int) -> dict[str, Any]:
+def _settings(
+    path: Path, whole: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int
+) -> dict[str, Any]:
     from ..engine.host import endpoint_of
 
     shape = moe_shape(whole)
@@ -100,10 +101,9 @@ def _settings(path: Path, whole: GgufFile, device: str, placed: Plan, hit_rate: 
 def _in_a_child(settings: dict[str, Any]) -> tuple[float, float] | None:
     """Measure the seconds of a batch and of a token in a child, because llama.cpp may end its process. None: failed."""
     command = [sys.executable, "-m", "edgemoe.machine.trial_run", json.dumps(settings)]
-    paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=child_environment(),
     )  # fmt: skip
     if done.returncode != 0:
         return None
@@ -126,7 +126,7 @@ def main(settings: dict[str, Any]) -> None:
         llm.close()
 
 
-def _budget(placed: Plan, model: ModelNeeds, experts: int) -> int:
+def _budget(placed: Placement, model: ModelNeeds, experts: int) -> int:
     """Compute the budget that keeps the same share of experts resident as in the whole model."""
     if model.shape is None or not any(placed.slots):
         return 0

@@ -1,7 +1,7 @@
-"""How fast a model will be on a machine: from runs of a few of its layers, or at most, from rates. Pure arithmetic.
+"""The speed of a model on a machine, from runs of a few layers; an upper bound from rates. Pure arithmetic.
 
 A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
-adds the same time. Rates alone leave out what a layer waits for: measured speeds were 0.55 to 0.83 of theirs
+adds the same time. Rates alone leave out the waiting inside a layer: measured speeds were 0.55 to 0.83 of theirs
 (docs/log.md).
 
 By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import FloatArray
-from .placement import BATCH, MachineRates, ModelNeeds, Plan, disk_bytes
+from .placement import BATCH, MachineRates, ModelNeeds, Placement, disk_bytes
 
 # Hit rates of the adaptive policy by share of experts resident: the middle of gpt-oss-20b and DeepSeek-V2-Lite on
 # recorded routing (loads on demand); at 0.125 that of LRU on larger models.
@@ -29,7 +29,13 @@ BAND = 0.25
 
 @dataclass(frozen=True)
 class Run:
-    """What a copy of the first ``layers`` of a model took: seconds of a batch of `BATCH` tokens, and of one token."""
+    """Times of a copy of the first layers of a model.
+
+    Attributes:
+        layers: layers of the copy.
+        prefill_s: seconds of a batch of `BATCH` tokens.
+        decode_s: seconds of one token.
+    """
 
     layers: int
     prefill_s: float
@@ -38,13 +44,13 @@ class Run:
 
 @dataclass(frozen=True)
 class SpeedForecast:
-    """Tokens per second; None where something that they depend on was not measured.
+    """Tokens per second; None where a rate that they depend on was not measured.
 
     Attributes:
         hit_rate: assumed share of experts found on the device, 0..1.
-        prefill: of a batch of `BATCH` tokens.
-        decode: of single tokens.
-        band: the share by which it may be wrong; None: speeds are at most these.
+        prefill: tokens per second of a batch of `BATCH` tokens.
+        decode: tokens per second, one at a time.
+        band: the share by which the speeds may be wrong; None if they are upper bounds.
     """
 
     hit_rate: float
@@ -54,9 +60,9 @@ class SpeedForecast:
 
 
 def from_runs(
-    runs: Sequence[Run], machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float
+    runs: Sequence[Run], machine: MachineRates, needs: ModelNeeds, placed: Placement, hit_rate: float
 ) -> SpeedForecast:
-    """Speeds of the whole model from runs of short copies of it, the shortest first."""
+    """Compute the speeds of the whole model from runs of short copies of it, the shortest first."""
     first, last = runs[0], runs[-1]
 
     def whole(short: float, longer: float) -> float:
@@ -65,22 +71,24 @@ def from_runs(
 
     prefill = BATCH / whole(first.prefill_s, last.prefill_s)
     decode: float | None = whole(first.decode_s, last.decode_s)
-    if decode is not None and plan.ram_short_bytes:
-        decode = decode + disk_bytes(plan, needs) / machine.disk_rate if machine.disk_rate else None
-    hits = hit_rate if any(plan.slots) else 0.0
-    return SpeedForecast(hits, None if plan.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND)
+    if decode is not None and placed.ram_short_bytes:
+        decode = decode + disk_bytes(placed, needs) / machine.disk_rate if machine.disk_rate else None
+    hits = hit_rate if any(placed.slots) else 0.0
+    return SpeedForecast(
+        hits, None if placed.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND
+    )
 
 
-def forecast(machine: MachineRates, needs: ModelNeeds, plan: Plan, hit_rate: float) -> SpeedForecast:
-    """What a model can reach that is placed by ``plan``; ``hit_rate`` is that of decode, 0..1."""
-    hits = needs.pairs * hit_rate if any(plan.slots) else 0.0
-    decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, plan.dense_on_device)
-    if decode is not None and plan.ram_short_bytes:
-        read = disk_bytes(plan, needs)
+def forecast(machine: MachineRates, needs: ModelNeeds, placed: Placement, hit_rate: float) -> SpeedForecast:
+    """Compute upper bounds of a model's speeds from rates; ``hit_rate`` is that of decode, 0..1."""
+    hits = needs.pairs * hit_rate if any(placed.slots) else 0.0
+    decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, placed.dense_on_device)
+    if decode is not None and placed.ram_short_bytes:
+        read = disk_bytes(placed, needs)
         decode = decode + read / machine.disk_rate if machine.disk_rate else None
-    batch = _batch_seconds(machine, needs, plan)
-    prefill = None if batch is None or plan.ram_short_bytes else BATCH / batch
-    return SpeedForecast(hit_rate if any(plan.slots) else 0.0, prefill, None if decode is None else 1 / decode)
+    batch = _batch_seconds(machine, needs, placed)
+    prefill = None if batch is None or placed.ram_short_bytes else BATCH / batch
+    return SpeedForecast(hit_rate if any(placed.slots) else 0.0, prefill, None if decode is None else 1 / decode)
 
 
 def step_seconds(
@@ -122,20 +130,20 @@ def typical_hit_rate(resident_share: float) -> float:
     return float(np.interp(resident_share, shares, rates))
 
 
-def hit_rate(plan: Plan, needs: ModelNeeds, heat: FloatArray | None) -> float:
+def hit_rate(placed: Placement, needs: ModelNeeds, heat: FloatArray | None) -> float:
     """Hit rate of decode to expect: of the hottest experts of the routing profile, or of typical routing.
 
     Args:
-        plan: slots per layer.
+        placed: the placement.
         needs: the model.
         heat: how often each expert was used, ``(layers, experts)``; None when not known.
     """
-    if needs.shape is None or not any(plan.slots):
+    if needs.shape is None or not any(placed.slots):
         return 0.0
-    typical = float(np.mean([typical_hit_rate(n / needs.shape.experts) for n in plan.slots]))
+    typical = float(np.mean([typical_hit_rate(n / needs.shape.experts) for n in placed.slots]))
     if heat is None or heat.sum() <= 0:
         return typical
-    return float(np.mean([_covered(row, n) for row, n in zip(heat, plan.slots, strict=True)]))
+    return float(np.mean([_covered(row, n) for row, n in zip(heat, placed.slots, strict=True)]))
 
 
 def _covered(row: Sequence[float] | FloatArray, slots: int) -> float:
@@ -145,7 +153,7 @@ def _covered(row: Sequence[float] | FloatArray, slots: int) -> float:
 
 
 def _over(amount: float, rate: float | None) -> float | None:
-    """Time of an amount at a rate; nothing takes no time, whatever the rate."""
+    """Compute the time of an amount at a rate, None without a rate; nothing takes no time."""
     if amount <= 0:
         return 0.0
     return amount / rate if rate else None
@@ -157,16 +165,16 @@ def _dense_rate(machine: MachineRates, on_device: bool) -> float | None:
     return machine.cpu_dense_rate or machine.cpu_expert_rate
 
 
-def _batch_seconds(machine: MachineRates, needs: ModelNeeds, plan: Plan) -> float | None:
+def _batch_seconds(machine: MachineRates, needs: ModelNeeds, placed: Placement) -> float | None:
     """Seconds of a batch of `BATCH` tokens: resident experts on the device, others streamed there or on the CPU."""
-    on_device = plan.dense_on_device and bool(machine.device)
+    on_device = placed.dense_on_device and bool(machine.device)
     dense_rate = machine.device_dense_operation_rate if on_device else machine.cpu_dense_operation_rate
     dense = _over(BATCH * needs.dense_operations, dense_rate or machine.cpu_operation_rate)
     if needs.shape is None or dense is None:
         return dense
     work = BATCH * needs.pairs * needs.expert_operations
-    slots = sum(plan.slots) / (needs.shape.layers * needs.shape.experts) if any(plan.slots) else 0.0
-    streams = bool(plan.stream_slots) and BATCH * needs.shape.used / needs.shape.experts >= STREAM_TOKENS
+    slots = sum(placed.slots) / (needs.shape.layers * needs.shape.experts) if any(placed.slots) else 0.0
+    streams = bool(placed.stream_slots) and BATCH * needs.shape.used / needs.shape.experts >= STREAM_TOKENS
     device = _over(work * (1.0 if streams else slots), machine.device_operation_rate)
     cpu = _over(0.0 if streams else work * (1 - slots), machine.cpu_operation_rate)
     link = machine.upload_pinned_rate or machine.upload_pageable_rate

@@ -1,10 +1,10 @@
-"""What a model needs of a machine, read from its header.
+"""The needs of a model: bytes and operations, read from its header.
 
 The KV cache follows from the shapes of the attention's own weights where there are some: a layer without a key
 projection keeps no keys, one with a compressed projection (latent attention) keeps that. Metadata fills the gaps.
 
 **Source**: sizes of cache and state are those of llama.cpp 0.5.0 (llama-kv-cache.cpp, llama-hparams.cpp), compared with
-what it reports for every architecture of tests/zoo.
+its reports for every architecture of tests/zoo.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 # Weights that only a recurrent layer has: state-space models, gated delta nets, short convolutions, RWKV.
 _RECURRENT = ("ssm_", "shortconv", "time_mix")
-# Architectures whose layers have both a recurrent state and a cache.
+# Architectures with a recurrent state and a cache in one layer.
 _BOTH = ("falcon-h1",)
 _ATTENTION = ("attn_k.weight", "attn_qkv.weight", "attn_kv_a_mqa.weight", "attn_kv.weight", "attn_kv_latent.weight")
 Shape: TypeAlias = tuple[int, ...]

@@ -1,6 +1,6 @@
-"""Where the bytes of a model go on a machine: decided before anything is loaded, pure arithmetic on plain records.
+"""The placement of a model on a machine, decided before anything is loaded: pure arithmetic on plain records.
 
-KV cache and experts are planned together: what the context needs is set aside first, experts get the rest. Nothing is
+KV cache and experts are planned together: the context's memory is set aside first, experts get the rest. Nothing is
 planned into memory that is not free, and a reserve stays for the desktop.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..config import Budget
-from ..routing.policy import plan_slots
+from ..routing.policy import slots_for
 from ..types import ModelShape
 
 GIB = 1 << 30
@@ -17,7 +17,7 @@ GIB = 1 << 30
 RESERVE_BYTES = GIB
 # Tokens that llama.cpp computes at once (its default n_ubatch); buffers are sized for them.
 BATCH = 512
-# Of these, what is no prompt: fewer than llama.cpp, too, brings experts to the device for.
+# Batches below this are no prompt: llama.cpp, too, brings no experts to the device for them.
 FEW_TOKENS = 32
 # llama.cpp makes the KV cache a multiple of so many tokens long.
 CONTEXT_STEP = 256
@@ -25,7 +25,7 @@ CONTEXT_STEP = 256
 # of the device's memory; else two halves, one filled while the other computes.
 STAGE_SHARE = 1 / 8
 STREAM_SLOTS = 16
-# What alignment may add to the slots of a layer (8 tensors, 512 bytes each).
+# Bytes that alignment may add to the slots of a layer (8 tensors, 512 bytes each).
 LAYER_OVERHEAD = 4096
 # Margin on the estimate of llama.cpp's compute buffer; 4 measured ones lay 0 to 6 % below it.
 COMPUTE_MARGIN = 1.1
@@ -39,7 +39,7 @@ NOTHING = (Budget(bytes=0), Budget(share=0.0))
 
 @dataclass(frozen=True)
 class MachineRates:
-    """One machine, and what was measured of it; a rate that was not measured is None.
+    """The memory and the measured rates of one machine; a rate that was not measured is None.
 
     Attributes:
         device: ggml name of the device, empty for none.
@@ -47,19 +47,20 @@ class MachineRates:
         device_total_bytes: all memory of the device.
         ram_free_bytes: memory that programs can still have, caches counted as free.
         ram_total_bytes: all memory.
-        cores: physical ones.
-        threads: of the CPU that compute.
+        cores: physical cores.
+        threads: CPU threads that compute.
         cpu_expert_rate: bytes of experts per second that the CPU multiplies one token with.
         cpu_operation_rate: multiply-adds per second of the CPU on a batch of many tokens.
         ram_rate: bytes per second read from memory.
         upload_pinned_rate: bytes per second to the device, from pinned memory.
-        upload_pageable_rate: the same from ordinary memory.
+        upload_pageable_rate: bytes per second to the device, from ordinary memory.
         device_rate: bytes of weights per second that the device multiplies one token with.
         device_operation_rate: multiply-adds per second of the device on a batch.
-        cpu_dense_rate: bytes of other weights per second that the CPU multiplies one token with; as of experts if None.
-        cpu_dense_operation_rate: multiply-adds per second of the CPU with them on a batch.
-        device_dense_rate: the same of the device.
-        device_dense_operation_rate: the same of the device.
+        cpu_dense_rate: bytes of dense weights per second that the CPU multiplies one token with; None takes the rate of
+            experts.
+        cpu_dense_operation_rate: multiply-adds per second of the CPU with dense weights on a batch.
+        device_dense_rate: bytes of dense weights per second that the device multiplies one token with.
+        device_dense_operation_rate: multiply-adds per second of the device with dense weights on a batch.
         disk_rate: bytes per second read from the disk of the models, not from the cache.
         join_ns: nanoseconds to start work on the device and wait for it.
         layer_ns: nanoseconds per layer and token that no weight accounts for.
@@ -92,21 +93,21 @@ class MachineRates:
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What a model needs, in bytes; made of its header by ``edgemoe.planning.model_needs``.
+    """The needs of a model, in bytes; ``edgemoe.planning.model_needs`` reads them from its header.
 
     Attributes:
         shape: geometry of the routed experts, None for a dense model.
         layers: all layers.
         dense_bytes: all weights but routed experts.
-        dense_device_bytes: what a device holds of them: without the token embedding, with a copy of it where the
+        dense_device_bytes: dense weights that a device holds: without the token embedding, with a copy of it if the
             output shares it.
         dense_read_bytes: weights outside of routed experts that one token reads.
         dense_operations: multiply-adds of one token outside of routed experts, attention to the context not counted.
         expert_operations: multiply-adds of one (token, expert) pair, mean of the layers.
         kv_token_bytes: KV cache of one token in layers that see all of the context.
-        kv_window_bytes: the same in layers that see a window.
-        window: tokens that these layers keep; 0: all, as llama-cpp-python does unless asked.
-        state_bytes: state of recurrent layers, whatever the context.
+        kv_window_bytes: KV cache of one token in layers that see a window.
+        window: tokens that the layers with a window keep; 0 keeps all, the default of llama-cpp-python.
+        state_bytes: state of recurrent layers, the same for every context.
         width: numbers of a hidden state.
         expert_width: neurons of one expert.
         heads: attention heads, most of a layer.
@@ -135,33 +136,33 @@ class ModelNeeds:
 
     @property
     def expert_bytes(self) -> int:
-        """All routed experts."""
+        """Count the bytes of all routed experts."""
         return sum(self.shape.expert_bytes) * self.shape.experts if self.shape else 0
 
     @property
     def pair_bytes(self) -> float:
-        """One expert, mean of the layers; 0 for a dense model."""
+        """Give the bytes of one expert, mean of the layers; 0 for a dense model."""
         return sum(self.shape.expert_bytes) / self.shape.layers if self.shape else 0.0
 
     @property
     def pairs(self) -> int:
-        """(layer, expert) pairs that a token uses."""
+        """Count the (layer, expert) pairs that a token uses."""
         return self.shape.layers * self.shape.used if self.shape else 0
 
     def kv_bytes(self, context: int) -> int:
-        """KV cache and recurrent state for ``context`` tokens."""
+        """Count the bytes of KV cache and recurrent state for ``context`` tokens."""
         cells = round_up(context, CONTEXT_STEP)
         kept = min(cells, round_up(self.window + self.batch, CONTEXT_STEP)) if self.window else cells
         return cells * self.kv_token_bytes + kept * self.kv_window_bytes + self.state_bytes
 
     def compute_bytes(self, context: int) -> int:
-        """Estimate of llama.cpp's compute buffer: a batch's logits, its attention to the context, or its pairs."""
+        """Estimate llama.cpp's compute buffer: a batch's logits, its attention to the context, or its pairs."""
         scores = (2 if self.flash else self.heads + 2) * round_up(context, CONTEXT_STEP) + 6 * self.width
         pairs = self.shape.used * (2 * self.width + 3 * self.expert_width) + 4 * self.width if self.shape else 0
         return int(COMPUTE_MARGIN * 4 * self.batch * max(self.vocabulary + self.width, scores, pairs))
 
     def staging_bytes(self, stream_slots: int, rows: bool) -> int:
-        """Device memory of a prefill: places for streamed experts of the largest size.
+        """Count the device memory of a prefill: places for streamed experts of the largest size.
 
         Args:
             stream_slots: number of places.
@@ -182,17 +183,17 @@ class ModelNeeds:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where everything goes. Sizes are bytes.
+class Placement:
+    """The placement of one model. Sizes are bytes.
 
     Attributes:
         context: tokens.
         dense_on_device: attention, norms, routers and shared experts run on the device.
-        kv_on_device: and the KV cache is there.
+        kv_on_device: the KV cache is on the device, too.
         slots: device places for experts, of each layer with routed experts.
-        hot_bytes: of these places, alignment included.
+        hot_bytes: device memory of the slots, alignment included.
         dense_bytes: device memory of the dense weights.
-        kv_bytes: KV cache, wherever it is.
+        kv_bytes: KV cache, on the device or in RAM.
         compute_bytes: llama.cpp's compute buffer on the device, an estimate.
         staging_bytes: device memory of a prefill.
         stream_slots: staging places for experts that a prefill streams through the device.
@@ -200,10 +201,10 @@ class Plan:
         pinned_bytes: host memory that cannot be paged: staging of the uploads.
         ram_private_bytes: host memory that cannot be given back: KV cache and buffers not on the device, staging.
         ram_mapped_bytes: weights that the CPU reads; pages of the file.
-        ram_short_bytes: of these, what the free memory cannot hold: read from the disk again and again.
+        ram_short_bytes: mapped weights that the free memory cannot hold: they are read from the disk again and again.
         states_bytes: host memory for states of prompts that were read, at most; taken when there are some.
         fits: the model can be run without reading its weights from the disk for every token.
-        parts: why not, or what was given up, by what it is about: ``ram``, ``dense``, ``experts``.
+        parts: pairs of a subject, ``ram``, ``dense`` or ``experts``, and a sentence on the lack of memory there.
     """
 
     context: int
@@ -227,39 +228,39 @@ class Plan:
 
     @property
     def reason(self) -> str:
-        """Why the model cannot be run, or what was given up; empty when everything is as asked."""
+        """Join the sentences of all parts; empty when everything is as asked."""
         return self.reason_without()
 
     def reason_without(self, *subjects: str) -> str:
-        """``reason``, without what it has of these ``parts``."""
+        """Join the sentences of all parts but these subjects."""
         return " ".join(text for subject, text in self.parts if subject not in subjects)
 
     @property
     def device_bytes(self) -> int:
-        """All that is asked of the device, the reserve not counted."""
+        """Count the device memory of the placement, without the reserve."""
         kv = self.kv_bytes if self.kv_on_device else 0
         return self.hot_bytes + self.dense_bytes + kv + self.compute_bytes + self.staging_bytes
 
     def stages_layers(self, shape: ModelShape | None) -> bool:
-        """Whether a prefill brings all experts of a layer to the device, rather than rows to experts."""
+        """Tell whether a prefill brings all experts of a layer to the device, rather than rows to experts."""
         return shape is not None and self.dense_on_device and self.stream_slots >= shape.experts
 
     def staging_of(self, needs: ModelNeeds) -> int:
-        """Device memory that a prefill takes with these staging places."""
+        """Count the device memory that a prefill takes with these staging places."""
         return needs.staging_bytes(self.stream_slots, rows=not self.stages_layers(needs.shape))
 
 
 def round_up(value: int, step: int) -> int:
-    """The least multiple of ``step`` that is not below ``value``."""
+    """Return the least multiple of ``step`` that is not below ``value``."""
     return -(-value // step) * step
 
 
 def reserve_of(total_bytes: int) -> int:
-    """What a device of this size keeps free."""
+    """Count the bytes that a device of this size keeps free."""
     return min(RESERVE_BYTES, total_bytes // 4)
 
 
-def plan(
+def place(
     machine: MachineRates,
     needs: ModelNeeds,
     context: int,
@@ -267,24 +268,25 @@ def plan(
     stream: bool = True,
     dense: bool | None = None,
     cache: bool | None = None,
-) -> Plan:
+) -> Placement:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
-    What does not fit beside the reserve is left to the CPU, KV cache first, then the dense weights. A budget that is
-    asked for by number is kept to as far as there is free memory; the reserve is only kept when it is automatic.
+    Parts that do not fit beside the reserve are left to the CPU, KV cache first, then the dense weights. A budget in
+    bytes or as a share may use the reserve; an automatic one leaves it free.
 
     Args:
-        machine: free memory counts; rates only for what a lack of memory costs.
+        machine: its free memory; rates only tell the cost of a lack of memory.
         needs: the model.
         context: tokens.
         budget: device memory for experts.
         stream: a prefill may bring experts to the device.
-        dense: the dense weights are on the device, or are not, whatever the room; None: where there is room.
-        cache: the same of the KV cache, which is there only beside the dense weights.
+        dense: True puts the dense weights on the device and False leaves them in RAM, even without room; None decides
+            by the room.
+        cache: the same for the KV cache; it is on the device only beside the dense weights.
     """
-    reserve = reserve_of(machine.device_total_bytes) if budget == Budget() else 0
+    reserve = reserve_of(machine.device_total_bytes) if budget.automatic else 0
     room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
-    best = Plan(
+    best = Placement(
         context, kv_bytes=needs.kv_bytes(context), reserve_bytes=reserve if machine.device else 0
     )  # fmt: skip
     if machine.device:
@@ -296,12 +298,31 @@ def plan(
     return _with_ram(best, machine, needs)
 
 
-def experts_room(free_bytes: int, total_bytes: int, spare_bytes: int) -> int:
-    """Device memory for experts of a model that is loaded already, beside the reserve and ``spare_bytes``."""
-    return max(0, free_bytes - reserve_of(total_bytes) - spare_bytes)
+def bytes_for_experts(needs: ModelNeeds, room: int, budget: Budget) -> int:
+    """Give the bytes that resident experts may take of ``room`` bytes of device memory: no more than the budget."""
+    overhead = slots_overhead(needs.shape) if needs.shape else 0
+    return max(0, min(budget.of(needs.expert_bytes), room - overhead))
 
 
-def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache: bool | None) -> tuple[Plan, str]:
+def slots_overhead(shape: ModelShape) -> int:
+    """Give the bytes that alignment may add to the slots of all layers."""
+    return shape.layers * LAYER_OVERHEAD
+
+
+def with_slots(placed: Placement, needs: ModelNeeds, expert_bytes: int) -> Placement:
+    """Replace the slots of a plan: as many as ``expert_bytes`` hold, spread over the layers."""
+    if needs.shape is None:
+        return placed
+    slots = tuple(int(n) for n in slots_for(needs.shape, expert_bytes))
+    hot = sum(n * size for n, size in zip(slots, needs.shape.expert_bytes, strict=True))
+    if not hot:
+        return replace(placed, slots=(), hot_bytes=0)
+    return replace(placed, slots=slots, hot_bytes=hot + slots_overhead(needs.shape))
+
+
+def _place_dense(
+    start: Placement, needs: ModelNeeds, room: int, forced: bool, cache: bool | None
+) -> tuple[Placement, str]:
     # Attention is computed where its cache is.
     dense_bytes, compute = needs.dense_device_bytes, needs.compute_bytes(0)
     dense = replace(start, dense_on_device=True, dense_bytes=dense_bytes, compute_bytes=compute)
@@ -314,7 +335,7 @@ def _place_dense(start: Plan, needs: ModelNeeds, room: int, forced: bool, cache:
     return start, f"The device has no room for the dense weights{with_cache}: they stay on the CPU."
 
 
-def _stages(machine: MachineRates, needs: ModelNeeds, start: Plan, stream: bool) -> list[int]:
+def _stages(machine: MachineRates, needs: ModelNeeds, start: Placement, stream: bool) -> list[int]:
     """Numbers of staging places, the best first."""
     if not stream or needs.shape is None:
         return [0]
@@ -323,7 +344,7 @@ def _stages(machine: MachineRates, needs: ModelNeeds, start: Plan, stream: bool)
     return [*([max(needs.shape.experts, STREAM_SLOTS)] if whole else []), STREAM_SLOTS, 0]
 
 
-def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, stages: list[int]) -> Plan:
+def _place_experts(start: Placement, needs: ModelNeeds, room: int, budget: Budget, stages: list[int]) -> Placement:
     shape = needs.shape
     if shape is None:
         return start
@@ -334,32 +355,25 @@ def _place_experts(start: Plan, needs: ModelNeeds, room: int, budget: Budget, st
     staging = found.staging_of(needs)
     pinned = max(shape.expert_bytes) * (1 + (0 if found.stages_layers(shape) else found.stream_slots // 2))
     start = replace(found, staging_bytes=staging, pinned_bytes=pinned)
-    overhead = shape.layers * LAYER_OVERHEAD
-    wanted = needs.expert_bytes
-    if budget.share is not None:
-        wanted = int(wanted * budget.share)
-    elif budget.bytes is not None:
-        wanted = min(wanted, budget.bytes)
-    slots = tuple(int(n) for n in plan_slots(shape, max(0, min(wanted, room - staging - overhead))))
-    hot = sum(n * size for n, size in zip(slots, shape.expert_bytes, strict=True))
-    return replace(start, slots=slots, hot_bytes=hot + overhead) if hot else start
+    return with_slots(start, needs, bytes_for_experts(needs, room - staging, budget))
 
 
-def _shortage(placed: Plan, needs: ModelNeeds, budget: Budget) -> str:
+def _shortage(placed: Placement, needs: ModelNeeds, budget: Budget) -> str:
     if needs.shape is None or budget in NOTHING:
         return ""
     if not placed.slots:
         return "The device cannot hold 2 x top-k experts of any layer: all experts stay on the CPU."
-    asked = budget.bytes if budget.bytes is not None else int(needs.expert_bytes * (budget.share or 0.0))
-    asked = min(asked, needs.expert_bytes)
+    if budget.automatic:
+        return ""
+    asked = budget.of(needs.expert_bytes)
     least = asked - 2 * needs.shape.layers * max(needs.shape.expert_bytes)
     if placed.hot_bytes < least:
         return f"The device has room for {placed.hot_bytes / GIB:.2f} GiB of experts instead of {asked / GIB:.2f} GiB."
     return ""
 
 
-def _with_ram(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> Plan:
-    """Add what the host holds, and what it costs when that is too much."""
+def _with_ram(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> Placement:
+    """Add the memory of the host, and the cost when there is too little."""
     private = placed.pinned_bytes
     private += 0 if placed.kv_on_device else placed.kv_bytes + needs.compute_bytes(placed.context)
     hot = 0
@@ -378,7 +392,7 @@ def _with_ram(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> Plan:
     return replace(placed, fits=False, parts=(("ram", _cost_of_shortage(placed, machine, needs)), *placed.parts))
 
 
-def _cost_of_shortage(placed: Plan, machine: MachineRates, needs: ModelNeeds) -> str:
+def _cost_of_shortage(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> str:
     needed, free = placed.ram_private_bytes + placed.ram_mapped_bytes, machine.ram_free_bytes
     text = f"RAM is too small: {needed / GIB:.2f} GiB are needed, {free / GIB:.2f} GiB are free"
     if placed.ram_private_bytes > free:
@@ -388,8 +402,8 @@ def _cost_of_shortage(placed: Plan, machine: MachineRates, needs: ModelNeeds) ->
     return text + (f", {read / machine.disk_rate:.2g} s per token." if machine.disk_rate else ".")
 
 
-def disk_bytes(placed: Plan, needs: ModelNeeds) -> float:
-    """Bytes that a token reads from the disk when memory is short: the missing share of what it reads from memory."""
+def disk_bytes(placed: Placement, needs: ModelNeeds) -> float:
+    """Count the bytes that a token reads from the disk when memory is short: the missing share of its reads."""
     if not placed.ram_short_bytes or not placed.ram_mapped_bytes:
         return 0.0
     missing = min(1.0, placed.ram_short_bytes / placed.ram_mapped_bytes)

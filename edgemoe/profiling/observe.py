@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.binding import RESIDENT
 from ..routing import trace
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray
 
@@ -87,7 +86,7 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
         path = Path(folder) / "observed.npz"
         with llm.experts.record(path):
             for _ in range(count):  # whatever is done here costs decoding: figures are made afterwards
-                states.append(llm.experts._states())
+                states.append(llm.experts.residency())
                 started, scheduled = time.perf_counter_ns(), llm.experts.scheduler_ns
                 llm.eval([token])
                 computed = time.perf_counter_ns()
@@ -97,7 +96,7 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
         ids = trace.read(path).ids[-count:]
     stats = [native.read(raw) for raw in counts]
     steps = [_step(*moment, *pair) for moment, pair in zip(moments, pairwise(stats), strict=True)]
-    hit_rate = _hit_rate(ids, np.stack(states) == RESIDENT)
+    hit_rate = _hit_rate(ids, np.stack(states))
     return Observation(steps, ids, llm.experts.residency(), llm.experts.heat(), hit_rate)
 
 

@@ -200,7 +200,7 @@ def simulate(
         policy.observe(token[None], resident, True)
         if prefetch and at % PLAN_EVERY:
             continue
-        for load in policy.plan(resident, state == PENDING, np.maximum(limit - cache.spent, 0)):
+        for load in policy.choose(resident, state == PENDING, np.maximum(limit - cache.spent, 0)):
             cache.load(*load)
     cache.tally.seconds = clock.now if clock is not None else 0.0
     return cache.tally

@@ -1,1 +1,1 @@
-"""Routing of tokens to experts: traces, profiles, prediction, and who deserves a slot."""
+"""Routing of tokens to experts: traces, profiles, prediction, and the choice of experts for slots."""

@@ -1,4 +1,4 @@
-"""Routing profiles: what earlier runs of a model learnt about its experts, one small file per model."""
+"""Routing profiles: uses of a model's experts in earlier runs, one small file per model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .trace import read_npz, write_npz
 VERSION = 1
 # Evidence this many tokens old counts half: some long chats, so that the profile follows its user.
 HALF_LIFE_TOKENS = 20_000
-# What a predictor is trained on: some hours of chat, a few MB.
+# Tokens to train a predictor on: some hours of chat, a few MB.
 RECENT_TOKENS = 16_384
 _KEYS = ("version", "identity", "heat", "tokens", "runs", "recent", "recent_tokens")
 _IDENTITY = re.compile(r"[0-9a-f]+")
@@ -26,7 +26,7 @@ _IDENTITY = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Profile:
-    """How often each expert of one model was used, older runs fading.
+    """Uses of each expert of one model; older runs fade.
 
     Attributes:
         identity: lower-case hexadecimal key of the model.
@@ -49,7 +49,7 @@ class Profile:
 def load(
     identity: str, folder: Path, shape: tuple[int, int] | None = None, notes: list[str] | None = None
 ) -> Profile | None:
-    """Read the profile of a model, None when there is none to use; never raises for what is on the disk.
+    """Read the profile of a model, None when there is none to use; no file raises an error.
 
     A file that is damaged, of another version, model or shape is renamed to ``*.bad-N``: kept, but out of the
     way.
@@ -79,7 +79,7 @@ def save(profile: Profile, folder: Path, notes: list[str] | None = None) -> None
     """Write a profile, whole or not at all; never raises for the disk.
 
     Args:
-        profile: what to write, over the file of the same model.
+        profile: the profile; it replaces the file of the same model.
         folder: where profiles are kept; made when missing.
         notes: gets a sentence for the user when that failed.
     """
@@ -102,10 +102,10 @@ def save(profile: Profile, folder: Path, notes: list[str] | None = None) -> None
 
 
 def merge(old: Profile | None, run: Profile) -> Profile:
-    """Add one run to what was known; the old fades with the tokens of the run, so a short run changes little.
+    """Add one run to a profile. The old counts fade with the tokens of the run, so a short run changes little.
 
     Args:
-        old: what was known, or None; not used when its shape is another.
+        old: the profile before, or None; not used when its shape is another.
         run: the new run, with undecayed counts, of the same model.
     """
     if old is None or old.heat.shape != run.heat.shape:

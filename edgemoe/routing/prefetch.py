@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-# Layers between the choice and the layer it is for. Of the experts, one ahead names .772, two .760 (gpt-oss-20b).
+# Layers between the choice and the layer it is for. One ahead names .772 of the experts, two .760 (gpt-oss-20b).
 LEAD = 1
 # Expected uses that an exchange must win. Held out, a quarter resident, at most one load per layer and token; hit rate
 # (share of prefetches never used), gpt-oss-20b and DeepSeek-V2-Lite: 0.1: .814 (.28), .703 (.20); 0.3: .804 (.17),

@@ -42,7 +42,7 @@ class Trace:
         tokens: token ids ``(tokens,)``, or None.
         expert_bytes: bytes of one expert ``(layers,)``, or None.
         is_decode: False for tokens of a prefill, ``(tokens,)``; all True where the file does not say.
-        meta: what the file says about itself, from JSON; None when nothing.
+        meta: the file's description of itself, from JSON; None without one.
     """
 
     ids: IdArray
@@ -200,7 +200,7 @@ def _from_arrays(arrays: Mapping[str, AnyArray]) -> Trace:
 
 
 def _smallest(ids: IdArray, experts: int) -> AnyArray:
-    """Store ids in the smallest unsigned type whose largest number is not an expert, and that for unknown."""
+    """Store ids in the smallest unsigned type with a largest number above all experts; it stands for unknown."""
     small = np.uint8 if experts < 256 else np.uint16 if experts < 65536 else np.uint32
     return np.where(ids < 0, np.iinfo(small).max, ids.astype(np.int64)).astype(small)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
+from ..config import child_environment
 from ..errors import EdgeMoEError
 from ..models.page_cache import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
@@ -106,7 +107,7 @@ class RemoteEngine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=child_environment(),
         )
         self._pipe = Pipe.to_child(self._process)
         self._context, self.experts, self.thinking = 0, RemoteExperts(self), Thinking()

@@ -1,4 +1,4 @@
-"""Who deserves a place on the device: pure decisions, without clocks, threads, files or randomness."""
+"""The choice of experts for the device: pure decisions, without clocks, threads, files or randomness."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .demand import DemandPolicy
 from .learned import Learned, Predictor
 from .lfu import Frequency
 from .lru import Recency
-from .slots import least_slots, plan_slots
+from .slots import least_slots, slots_for
 from .static import Static
 
-__all__ = ["IntArray", "Policy", "Predictor", "least_slots", "make", "plan_slots"]
+__all__ = ["IntArray", "Policy", "Predictor", "least_slots", "make", "slots_for"]
 
 _SCORERS = {"lru": Recency, "lfu": Frequency, "adaptive": DecayScorer}
 
@@ -25,7 +25,7 @@ def make(name: str, shape: ModelShape, slots: IntArray, predictor: Predictor | N
         name: ``adaptive``, ``static``, ``lru``, ``lfu`` or ``off``.
         shape: geometry of the model.
         slots: capacity of each layer, ``(layers,)``.
-        predictor: what ``adaptive`` asks, None when nothing was trained; the others ask nobody.
+        predictor: scores experts for ``adaptive``, None when nothing was trained; no other policy uses it.
 
     Raises:
         ConfigError: there is no such policy.

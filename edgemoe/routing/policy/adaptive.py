@@ -9,7 +9,7 @@ from .base import Indices, Scores
 from .lfu import Frequency
 
 # (decay per decode token, weight). The first four are the least-squares forecast of an expert's use over the
-# next 8 tokens, fitted on the training halves of the gpt-oss-20b and DeepSeek-V2-Lite traces, whose weights
+# next 8 tokens, fitted on the training halves of the gpt-oss-20b and DeepSeek-V2-Lite traces; the two fits
 # differ by 0.1. The last one keeps a saved profile alive for thousands of tokens: 0.15 points more hits with
 # 12 % fewer uploads from a profile, the same hits with 3 % fewer uploads from a cold start.
 TERMS = ((0.5, 0.05), (0.9, 0.28), (0.98, 0.45), (0.998, 0.2), (0.9998, 0.2))

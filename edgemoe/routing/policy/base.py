@@ -1,4 +1,4 @@
-"""The contract of a placement policy, and what every policy has to remember.
+"""The contract of a placement policy, and the memory that every policy needs.
 
 A policy sees which experts every token used and which are resident, and answers with loads. It has no clock:
 its time is the number of decode tokens observed, so the same calls give the same answers, in the engine and
@@ -7,7 +7,7 @@ in a replay.
 One round of the engine, between two decode steps::
 
     policy.observe(ids, resident, decode=True)
-    for load in policy.plan(resident, pending, max_per_layer): submit(load)
+    for load in policy.choose(resident, pending, max_per_layer): submit(load)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Policy(Protocol):
 
     @property
     def name(self) -> str:
-        """What the user calls this policy."""
+        """Return the name that users choose this policy by."""
         ...
 
     def start(self, heat: FloatArray | None) -> list[Load]:
@@ -54,21 +54,21 @@ class Policy(Protocol):
 
         Args:
             ids: ``(tokens, layers, used)``, experts in running order of the tokens, -1 where missing.
-            resident: what was on the device when the batch ran.
+            resident: experts on the device when the batch ran.
             decode: False for a prefill, which counts as heat but moves nothing.
         """
         ...
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
-        """Say what to move now, after the latest ``observe``.
+    def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+        """Give the loads to submit now, after the latest ``observe``.
 
         No load is of a resident or pending expert; no victim was used by the latest decode batch, is pending,
         or is promised to a load still pending. ``victim`` is -1 when the layer has a slot that is neither
         occupied nor promised. Nothing moves when the latest batch was a prefill.
 
         Args:
-            resident: what is on the device now.
-            pending: what is on its way.
+            resident: experts on the device now.
+            pending: experts on their way.
             max_per_layer: most loads of a layer under way at once, those in ``pending`` included; one number for
                 all, or ``(layers,)``.
         """
@@ -77,11 +77,11 @@ class Policy(Protocol):
     def resize(self, slots: IntArray, resident: BoolArray) -> list[Load]:
         """Adopt a new capacity and give the loads that fill the free slots, hottest experts first.
 
-        Who shrinks a layer drops what is in it; the hottest experts come back through the loads given here.
+        The caller empties a layer that it shrinks; the hottest experts come back through the loads given here.
 
         Args:
             slots: ``(layers,)``, the new capacity, already allocated.
-            resident: what survived the change; a layer that holds more than its slots gets no loads.
+            resident: experts that survived the change; a layer that holds more than its slots gets no loads.
         """
         ...
 
@@ -89,9 +89,9 @@ class Policy(Protocol):
         """Keep these experts from now on, and give the loads that bring the absent ones in.
 
         Args:
-            pinned: ``(layers, experts)``; replaces what was pinned before.
-            resident: what is on the device now.
-            pending: what is on its way.
+            pinned: ``(layers, experts)``; replaces the pins before.
+            resident: experts on the device now.
+            pending: experts on their way.
         """
         ...
 
@@ -101,7 +101,7 @@ class Policy(Protocol):
 
 
 class Ledger:
-    """What happened so far: uses of every expert, and who was used by the latest decode batch.
+    """The uses of every expert so far, and the experts of the latest decode batch.
 
     A flat index is ``layer * experts + expert``.
 

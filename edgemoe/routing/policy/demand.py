@@ -12,7 +12,7 @@ from .exchange import Exchange, fill
 
 
 class Scorer(Protocol):
-    """What a demand policy thinks of every expert. Flat indices are ``layer * experts + expert``."""
+    """Scores every expert for a demand policy. Flat indices are ``layer * experts + expert``."""
 
     def seed(self, heat: FloatArray) -> None:
         """Start from past use counts, ``(layers, experts)``."""
@@ -34,7 +34,7 @@ class Scorer(Protocol):
 class DemandPolicy:
     """The common part of ``lru``, ``lfu`` and ``adaptive``: they differ in their `Scorer` only.
 
-    Wanted is what the latest decode batch used and did not find. A prefill does not reach the scorer: a
+    An expert is wanted if the latest decode batch used it and did not find it. A prefill does not reach the scorer: a
     prompt touches most experts. (Mixing the prompt's use shares into the scores of `adaptive` gave +1.5
     points of hits on gpt-oss-20b and -0.9 on DeepSeek-V2-Lite at 25 % resident.)
     """
@@ -60,8 +60,8 @@ class DemandPolicy:
         else:
             self._ledger.prefill(ids)
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
-        """See `Policy.plan`."""
+    def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+        """See `Policy.choose`."""
         latest, slots = self._ledger.latest, self._ledger.slots
         wanted = latest & ~resident & ~pending
         layers = np.flatnonzero(wanted.any(axis=1) & (slots > 0))

@@ -1,4 +1,7 @@
-"""From scores to loads: who comes, who goes. Every policy moves experts through here and nowhere else."""
+"""From scores to loads: experts that come and victims that go.
+
+Every policy moves experts through here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ def fill(scores: Scores, slots: IntArray, resident: BoolArray, pinned: BoolArray
     Args:
         scores: ``(layers, experts)``, higher is better.
         slots: ``(layers,)``, capacity.
-        resident: ``(layers, experts)``, what occupies slots already.
-        pinned: ``(layers, experts)``, who comes first; None for nobody.
+        resident: ``(layers, experts)``, experts that occupy slots already.
+        pinned: ``(layers, experts)``, experts that come first; None for none.
 
     Returns:
         loads without victims, breadth first: the best of every layer, then the second of every layer.
@@ -46,8 +49,8 @@ class Exchange:
     """
 
     def __init__(self) -> None:
-        """Start without promises and with nobody pinned."""
-        self.pinned: BoolArray | None = None  # (layers, experts), who never goes
+        """Start without promises and without pins."""
+        self.pinned: BoolArray | None = None  # (layers, experts), experts that never go
         self._victims: Indices = np.zeros(0, dtype=np.intp)
         self._newcomers: Indices = np.zeros(0, dtype=np.intp)
 

@@ -1,4 +1,4 @@
-"""``adaptive`` with a trained predictor: keeps what is likely to be used soon."""
+"""``adaptive`` with a trained predictor: keeps the experts that are likely to be used soon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARGIN = 0.02
 
 
 class Predictor(Protocol):
-    """What this policy asks of a predictor; see ``engine.predictor.NativePredictor``."""
+    """The questions of this policy to a predictor; see ``engine.predictor.NativePredictor``."""
 
     def seed(self, use: FloatArray) -> None:
         """Start from uses per token, ``(layers, experts)``."""

@@ -20,7 +20,7 @@ class Frequency:
     """
 
     def __init__(self, shape: ModelShape, decay: float = DECAY) -> None:
-        """Start with nothing used; ``decay`` in 0..1 is what is left of a use one token later."""
+        """Start with nothing used; ``decay`` in 0..1 is the weight of a use one token later."""
         self._growth = 1.0 / decay
         self._memory = 1.0 / (1.0 - decay)  # tokens
         self._used = shape.used

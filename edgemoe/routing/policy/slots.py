@@ -1,4 +1,4 @@
-"""How many experts of each layer a budget of device memory holds."""
+"""The slots of each layer that a budget of device memory holds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .base import IntArray
 def least_slots(shape: ModelShape) -> int:
     """Give the fewest slots that are worth having in a layer.
 
-    Twice what a token uses: with less, what one token brings in the next one throws out.
+    Twice the experts of a token: with fewer, each token evicts the experts of the one before.
     """
     return min(2 * shape.used, shape.experts)
 
 
-def plan_slots(shape: ModelShape, budget_bytes: int) -> IntArray:
+def slots_for(shape: ModelShape, budget_bytes: int) -> IntArray:
     """Spread a budget over the layers, every layer the same bytes as nearly as whole experts allow.
 
     A layer gets `least_slots` or more, or none. When there is not enough for all, the last layers get theirs:
@@ -57,7 +57,7 @@ def _total(sizes: tuple[int, ...], slots: list[int]) -> int:
 
 
 def _spend(sizes: tuple[int, ...], slots: list[int], left_bytes: int, most: int) -> None:
-    """Give what is left one slot at a time, always to the layer with the fewest bytes, of equals to the last."""
+    """Spend the rest one slot at a time, always on the layer with the fewest bytes, of equals on the last."""
     while True:
         open_layers = [i for i, size in enumerate(sizes) if slots[i] < most and size <= left_bytes]
         if not open_layers:

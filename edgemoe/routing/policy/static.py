@@ -38,8 +38,8 @@ class Static:
         else:
             self._ledger.prefill(ids)
 
-    def plan(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
-        """See `Policy.plan`."""
+    def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
+        """See `Policy.choose`."""
         latest = self._ledger.latest
         if not latest.any():
             return []

@@ -1,4 +1,4 @@
-"""What routing so far says about routing to come: tables, where they come from, how good they are."""
+"""Prediction of routing from the routing so far: tables, their training, their quality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a predictor is on routing that it was not trained on."""
+"""The quality of a predictor on routing that it was not trained on."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Quality:
 
 
 def next_layers(tables: Tables, ids: IdArray, lead: int, tokens: IdArray | None = None) -> Quality:
-    """Judge what is said of a layer ``lead`` layers ahead, over all layers that have one so far before them.
+    """Judge the prediction of a layer, made ``lead`` layers before it, over all layers with enough layers before them.
 
     Args:
         tables: the predictor.
         ids: ``(tokens, layers, used)`` in running order.
         lead: 1 or 2.
-        tokens: token ids, ``(tokens,)``, -1 where not known; with them every layer is judged, also those that have
-            none before them.
+        tokens: token ids, ``(tokens,)``, -1 where not known; with them every layer is judged, even without
+            layers before it.
     """
     layers, used = ids.shape[1:]
     use = [one_hot(ids[:, layer], tables.experts) for layer in range(layers)]

@@ -1,7 +1,8 @@
 """The tables of a predictor: log-linear, so that a prediction is a sum of rows. One small file per model.
 
-Two questions are answered. *Soon*: will an expert be used by the next few tokens? It decides who stays on the device.
-*Next*: does the token under way use an expert of a layer that has not run yet? It decides what is fetched ahead.
+*Soon*: the probability that one of the next few tokens uses an expert. It decides which experts stay on the device.
+*Next*: the probability that the token under way uses an expert of a layer that has not run yet. It decides which
+experts are fetched ahead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ...types import FloatArray
 from ..trace import read_npz, write_npz
 
 VERSION = 2
-# What is left of a use one token later: from "just now" to "the taste of this model".
+# The weight of a use one token later: from "just now" to "the taste of this model".
 DECAYS = (0.5, 0.8, 0.95, 0.99, 0.998)
 # Two of them also remember *which* experts were used, through rows of a table: a few tokens, and a conversation.
 MEMORY_RATES = (0.8, 0.99)
@@ -59,8 +60,8 @@ class Tables:
         next_token: ``(A, L, 3, 2)``, weight and constant as in `TOKEN_PRIOR`.
         next_router: ``(A, L)``, of the look-ahead of the layer's router: how far an expert is above the border of being
             chosen, in standard deviations.
-        tokens: how many the tables have learnt from.
-        report: what training measured, see ``measure.py``.
+        tokens: number of tokens that the tables have learnt from.
+        report: figures of the training, see ``train.py``.
     """
 
     used: int
@@ -91,11 +92,11 @@ class Tables:
 
     @property
     def leads(self) -> int:
-        """How many layers ahead can be asked for."""
+        """Give the most layers ahead that a prediction can be made."""
         return len(self.next_bias)
 
     def only(self, lead: int) -> Tables:
-        """The same without what looks farther ahead than ``lead`` layers: less to hold and to evaluate."""
+        """Return tables that look ahead ``lead`` layers at most: less to hold and to evaluate."""
         nexts = ("next_bias", "next_decay", "next_again", "next_rows", "next_token", "next_router")
         return replace(self, **{name: getattr(self, name)[:lead] for name in nexts})
 
@@ -165,7 +166,7 @@ def save(tables: Tables, identity: str, folder: Path) -> Path:
 
 
 def load(identity: str, folder: Path, shape: tuple[int, int, int], notes: list[str]) -> Tables | None:
-    """Read the predictor of a model, None when there is none to use; never raises for what is on the disk.
+    """Read the predictor of a model, None when there is none to use; no file raises an error.
 
     Args:
         identity: key of the model.

@@ -38,7 +38,7 @@ def fit(
     Args:
         ids: ``(tokens, layers, used)``, -1 where missing; of longer traces the last `MOST_TOKENS` count.
         experts: routed experts per layer.
-        progress: told the share done, 0..1, and what is being done.
+        progress: called with the share done, 0..1, and the name of the step.
         tokens: token ids, ``(tokens,)``, -1 where not known; None where none is.
 
     Raises:
@@ -77,7 +77,9 @@ def _fit_soon(torch: Any, tables: Tables, ids: IdArray, span: range) -> None:
     experts = tables.experts
     use = [one_hot(ids[:, layer], experts) for layer in span]
     past = [decayed(u) for u in use]
-    after = [np.concatenate([f[:, 1:], f[:, -1:]], axis=1) for f in past]  # what is known once the token is computed
+    after = [
+        np.concatenate([f[:, 1:], f[:, -1:]], axis=1) for f in past
+    ]  # features that are known once the token is computed
     matrices = [np.stack(use)] + [np.stack([f[DECAYS.index(rate)] for f in after]) for rate in MEMORY_RATES]
     target = np.stack([soon(u) for u in use])
     weights, bias, mix = _regress(torch, matrices, np.stack(after), target)
@@ -171,7 +173,7 @@ def decayed(use: Floats, decays: Sequence[float] | Floats = DECAYS) -> Floats:
 
 
 def by_token(use: Floats, tokens: IdArray) -> Floats:
-    """What each token's id used before, as the core remembers it (``tokens.cpp``), for the terms of ``next_token``.
+    """Give earlier uses by each token's id, as the core remembers them (``tokens.cpp``), for ``next_token``.
 
     Args:
         use: ``(tokens, experts)`` of one layer.

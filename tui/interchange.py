@@ -7,6 +7,7 @@ conversation comes back as it was. An answer with markers of thinking in its tex
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -183,14 +184,27 @@ def asks_for_thoughts(text: str) -> tuple[str, bool]:
 
 
 def export(document: Document, name: str = "") -> Path:
-    """Write ``document`` to a file that does not exist yet, named after its title by default; returns its path.
+    """Write ``document`` to a file that does not exist yet and return its path.
+
+    Without a ``name`` the file is named after the title, with a number where that file exists.
 
     Raises:
-        OSError: it was not written.
+        OSError: it was not written, and nothing of it is there; ``filename`` names it.
     """
-    title = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
-    path = Path(name or f"{title}.md").expanduser()
+    path = Path(name).expanduser() if name else _free(document.title)
     write = to_json if path.suffix.lower() == ".json" else to_markdown
-    with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(write(document))
+    file = path.open("xb")
+    try:
+        with file:
+            file.write(write(document).encode("utf-8", "surrogatepass"))
+    except OSError as error:
+        path.unlink()
+        error.filename = str(path)
+        raise
     return path
+
+
+def _free(title: str) -> Path:
+    stem = "".join(mark if mark.isalnum() else "-" for mark in title[:40]).strip("-") or "chat"
+    names = itertools.chain([f"{stem}.md"], (f"{stem}-{number}.md" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())

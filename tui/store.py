@@ -52,9 +52,11 @@ MIGRATIONS = (
     alter table drafts add column thought_s real;
     alter table drafts add column calls text not null default '';
     """,
+    "create table prompts (id integer primary key, text text not null);",
 )
 RAW_UP_TO = 1  # the last version whose answers are raw text
 SHORT_WORD = 2  # letters
+PROMPTS_KEPT = 500
 BROKE_OFF = "broke off"  # the receipt of an answer that has no other
 BUSY_SECONDS = 1.0  # another chat on the same database writes for milliseconds only
 _ROWS = 500  # that are split at a time
@@ -171,7 +173,9 @@ class Store:
     def recent(self, limit: int = 100) -> list[Summary]:
         """The conversations used last, newest first."""
         rows = self._db.execute(
-            "select id, title, model, changed from chats where head is not null order by changed desc limit ?", (limit,)
+            "select id, title, model, changed from chats where exists (select 1 from turns where chat=chats.id)"
+            " order by changed desc limit ?",
+            (limit,),
         )
         return [Summary(*row) for row in rows]
 
@@ -201,7 +205,11 @@ class Store:
 
     def read(self, chat: int) -> Saved | None:
         """A conversation along its shown branch; None when there is no such."""
-        row = self._db.execute("select title, model, system, head from chats where id=?", (chat,)).fetchone()
+        # Without a head, as older versions left a conversation that was edited from its first question: the newest.
+        newest = "(select max(id) from turns where chat=chats.id)"
+        row = self._db.execute(
+            f"select title, model, system, coalesce(head, {newest}) from chats where id=?", (chat,)
+        ).fetchone()
         if row is None:
             return None
         turns = self._db.execute(
@@ -216,6 +224,16 @@ class Store:
             (row[3],),
         )
         return Saved(chat, row[0], row[1], row[2], tuple(_turn(*turn) for turn in turns))
+
+    def sent(self, text: str) -> None:
+        """Keep a prompt as it was sent, and forget the oldest beyond ``PROMPTS_KEPT``."""
+        with self._db as db:
+            made = db.execute("insert into prompts (text) values (?)", (text,))
+            db.execute("delete from prompts where id<=?", ((made.lastrowid or 0) - PROMPTS_KEPT,))
+
+    def prompts(self) -> list[str]:
+        """The prompts that were sent, oldest first."""
+        return [row[0] for row in self._db.execute("select text from prompts order by id")]
 
     def siblings(self, turn: int) -> list[int]:
         """Turns that stand where ``turn`` stands, itself included, oldest first."""

@@ -68,7 +68,7 @@ class ChatApp(App[None]):
         for theme in LOOKS.values():
             self.register_theme(theme)
         self._look = Look(self._chats.with_name("look")) if self._chats is not None else None
-        self.theme = self._first_theme()
+        self.theme = self._known_theme = self._first_theme()
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         if self._chats is not None:
             self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
@@ -86,7 +86,8 @@ class ChatApp(App[None]):
         return kept if theme is not None and (theme.ansi or not fitting.ansi) else fitting.name
 
     def _theme_changed(self, theme: Theme) -> None:
-        if self._look is not None:
+        if self._look is not None and theme.name != self._known_theme:  # Textual tells of the first one, too
+            self._known_theme = theme.name
             self._look.write(theme.name)
 
     def notify(self, message: str, *, severity: SeverityLevel = "information", **more: Any) -> None:

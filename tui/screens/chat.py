@@ -27,7 +27,7 @@ from ..commands import Call, Unknown, parse
 from ..completion import files_named
 from ..conversation import Conversation
 from ..expert_map import Spot
-from ..finding import has_words
+from ..finding import places
 from ..keys import Keys
 from ..presets import Preset, Presets
 from ..records import UNDER_WAY, ChatSettings, ModelCard, Opened, State
@@ -435,9 +435,9 @@ class ChatScreen(Screen[None]):
         """Scroll the conversation by whole pages while the prompt keeps the focus."""
         self.transcript.turn_page(pages)
 
-    async def action_top(self) -> None:
+    def action_top(self) -> None:
         """Go to the first message."""
-        await self.transcript.to_top()
+        self.run_worker(self.transcript.to_top(), group="going", exclusive=True)
 
     def action_bottom(self) -> None:
         """Go to the end, and follow it."""
@@ -452,14 +452,16 @@ class ChatScreen(Screen[None]):
         await self.query_one(FindBar).open(text)
 
     @on(FindBar.Wanted)
-    async def _find_wanted(self, event: FindBar.Wanted) -> None:
+    def _find_wanted(self, event: FindBar.Wanted) -> None:
         """Go to one of the messages with the words, and say which of how many it is."""
         bar = self.query_one(FindBar)
-        keys = [turn.key for turn in self.conversation.turns if has_words(turn.text, event.text)]
+        turns = self.conversation.turns
+        keys = [turns[index].key for index in places([turn.text for turn in turns], event.text)]
         at = event.number % len(keys) if keys else 0
         bar.tell(at, len(keys))
         if keys:
-            await self.transcript.reveal(keys[at], event.text)
+            # A worker: it waits for layouts, which this screen makes.
+            self.run_worker(self.transcript.reveal(keys[at], event.text), group="going", exclusive=True)
 
     @on(FindBar.Closed)
     def _find_closed(self) -> None:

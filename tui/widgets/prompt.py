@@ -276,9 +276,9 @@ class Prompt(TextArea, inherit_bindings=False):
             self.action_send()
 
     async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default().stop()  # Textual calls the base class's method by itself as well
         event.text = unix_lines(event.text)
         if len(event.text) > PASTE_CHARACTERS:
-            event.prevent_default().stop()
             self.post_message(self.Pasted(event.text))
         else:
             await super()._on_paste(event)

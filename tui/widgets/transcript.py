@@ -17,7 +17,7 @@ from textual.layout import DockArrangeResult
 from textual.widget import Widget
 from textual.widgets.markdown import MarkdownBlock
 
-from ..finding import has_words
+from ..finding import places
 from ..records import Key
 from .answer_turn import AnswerTurn
 from .discard import discard
@@ -108,8 +108,9 @@ class Transcript(VerticalScroll, can_focus=False):
         while isinstance(turn, AnswerTurn) and turn.has_more:
             await turn.lengthen()
         await self._laid_out()
-        blocks = [block for block in turn.query(MarkdownBlock) if has_words(block.source or "", words)]
-        target = blocks[0] if blocks else turn
+        blocks = list(turn.query(MarkdownBlock))
+        found = places([block.source or "" for block in blocks], words)
+        target = blocks[found[0]] if found else turn
         target.add_class("-found")
         self.scroll_to_widget(target, animate=False, immediate=True, force=True)
 

@@ -25,10 +25,11 @@ from edgemoe.errors import ModelNotFound
 from edgemoe.text.display import percent, visible
 from edgemoe.text.failures import in_words
 from edgemoe.tui.app import ChatApp
-from edgemoe.tui.commands import Call, Unknown, completed, matches, parse
+from edgemoe.tui.commands import Call, Unknown, matches, parse
 from edgemoe.tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
 from edgemoe.tui.records import ChatSettings, ExpertMaps
 from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.screens.help import HelpScreen
 from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.widgets import answer_turn
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
@@ -296,7 +297,11 @@ async def test_slash_commands() -> None:
         assert "there is no command /hlep" in driver.notes() and "did you mean /help?" in driver.notes()
         assert driver.prompt.text == "/hlep"
         await driver.send("/help")
-        assert "/vram SIZE" in driver.notes() and "Ctrl+Q quit" in driver.notes()
+        await driver.until(lambda: isinstance(driver.app.screen, HelpScreen))
+        words = " ".join(plain(part) for part in driver.app.screen.query(Static))
+        assert "/vram SIZE" in words and "Ctrl+Q" in words
+        await driver.pilot.press("escape")
+        await driver.until(lambda: isinstance(driver.app.screen, ChatScreen))
         await driver.send("/system You are [red]terse[/].")
         assert "You are [red]terse[/]." in driver.notes()
         await driver.send("/vram much")
@@ -321,15 +326,6 @@ def test_command_lines() -> None:
     assert parse("/SYSTEM  be kind ") == Call("system", "be kind")
     assert isinstance(parse("/vram"), Unknown) and isinstance(parse("/"), Unknown)
     assert [command.name for command in matches("/st")] == ["stats"]
-    assert [completed(line) for line in ("/v", "/e", "/ex", "/re", "/s", "hi", "/file x")] == [
-        "/vram ",
-        "/experts",
-        "/exp",
-        "/rename ",
-        "/system ",
-        "hi",
-        "/file x",
-    ]
     assert not matches("text") and [command.name for command in matches("/vram 4")] == ["vram"]
 
 

@@ -24,6 +24,7 @@ from edgemoe.tui.presets import Preset, Presets, asks_to_save
 from edgemoe.tui.recent import Recent
 from edgemoe.tui.records import ChatSettings, ModelChoice, Opened
 from edgemoe.tui.screens.chat import ChatScreen, Services
+from edgemoe.tui.screens.help import HelpScreen
 from edgemoe.tui.screens.models import ModelsScreen
 from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
@@ -79,7 +80,10 @@ async def test_chosen_keys_work_the_others_do_not_and_help_knows(tmp_path: Path)
         assert answers(driver)
         driver.prompt.text = "/help"
         await driver.pilot.press("ctrl+s")
-        await driver.until(lambda: "F2 new chat" in driver.notes() and "Ctrl+N" not in driver.notes())
+        await driver.until(lambda: isinstance(driver.app.screen, HelpScreen))
+        await driver.until(lambda: "Ctrl+S" in shown(driver) and "Ctrl+N" not in shown(driver))
+        await driver.pilot.press("escape")
+        await driver.until(lambda: isinstance(driver.app.screen, ChatScreen))
         await driver.pilot.press("f2")
         await driver.until(lambda: not answers(driver))
 

@@ -39,7 +39,7 @@ async def choose(driver: Driver, number: int, many: int) -> None:
 async def test_messages_are_walked_through_and_copied(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["First.", "Second.", "Third."]) as driver:
         await driver.pilot.press("ctrl+up")
-        await driver.until(lambda: any("no message" in note.message for note in driver.app._notifications))
+        await driver.until(lambda: "no message" in str(driver.prompt.border_title))
         await talk(driver)
         texts = copied(driver)
         await choose(driver, 1, 6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from edgemoe.answer.record import Answer, ToolCall
 from edgemoe.tui.archive import Archive
 from edgemoe.tui.conversation import Conversation
-from edgemoe.tui.interchange import Document, read, to_json, to_markdown
+from edgemoe.tui.interchange import Document, export, read, to_json, to_markdown
 from edgemoe.tui.raw import split
 from edgemoe.tui.records import Turn
 from edgemoe.tui.store import MIGRATIONS, Store
@@ -40,6 +41,8 @@ class Inline(Archive):
     def __init__(self, store: Store) -> None:
         self.store = store
         self.told: list[str] = []
+        self.is_failing = False
+        self._unsaved = []
 
     def do(self, job: Callable[[Store], Any]) -> Future[Any]:
         done: Future[Any] = Future()
@@ -141,6 +144,49 @@ def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
     chat.end(Answer("answer"))
     assert ["not being saved" in text for text in archive.told] == [True] and said(chat)[-1] == ("assistant", "answer")
     chat.add("user", "next")
+    assert archive.is_failing and len(archive.told) == 1, "it is said once"
+    store._db.execute("pragma query_only=off")
+    chat.end(Answer("more"))
+    assert not archive.is_failing and "saved again" in archive.told[-1]
+    assert [text for _, text in said(resumed(store, chat))] == ["q", "answer", "next", "more"]
+
+
+def test_search_finds_chinese_inside_a_sentence(store: Store) -> None:
+    chat = Conversation(Inline(store))
+    chat.add("user", "请解释")
+    chat.end(Answer("混合专家模型只激活一部分专家。And **experts** too."))
+    assert [found.title for found in store.search("专家")] == ["请解释"]
+    assert "专家" in store.search("专家")[0].excerpt and "*" not in store.search("experts")[0].excerpt
+    assert store.search("专家 experts") and not store.search("专家 zebra") and not store.search("狮子")
+
+
+def test_an_export_tells_who_speaks_and_comes_back(store: Store) -> None:
+    turns = (Turn("user", "### You <!-- user -->"), Turn("assistant", "Hi.", note="25 tok/s · 12 tokens"))
+    document = Document("t", "tiny", "", turns)
+    text = to_markdown(document)
+    rendered = [line for line in text.splitlines() if line.startswith("### ")]
+    assert rendered[0].startswith("### You") and "### tiny" in rendered[1] and "25 tok/s" in text
+    assert read(text) == document and read(to_json(document)) == document
+    old = text.replace("\n### You <", "\n<").replace("### tiny <", "<")
+    assert [turn.role for turn in read(old).turns] == ["user", "assistant"], "as older versions wrote it"
+
+
+def test_an_export_that_fails_leaves_nothing_and_a_second_one_takes_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    document = Document("t", "", "", (Turn("user", "hi"),))
+    assert [str(export(document)) for _ in range(2)] == ["t.md", "t-2.md"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="large") as caught:
+            export(document, "a.md")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.filename == "a.md" and not (tmp_path / "a.md").exists()
 
 
 def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
+from textual.theme import Theme
 
 from edgemoe.worker.protocol import EngineSource
 
 from . import messages as told
 from .archive import Archive
+from .look import Look
 from .records import ChatSettings
 from .screens.chat import ChatScreen, Services
 from .session import ChatSession
@@ -30,6 +35,7 @@ class ChatApp(App[None]):
     CSS_PATH = "app.tcss"
     BINDINGS = [
         Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit"),
+        Binding("ctrl+z", "suspend_process", "Suspend", show=False, priority=True, id="chat.suspend"),
         Binding("ctrl+p", "command_palette", "Commands", show=False, priority=True, id="app.palette"),
     ]
 
@@ -55,12 +61,15 @@ class ChatApp(App[None]):
         self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
         self._tidying = Tidying()
+        self._may_lose = False  # the user knows that something is not saved
 
     def on_mount(self) -> None:
         """Dress, show the chat, then load."""
         for theme in LOOKS.values():
             self.register_theme(theme)
-        self.theme = chosen(self._settings.look, self.console.color_system).name
+        self._look = Look(self._chats.with_name("look")) if self._chats is not None else None
+        self.theme = self._known_theme = self._first_theme()
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         if self._chats is not None:
             self._archive = Archive(self._chats, lambda text: self._deliver(told.ArchiveSaid(text)))
         self._chat_screen = ChatScreen(self.session, self._settings, self._archive, self._services)
@@ -69,11 +78,52 @@ class ChatApp(App[None]):
         # After the first frame: the child's start would compete with it for the processor.
         self._chat_screen.call_after_refresh(self._begin)
 
+    def _first_theme(self) -> str:
+        """Choose the theme of the last time, unless the command line or the terminal asks for another."""
+        fitting = chosen(self._settings.look, self.console.color_system)
+        kept = self._look.read() if self._look is not None and self._settings.look == "auto" else ""
+        theme = self.get_theme(kept)
+        return kept if theme is not None and (theme.ansi or not fitting.ansi) else fitting.name
+
+    def _theme_changed(self, theme: Theme) -> None:
+        if self._look is not None and theme.name != self._known_theme:  # Textual tells of the first one, too
+            self._known_theme = theme.name
+            self._look.write(theme.name)
+
+    def notify(self, message: str, *, severity: SeverityLevel = "information", **more: Any) -> None:
+        """Say a passing word in the edge of the prompt, where it covers nothing; over a window as a toast."""
+        chat = self._chat_screen
+        if chat is None or self.screen is not chat:
+            super().notify(message, severity=severity, **more)
+        elif len(message) < self.size.width - 6:
+            chat.prompt.show_notice(message)
+        else:
+            self.run_worker(chat.say(message))
+
+    async def action_quit(self) -> None:
+        """Leave the chat; say once what is not saved."""
+        archive = self._archive
+        if archive is not None and archive.is_failing and not self._may_lose and self._chat_screen is not None:
+            await asyncio.wrap_future(archive.save(lambda store: None))
+            if archive.is_failing:
+                self._may_lose = True
+                hint = "/export FILE.md writes them; quit again leaves them"
+                await self._chat_screen.say("The last messages are not saved.", hint, wrong=True)
+                return
+        self.exit()
+
     def _begin(self) -> None:
         if not self.is_headless:  # a process of its own
+            self._leave_on_signals()
             self._tidying.begin()
             self.set_interval(LOOK_SECONDS, self._tidying.look)
         self.session.open()
+
+    def _leave_on_signals(self) -> None:
+        """End as on the user's word when the system ends the process: the terminal gets its modes back."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ():
+            loop.add_signal_handler(number, self.exit, None, 128 + number)
 
     async def on_event(self, event: events.Event) -> None:
         """Note when a key comes."""

@@ -18,12 +18,18 @@ Result = TypeVar("Result")
 
 
 class Archive:
-    """Owns one :class:`Store`; every method may be called from any thread."""
+    """Owns one :class:`Store`; every method may be called from any thread.
+
+    Attributes:
+        is_failing: something is not saved, as on a full disk. It is tried again with whatever is saved next.
+    """
 
     def __init__(self, path: Path, tell: Callable[[str], object]) -> None:
         """Begin to open ``path``; ``tell`` gets sentences for the user, in this object's thread."""
         self._path, self._tell = path, tell
         self._store: Store | None = None
+        self._unsaved: list[Callable[[Store], None]] = []  # the archive's thread: what the disk has not taken yet
+        self.is_failing = False
         self._thread = ThreadPoolExecutor(1, "edgemoe-archive")
         self._thread.submit(self._open)
 
@@ -34,6 +40,37 @@ class Archive:
             RuntimeError: the archive is closed.
         """
         return self._thread.submit(self._run, job)
+
+    def save(self, change: Callable[[Store], None], passing: bool = False) -> Future[None]:
+        """Run ``change`` after every change that an earlier failure has left; failures are told once.
+
+        Args:
+            change: writes to the database.
+            passing: a later change holds all of this one, so it need not be tried again.
+        """
+        return self.do(lambda store: self._save(store, change, passing))
+
+    def _save(self, store: Store, change: Callable[[Store], None], passing: bool) -> None:
+        self._unsaved.append(change)
+        try:
+            while self._unsaved:
+                self._unsaved[0](store)
+                self._unsaved.pop(0)
+        except sqlite3.Error as error:
+            if passing:
+                self._unsaved.pop()
+            self._fail(error)
+        else:
+            if self.is_failing:
+                self.is_failing = False
+                self.tell("Everything is saved again.")
+
+    def _fail(self, error: Exception) -> None:
+        if not self.is_failing:
+            self.is_failing = True
+            self.tell(
+                f"The conversation is not being saved: {in_short(error)}. Every message tries again; /export too."
+            )
 
     def tell(self, text: str) -> None:
         """Say something to the user."""
@@ -48,16 +85,25 @@ class Archive:
         try:
             self._store = Store(self._path)
         except (OSError, sqlite3.Error) as error:
-            self._tell(f"Conversations are not kept: {error}.")
+            self.is_failing = True
+            self._tell(f"Conversations are not kept: {in_short(error)}.")
             return
         for note in self._store.notes:
             self._tell(note)
 
     def _run(self, job: Callable[[Store], Result]) -> Result:
         if self._store is None:
-            raise sqlite3.OperationalError("the database of conversations is not open")
+            try:
+                self._store = Store(self._path)
+            except OSError as error:
+                raise sqlite3.OperationalError(in_short(error)) from error
         return job(self._store)
 
     def _close(self) -> None:
         if self._store is not None:
             self._store.close()
+
+
+def in_short(error: Exception) -> str:
+    """Say ``error`` without numbers and paths."""
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgemoe.text.display import count, one_line
+
 LARGEST_BYTES = 8 << 20  # far beyond any context; a larger file is a mistake
 _LOOKED_AT = 8192  # bytes that tell what a file is
 # How picture files begin, and how WebP goes on after its length.
@@ -20,6 +22,13 @@ class Attachment:
 
     name: str
     text: str
+
+    @property
+    def summary(self) -> str:
+        """Name and length, for a chip."""
+        lines = self.text.count("\n") + (not self.text.endswith("\n"))
+        long = f"{count(lines)} lines" if lines > 1 else f"{count(len(self.text))} characters"
+        return f"{one_line(self.name, 40)} · {long}"
 
     def fenced(self) -> str:
         """As the model reads it; the fence is longer than any in the text."""
@@ -49,7 +58,12 @@ def load(name: str) -> Attachment:
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
     if b"\0" in begin:
         raise ValueError(f"{path.name} is not a text file")
-    return Attachment(path.name, data.decode("utf-8", "replace"))
+    return Attachment(path.name, unix_lines(data.decode("utf-8", "replace")))
+
+
+def unix_lines(text: str) -> str:
+    """Return ``text`` with every line end as a line feed: terminals paste carriage returns, Windows writes both."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _is_picture(suffix: str, begin: bytes) -> bool:

@@ -1,8 +1,7 @@
-"""The conversation that is open: its turns, handed to the archive as they come. A failing disk is said once."""
+"""The conversation that is open: its turns, handed to the archive as they come."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -38,7 +37,6 @@ class Conversation:
         self.turns: list[Turn] = []
         self._saved_at = 0.0
         self._draft: Future[None] | None = None
-        self._lost = False  # the archive's thread: nothing more is saved after a failure
 
     @classmethod
     def resumed(cls, archive: Archive, saved: Saved) -> Conversation:
@@ -71,8 +69,9 @@ class Conversation:
         self.title = title
         self._keep_known(lambda store, id: store.rename(id, title))
 
-    def add(self, role: Role, text: str) -> Turn:
-        """Append a turn, save it and give it."""
+    def add(self, role: Role, text: str, title: str = "") -> Turn:
+        """Append a turn, save it and give it; ``title`` names a conversation that has none, else ``text`` does."""
+        self.title = self.title or one_line(title, TITLE_WIDTH)
         return self._append(Turn(role, text))
 
     def _append(self, turn: Turn) -> Turn:
@@ -101,7 +100,7 @@ class Conversation:
         waiting = self._draft is not None and not self._draft.done()
         if time.monotonic() - self._saved_at >= SAVE_SECONDS and not waiting:
             self._draft = self._keep(
-                lambda store: store.draft(turn.key.id, answer) if turn.key.id is not None else None
+                lambda store: store.draft(turn.key.id, answer) if turn.key.id is not None else None, passing=True
             )
             self._saved_at = time.monotonic()
 
@@ -113,12 +112,16 @@ class Conversation:
             self._write()
 
     def cut(self, count: int) -> list[Turn]:
-        """Take the last turns away until ``count`` are left; they stay in the database as another branch."""
+        """Take the last turns away until ``count`` are left. The database shows them until the next turn is added."""
         gone = self.turns[count:]
         del self.turns[count:]
-        head = self.turns[-1].key if self.turns else Key()
-        self._keep_known(lambda store, id: store.point(id, head.id))
         return gone
+
+    def keep_branch(self) -> None:
+        """Let the database show the turns as they are now; without any it keeps what it shows."""
+        if self.turns:
+            head = self.turns[-1].key
+            self._keep_known(lambda store, id: store.point(id, head.id))
 
     def drop_unanswered(self) -> None:
         """Take back a last question that got no answer, so that the roles keep alternating."""
@@ -150,20 +153,8 @@ class Conversation:
         chat = self.key
         self._keep(lambda store: save(store, chat.id) if chat.id is not None else None)
 
-    def _keep(self, save: Callable[[Store], None]) -> Future[None] | None:
-        archive = self._archive
-        if archive is None:
-            return None
-
-        def job(store: Store) -> None:
-            try:
-                if not self._lost:
-                    save(store)
-            except sqlite3.Error as error:
-                self._lost = True
-                archive.tell(f"The conversation is not being saved: {error}. /export writes it to a file.")
-
-        return archive.do(job)
+    def _keep(self, save: Callable[[Store], None], passing: bool = False) -> Future[None] | None:
+        return self._archive.save(save, passing) if self._archive is not None else None
 
 
 def _message(turn: Turn) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Conversations as files: Markdown with front matter, and JSON in OpenAI messages, both ways.
 
-In Markdown each turn begins with a comment line such as ``<!-- user -->``, and so do the thinking and the tool calls of
-an answer, which stand before and after it; a line of a message that looks like one gets a backslash in front, so every
-conversation comes back as it was. An answer with markers of thinking in its text, from elsewhere, is split.
+In Markdown each turn begins with a line such as ``### You <!-- user -->``, a heading for readers and a comment for
+programs. So do the thinking of an answer before it, its tool calls and its receipt after it. A line of a message that
+looks like one gets a backslash in front, so every conversation comes back as it was. An answer from elsewhere that has
+markers of thinking in its text is split.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -20,8 +22,8 @@ from . import raw
 from .records import Role, Turn
 
 THOUGHTS = "--thoughts"  # in /export: with the thinking
-_PARTS = r"<!-- (?:user|assistant|thinking|calls)(?: [\d.e+-]+ s)? -->"
-_MARK = re.compile(r"<!-- (user|assistant|thinking|calls)(?: ([\d.e+-]+) s)? -->")
+_PARTS = r"(?:### [^<>\n]* )?<!-- (?:user|assistant|thinking|calls|receipt)(?: [\d.e+-]+ s)? -->"
+_MARK = re.compile(r"(?:### [^<>\n]* )?<!-- (user|assistant|thinking|calls|receipt)(?: ([\d.e+-]+) s)? -->")
 _LIKE_MARK = re.compile(rf"^(\\*{_PARTS})$", re.MULTILINE)
 _ESCAPED = re.compile(rf"^\\(\\*{_PARTS})$", re.MULTILINE)
 _FIELDS = ("title", "model", "system")
@@ -40,17 +42,21 @@ class Document:
 def to_markdown(document: Document) -> str:
     """Front matter with title, model and system prompt, then the turns."""
     lines = ["---", *(f"{name}: {json.dumps(getattr(document, name), ensure_ascii=True)}" for name in _FIELDS), "---"]
+    answers = re.sub(r"[<>\s]+", " ", document.model).strip() or "Answer"
     for turn in document.turns:
         if turn.thought:
-            lines += _part("thinking" if turn.thought_s is None else f"thinking {turn.thought_s!r} s", turn.thought)
-        lines += _part(turn.role, turn.text)
+            spent = "thinking" if turn.thought_s is None else f"thinking {turn.thought_s!r} s"
+            lines += _part("Thinking", spent, turn.thought)
+        lines += _part("You" if turn.role == "user" else answers, turn.role, turn.text)
         if turn.calls:
-            lines += _part("calls", calls.to_json(turn.calls))
+            lines += _part("Tool calls", "calls", calls.to_json(turn.calls))
+        if turn.note:
+            lines += _part("Figures", "receipt", turn.note)
     return "\n".join(lines) + "\n"
 
 
-def _part(mark: str, text: str) -> list[str]:
-    return ["", f"<!-- {mark} -->", _LIKE_MARK.sub(r"\\\1", text)]
+def _part(heading: str, mark: str, text: str) -> list[str]:
+    return ["", f"### {heading} <!-- {mark} -->", _LIKE_MARK.sub(r"\\\1", text)]
 
 
 def to_json(document: Document) -> str:
@@ -69,6 +75,8 @@ def _message(turn: Turn) -> dict[str, Any]:
         message["reasoning_seconds"] = turn.thought_s
     if turn.calls:
         message["tool_calls"] = calls.to_openai(turn.calls)
+    if turn.note:
+        message["receipt"] = turn.note
     return message
 
 
@@ -113,7 +121,9 @@ def _from_message(message: dict[str, Any]) -> Turn | None:
         return None
     spent = message.get("reasoning_seconds")
     seconds = float(spent) if thought and isinstance(spent, int | float) else None
-    return _split(Turn(cast(Role, role), content, thought=thought, thought_s=seconds, calls=called))
+    note = message.get("receipt")
+    note = note if isinstance(note, str) else ""
+    return _split(Turn(cast(Role, role), content, note=note, thought=thought, thought_s=seconds, calls=called))
 
 
 def _split(turn: Turn) -> Turn:
@@ -158,6 +168,10 @@ def _put_together(parts: Sequence[tuple[str, str | None, str]]) -> list[Turn]:
             if not turns or turns[-1].role != "assistant":
                 raise ValueError("tool calls without an answer are in it")
             turns[-1] = replace(turns[-1], calls=calls.of_json(body))
+        elif kind == "receipt":
+            if not turns or turns[-1].role != "assistant":
+                raise ValueError("figures without an answer are in it")
+            turns[-1] = replace(turns[-1], note=body)
         else:
             turns.append(Turn(cast(Role, kind), body, thought=thought[0], thought_s=thought[1]))
             thought = ("", None)
@@ -183,14 +197,27 @@ def asks_for_thoughts(text: str) -> tuple[str, bool]:
 
 
 def export(document: Document, name: str = "") -> Path:
-    """Write ``document`` to a file that does not exist yet, named after its title by default; returns its path.
+    """Write ``document`` to a file that does not exist yet and return its path.
+
+    Without a ``name`` the file is named after the title, with a number where that file exists.
 
     Raises:
-        OSError: it was not written.
+        OSError: it was not written, and nothing of it is there; ``filename`` names it.
     """
-    title = "".join(mark if mark.isalnum() else "-" for mark in document.title[:40]).strip("-") or "chat"
-    path = Path(name or f"{title}.md").expanduser()
+    path = Path(name).expanduser() if name else _free(document.title)
     write = to_json if path.suffix.lower() == ".json" else to_markdown
-    with path.open("x", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(write(document))
+    file = path.open("xb")
+    try:
+        with file:
+            file.write(write(document).encode("utf-8", "surrogatepass"))
+    except OSError as error:
+        path.unlink()
+        error.filename = str(path)
+        raise
     return path
+
+
+def _free(title: str) -> Path:
+    stem = "".join(mark if mark.isalnum() else "-" for mark in title[:40]).strip("-") or "chat"
+    names = itertools.chain([f"{stem}.md"], (f"{stem}-{number}.md" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())

@@ -36,9 +36,16 @@ class Action:
 ACTIONS = (
     Action("send", "prompt.send", ("enter",), "send"),
     Action("newline", "prompt.newline", ("ctrl+j", "shift+enter"), "newline"),
-    Action("page_up", "prompt.page_up", ("pageup",), "scroll up"),
-    Action("page_down", "prompt.page_down", ("pagedown",), "scroll down"),
-    Action("stop", "chat.stop", ("escape",), "stop the answer"),
+    Action("stop", "chat.stop", ("escape",), "stop the answer, or leave an edit"),
+    Action("interrupt", "chat.interrupt", ("ctrl+c",), "copy, or stop, or quit"),
+    Action("leave", "prompt.leave", ("ctrl+d",), "quit, in an empty prompt"),
+    Action("suspend", "chat.suspend", ("ctrl+z",), "suspend the program"),
+    Action("undo_typing", "prompt.undo", ("ctrl+underscore",), "undo typing"),
+    Action("page_up", "chat.page_up", ("pageup",), "scroll up"),
+    Action("page_down", "chat.page_down", ("pagedown",), "scroll down"),
+    Action("top", "chat.top", ("ctrl+home",), "the first message"),
+    Action("bottom", "chat.bottom", ("ctrl+end",), "the end"),
+    Action("find", "chat.find", ("ctrl+f",), "find in this chat"),
     Action("new", "chat.new", ("ctrl+n",), "new chat"),
     Action("history", "chat.history", ("ctrl+r",), "history and search"),
     Action("models", "chat.models", ("ctrl+o",), "open another model"),
@@ -52,11 +59,12 @@ ACTIONS = (
     Action("regenerate_message", "message.regenerate", ("r",), "answer it again"),
     Action("continue_message", "message.continue", ("n",), "continue it"),
     Action("palette", "app.palette", ("ctrl+p",), "commands"),
+    Action("help", "chat.help", ("f1",), "this help"),
     Action("quit", "app.quit", ("ctrl+q",), "quit"),
 )
 _BY_NAME = {action.name: action for action in ACTIONS}
 _KEY = re.compile(r"((ctrl|alt|shift|super)\+)*([a-z][a-z0-9_]*|\S)")
-_SHORT = {"escape": "Esc", "pageup": "PageUp", "pagedown": "PageDown"}
+_SHORT = {"escape": "Esc", "pageup": "PageUp", "pagedown": "PageDown", "underscore": "_"}
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,15 @@ class Keys:
         """For Textual: the chosen keys of each binding."""
         return {_BY_NAME[name].binding: ",".join(keys) for name, keys in self.chosen.items()}
 
-    def help(self) -> str:
-        """All keys with what they do, some on a line."""
-        parts = [f"{' or '.join(display(key) for key in self.of(action.name))} {action.help}" for action in ACTIONS]
-        parts += ["Up, Down earlier prompts", "Tab completes a command"]
-        return "\n".join(" · ".join(parts[start : start + 4]) for start in range(0, len(parts), 4))
+    def taken(self) -> frozenset[str]:
+        """Give every key that the chat acts on while the user writes: the text area must not act on it as well."""
+        names = [action.name for action in ACTIONS if not action.binding.startswith("message.")]
+        return frozenset(key for name in names for key in self.of(name))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """List all keys, each with what it does."""
+        rows = [(" or ".join(display(key) for key in self.of(action.name)), action.help) for action in ACTIONS]
+        return [*rows, ("Up, Down", "earlier prompts"), ("Tab", "complete a command or a path")]
 
 
 def display(key: str) -> str:

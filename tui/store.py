@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -52,11 +53,15 @@ MIGRATIONS = (
     alter table drafts add column thought_s real;
     alter table drafts add column calls text not null default '';
     """,
+    "create table prompts (id integer primary key, text text not null);",
 )
 RAW_UP_TO = 1  # the last version whose answers are raw text
 SHORT_WORD = 2  # letters
+PROMPTS_KEPT = 500
 BROKE_OFF = "broke off"  # the receipt of an answer that has no other
 BUSY_SECONDS = 1.0  # another chat on the same database writes for milliseconds only
+_UNSPACED = "\u2e80"  # the first sign of the scripts of East Asia
+_MARKS = re.compile(r"[*`#>|]+")
 _ROWS = 500  # that are split at a time
 _BESIDE = ("-wal", "-shm")  # SQLite's own files next to a database
 
@@ -171,23 +176,25 @@ class Store:
     def recent(self, limit: int = 100) -> list[Summary]:
         """The conversations used last, newest first."""
         rows = self._db.execute(
-            "select id, title, model, changed from chats where head is not null order by changed desc limit ?", (limit,)
+            "select id, title, model, changed from chats where exists (select 1 from turns where chat=chats.id)"
+            " order by changed desc limit ?",
+            (limit,),
         )
         return [Summary(*row) for row in rows]
 
     def search(self, text: str, limit: int = 100) -> list[Summary]:
-        """Conversations with all words of ``text``, each a beginning of a word, in one turn or in the title."""
-        words = [word.replace('"', '""') for word in text.split()]
+        """Conversations with all words of ``text`` in one turn or in the title.
+
+        Each is a beginning of a word; in scripts that write no spaces it may be anywhere.
+        """
+        words = text.split()
         if not words:
             return self.recent(limit)
-        # A letter or two are in nearly every turn: the newest come first there, which costs a fraction of ranking all.
-        score = "rank" if max(len(word) for word in words) > SHORT_WORD else "-rowid"
-        query = " ".join(f'"{word}"*' for word in words)
+        hits, arguments = _hits(words)
         titles = " and ".join("title like ? escape '!'" for _ in words)
-        like = [f"%{word.replace('!', '!!').replace('%', '!%').replace('_', '!_')}%" for word in text.split()]
         rows = self._db.execute(
             f"""
-            with hits as (select rowid, {score} as score from words where words match ? order by {score} limit 1000),
+            with hits as ({hits} limit 1000),
             best as (select turns.chat as chat, turns.id as turn, min(score) as score
                      from hits join turns on turns.id = hits.rowid group by turns.chat)
             select chats.id, title, model, changed, coalesce(substr(turns.text, 1, 4000), '') from chats
@@ -195,13 +202,17 @@ class Store:
             where best.chat is not null or {titles}
             order by best.score is null, best.score, changed desc limit ?
             """,
-            (query, *like, limit),
+            (*arguments, *map(_like, words), limit),
         )
-        return [Summary(id, title, model, at, _excerpt(found, text.split())) for id, title, model, at, found in rows]
+        return [Summary(id, title, model, at, _excerpt(found, words)) for id, title, model, at, found in rows]
 
     def read(self, chat: int) -> Saved | None:
         """A conversation along its shown branch; None when there is no such."""
-        row = self._db.execute("select title, model, system, head from chats where id=?", (chat,)).fetchone()
+        # Without a head, as older versions left a conversation that was edited from its first question: the newest.
+        newest = "(select max(id) from turns where chat=chats.id)"
+        row = self._db.execute(
+            f"select title, model, system, coalesce(head, {newest}) from chats where id=?", (chat,)
+        ).fetchone()
         if row is None:
             return None
         turns = self._db.execute(
@@ -216,6 +227,16 @@ class Store:
             (row[3],),
         )
         return Saved(chat, row[0], row[1], row[2], tuple(_turn(*turn) for turn in turns))
+
+    def sent(self, text: str) -> None:
+        """Keep a prompt as it was sent, and forget the oldest beyond ``PROMPTS_KEPT``."""
+        with self._db as db:
+            made = db.execute("insert into prompts (text) values (?)", (text,))
+            db.execute("delete from prompts where id<=?", ((made.lastrowid or 0) - PROMPTS_KEPT,))
+
+    def prompts(self) -> list[str]:
+        """The prompts that were sent, oldest first."""
+        return [row[0] for row in self._db.execute("select text from prompts order by id")]
 
     def siblings(self, turn: int) -> list[int]:
         """Turns that stand where ``turn`` stands, itself included, oldest first."""
@@ -352,9 +373,33 @@ def _set_aside(path: Path) -> str:
     return bad.name
 
 
+def _hits(words: list[str]) -> tuple[str, list[str]]:
+    """A query for turns with all ``words``, best first, and its arguments.
+
+    The index has words between spaces: it does not find a word inside a Chinese sentence, so there all turns are read.
+    """
+    inside = [word for word in words if any(mark >= _UNSPACED for mark in word)]
+    indexed = [word.replace('"', '""') for word in words if word not in inside]
+    likes = " and ".join("text like ? escape '!'" for _ in inside)
+    arguments = list(map(_like, inside))
+    if not indexed:
+        return f"select id as rowid, -id as score from turns where {likes} order by id desc", arguments
+    # A letter or two are in nearly every turn: the newest come first there, which costs a fraction of ranking all.
+    score = "rank" if max(map(len, indexed)) > SHORT_WORD else "-rowid"
+    also = f"and rowid in (select id from turns where {likes})" if inside else ""
+    match = " ".join(f'"{word}"*' for word in indexed)
+    query = f"select rowid, {score} as score from words where words match ? {also} order by {score}"
+    return query, [match, *arguments]
+
+
+def _like(word: str) -> str:
+    return f"%{word.replace('!', '!!').replace('%', '!%').replace('_', '!_')}%"
+
+
 def _excerpt(text: str, words: list[str], width: int = 80) -> str:
-    """The surroundings of the first of ``words`` in ``text``, on one line."""
-    line, low = " ".join(text.split()), " ".join(text.split()).lower()
+    """The surroundings of the first of ``words`` in ``text``, on one line and without marks of Markdown."""
+    line = " ".join(_MARKS.sub("", text).split())
+    low = line.lower()
     places = [place for place in _places(low, words) if place >= 0]
     start = max(0, min(places, default=0) - width // 3)
     return ("…" if start else "") + line[start : start + width]

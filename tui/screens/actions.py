@@ -1,7 +1,8 @@
-"""What the slash commands do: each is a method named after its command."""
+"""The slash commands: each is a method named after its command."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from edgemoe.types import Thinking
 
 from .. import interchange
 from ..attachments import load
-from ..commands import COMMANDS, Call
+from ..commands import Call
 from ..conversation import Conversation
 from ..presets import Preset, Presets, asks_to_save
 from .answering import Answering
@@ -60,6 +61,12 @@ class Commanded(Surface, Protocol):
     def action_toggle_experts(self) -> None:
         """Show or hide the experts."""
 
+    def action_help(self) -> None:
+        """Show keys and commands."""
+
+    async def find(self, text: str) -> None:
+        """Find ``text`` in this chat."""
+
 
 class Actions:
     """Runs commands on one screen."""
@@ -74,10 +81,23 @@ class Actions:
         await action(call.argument)
 
     async def do_help(self, text: str) -> None:
-        """Keys and commands."""
-        await self._screen.say(
-            "\n".join([self._screen.keys.help(), "", *(f"{command.usage:<20}{command.help}" for command in COMMANDS)])
-        )
+        """Show keys and commands."""
+        self._screen.action_help()
+
+    async def do_find(self, text: str) -> None:
+        """Find words in this chat."""
+        await self._screen.find(text)
+
+    async def do_theme(self, text: str) -> None:
+        """Change the colours."""
+        app = self._screen.app
+        if not text:
+            app.search_themes()
+        elif text in app.available_themes:
+            app.theme = text
+        else:
+            known = ", ".join(sorted(app.available_themes))
+            await self._screen.say(f"there is no theme {text}", f"there are: {known}", wrong=True)
 
     async def do_new(self, text: str) -> None:
         """Another conversation."""
@@ -178,15 +198,31 @@ class Actions:
 
     async def do_file(self, text: str) -> None:
         """Attach a text file to the next question."""
+        await self.attach_file(text)
+
+    async def attach_file(self, path: str) -> bool:
+        """Attach the file ``path``; False, after saying why, where it cannot be sent."""
+        answering = self._screen.answering
         try:
-            self._screen.answering.attached.append(attachment := load(text))
+            attachment = await asyncio.to_thread(load, path)
         except ValueError as error:
             await self._screen.say(str(error), wrong=True)
-            return
-        await self._screen.say(
-            f"attached: {attachment.name}, {count(len(attachment.text))} characters",
-            "it goes along with your next question",
-        )
+            return False
+        await answering.attach([*answering.attached, attachment])
+        return True
+
+    async def do_detach(self, text: str) -> None:
+        """Take the last attachment away, or number N, or all."""
+        attached = list(self._screen.answering.attached)
+        if not attached:
+            await self._screen.say("nothing is attached")
+        elif text.lower() == "all":
+            await self._screen.answering.attach([])
+        elif text and not (text.isdigit() and 0 < int(text) <= len(attached)):
+            await self._screen.say(f"there are {len(attached)} attachments", "/detach N, or /detach all", wrong=True)
+        else:
+            del attached[int(text or len(attached)) - 1]
+            await self._screen.answering.attach(attached)
 
     async def do_export(self, text: str) -> None:
         """Write the conversation to a file that does not exist yet."""
@@ -198,7 +234,7 @@ class Actions:
         try:
             path = interchange.export(document, text)
         except OSError as error:
-            why = f"{error.filename} was not written: {error.strerror}"
+            why = f"{error.filename or 'the file'} was not written: {error.strerror}"
             await self._screen.say(why, "/export FILE.md or FILE.json", wrong=True)
             return
         await self._screen.say(f"written to {path}")
@@ -217,18 +253,24 @@ class Actions:
         if self._screen.busy:
             await self._screen.say("Esc stops the answer first")
         elif question := await self._screen.library.take_back():
+            self._screen.library.keep_undone()
             self._screen.prompt.give_back(question)
         else:
             await self._screen.say("there is nothing to take back")
 
-    do_edit = do_undo
+    async def do_edit(self, text: str) -> None:
+        """Change the last question."""
+        if self._screen.busy:
+            await self._screen.say("Esc stops the answer first")
+        elif not await self._screen.library.edit():
+            await self._screen.say("there is no question to change")
 
     async def do_regen(self, text: str) -> None:
         """Another answer to the last question."""
         if (why := self._cannot_ask()) is not None:
             await self._screen.say(why)
         elif await self._screen.library.take_back(keep_question=True):
-            await self._screen.answering.answer()
+            await self._screen.answering.answer(self._screen.library.restore)
         else:
             await self._screen.say("there is no question to answer again")
 
@@ -249,7 +291,7 @@ class Actions:
 
     async def do_quit(self, text: str) -> None:
         """Leave."""
-        self._screen.app.exit()
+        await self._screen.app.action_quit()
 
     def copy(self, number: str) -> None:
         """Copy the last answer, or its code block ``number`` (from 1), to the clipboard of the terminal."""

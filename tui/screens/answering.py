@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 from edgemoe.answer.growth import Growing, Growth
 from edgemoe.answer.receipt import Receipt, breaking_off
@@ -50,9 +51,12 @@ class Answering:
         self._before = Answer()  # what a continued answer begins with
         self._growing: Growing | None = None
         self._drawing = False  # a look is due
+        self._asked: tuple[str, list[Attachment]] = ("", [])  # the question under way as it was typed
+        self._restore: Callable[[], Awaitable[None]] | None = None  # undoes what made way for the answer under way
         self._sent: list[dict[str, str]] = []
         self._looks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
         self._rate_s = 0.0
+        self._expected = 0  # tokens of the prompt, as estimated
         self._tokens_before: int | None = None  # computed before this prompt
         self._characters_per_token = context.CHARACTERS_PER_TOKEN
         self._warned = False
@@ -67,17 +71,40 @@ class Answering:
         if not fitting.fits:
             surface.prompt.give_back(text)
             need = f"{fitting.share:.0%} of the context"
-            await surface.say(f"this question alone would take {need}", "shorten it, or a larger --ctx", wrong=True)
+            hint = "/detach removes an attachment" if self.attached else "shorten it"
+            await surface.say(f"this question alone would take {need}", f"{hint}, or a larger --ctx", wrong=True)
             return
-        self.attached = []
-        turn = surface.conversation.add("user", question)
+        self._asked, self._restore = (text, self.attached), None
+        turn = surface.conversation.add("user", question, title=text)
+        await self.attach([])
         await surface.transcript.add(UserTurn(question, turn.key))
-        await self.answer()
+        await self._answer()
 
-    async def answer(self) -> None:
-        """Let the model answer the conversation, which ends with a question."""
+    async def answer(self, restore: Callable[[], Awaitable[None]]) -> None:
+        """Let the model answer the conversation again; ``restore`` brings the earlier answer back if none comes."""
+        self._restore = restore
+        await self._answer()
+
+    async def _answer(self) -> None:
         self._before = Answer()
         await self._begin(AnswerTurn(self._number + 1), self._surface.conversation.messages())
+
+    async def attach(self, attachments: list[Attachment]) -> None:
+        """Let ``attachments`` go along with the next question."""
+        self.attached = attachments
+        await self._surface.attachments.show(
+            [(attachment, self._is_too_long(attachment)) for attachment in attachments]
+        )
+
+    def _is_too_long(self, attachment: Attachment) -> bool:
+        return not self._fit([{"role": "user", "content": attachment.text}]).fits
+
+    def show_figures(self) -> None:
+        """Show the figures of a conversation that was not answered here: nothing but how full the context is."""
+        status, conversation = self._surface.status, self._surface.conversation
+        status.answer_rate, status.first_token_s, status.hit_rate = 0.0, 0.0, None
+        messages = conversation.messages() if conversation.turns else []
+        status.context_used = context.tokens(messages, self._characters_per_token)
 
     async def go_on(self) -> bool:
         """Let the last answer go on; False when there is none."""
@@ -114,7 +141,9 @@ class Answering:
         await surface.transcript.add(turn)
         surface.enter("reading")
         self._sent = fitting.messages
-        turn.expect(context.tokens(fitting.messages, self._characters_per_token))
+        self._expected = context.tokens(fitting.messages, self._characters_per_token)
+        turn.expect(self._expected)
+        surface.status.context_used = self._expected
         self._tokens_before = None
         surface.session.sample()
         surface.session.ask(self._number, fitting.messages, surface.sampling, surface.think)
@@ -161,6 +190,7 @@ class Answering:
 
     def _show_rate(self, growth: Growth) -> None:
         status = self._surface.status
+        status.context_used = self._expected + growth.tokens
         if not self._looks:
             status.first_token_s, self._rate_s = growth.first_s, growth.elapsed_s
         self._looks.append((growth.elapsed_s, growth.tokens))
@@ -182,6 +212,8 @@ class Answering:
             characters = sum(context.length(message["content"]) for message in self._sent) + written
             self._characters_per_token = max(characters / receipt.context_tokens, 1.0)
         await self._finish(answer, _receipt(event.reason, answer, receipt))
+        if not answer and event.reason != "stopped":
+            await self._surface.say("the model gave an empty answer")
         status = self._surface.status
         status.answer_rate, status.first_token_s = receipt.answer_rate, receipt.first_token_s
         status.context_used = receipt.context_tokens or status.context_used
@@ -205,9 +237,25 @@ class Answering:
         conversation.end(answer, line)
         if answer:
             turn.key = conversation.turns[-1].key
+            await turn.end(answer, line)
         else:
-            conversation.drop_unanswered()
-        await turn.end(answer, line)
+            await turn.remove()
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Nothing was answered: the chat is as it was before, a new question stands in the prompt again."""
+        surface = self._surface
+        if self._restore is not None:
+            await self._restore()
+            return
+        question = surface.conversation.turns[-1].key
+        surface.conversation.drop_unanswered()
+        for turn in surface.transcript.query(UserTurn):
+            if turn.key is question:
+                await turn.remove()
+        text, attachments = self._asked
+        surface.prompt.give_back(text)
+        await self.attach(attachments + self.attached)
 
     def leave(self) -> None:
         """Another conversation opens: stop an answer under way, and keep what there is of it."""
@@ -220,10 +268,9 @@ class Answering:
                 answer = self._before.followed_by(self._growing.take().answer)
             surface.conversation.end(answer, "stopped")
         self._turn = self._growing = None
-        self.attached, self._warned = [], False
+        self._warned = False
         surface.left()
         if surface.card is not None:
-            surface.status.context_used = 0
             surface.enter("idle")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,14 +24,19 @@ from .. import messages as told
 from ..archive import Archive
 from ..attachments import Attachment
 from ..commands import Call, Unknown, parse
+from ..completion import files_named
 from ..conversation import Conversation
 from ..expert_map import Spot
+from ..finding import places
 from ..keys import Keys
 from ..presets import Preset, Presets
 from ..records import UNDER_WAY, ChatSettings, ModelCard, Opened, State
 from ..session import ChatSession
+from ..widgets.attachment_bar import AttachmentBar, Chip
+from ..widgets.completion_menu import CompletionMenu
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
+from ..widgets.find_bar import FindBar
 from ..widgets.message import ChatMessage
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
@@ -44,6 +51,7 @@ from .library import Library
 if TYPE_CHECKING:
     from ..fetching import Fetcher
     from ..forecasts import Forecasts
+    from .history import Found
     from .models import Choices, Remove
 
 _NOT_NOW: dict[State, str] = {
@@ -85,6 +93,14 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "Prompt"
     BINDINGS = [
         Binding("escape", "stop", "Stop the answer", id="chat.stop"),
+        Binding("ctrl+c", "interrupt", "Copy, stop or quit", id="chat.interrupt"),
+        Binding("tab,shift+tab", "to_prompt", show=False),
+        Binding("pageup", "turn_page(-1)", show=False, id="chat.page_up"),
+        Binding("pagedown", "turn_page(1)", show=False, id="chat.page_down"),
+        Binding("ctrl+home", "top", "First message", id="chat.top"),
+        Binding("ctrl+end", "bottom", "End", id="chat.bottom"),
+        Binding("ctrl+f", "find", "Find in this chat", id="chat.find"),
+        Binding("f1", "help", "Help", id="chat.help", priority=True),
         Binding("ctrl+n", "new_chat", "New chat", id="chat.new", priority=True),
         Binding("ctrl+r", "history", "History", id="chat.history", priority=True),
         Binding("ctrl+o", "models", "Models", id="chat.models", priority=True),
@@ -116,13 +132,17 @@ class ChatScreen(Screen[None]):
         self.library = Library(self, self.answering)
         self._actions, self._choosing = Actions(self), Choosing(self)
         self._experts_wanted: bool | None = None  # None until the user decides
+        self._quit_asked = False  # Ctrl+C quits when it is pressed again
 
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
         with Transcript(id="transcript", thinking_key=self.keys.shown("thinking")):
             yield Welcome(self.model_name, self.keys, self._services.advice)
         yield ExpertPanel(id="experts")
-        yield Prompt(self.keys, id="prompt")
+        yield FindBar()
+        yield AttachmentBar()
+        yield (menu := CompletionMenu())
+        yield Prompt(self.keys, menu, id="prompt")
         yield StatusLine(id="status")
 
     async def on_mount(self) -> None:
@@ -134,6 +154,12 @@ class ChatScreen(Screen[None]):
             self.call_after_refresh(self.action_models)
         if self._resume:
             self.run_worker(self.library.resume_last())
+        if self.archive is not None:
+            self.run_worker(self._remember_prompts(self.archive))
+
+    async def _remember_prompts(self, archive: Archive) -> None:
+        with contextlib.suppress(sqlite3.Error):  # said by the archive
+            self.prompt.remember(await asyncio.wrap_future(archive.do(lambda store: store.prompts())))
 
     @property
     def transcript(self) -> Transcript:
@@ -151,6 +177,11 @@ class ChatScreen(Screen[None]):
         return self.query_one(Prompt)
 
     @property
+    def attachments(self) -> AttachmentBar:
+        """The attachments of the next question."""
+        return self.query_one(AttachmentBar)
+
+    @property
     def state(self) -> State:
         """What the chat does now, as the status line says it."""
         return self.status.state
@@ -163,8 +194,12 @@ class ChatScreen(Screen[None]):
     def enter(self, state: State) -> None:
         """Be in another state."""
         self.status.state = state
+        self._quit_asked = False
+        stop = self.keys.shown("stop")
         if self.busy:
-            self.prompt.show_keys(f"{self.keys.shown('stop')} stop")
+            self.prompt.show_keys(f"{stop} stop")
+        elif self.library.is_editing:
+            self.prompt.show_keys(f"editing · {self.keys.shown('send')} asks it instead · {stop} leaves it as it was")
         else:
             self.prompt.show_keys()
         self._watch()
@@ -227,6 +262,7 @@ class ChatScreen(Screen[None]):
 
     @on(told.ArchiveSaid)
     async def _archive_said(self, event: told.ArchiveSaid) -> None:
+        self.status.unsaved = self.archive is not None and self.archive.is_failing
         await self.say(event.text, wrong=True)
 
     @on(told.ExpertsSampled)
@@ -261,22 +297,50 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Submitted)
     async def _submitted(self, event: Prompt.Submitted) -> None:
-        command = parse(event.text.rstrip())
+        text = event.text
+        if self.archive is not None:
+            self.archive.save(lambda store: store.sent(text), passing=True)
+        command = parse(text.rstrip())
         if isinstance(command, Call):
             await self._actions.run(command)
         elif isinstance(command, Unknown):
-            self.prompt.give_back(event.text)
+            self.prompt.give_back(text)
             await self.say(command.text, command.hint, wrong=True)
         elif self.busy or self.card is None:
-            self.prompt.give_back(event.text)
+            self.prompt.give_back(text)
             self.notify(_NOT_NOW.get(self.state, "Esc stops the answer under way; then Enter sends."))
         else:
-            await self.answering.ask(event.text.strip())
+            for path in await asyncio.to_thread(files_named, text):
+                if not await self._actions.attach_file(path):
+                    self.prompt.give_back(text)
+                    return
+            await self.answering.ask(text.strip())
 
     @on(Prompt.Pasted)
     async def _pasted(self, event: Prompt.Pasted) -> None:
-        self.answering.attached.append(Attachment("pasted text", event.text))
-        await self.say(f"attached: a paste of {count(len(event.text))} characters", "it goes along with your question")
+        await self.answering.attach([*self.answering.attached, Attachment("pasted text", event.text)])
+
+    @on(Prompt.FileChosen)
+    async def _file_chosen(self, event: Prompt.FileChosen) -> None:
+        await self._actions.attach_file(event.path)
+
+    @on(Prompt.ChipDeleted)
+    async def _chip_deleted(self) -> None:
+        await self.answering.attach(self.answering.attached[:-1])
+
+    @on(Chip.Removed)
+    async def _chip_removed(self, event: Chip.Removed) -> None:
+        rest = [attachment for attachment in self.answering.attached if attachment is not event.attachment]
+        await self.answering.attach(rest)
+
+    @on(CompletionMenu.Clicked)
+    def _candidate_clicked(self, event: CompletionMenu.Clicked) -> None:
+        self.prompt.accept(event.candidate)
+
+    @on(Prompt.Changed)
+    def _typed(self) -> None:
+        if self._quit_asked:
+            self.enter(self.state)
 
     def action_choose(self) -> None:
         """Go into the messages, to the newest."""
@@ -297,11 +361,29 @@ class ChatScreen(Screen[None]):
 
     def action_copy(self) -> None:
         """Copy what is selected, else the last answer."""
-        if selected := self.get_selected_text():
+        if not self._copy_selected():
+            self._actions.copy("")
+
+    def _copy_selected(self) -> bool:
+        selected = self.prompt.selected_text or self.get_selected_text()
+        if selected:
             self.app.copy_to_clipboard(selected)
             self.notify(f"copied {count(len(selected))} characters")
+        return bool(selected)
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected, else stop the answer, else clear what is typed, else quit when pressed again."""
+        if self._copy_selected():
+            return
+        if self.busy:
+            self._stop()
+        elif self.prompt.text:
+            self.prompt.set_aside()
+        elif self._quit_asked:
+            self.run_worker(self.app.action_quit())
         else:
-            self._actions.copy("")
+            self._quit_asked = True
+            self.prompt.show_keys(f"{self.keys.shown('interrupt')} again quits")
 
     def action_history(self) -> None:
         """Open an earlier conversation."""
@@ -310,30 +392,82 @@ class ChatScreen(Screen[None]):
         else:
             from .history import HistoryScreen  # its widgets are not needed for the first frame
 
-            self.app.push_screen(HistoryScreen(self.archive), self.library.resume)
+            self.app.push_screen(HistoryScreen(self.archive, self.conversation.key.id), self._found)
+
+    async def _found(self, found: Found | None) -> None:
+        if found is not None:
+            await self.library.resume(found.chat)
+            if found.words:
+                await self.find(found.words)
 
     def action_toggle_thinking(self) -> None:
         """Unfold or fold the thinking of all answers."""
         self.transcript.show_thinking(not self.transcript.thinking_open)
 
-    def action_stop(self) -> None:
-        """Stop the answer under way; its text stays."""
+    async def action_stop(self) -> None:
+        """Stop the answer under way, its text stays; or leave an edit, and the chat is as it was."""
         if self.busy:
-            self.enter("stopping")
-            self.session.stop()
-        else:
-            self.prompt.focus()
+            self._stop()
+            return
+        if self.library.is_editing:
+            self.prompt.set_aside()
+            await self.library.restore()
+            self.enter(self.state)
+        self.prompt.focus()
+
+    def _stop(self) -> None:
+        self.enter("stopping")
+        self.session.stop()
+
+    def action_to_prompt(self) -> None:
+        """Give the keys back to the prompt."""
+        self.prompt.focus()
+
+    def action_help(self) -> None:
+        """Show keys and commands."""
+        from .help import HelpScreen  # as with the history
+
+        self.app.push_screen(HelpScreen(self.keys))
 
     async def action_new_chat(self) -> None:
         """Begin another conversation; an answer under way is stopped."""
         await self.library.new()
 
-    def action_scroll_transcript(self, pages: int) -> None:
+    def action_turn_page(self, pages: int) -> None:
         """Scroll the conversation by whole pages while the prompt keeps the focus."""
-        if pages < 0:
-            self.transcript.scroll_page_up()
-        else:
-            self.transcript.scroll_page_down()
+        self.transcript.turn_page(pages)
+
+    def action_top(self) -> None:
+        """Go to the first message."""
+        self.run_worker(self.transcript.to_top(), group="going", exclusive=True)
+
+    def action_bottom(self) -> None:
+        """Go to the end, and follow it."""
+        self.transcript.to_end()
+
+    async def action_find(self) -> None:
+        """Find words in this chat."""
+        await self.find("")
+
+    async def find(self, text: str) -> None:
+        """Open the field that finds words in this chat, with ``text`` in it."""
+        await self.query_one(FindBar).open(text)
+
+    @on(FindBar.Wanted)
+    def _find_wanted(self, event: FindBar.Wanted) -> None:
+        """Go to one of the messages with the words, and say which of how many it is."""
+        bar = self.query_one(FindBar)
+        turns = self.conversation.turns
+        keys = [turns[index].key for index in places([turn.text for turn in turns], event.text)]
+        at = event.number % len(keys) if keys else 0
+        bar.tell(at, len(keys))
+        if keys:
+            # A worker: it waits for layouts, which this screen makes.
+            self.run_worker(self.transcript.reveal(keys[at], event.text), group="going", exclusive=True)
+
+    @on(FindBar.Closed)
+    def _find_closed(self) -> None:
+        self.prompt.focus()
 
     @on(Markdown.LinkClicked)
     def _link_clicked(self, event: Markdown.LinkClicked) -> None:

@@ -65,10 +65,10 @@ class Choosing:
         elif screen.busy or screen.card is None:
             await screen.say("Esc stops the answer first" if screen.busy else "there is no model to ask")
         elif what == "edit":
-            screen.prompt.give_back(await screen.library.take_back(until=turns[at].key))
+            await screen.library.edit(until=turns[at].key)
         elif what == "regenerate":
             await screen.library.take_back(keep_question=True, until=turns[at].key)
-            await screen.answering.answer()
+            await screen.answering.answer(screen.library.restore)
         elif at < len(turns) - 1 or not await screen.answering.go_on():
             await screen.say("only the last answer can be continued")
 

@@ -13,7 +13,6 @@ from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.css.query import NoMatches
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -21,6 +20,7 @@ from edgemoe.errors import EdgeMoEError
 from edgemoe.text.display import one_line, size
 
 from ..records import ModelChoice
+from .window import Picks, Window
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -34,13 +34,14 @@ REFRESH_SECONDS = 0.25
 WIDEST, AROUND = 100, 9  # characters, as in app.tcss: of the list, and of what is beside its lines
 
 
-class ModelsScreen(ModalScreen[str | None]):
+class ModelsScreen(Window[str | None]):
     """Gives the name of the model that was chosen, None for none."""
 
     BINDINGS = [
-        Binding("escape", "dismiss(None)", "Back", id="models.back"),
         Binding("down", "move(1)", show=False),
         Binding("up", "move(-1)", show=False),
+        Binding("pagedown", "turn(1)", show=False),
+        Binding("pageup", "turn(-1)", show=False),
         Binding("ctrl+d", "remove", "Remove", id="models.remove", priority=True),
         Binding("ctrl+f", "forecast", "Forecast", id="models.forecast", priority=True),
     ]
@@ -63,17 +64,18 @@ class ModelsScreen(ModalScreen[str | None]):
         self._forecasts, self._told = forecasts, dict[str, str]()
         self._models: list[ModelChoice] = []
         self._doomed = ""
+        self._wanted = ""  # Enter downloads it when it is pressed again
         self._reported: FetchState | None = None
 
     def compose(self) -> ComposeResult:
-        """What narrows the list above, the list below."""
-        with Vertical(classes="picker"):
+        """The words that narrow the list above, the list below."""
+        with Vertical(classes="window"):
             yield Input(placeholder="Narrow down, or type the path of a GGUF file")
-            yield OptionList()
-            yield Static(id="models-news", markup=False)
+            yield Picks(markup=False)
+            yield Static(id="models-news", classes="window-news", markup=False)
             yield Static(
                 Content("Enter open or download · Ctrl+F forecast · Ctrl+D remove · Esc back"),
-                classes="picker-keys",
+                classes="window-keys",
             )
 
     def on_mount(self) -> None:
@@ -97,7 +99,7 @@ class ModelsScreen(ModalScreen[str | None]):
 
     @on(Input.Submitted)
     def _entered(self, event: Input.Submitted) -> None:
-        found = self.query_one(OptionList)
+        found = self.query_one(Picks)
         if found.highlighted is not None and found.option_count:
             self._open(found.get_option_at_index(found.highlighted))
         elif event.value.strip():
@@ -113,6 +115,9 @@ class ModelsScreen(ModalScreen[str | None]):
             self.dismiss(option.id)
         elif self._fetcher.state.running and self._fetcher.state.name == choice.name:
             self._fetcher.pause()
+        elif choice.name not in (self._wanted, self._fetcher.state.name):
+            self._wanted = choice.name
+            self._say(f"Enter again downloads {choice.title}: {choice.detail}")
         elif not self._fetcher.start(choice.name, _teller(self.app)):
             self._say(f"{self._fetcher.state.name} is being downloaded: pause it first (Enter on it)")
 
@@ -126,7 +131,7 @@ class ModelsScreen(ModalScreen[str | None]):
         """Renew the lines of models of which more is known."""
         assert self._forecasts is not None
         before, self._told = self._told, self._forecasts.known
-        found = self.query_one(OptionList)
+        found = self.query_one(Picks)
         shown = {option.id for option in found.options}
         for model in self._models:
             if model.name in shown and before.get(model.name) != self._told.get(model.name):
@@ -139,7 +144,7 @@ class ModelsScreen(ModalScreen[str | None]):
             self._tell_forecasts()
 
     def _highlighted(self) -> ModelChoice | None:
-        found = self.query_one(OptionList)
+        found = self.query_one(Picks)
         if found.highlighted is None:
             return None
         name = found.get_option_at_index(found.highlighted).id
@@ -191,14 +196,14 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def action_move(self, step: int) -> None:
         """Choose the next or the one before, while the field keeps the focus."""
-        found = self.query_one(OptionList)
-        if step > 0:
-            found.action_cursor_down()
-        else:
-            found.action_cursor_up()
+        self.query_one(Picks).move(step)
+
+    def action_turn(self, step: int) -> None:
+        """Choose a page further or back."""
+        self.query_one(Picks).turn(step)
 
     def _show(self, text: str) -> None:
-        found = self.query_one(OptionList)
+        found = self.query_one(Picks)
         words = text.lower().split()
         fitting = [model for model in self._models if all(word in self._line(model).plain.lower() for word in words)]
         found.clear_options()

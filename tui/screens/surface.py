@@ -14,6 +14,7 @@ from ..conversation import Conversation
 from ..keys import Keys
 from ..records import ModelCard, State
 from ..session import ChatSession
+from ..widgets.attachment_bar import AttachmentBar
 from ..widgets.prompt import Prompt
 from ..widgets.status_line import StatusLine
 from ..widgets.transcript import Transcript
@@ -65,6 +66,10 @@ class Surface(Protocol):
     @property
     def prompt(self) -> Prompt:
         """Where the user writes."""
+
+    @property
+    def attachments(self) -> AttachmentBar:
+        """The attachments of the next question."""
 
     def enter(self, state: State) -> None:
         """Be in another state."""

@@ -1,19 +1,26 @@
-"""Where the user writes: grows with the text, Enter sends it."""
+"""Where the user writes: grows with the text, completes commands and paths, Enter sends it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from textual import events
+from textual import events, work
 from textual.binding import Binding
 from textual.content import Content
 from textual.message import Message
+from textual.timer import Timer
 from textual.widgets import TextArea
 
-from ..attachments import PASTE_CHARACTERS
-from ..commands import completed, matches
+from .. import completion
+from ..attachments import PASTE_CHARACTERS, unix_lines
+from ..commands import Unknown, matches, parse
+from ..completion import Candidate, PathBegun
 from ..keys import Keys
+from .completion_menu import CompletionMenu
 
+NOTICE_SECONDS = 4.0
 _EDITS = {
     key: binding.action
     for binding in TextArea.BINDINGS
@@ -22,19 +29,20 @@ _EDITS = {
 }
 
 
-class Prompt(TextArea):
+class Prompt(TextArea, inherit_bindings=False):
     """A text area of one line and more. What was sent stays at hand with Up."""
 
+    # The keys of the text area are looked up in _on_key, where those of the chat come first.
     BINDINGS = [
         Binding("enter", "send", "Send", show=False, id="prompt.send"),
         Binding("shift+enter,ctrl+j", "newline", "New line", show=False, id="prompt.newline"),
-        Binding("pageup", "screen.scroll_transcript(-1)", show=False, id="prompt.page_up"),
-        Binding("pagedown", "screen.scroll_transcript(1)", show=False, id="prompt.page_down"),
+        Binding("ctrl+d", "leave", "Quit", show=False, id="prompt.leave"),
+        Binding("ctrl+underscore", "undo", "Undo", show=False, id="prompt.undo"),
     ]
 
     @dataclass
     class Submitted(Message):
-        """The user sent ``text``. Who cannot use it now gives it back."""
+        """The user sent ``text``. A receiver that cannot use it now gives it back."""
 
         text: str
 
@@ -44,16 +52,30 @@ class Prompt(TextArea):
 
         text: str
 
-    def __init__(self, keys: Keys, id: str | None = None) -> None:
-        """Empty; ``keys`` are named below it."""
+    @dataclass
+    class FileChosen(Message):
+        """The user chose the file ``path`` after an ``@``: it goes along with the question."""
+
+        path: str
+
+    class ChipDeleted(Message):
+        """The user pressed Backspace in an empty prompt: the last attachment goes."""
+
+    def __init__(self, keys: Keys, menu: CompletionMenu, id: str | None = None) -> None:
+        """Empty; ``keys`` are named below it, ``menu`` shows what the text could become."""
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False)
         self._sent: list[str] = []
         self._place = 0  # in what was sent; at its end while something new is written
-        self._send, self._newline = keys.of("send"), keys.of("newline")
-        self._scrolling = {*keys.of("page_up"), *keys.of("page_down")}  # the conversation, not this text
+        self._menu, self._offered_for = menu, ""
+        self._settled: str | None = None  # a text that needs no menu: recalled, given back, or the menu was closed
+        self._send, self._newline, self._leave = keys.of("send"), keys.of("newline"), keys.of("leave")
+        taken = keys.taken()
+        self._edits = {key: action for key, action in _EDITS.items() if key not in taken}
+        self._edits |= dict.fromkeys(keys.of("undo_typing"), "undo")
+        self._notice: Timer | None = None  # until its end
         self._usual = f"{keys.shown('send')} send · {keys.shown('newline')} newline"
         self._keys = self._usual
-        self.placeholder = "Ask something, or / for commands"
+        self.placeholder = "Ask something, / for commands, @ for a file"
 
     def on_mount(self) -> None:
         """Show the keys."""
@@ -64,27 +86,58 @@ class Prompt(TextArea):
         self._keys = keys or self._usual
         self.border_subtitle = self._hint()
 
+    def show_notice(self, text: str) -> None:
+        """Show a passing word in the upper edge, where it covers nothing."""
+        self.border_title = Content(text)
+        if self._notice is not None:
+            self._notice.stop()
+        self._notice = self.set_timer(NOTICE_SECONDS, self._end_notice)
+
+    def _end_notice(self) -> None:
+        self.border_title, self._notice = "", None
+
     def give_back(self, text: str) -> None:
-        """What was sent cannot be used now: it stands here again, before what was typed since."""
-        self.text = text + self.text
-        self.move_cursor(self.document.end)
+        """Put ``text``, which cannot be used now, before what was typed since."""
+        self._settle(text + self.text)
+
+    def remember(self, earlier: Iterable[str]) -> None:
+        """Offer prompts that were sent in an ``earlier`` session, oldest first."""
+        self._sent[:0] = earlier
+        self._place = len(self._sent)
+
+    def set_aside(self) -> None:
+        """Clear what is typed; Up brings it back."""
+        self._keep(self.text)
+        self.clear()
 
     def action_send(self) -> None:
         """Send, unless there is nothing but space, and make room at once for what is typed next."""
         if self.text.strip():
             text = self.text
-            if not self._sent or self._sent[-1] != text:
-                self._sent.append(text)
-            self._place = len(self._sent)
+            self._keep(text)
             self.clear()
+            self._menu.show(())
             self.post_message(self.Submitted(text))
+
+    def _keep(self, text: str) -> None:
+        if not self._sent or self._sent[-1] != text:
+            self._sent.append(text)
+        self._place = len(self._sent)
 
     def action_newline(self) -> None:
         """Insert a line break."""
         self.replace("\n", *self.selection)
 
+    async def action_leave(self) -> None:
+        """Quit where nothing is typed; delete a letter elsewhere."""
+        if self.text:
+            self.action_delete_right()
+        else:
+            await self.run_action("app.quit")
+
     def on_text_area_changed(self) -> None:
-        """Name the commands that a slash could become."""
+        """Offer what the text could become."""
+        self._offer()
         self.border_subtitle = self._hint()
 
     async def _on_key(self, event: events.Key) -> None:
@@ -92,21 +145,37 @@ class Prompt(TextArea):
         # letters would overtake them, or they letters that still wait in this queue.
         if event.key in self._send:
             event.prevent_default().stop()
-            self.action_send()
+            self._choose_or_send()
         elif event.key in self._newline:
             event.prevent_default().stop()
             self.action_newline()
-        elif event.key in ("up", "down") and self._recall(-1 if event.key == "up" else 1):
+        elif event.key in self._leave:
             event.prevent_default().stop()
-        elif event.key == "tab" and (whole := completed(self.text)) != self.text:
+            await self.action_leave()
+        elif event.key in ("up", "down") and self._move(-1 if event.key == "up" else 1):
             event.prevent_default().stop()
-            self.text = whole
-            self.move_cursor(self.document.end)
-        elif event.key not in self._scrolling and (action := _EDITS.get(event.key)) is not None:
+        elif event.key in ("tab", "shift+tab"):
+            event.prevent_default().stop()  # never to the next widget, where letters are commands
+            if event.key == "tab":
+                self._complete()
+        elif event.key == "escape" and self._menu.candidates:
+            event.prevent_default().stop()
+            self._settle(self.text)
+        elif event.key == "backspace" and not self.text:
+            event.prevent_default().stop()
+            self.post_message(self.ChipDeleted())
+        elif (action := self._edits.get(event.key)) is not None:
             event.prevent_default().stop()
             await self.run_action(action)
         else:
             await super()._on_key(event)
+
+    def _move(self, step: int) -> bool:
+        """Move in the menu or in earlier prompts; False where the key has to move the cursor instead."""
+        if self._menu.candidates:
+            self._menu.move(step)
+            return True
+        return self._recall(step)
 
     def _recall(self, step: int) -> bool:
         """Show what was sent before or after; False where the key has to move the cursor instead."""
@@ -115,21 +184,106 @@ class Prompt(TextArea):
         if self.text != shown or not 0 <= place <= len(self._sent):
             return False
         self._place = place
-        self.text = self._sent[place] if place < len(self._sent) else ""
-        self.move_cursor(self.document.end)
+        self._settle(self._sent[place] if place < len(self._sent) else "")
         return True
 
+    # Completion.
+
+    def _line(self) -> str:
+        """The text before the cursor."""
+        return self.get_text_range((0, 0), self.cursor_location)
+
+    def _settle(self, text: str) -> None:
+        """Show ``text`` without a menu."""
+        self._settled = text
+        self._menu.show(())
+        if self.text != text:
+            self.text = text
+            self.move_cursor(self.document.end)
+
+    def _offer(self) -> None:
+        line = self._line()
+        if self.text == self._settled:
+            return
+        self._settled = None
+        if self.text.startswith("/") and (found := completion.commands(self.text)):
+            self._show(line, found)
+        elif (begun := completion.path_begun(line)) is not None:
+            self._look_up(line, begun)
+        else:
+            self._show(line, [])
+
+    def _show(self, line: str, candidates: list[Candidate]) -> None:
+        self._offered_for = line
+        self._menu.show(candidates)
+
+    @work(exclusive=True, group="completion")
+    async def _look_up(self, line: str, begun: PathBegun, complete: bool = False) -> None:
+        found = await asyncio.to_thread(completion.paths, begun)
+        if self._line() == line:
+            self._show(line, found)
+            if complete and found:
+                self._complete()
+
+    def _complete(self) -> None:
+        """Tab: as far as it is clear, then to the candidate that is highlighted."""
+        line = self._line()
+        if found := completion.commands(self.text):
+            self._extend(line, 0, found)
+        elif (begun := completion.path_begun(line)) is not None:
+            if self._menu.candidates and self._offered_for == line:
+                self._extend(line, begun.start, list(self._menu.candidates))
+            elif self._offered_for != line or self._settled is not None:
+                self._settled = None
+                self._look_up(line, begun, complete=True)
+
+    def _extend(self, line: str, start: int, candidates: list[Candidate]) -> None:
+        typed, whole = line[start:], completion.common(candidates)
+        if len(candidates) > 1 and len(whole) > len(typed) and not self._menu.highlighted:
+            self._replace_from(start, whole)
+        else:
+            self.accept(self._highlighted(candidates))
+
+    def _highlighted(self, candidates: list[Candidate]) -> Candidate:
+        return chosen if (chosen := self._menu.chosen) in candidates else candidates[0]
+
+    def _replace_from(self, start: int, text: str) -> None:
+        before = self._line()[:start].split("\n")
+        self.replace(text, (len(before) - 1, len(before[-1])), self.cursor_location)
+
+    def accept(self, candidate: Candidate) -> None:
+        """Put ``candidate`` in the place of what is typed."""
+        begun = completion.path_begun(self._line())
+        self._replace_from(begun.start if begun else 0, f"{candidate.label} " if candidate.attaches else candidate.text)
+        if candidate.attaches:
+            self.post_message(self.FileChosen(candidate.text[1:]))
+        if not candidate.text.endswith("/"):
+            self._settle(self.text)
+
+    def _choose_or_send(self) -> None:
+        """Enter: take the command or file that is highlighted where the text is not one yet, else send."""
+        line, moved = self._line(), bool(self._menu.highlighted)
+        if (found := completion.commands(self.text)) and self._settled != self.text:
+            if moved or isinstance(parse(self.text), Unknown):
+                self.accept(self._highlighted(found))
+            if not isinstance(parse(self.text.rstrip()), Unknown):
+                self.action_send()
+            return
+        begun = completion.path_begun(line)
+        if begun is not None and begun.attaches and self._menu.chosen is not None and self._offered_for == line:
+            self.accept(self._menu.chosen)
+        else:
+            self.action_send()
+
     async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default().stop()  # Textual calls the base class's method by itself as well
+        event.text = unix_lines(event.text)
         if len(event.text) > PASTE_CHARACTERS:
-            event.prevent_default().stop()
             self.post_message(self.Pasted(event.text))
         else:
             await super()._on_paste(event)
 
     def _hint(self) -> Content:
-        found = matches(self.text)
-        if not found:
-            return Content(self._keys)
-        if len(found) == 1:
+        if " " in self.text and (found := matches(self.text)):
             return Content(f"{found[0].usage} · {found[0].help}")
-        return Content("  ".join(f"/{command.name}" for command in found))
+        return Content(self._keys)

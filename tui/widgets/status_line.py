@@ -35,6 +35,7 @@ class StatusLine(Widget):
     hit_rate: reactive[float | None] = reactive[float | None](None)
     context_used = reactive(0)
     context_size = reactive(0)
+    unsaved = reactive(False)  # the conversation is not on the disk
 
     def render(self) -> Content:
         """The line for the width there is."""
@@ -55,6 +56,8 @@ class StatusLine(Widget):
 
     def _figures(self) -> list[str]:
         figures = []
+        if self.unsaved:
+            figures.append("not saved")
         if self.first_token_s:
             figures.append(f"TTFT {seconds(self.first_token_s)}")
         if self.answer_rate:

@@ -15,9 +15,13 @@ from textual.containers import VerticalScroll
 from textual.geometry import Size
 from textual.layout import DockArrangeResult
 from textual.widget import Widget
+from textual.widgets.markdown import MarkdownBlock
 
+from ..finding import places
+from ..records import Key
 from .answer_turn import AnswerTurn
 from .discard import discard
+from .message import ChatMessage
 from .note import Note
 from .user_turn import UserTurn
 from .welcome import Welcome
@@ -50,8 +54,9 @@ class Transcript(VerticalScroll, can_focus=False):
         self.anchor()
 
     async def add(self, turn: Widget) -> None:
-        """Append ``turn`` and go to the end; the welcome leaves with the first."""
-        await self.query(Welcome).remove()
+        """Append ``turn`` and go to the end; the welcome leaves with the first message."""
+        if not isinstance(turn, Note):
+            await self.query(Welcome).remove()
         await self.mount(turn)
         self._fold(turn)
         self.anchor()
@@ -77,7 +82,63 @@ class Transcript(VerticalScroll, can_focus=False):
         if isinstance(turn, AnswerTurn):
             turn.show_thinking(self.thinking_open, self._thinking_key)
 
-    # What is there as widgets.
+    # Going somewhere.
+
+    def turn_page(self, pages: int) -> None:
+        """Scroll by ``pages``, from where the page before leads to: keys may come faster than the screen."""
+        self.scroll_to(y=self.scroll_target_y + pages * max(self.size.height - 1, 1), animate=False, immediate=True)
+
+    async def to_top(self) -> None:
+        """Go to the first message."""
+        await self._bring(lambda: not self._has_earlier)
+        self.scroll_home(animate=False, immediate=True)
+
+    def to_end(self) -> None:
+        """Go to the newest line and follow it."""
+        self.anchor()
+        self.scroll_end(animate=False, immediate=True)
+
+    async def reveal(self, key: Key, words: str) -> None:
+        """Show the part of the message ``key`` that has the ``words``, and mark it."""
+        for marked in self.query(".-found"):
+            marked.remove_class("-found")
+        await self._bring(lambda: self._shown(key) is not None)
+        if (turn := self._shown(key)) is None:
+            return
+        while isinstance(turn, AnswerTurn) and turn.has_more:
+            await turn.lengthen()
+        await self._laid_out()
+        blocks = list(turn.query(MarkdownBlock))
+        found = places([block.source or "" for block in blocks], words)
+        target = blocks[found[0]] if found else turn
+        target.add_class("-found")
+        self.scroll_to_widget(target, animate=False, immediate=True, force=True)
+
+    def _shown(self, key: Key) -> Widget | None:
+        return next((turn for turn in self.children if isinstance(turn, ChatMessage) and turn.key is key), None)
+
+    async def _bring(self, enough: Callable[[], bool]) -> None:
+        """Bring widgets back from above until there are ``enough``."""
+        self.release_anchor()
+        self._fitting = True
+        try:
+            while self._has_earlier and not enough():
+                first = self.children[0] if self.children else None
+                if isinstance(first, AnswerTurn) and first.has_more:
+                    await first.lengthen()
+                else:
+                    await self._return_turn()
+            await self._laid_out()
+        finally:
+            self._fitting = False
+
+    @property
+    def _has_earlier(self) -> bool:
+        """Something above the first widget is there as text only."""
+        first = self.children[0] if self.children else None
+        return bool(self._earlier) or (isinstance(first, AnswerTurn) and first.has_more)
+
+    # Which messages are there as widgets.
 
     def watch_virtual_size(self, before: Size, now: Size) -> None:
         """There is more or less than before."""
@@ -107,9 +168,7 @@ class Transcript(VerticalScroll, can_focus=False):
     @property
     def _is_short(self) -> bool:
         """Something that should be there is not."""
-        children = self.children
-        missing = self._earlier or (children and isinstance(children[0], AnswerTurn) and children[0].has_more)
-        return bool(missing) and self.scroll_y < LEAST_SCREENS * self.size.height
+        return self._has_earlier and self.scroll_y < LEAST_SCREENS * self.size.height
 
     @property
     def _is_long(self) -> bool:

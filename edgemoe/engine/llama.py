@@ -110,11 +110,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self._open_chat(chosen=any(keywords.get(name) for name in ("chat_format", "chat_handler")))
         # The stack closes in reverse: copies stop before the model's memory goes.
         self._stack.callback(native.stop)
-        if shape is not None and not native.layers():
+        if shape is not None and not native.layers() and opening.takes_experts(file, device):
             raise EdgeMoEError(f"{file.path.name}: llama.cpp did not hand its experts to the engine")
         spare = placed.staging_of(opening.needs_of(file, keywords))
         self.experts = Experts(native, config, device, opening.top_k(file, keywords), identity, spare)
         self.experts.free_before = (machine.device_free_bytes, machine.ram_free_bytes)
+        if shape is not None and self.experts.shape is None:
+            self.experts.notes[:] = [opening.NOT_TAKEN]
         if vocab_only:
             self.experts.notes[:] = [
                 "Only the vocabulary is loaded: there are no experts, and nothing can be computed."
@@ -158,7 +160,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Load by the first plan that the machine has room for; returns it, and what was said before."""
         core, model = host.core(), opening.needs_of(file, keywords)
         said = opening.announce_logits(file, model, keywords, machine.ram_total_bytes)
-        pin = config.pin and opening.can_pin(shape)
+        pin, taken = config.pin and opening.can_pin(shape), opening.takes_experts(file, machine.device)
         head = range(file.run_blocks, file.run_blocks + file.mtp_blocks)
         plans = list(opening.attempts(file, model, config, machine, keywords))
         for number, attempt in enumerate(plans, 1):
@@ -169,7 +171,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             native.set_blocks(max(1, file.run_blocks))
             complaints: Sequence[str] = ()
             on_device = bool(machine.device) and attempt.keywords.get("n_gpu_layers") != 0
-            loading = host.loading(native, on_device=on_device, head=head, verbose=bool(keywords["verbose"]))
+            loading = host.loading(
+                native, on_device=on_device, experts=taken, head=head, verbose=bool(keywords["verbose"])
+            )
             try:
                 with lifetime.load_lock, forgiving_templates(), loading as complaints:
                     super().__init__(str(file.path), **attempt.keywords)

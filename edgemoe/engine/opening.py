@@ -13,7 +13,7 @@ import llama_cpp
 from .. import limits
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
-from ..models.gguf import HINT, GgufFile
+from ..models.gguf import EXPERTS, HINT, GgufFile
 from ..planning import model_needs
 from ..planning.placement import MachineRates, ModelNeeds, Plan, plan
 from ..types import ModelShape
@@ -29,6 +29,11 @@ DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
 DEFAULT_TOP_K = 8
 # Logits of every token are announced when they take more than this share of the RAM.
 MUCH_OF_RAM = 1 / 8
+
+# Types that llama.cpp reads as they lie in the file.
+FLOATS = ("F32", "F16", "BF16")
+
+NOT_TAKEN = "No CPU kernel of ours knows this model's types: llama.cpp computes the experts, in its own layout."
 
 # What llama.cpp says when it makes no context, and what helps.
 _CONTEXT_HINTS = (
@@ -199,6 +204,19 @@ def limit_notes(threads_given: bool) -> list[str]:
     """Say where a limit of this process decided, and not the machine."""
     reasons = [limits.memory().reason, "" if threads_given else limits.processors().reason]
     return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons if reason]
+
+
+def takes_experts(file: GgufFile, device: str) -> bool:
+    """Decide whether the engine takes the model's experts, or llama.cpp keeps them in its own layout.
+
+    Without a device llama.cpp copies some types into a layout that it reads faster. Our kernels make up for that; where
+    none of them knows a type of the experts, nothing does.
+    """
+    if device:
+        return True
+    matches = ((EXPERTS.match(tensor.name), tensor) for tensor in file.run_tensors.values())
+    experts = [tensor for match, tensor in matches if match and match[2] == "weight"]
+    return any(tensor.type_name in FLOATS or host.core().has_kernel(tensor.type, tensor.shape[0]) for tensor in experts)
 
 
 def can_pin(shape: ModelShape | None) -> bool:

@@ -4,8 +4,8 @@
 //     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
 //     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads [auto|avx2|avxvnni|avx512|neon [type]]]
 //
-// Medians of 5 rounds over 192 MiB, in GB/s of the slowest thread's processor time, which neighbours change least. Memory is in large pages where the system gives them, and in small ones, as a mapped
-// file's is.
+// Medians of 5 rounds over 192 MiB, in GB/s of the slowest thread's processor time, which neighbours change least. Memory is in large
+// pages where the system gives them, and in small ones, as a mapped file's is.
 
 #include "cpu/kernels/kernels.h"
 #include "memory/huge_pages.h"

@@ -17,6 +17,6 @@ EM_TARGET inline __m256i multiply_add(__m256i sum, __m256i a, __m256i b) { retur
 
 } // namespace
 
-#    include "avx2.h"
+#    include "avx2.inc"
 
 #endif

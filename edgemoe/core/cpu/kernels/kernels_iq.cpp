@@ -20,6 +20,7 @@ constexpr int RAISED = 64; // weights are at most 62
 
 struct alignas(64) codes {
     uint16_t of[1024]; // of each group, its first weight in the lowest bits
+    uint8_t  low[512], high[512]; // their bytes, where there are no more than 512
     int8_t   plus[64], minus[64]; // weights by their code, raised, four times over
 };
 
@@ -36,6 +37,9 @@ codes codes_of(int type) {
             values[count++] = value;
         }
         out.of[i / grid.width] |= uint16_t(code << i % grid.width * bits);
+    }
+    for (int i = 0; i < 512; ++i) {
+        out.low[i] = uint8_t(out.of[i]), out.high[i] = uint8_t(out.of[i] >> 8);
     }
     for (int i = 0; i < 64; ++i) {
         const int8_t value = i % 16 < count ? values[i % 16] : 0;
@@ -61,6 +65,29 @@ template <int COUNT> EM_TARGET static inline __m512i look_up(const codes & table
     }
     return found[0];
 }
+
+// Bytes of a table by 64 numbers of eight bits, and a ninth in a mask.
+template <int COUNT> EM_TARGET static inline __m512i look_up_bytes(const uint8_t * table, __m512i numbers, __mmask64 ninth) {
+    const __mmask64 eighth = _mm512_movepi8_mask(numbers);
+    auto found = [&](int at) EM_TARGET { return _mm512_permutex2var_epi8(_mm512_load_si512(table + at), numbers, _mm512_load_si512(table + at + 64)); };
+    const __m512i first = _mm512_mask_mov_epi8(found(0), eighth, found(128));
+    return COUNT == 256 ? first : _mm512_mask_mov_epi8(first, ninth, _mm512_mask_mov_epi8(found(256), eighth, found(384)));
+}
+
+// The codes of 64 groups, in two registers.
+struct two_codes {
+    __m512i first, second;
+
+    // a bit of `ninth` belongs to a number
+    template <int COUNT> EM_TARGET static inline two_codes of(const codes & table, __m512i numbers, uint64_t ninth) {
+        // eights are mixed so that bytes of codes come together in their order
+        const __m512i mixed  = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), numbers);
+        const __m128i bits   = _mm_shuffle_epi8(_mm_cvtsi64_si128(int64_t(ninth)), _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, -1, -1, -1, -1, -1, -1, -1, -1));
+        const __mmask64 above = __mmask64(_mm_cvtsi128_si64(bits));
+        const __m512i low = look_up_bytes<COUNT>(table.low, mixed, above), high = look_up_bytes<COUNT>(table.high, mixed, above);
+        return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    }
+};
 
 // 64 weights by 8 codes of two bits each, or 16 of three; a bit of `minus` is a weight's sign.
 EM_TARGET static inline __m512i weights_of_twos(const codes & table, __m128i eight, uint64_t minus) {
@@ -105,11 +132,11 @@ struct block {
         weights[2] = weights_of_twos(table, _mm512_extracti32x4_epi32(groups, 2), minus.of[2]);
         weights[3] = weights_of_twos(table, _mm512_extracti32x4_epi32(groups, 3), minus.of[3]);
     }
-    EM_TARGET inline void set_threes(const codes & table, __m512i first, __m512i second, const signs & minus) {
-        weights[0] = weights_of_threes(table, _mm512_castsi512_si256(first), minus.of[0]);
-        weights[1] = weights_of_threes(table, _mm512_extracti64x4_epi64(first, 1), minus.of[1]);
-        weights[2] = weights_of_threes(table, _mm512_castsi512_si256(second), minus.of[2]);
-        weights[3] = weights_of_threes(table, _mm512_extracti64x4_epi64(second, 1), minus.of[3]);
+    EM_TARGET inline void set_threes(const codes & table, const two_codes & groups, const signs & minus) {
+        weights[0] = weights_of_threes(table, _mm512_castsi512_si256(groups.first), minus.of[0]);
+        weights[1] = weights_of_threes(table, _mm512_extracti64x4_epi64(groups.first, 1), minus.of[1]);
+        weights[2] = weights_of_threes(table, _mm512_castsi512_si256(groups.second), minus.of[2]);
+        weights[3] = weights_of_threes(table, _mm512_extracti64x4_epi64(groups.second, 1), minus.of[3]);
     }
     // 8 scales of 32 weights, 16 bits each, in the order 0 2 1 3 4 6 5 7
     EM_TARGET inline void set_scales(__m128i eight) {
@@ -162,8 +189,7 @@ struct iq3_xxs : without_minima {
         const __m256i fields  = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 66));
         const codes & table   = codes_in(k);
         block b;
-        b.set_threes(table, look_up<256>(table, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(numbers))),
-                     look_up<256>(table, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(numbers, 1))), signs::sevens(_mm512_cvtepu32_epi64(fields), 0));
+        b.set_threes(table, two_codes::of<256>(table, numbers, 0), signs::sevens(_mm512_cvtepu32_epi64(fields), 0));
         b.set_scales(scales_above_28_bits(_mm256_permutevar8x32_epi32(fields, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7))));
         b.add(half_at(w), ys, to);
     }
@@ -199,15 +225,13 @@ struct iq3_s : without_minima {
 
     template <int TOKENS>
     EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
-        const __m512i numbers = _mm512_loadu_si512(w + 2), above = _mm512_set1_epi16(0x0100);
-        uint32_t      high[2], nibbles;
-        memcpy(high, w + 66, 8);
+        uint64_t ninth;
+        uint32_t nibbles;
+        memcpy(&ninth, w + 66, 8);
         memcpy(&nibbles, w + 106, 4);
         const codes & table = codes_in(k);
-        const __m512i low[2] = {_mm512_cvtepu8_epi16(_mm512_castsi512_si256(numbers)), _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(numbers, 1))};
         block b;
-        b.set_threes(table, look_up<512>(table, _mm512_mask_add_epi16(low[0], high[0], low[0], above)),
-                     look_up<512>(table, _mm512_mask_add_epi16(low[1], high[1], low[1], above)), signs::at(w + 74));
+        b.set_threes(table, two_codes::of<512>(table, _mm512_loadu_si512(w + 2), ninth), signs::at(w + 74));
         const __m128i each = _mm_cvtsi64_si128(int64_t(_pdep_u64(nibbles, 0x0f0f0f0f0f0f0f0f)));
         b.set_scales(odd_scales(_mm_cvtepu8_epi16(_mm_shuffle_epi8(each, _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, -1, -1, -1, -1, -1, -1, -1, -1)))));
         b.add(half_at(w), ys, to);

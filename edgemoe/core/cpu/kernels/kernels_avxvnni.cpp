@@ -9,8 +9,8 @@
 
 namespace {
 
-// Four products of unsigned and signed bytes, added.
-EM_TARGET inline __m256i sum_of_four(__m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), a, b); }
+// Four products of unsigned and signed bytes, added to a sum.
+EM_TARGET inline __m256i sum_of_four(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
 
 // Pairs of 16 bits, multiplied and added to a sum.
 EM_TARGET inline __m256i multiply_add(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }

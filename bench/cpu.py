@@ -1,9 +1,12 @@
 """Without a device: EdgeMoE against plain llama-cpp-python, A B A B on one machine, medians of ratios.
 
-    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--json]
+    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--ik PYTHON] [--json]
 
 Without ``--model`` a random Q4_K_M model of 16 Granite-like layers (521 MB) is written to the folder of temporary files
 once. Speed: both models in one process, in turn. Memory and load time: a process each, in turn.
+
+``--ik`` names the Python of an environment with ik-llama-cpp-python: ik_llama.cpp takes its turn too, in a process of
+its own (bench/ik.py). ``EDGEMOE_KERNELS`` chooses our kernels.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -46,9 +50,39 @@ def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
     return {"load_s": loaded, "rss_mib": psutil.Process().memory_info().rss / 2**20}
 
 
-def measure_speed(path: Path, threads: int, rounds: int, prompts: list[int]) -> dict[str, dict[str, list[float]]]:
+class IkLlama:
+    """ik_llama.cpp in a child process, with the two methods that the measurement needs."""
+
+    def __init__(self, python: str, path: Path, threads: int) -> None:
+        """Load the model."""
+        script = str(Path(__file__).with_name("ik.py"))
+        self._child = subprocess.Popen(
+            [python, script, str(path), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._ask([])
+
+    def reset(self) -> None:
+        """Empty the context."""
+        self._ask([])
+
+    def eval(self, tokens: list[int]) -> None:
+        """Compute the tokens after those computed before."""
+        self._ask(tokens)
+
+    def _ask(self, tokens: list[int]) -> None:
+        assert self._child.stdin and self._child.stdout
+        print(json.dumps(tokens), file=self._child.stdin, flush=True)
+        if self._child.stdout.readline().strip() != "done":
+            raise SystemExit("ik_llama.cpp ended")
+
+
+def measure_speed(
+    path: Path, threads: int, rounds: int, prompts: list[int], ik: str | None = None
+) -> dict[str, dict[str, list[float]]]:
     """Tokens per second of prompts and of decode, one figure per round; the first round warms up and is dropped."""
-    models = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
+    models: dict[str, Any] = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
+    if ik:
+        models["ik"] = IkLlama(ik, path, threads)
     parts = ["decode", *(f"prompt of {n}" for n in prompts)]
     speeds: dict[str, dict[str, list[float]]] = {which: {part: [] for part in parts} for which in models}
     for current in range(rounds + 1):
@@ -65,7 +99,7 @@ def measure_speed(path: Path, threads: int, rounds: int, prompts: list[int]) -> 
     return speeds
 
 
-def seconds(llm: object, batches: list[list[int]]) -> float:
+def seconds(llm: Any, batches: list[list[int]]) -> float:
     """Time the batches, one after the other."""
     started = time.perf_counter()
     for batch in batches:
@@ -93,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--prompts", default=PROMPTS, help="tokens of each, with commas between")
+    parser.add_argument("--ik", metavar="PYTHON", help="of an environment with ik-llama-cpp-python")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", choices=("plain", "edgemoe"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -119,9 +154,13 @@ def main() -> None:
             ]
             figures.append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
     prompts = [int(n) for n in options.prompts.split(",")]
-    speeds = measure_speed(path, options.threads, options.rounds, prompts)
+    speeds = measure_speed(path, options.threads, options.rounds, prompts, options.ik)
     rows = [ratio_row(f"{part} tok/s", plain, speeds["edgemoe"][part]) for part, plain in speeds["plain"].items()]
+    for part, of_ik in speeds.get("ik", {}).items():
+        rows.append(ratio_row(f"{part} tok/s, ik_llama.cpp in the place of llama_cpp", of_ik, speeds["edgemoe"][part]))
     for key in ("load_s", "rss_mib"):
+        if not starts["plain"]:
+            break
         rows.append(ratio_row(key, *([f[key] for f in starts[which]] for which in ("plain", "edgemoe"))))
     if options.json:
         print(json.dumps(rows, indent=2))

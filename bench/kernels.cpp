@@ -2,16 +2,17 @@
 // then our own times 2, 4 and 8 activations at once.
 //
 //     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
-//     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]
+//     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads [auto|avx2|avxvnni|avx512|neon [type]]]
 //
-// Medians of 9 rounds over 512 MiB, in GB/s. Memory is in large pages where the system gives them, and in small ones, as a mapped
-// file's is.
+// Medians of 5 rounds over 192 MiB, in GB/s of the slowest thread's processor time, which neighbours change least. Memory is in large
+// pages where the system gives them, and in small ones, as a mapped file's is.
 
 #include "cpu/kernels/kernels.h"
 #include "memory/huge_pages.h"
 #include "tests/harness.h"
 
 #include <algorithm>
+#include <ctime>
 #include <thread>
 
 #if defined(__linux__)
@@ -20,8 +21,8 @@
 
 namespace {
 
-constexpr size_t BYTES = size_t(512) << 20, TAIL = size_t(2) << 20; // the tail is fetched ahead of need, never read
-constexpr int    ROUNDS = 9, TILE = 64;
+constexpr size_t BYTES = size_t(192) << 20, TAIL = size_t(2) << 20; // the tail is fetched ahead of need, never read
+constexpr int    ROUNDS = 5, TILE = 64;
 
 struct weights {
     const char * name;
@@ -30,8 +31,8 @@ struct weights {
 };
 
 constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},    {"Q2_K", 10, 2048},  {"Q3_K", 11, 2048},
-                               {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},   {"Q6_K", 14, 2048},   {"IQ4_NL", 20, 2048}, {"IQ3_S", 21, 2048},
-                               {"IQ4_XS", 23, 2048}, {"MXFP4", 39, 2880}};
+                               {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},   {"Q6_K", 14, 2048},   {"IQ4_NL", 20, 2048}, {"IQ4_XS", 23, 2048},
+                               {"IQ2_XXS", 16, 2048}, {"IQ2_S", 22, 2048},  {"IQ3_XXS", 18, 2048}, {"IQ3_S", 21, 2048}, {"MXFP4", 39, 2880}};
 
 enum way { GGML, AHEAD, OWN, OWN_2, OWN_4, OWN_8, WAYS };
 constexpr int MOST_TOKENS = 8, PIECE = 16; // rows at once, as rows.cpp takes them
@@ -44,6 +45,12 @@ char * memory_of(bool large) {
     }
 #endif
     return static_cast<char *>(memory);
+}
+
+int64_t processor_ns() { // of the calling thread
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
 void fetch_row(const char * at, size_t bytes) {
@@ -96,17 +103,19 @@ struct reader {
     }
     double gigabytes_per_second(const char * memory, int threads) {
         std::vector<std::thread> team;
-        const int64_t            began = em_now_ns();
+        std::vector<int64_t>     took(size_t(threads), 0);
         for (int t = 0; t < threads; ++t) {
-            team.emplace_back([=] {
+            team.emplace_back([&, t] {
+                const int64_t began = processor_ns();
                 const int64_t from = rows * t / threads, to = rows * (t + 1) / threads;
                 kernel.block_bytes ? read_many(memory, from, to) : read(memory, from, to);
+                took[size_t(t)] = processor_ns() - began;
             });
         }
         for (std::thread & t : team) {
             t.join();
         }
-        return double(rows) * double(row_bytes) / double(em_now_ns() - began);
+        return double(rows) * double(row_bytes) / double(*std::max_element(took.begin(), took.end()));
     }
 };
 
@@ -122,15 +131,24 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]\n");
         return 2;
     }
+    setvbuf(stdout, nullptr, _IOLBF, 0);
     meet_ggml(argv[1]);
-    const int threads   = argc > 2 ? atoi(argv[2]) : int(std::thread::hardware_concurrency());
+    const int threads = argc > 2 ? atoi(argv[2]) : int(std::thread::hardware_concurrency());
+    if (const std::string refused = em_kernels_choose(argc > 3 ? argv[3] : "auto"); !refused.empty()) {
+        fprintf(stderr, "%s\n", refused.c_str());
+        return 2;
+    }
     char *    memory[2] = {memory_of(false), memory_of(true)};
-    printf("%d threads, GB/s: ggml, with rows fetched ahead, ours, ours for 2, 4 and 8 tokens | the same in large pages\n", threads);
+    printf("%d threads, kernels %s, GB/s: ggml, with rows fetched ahead, ours, ours for 2, 4 and 8 tokens | the same in large pages\n", threads, em_family_name(em_kernels_family()));
     for (const weights & w : WEIGHTS) {
+        if (argc > 4 && strcmp(argv[4], w.name) != 0) {
+            continue;
+        }
         const auto        values = random_floats(size_t(w.width) * TILE, 0.05f, 7);
         const size_t      tile   = G.ggml_row_size(w.type, w.width) * TILE;
         std::vector<char> packed(tile);
-        T.ggml_quantize_chunk(w.type, values.data(), packed.data(), 0, TILE, w.width, nullptr);
+        const std::vector<float> importance(size_t(w.width), 1.0f); // two-bit types cannot be quantised without
+        T.ggml_quantize_chunk(w.type, values.data(), packed.data(), 0, TILE, w.width, importance.data());
         for (char * m : memory) {
             for (size_t at = 0; at < BYTES; at += tile) {
                 memcpy(m + at, packed.data(), std::min(tile, BYTES - at));

@@ -181,6 +181,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown", f"one of: {', '.join(allowed)}")
 
 
+def kernels() -> str:
+    """CPU kernels that the user asks for with ``EDGEMOE_KERNELS``; ``auto`` takes the best of this processor."""
+    return os.environ.get("EDGEMOE_KERNELS", "").strip().lower() or "auto"
+
+
 def terminal_is_dumb() -> bool:
     """Tell whether the terminal reports that it can only write lines (``TERM=dumb``)."""
     return os.environ.get("TERM") == "dumb"

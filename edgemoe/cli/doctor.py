@@ -58,6 +58,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
         findings.append(Finding("backend check", str(error), "bad", "reinstall: python -m pip install edgemoe"))
     else:
         findings.append(Finding("backend check", "structs, tables and a probe graph agree with this ggml"))
+        findings.append(Finding("CPU kernels", core().kernels))
         found = devices()
         findings += _device_findings(found, parsed.device)
         device = {"auto": next(iter(found), ""), "none": ""}.get(parsed.device, parsed.device)

@@ -1,5 +1,6 @@
 // The C interface: engines, and what may be asked of them. Each room does its part; here are arguments and locks.
 
+#include "cpu/kernels/kernels.h"
 #include "engine.h"
 #include "errors.h"
 #include "model/expert_buffer.h"
@@ -31,6 +32,15 @@ int32_t em_decode(void * llama_decode, void * context, const void * batch, int32
 }
 
 void * em_abort_callback(void) { return reinterpret_cast<void *>(abort_requested); }
+
+int32_t em_kernels(const char * name) {
+    const std::string refused = em_kernels_choose(name);
+    return refused.empty() ? EM_OK : em_fail(EM_ERROR_ARGUMENT, refused);
+}
+
+const char * em_kernels_name(void) { return em_family_name(em_kernels_family()); }
+
+int32_t em_kernels_know(int32_t type, int64_t width) { return em_kernel_own(type, width); }
 
 em_engine * em_engine_new(const em_options * options) {
     if (!em_host_checked() || !options || options->struct_bytes != int32_t(sizeof(*options)) || options->graph_us <= 0) {

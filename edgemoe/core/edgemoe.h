@@ -167,6 +167,13 @@ EM_API int32_t      em_decode(void * llama_decode, void * context, const void * 
 // Address of bool (*)(void * engine): true once em_cancel was called; for llama_set_abort_callback.
 EM_API void *       em_abort_callback(void);
 
+// --- kernels of the CPU, for the whole process ---
+// Choose them: auto, off, avx2, avxvnni, avx512 or neon. EM_ERROR_ARGUMENT: there are none of this name, or this processor cannot run them.
+EM_API int32_t      em_kernels(const char * name);
+EM_API const char * em_kernels_name(void); // of those in use
+// 1: they compute rows of so many weights of a ggml type, 0: ggml does. Valid after em_check.
+EM_API int32_t      em_kernels_know(int32_t type, int64_t width);
+
 // --- the sim device ---
 EM_API int32_t em_sim_configure(const em_sim_options * options);
 

@@ -137,6 +137,9 @@ _SIGNATURES = {
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
     "em_residency": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_stats": (_i32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
+    "em_kernels": (_i32, [ctypes.c_char_p]),
+    "em_kernels_name": (ctypes.c_char_p, []),
+    "em_kernels_know": (_i32, [_i32, _i64]),
     "em_drain": (_i64, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_cancel": (_i32, [ctypes.c_void_p, _i32]),
     "em_device_memory": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i64), ctypes.POINTER(_i64)]),
@@ -203,6 +206,24 @@ class Core:
     def buffer_type(self) -> int:
         """Address of the buffer type that holds experts."""
         return int(self._lib.em_buffer_type())
+
+    def choose_kernels(self, name: str) -> None:
+        """Choose the family of CPU kernels for the whole process, see ``config.kernels``.
+
+        Raises:
+            ConfigError: there is no such family, or this processor cannot run it.
+        """
+        if self._lib.em_kernels(name.encode()) != OK:
+            raise ConfigError(f"EDGEMOE_KERNELS: {self.last_error()}", "unset it: the best kernels are the default")
+
+    @property
+    def kernels(self) -> str:
+        """Family of CPU kernels in use: ``off``, ``avx2``, ``avxvnni``, ``avx512`` or ``neon``."""
+        return str(self._lib.em_kernels_name().decode())
+
+    def has_kernel(self, weight_type: int, width: int) -> bool:
+        """Tell whether the family in use computes rows of ``width`` weights of a ggml type."""
+        return bool(self._lib.em_kernels_know(weight_type, width))
 
     def decode(self, llama_decode: int, context: int, batch: ctypes.Structure) -> int:
         """Call ``llama_decode``, given by its address, on ``batch``; return its result.

@@ -28,6 +28,7 @@ from llama_cpp import _internals, _logger
 from llama_cpp import llama as llama_module
 from llama_cpp import llama_cpp as binding
 
+from ..config import kernels
 from ..errors import BackendMismatch
 from . import backends
 from .binding import Core, NativeEngine
@@ -98,6 +99,7 @@ def core() -> Core:
 
     Raises:
         BackendMismatch: llama-cpp-python is too old, or something that the engine uses is not as it knows it.
+        ConfigError: ``EDGEMOE_KERNELS`` names kernels that this processor cannot run.
     """
     if _numbers(version()) < _numbers(OLDEST):
         raise BackendMismatch(version(), TESTED)
@@ -113,6 +115,7 @@ def core() -> Core:
         registered = load(str(loaded.path).encode())
     if not registered:
         raise BackendMismatch(f"{version()} (backend interface version)", TESTED)
+    loaded.choose_kernels(kernels())
     if "EdgeMoE" not in [name for name, _ in _all_devices()]:
         raise BackendMismatch(f"{version()} (a second copy of ggml is loaded)", TESTED)
     return loaded
@@ -179,22 +182,30 @@ def device_memory(name: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def loading(
-    engine: NativeEngine, *, on_device: bool, head: Sequence[int] = (), verbose: bool = False
+    engine: NativeEngine,
+    *,
+    on_device: bool,
+    experts: bool = True,
+    head: Sequence[int] = (),
+    verbose: bool = False,
 ) -> Iterator[list[str]]:
     """Let this thread load a model of ours; give a list that collects the errors that llama.cpp logs.
 
     Args:
         engine: takes the experts.
         on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
+        experts: the engine takes the experts; otherwise llama.cpp keeps them, in its own layout.
         head: blocks of an MTP head: their tensors stay in the file, never on a device.
         verbose: llama.cpp's lines go to the callback that was there as well.
     """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
     _scope.errors, _scope.verbose = errors, verbose
-    engine.begin_load(on_device)
+    overrides = _overrides(tuple(head)) if experts else None
+    if experts:  # otherwise llama.cpp does not see our devices
+        engine.begin_load(on_device)
     devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
-    binding.llama_model_default_params = _params_of_ours(plain_params, devices, _overrides(tuple(head)))
+    binding.llama_model_default_params = _params_of_ours(plain_params, devices, overrides)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()
     try:
@@ -202,7 +213,8 @@ def loading(
     finally:
         binding.llama_model_default_params = plain_params
         llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard
-        engine.end_load()
+        if experts:
+            engine.end_load()
         _scope.errors, _scope.verbose = None, False
 
 
@@ -275,7 +287,8 @@ def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any) -> C
     def model_default_params() -> Any:
         params = plain()
         if getattr(_scope, "errors", None) is not None:
-            params.tensor_buft_overrides = ctypes.addressof(overrides)
+            if overrides is not None:
+                params.tensor_buft_overrides = ctypes.addressof(overrides)
             if devices is not None:
                 params.devices = ctypes.addressof(devices)
         return params

@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         closing.callback(self._stack.close)  # frees the model of llama_cpp
         closing.callback(native.stop)  # copies end before the memory of the model goes
         if not prepared.vocab_only:
-            expected = prepared.needs.shape.expert_bytes if prepared.needs.shape else ()
+            shape = prepared.needs.shape if prepared.takes_experts else None
+            expected = shape.expert_bytes if shape else ()
             if tuple(layer.expert_bytes for layer in native.layers()) != expected:
                 name = prepared.file.path.name
                 raise EdgeMoEError(f"{name}: llama.cpp did not hand its experts to the engine")
@@ -132,7 +134,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         on_device = prepared.on_device(attempt)
         try:
             native.set_blocks(max(1, prepared.file.run_blocks))
-            loading = host.loading(native, on_device=on_device, head=prepared.head_blocks, verbose=prepared.verbose)
+            loading = host.loading(
+                native,
+                on_device=on_device,
+                experts=prepared.takes_experts,
+                head=prepared.head_blocks,
+                verbose=prepared.verbose,
+            )
             with lifetime.load_lock, forgiving_templates(), loading as errors:
                 try:
                     super().__init__(str(prepared.file.path), **attempt.keywords)
@@ -173,6 +181,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             notes.append("Only the vocabulary is loaded: there are no experts, and nothing can be computed.")
         elif needs.shape is None:
             notes.append("This model has no routed experts: it runs as in llama_cpp.")
+        elif not prepared.takes_experts:
+            notes.append(opening.NOT_TAKEN)
+            needs = replace(needs, shape=None)
         hot = HotSet(native, prepared.device, needs, attempt.placement, notes)
         blocks = [layer.block for layer in native.layers()]
         log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))

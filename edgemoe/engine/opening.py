@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import llama_cpp
 from .. import limits
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
-from ..models.gguf import HINT, GgufFile, check, check_weights, model_identity
+from ..models.gguf import EXPERTS, HINT, GgufFile, check, check_weights, model_identity
 from ..planning import model_needs
 from ..planning.placement import MachineRates, ModelNeeds, Placement, place
 from ..setup.advice import advice
@@ -29,6 +30,11 @@ DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
 DEFAULT_TOP_K = 8
 # Logits of every token are announced when they take more than this share of the RAM.
 MUCH_OF_RAM = 1 / 8
+
+# Types that llama.cpp reads as they lie in the file.
+FLOATS = ("F32", "F16", "BF16")
+
+NOT_TAKEN = "No CPU kernel of ours knows this model's types: llama.cpp computes the experts, in its own layout."
 
 # Words of llama.cpp when it cannot make a context, each with the setting that helps.
 _CONTEXT_HINTS = (
@@ -94,6 +100,21 @@ class Opening:
     def verbose(self) -> bool:
         """Tell whether llama.cpp's messages may be seen."""
         return bool(self.keywords["verbose"])
+
+    @cached_property
+    def takes_experts(self) -> bool:
+        """Decide whether the engine takes the experts, or llama.cpp keeps them in its own layout.
+
+        Without a device llama.cpp copies some types into a layout that it reads faster. Only a kernel of ours makes up
+        for that.
+        """
+        if self.device:
+            return True
+        matches = ((EXPERTS.match(tensor.name), tensor) for tensor in self.file.run_tensors.values())
+        experts = [tensor for match, tensor in matches if match and match[2] == "weight"]
+        return any(
+            tensor.type_name in FLOATS or host.core().has_kernel(tensor.type, tensor.shape[0]) for tensor in experts
+        )
 
     @property
     def head_blocks(self) -> range:

@@ -17,8 +17,9 @@
 // Work that is numbered [0, total), dealt out to threads.
 class em_shares {
   public:
-    // The next `most` or fewer of thread `ith` of `n`, of its own share or another's, within a group of `group`. False: no more.
-    bool take(int ith, int n, int64_t total, int64_t most, int64_t group, int64_t & from, int64_t & to) {
+    // The next of thread `ith` of `n`, of its own share or another's, within a group of `group`: most(left) or fewer of those that
+    // are left of a share. False: no more.
+    template <class Most> bool take(int ith, int n, int64_t total, Most most, int64_t group, int64_t & from, int64_t & to) {
         const int lanes = std::min(n, LANES);
         for (int i = 0; i < lanes; ++i) {
             const int     lane  = (ith + i) % lanes;
@@ -27,7 +28,7 @@ class em_shares {
             int64_t at = next.load(std::memory_order_relaxed);
             while (begin + at < end) {
                 from = begin + at;
-                to   = std::min({from + most, end, (from / group + 1) * group});
+                to   = std::min({from + most(end - from), end, (from / group + 1) * group});
                 if (next.compare_exchange_weak(at, to - begin, std::memory_order_relaxed)) {
                     return true;
                 }
@@ -72,9 +73,9 @@ namespace {
 
 // Rows that a thread takes at once: of its own share they follow each other in any case.
 constexpr int64_t PIECE = 16;
-// With a sum, k experts take turns: the longer the better (measured: 32 rows 6.9 ms a token, 512 rows 3.8), but every thread
-// should find some.
-constexpr int64_t MIN_PIECE = 32, MAX_PIECE = 512, PIECES_PER_THREAD = 2;
+// With a sum, k experts take turns: the longer the better (measured: 32 rows 6.9 ms a token, 512 rows 3.8). A piece is half of what a
+// share has left, so that the last ones are short and a slow core holds up nobody for long (docs/log.md has a model of it).
+constexpr int64_t MIN_PIECE = 16, MAX_PIECE = 512;
 
 constexpr size_t ALIGN = 64; // of prepared activations
 
@@ -155,7 +156,7 @@ class worker {
 bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     bool          any    = false;
     const int64_t height = j.weight[0]->ne[1], experts = int64_t(j.group.size()) - 1;
-    for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, PIECE, height, from, to);) {
+    for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, [](int64_t) { return PIECE; }, height, from, to);) {
         const int64_t matrix = from / height, row = from % height; // gate and up of an expert, then those of the next
         const int64_t expert = matrix / j.outputs, output = matrix % j.outputs;
         const int64_t pair = j.group[size_t(expert)], pairs = j.group[size_t(expert) + 1] - pair; // rows stay in the cache meanwhile
@@ -167,7 +168,7 @@ bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
 
 void compute_sum(em_rows_job & j, worker & w, int ith, int threads) {
     const int64_t height = j.weight[0]->ne[1];
-    const int64_t piece  = std::clamp((height / threads + 1) / PIECES_PER_THREAD + 1, MIN_PIECE, MAX_PIECE);
+    const auto    piece  = [](int64_t left) { return std::clamp((left + 1) / 2, MIN_PIECE, MAX_PIECE); };
     float         rows[MAX_PIECE], sum[MAX_PIECE];
     w.prepare_all(ith);
     for (int64_t from, to; j.shares.take(ith, threads, height, piece, height, from, to);) {

@@ -1,6 +1,6 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
 //
-// With "streams" in the place of the rounds: only what streams.cpp has.
+// With "streams" in the place of the rounds: only what streams.cpp has; with "kernels": only the dot products.
 
 #include "tests/harness.h"
 
@@ -17,47 +17,71 @@ ggml_backend * our_backend() { return em_buft()->device->iface.init_backend(em_b
 
 void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_cast<em_context *>(b->context)->cpu, 1); }
 
-// Our kernels against ggml's on the same quantised data: equal to the last bit, for any number of rows and tokens at once.
+// Rows of `type` of n weights against `tokens` activations: equal to ggml's to the last bit, one by one and together.
+void check_kernel(int type, int64_t n, int64_t rows, int64_t tokens) {
+    const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
+    const std::vector<float> importance(size_t(n), 1.0f); // two-bit types cannot be quantised without
+    const size_t row_bytes = G.ggml_row_size(type, n);
+    std::vector<char> packed(row_bytes * rows);
+    T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, importance.data());
+    const em_kernel ours = em_kernel_for(type, n, true), ggml = em_kernel_for(type, n, false);
+    CHECK(ours.dot != ggml.dot);
+    const size_t own_bytes = em_align(ours.activation_bytes(n), 64);
+    char * a = static_cast<char *>(aligned_alloc(64, own_bytes * tokens));
+    void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
+    std::vector<float> got(rows * tokens), want(rows * tokens), single(rows * tokens);
+    std::vector<const void *> prepared;
+    std::vector<float *>      out;
+    for (int64_t t = 0; t < tokens; ++t) {
+        prepared.push_back(a + size_t(t) * own_bytes);
+        out.push_back(&got[size_t(t * rows)]);
+        ours.prepare(ours, &x[size_t(t * n)], n, a + size_t(t) * own_bytes);
+        ggml.prepare(ggml, &x[size_t(t * n)], n, b);
+        for (int64_t r = 0; r < rows; ++r) {
+            ours.dot(ours, n, packed.data() + size_t(r) * row_bytes, prepared.back(), &single[size_t(t * rows + r)]);
+            ggml.dot(ggml, n, packed.data() + size_t(r) * row_bytes, b, &want[size_t(t * rows + r)]);
+        }
+    }
+    ours.dots(ours, {packed.data(), row_bytes, rows, n}, {prepared.data(), out.data(), tokens});
+    if (largest_difference(single, want) != 0 || largest_difference(got, want) != 0) {
+        printf("kernel %s, type %d, %d weights, %d rows, %d tokens: %.2g alone, %.2g together\n", em_family_name(em_kernels_family()), type, int(n), int(rows),
+               int(tokens), largest_difference(single, want), largest_difference(got, want));
+        CHECK(false);
+    }
+    free(a);
+    free(b);
+}
+
+// Every kernel of every family that runs here, for 1 to 16 tokens and any number of rows.
 void test_kernels() {
-    for (const auto & [type, n] : std::vector<std::pair<int, int64_t>>{
-             {TYPE_Q4_0, 1536}, {TYPE_Q4_0, 1568}, {TYPE_Q5_0, 1536}, {TYPE_Q5_0, 1568}, {TYPE_Q8_0, 1536}, {TYPE_Q8_0, 1568},
-             {TYPE_Q2_K, 1536}, {TYPE_Q3_K, 1536}, {TYPE_Q4_K, 1536}, {TYPE_Q5_K, 1536}, {TYPE_Q6_K, 1536}, {TYPE_IQ4_NL, 1536},
-             {TYPE_IQ4_NL, 1568}, {TYPE_IQ4_XS, 1536}, {TYPE_MXFP4, 1536}, {TYPE_MXFP4, 1568}}) {
-        if (!em_kernel_own(type, n)) {
-            printf("no own kernel for %d weights of type %d on this processor\n", int(n), type);
+    const std::vector<std::pair<int, int64_t>> types = {
+        {TYPE_Q4_0, 1536}, {TYPE_Q4_0, 1568}, {TYPE_Q5_0, 1536}, {TYPE_Q5_0, 1568}, {TYPE_Q8_0, 1536}, {TYPE_Q8_0, 1568}, {TYPE_Q2_K, 1536},
+        {TYPE_Q3_K, 1536}, {TYPE_Q4_K, 1536}, {TYPE_Q5_K, 1536}, {TYPE_Q6_K, 1536}, {TYPE_IQ4_NL, 1536}, {TYPE_IQ4_NL, 1568}, {TYPE_IQ4_XS, 1536},
+        {TYPE_MXFP4, 1536}, {TYPE_MXFP4, 1568}, {TYPE_IQ2_XXS, 1536}, {TYPE_IQ2_S, 1536}, {TYPE_IQ3_XXS, 1536}, {TYPE_IQ3_S, 1536}};
+    for (const em_family family : {em_family::avx2, em_family::avxvnni, em_family::avx512, em_family::neon}) {
+        const char * name = em_family_name(family);
+        if (!em_family_runs(family)) {
+            CHECK(!em_kernels_choose(name).empty());
+            printf("kernels %s do not run here\n", name);
             continue;
         }
-        constexpr int64_t rows = 62, tokens = 15; // 8 + 4 + 2 + 1 tokens; two rows are left over
-        const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
-        const size_t row_bytes = G.ggml_row_size(type, n);
-        std::vector<char> packed(row_bytes * rows);
-        T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, nullptr);
-        const em_kernel ours = em_kernel_for(type, n, true), ggml = em_kernel_for(type, n, false);
-        CHECK(ours.dot != ggml.dot);
-        const size_t own_bytes = em_align(ours.activation_bytes(n), 64);
-        char * a = static_cast<char *>(aligned_alloc(64, own_bytes * tokens));
-        void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
-        std::vector<float> got(rows * tokens), want(rows * tokens), single(rows * tokens);
-        std::vector<const void *> prepared;
-        std::vector<float *>      out;
-        for (int64_t t = 0; t < tokens; ++t) {
-            prepared.push_back(a + size_t(t) * own_bytes);
-            out.push_back(&got[size_t(t * rows)]);
-            ours.prepare(ours, &x[size_t(t * n)], n, a + size_t(t) * own_bytes);
-            ggml.prepare(ggml, &x[size_t(t * n)], n, b);
-            for (int64_t r = 0; r < rows; ++r) {
-                ours.dot(ours, n, packed.data() + size_t(r) * row_bytes, prepared.back(), &single[size_t(t * rows + r)]);
-                ggml.dot(ggml, n, packed.data() + size_t(r) * row_bytes, b, &want[size_t(t * rows + r)]);
+        CHECK(em_kernels_choose(name).empty() && em_kernels_family() == family);
+        int own = 0;
+        for (const auto & [type, n] : types) {
+            if (!em_kernel_own(type, n)) {
+                printf("kernels %s: none for %d weights of type %d\n", name, int(n), type);
+                continue;
+            }
+            ++own;
+            for (int64_t tokens = 1; tokens <= 16; ++tokens) {
+                check_kernel(type, n, tokens == 15 ? 62 : 13, tokens);
             }
         }
-        ours.dots(ours, {packed.data(), row_bytes, rows, n}, {prepared.data(), out.data(), tokens});
-        CHECK(largest_difference(single, want) == 0);
-        const double difference = largest_difference(got, want);
-        printf("kernel of type %d: largest difference %.2g\n", type, difference);
-        CHECK(difference == 0);
-        free(a);
-        free(b);
+        printf("kernels %s: %d of %d equal ggml's to the last bit\n", name, own, int(types.size()));
     }
+    CHECK(em_kernels_choose("off").empty() && !em_kernel_own(TYPE_Q4_K, 1536));
+    CHECK(!em_kernels_choose("best").empty() && em_kernels_family() == em_family::none);
+    CHECK(em_kernels_choose("auto").empty());
 }
 
 // Any share of the experts hot, any batch, streamed or not, in one graph or in many: what ggml-cpu computes.
@@ -458,13 +482,17 @@ void test_blocks() {
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams]\n");
+        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams | kernels]\n");
         return 2;
     }
     setvbuf(stdout, nullptr, _IOLBF, 0);
     meet_ggml(argv[1]);
     if (argc > 2 && strcmp(argv[2], "streams") == 0) {
         test_streams();
+        return 0;
+    }
+    if (argc > 2 && strcmp(argv[2], "kernels") == 0) {
+        test_kernels();
         return 0;
     }
     rounds = argc > 2 ? atoi(argv[2]) : rounds;

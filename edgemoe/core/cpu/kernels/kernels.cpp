@@ -1,14 +1,29 @@
 // Dot products for expert weights in file layout: which kernel for which type.
 //
-// Activations are quantised by ggml. Integer sums are exact, and floats are added in the order of ggml's AVX2 kernels: the results
-// are the same to the last bit, which matters, for a last bit can tip the quantisation of the next activation. VNNI wants weights
-// unsigned: signed ones are raised, and what that adds is taken off beforehand.
+// Activations are quantised by ggml. Integer sums are exact, and floats are added in the order of ggml's kernels for the same
+// architecture: the results are the same to the last bit, which matters, for a last bit can tip the quantisation of the next activation.
 
-#include "avx512.h"
+#include "kernels.h"
+
 #include "ggml/probes.h"
 #include "memory/region.h"
 
+#include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstring>
+#include <iterator>
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#    define EM_X86_KERNELS 1
+#    include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
+#    define EM_ARM_KERNELS 1
+#    include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#    define EM_ARM_KERNELS 1
+#    include <sys/sysctl.h>
+#endif
 
 namespace {
 
@@ -28,19 +43,102 @@ void generic_dots(const em_kernel & k, const em_weight_rows & rows, const em_act
     em_one_by_one(k, rows, tokens, 0, rows.count, 0);
 }
 
-#ifdef EM_AVX512
+#if defined(EM_X86_KERNELS)
 
-bool processor_ok() {
-    static const bool ok = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2") &&
-                           __builtin_cpu_supports("f16c");
-    return ok;
+// The compiler's own check asks the operating system, too, whether it keeps the registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool has_avxvnni() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2") && has_avx2();
+}
+
+#elif defined(EM_ARM_KERNELS)
+
+bool has_neon() { // with dot products
+#    if defined(__linux__)
+    constexpr unsigned long DOT_PRODUCTS = 1ul << 20; // of HWCAP
+    return getauxval(AT_HWCAP) & DOT_PRODUCTS;
+#    else
+    int    has  = 0;
+    size_t size = sizeof(has);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#    endif
 }
 
 #endif
 
+bool never() { return false; }
+
+struct family_entry {
+    em_family    family;
+    const char * name;
+    bool (*runs)();
+    void (*use)(em_kernel & k, int type, int64_t n);
+};
+
+// The best first.
+constexpr family_entry FAMILIES[] = {
+#if defined(EM_X86_KERNELS)
+    {em_family::avx512, "avx512", has_avx512, em_kernel_avx512},
+    {em_family::avxvnni, "avxvnni", has_avxvnni, em_kernel_avxvnni},
+    {em_family::avx2, "avx2", has_avx2, em_kernel_avx2},
+#else
+    {em_family::avx512, "avx512", never, nullptr},
+    {em_family::avxvnni, "avxvnni", never, nullptr},
+    {em_family::avx2, "avx2", never, nullptr},
+#endif
+#if defined(EM_ARM_KERNELS)
+    {em_family::neon, "neon", has_neon, em_kernel_neon},
+#else
+    {em_family::neon, "neon", never, nullptr},
+#endif
+    {em_family::none, "off", [] { return true; }, nullptr},
+};
+
+const family_entry & entry_of(em_family family) {
+    return *std::find_if(std::begin(FAMILIES), std::end(FAMILIES), [&](const family_entry & f) { return f.family == family; });
+}
+
+em_family best_family() {
+    static const em_family best = std::find_if(std::begin(FAMILIES), std::end(FAMILIES), [](const family_entry & f) { return f.runs(); })->family;
+    return best;
+}
+
+std::atomic<int> chosen{-1}; // an em_family; -1: the best
+
 } // namespace
+
+std::string em_kernels_choose(const std::string & name) {
+    if (name == "auto") {
+        chosen = -1;
+        return {};
+    }
+    for (const family_entry & f : FAMILIES) {
+        if (name == f.name) {
+            if (!f.runs()) {
+                return "this processor cannot run the kernels '" + name + "'; its best are '" + em_family_name(best_family()) + "'";
+            }
+            chosen = int(f.family);
+            return {};
+        }
+    }
+    return "there are no kernels '" + name + "'; choose auto, off, avx2, avxvnni, avx512 or neon";
+}
+
+em_family em_kernels_family() {
+    const int family = chosen.load(std::memory_order_relaxed);
+    return family < 0 ? best_family() : em_family(family);
+}
+
+const char * em_family_name(em_family family) { return entry_of(family).name; }
+
+bool em_family_runs(em_family family) { return entry_of(family).runs(); }
 
 size_t em_kernel::activation_bytes(int64_t n) const {
     return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
@@ -67,12 +165,9 @@ em_kernel em_kernel_for(int type, int64_t n, bool own_kernels) {
     k.prepare    = generic_prepare;
     k.dots       = generic_dots;
     k.dot        = k.traits->vec_dot && (k.dot_traits->from_float || k.traits->vec_dot_type == TYPE_F32) ? generic_dot : nullptr;
-#ifdef EM_AVX512
-    if (!own_kernels || !processor_ok() || (k.traits->vec_dot_type != TYPE_Q8_0 && k.traits->vec_dot_type != TYPE_Q8_K)) {
-        return k;
+    const family_entry & family = entry_of(em_kernels_family());
+    if (own_kernels && family.use && (k.traits->vec_dot_type == TYPE_Q8_0 || k.traits->vec_dot_type == TYPE_Q8_K)) {
+        family.use(k, type, n);
     }
-    em_kernel_k(k, type);
-    em_kernel_pairs(k, type, n);
-#endif
     return k;
 }

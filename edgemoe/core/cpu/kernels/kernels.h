@@ -2,10 +2,15 @@
 
 // Dot products of weight rows with prepared activation vectors.
 //
-// Where this processor and the weight type allow it, kernels of our own for the file layout, faster than ggml's and equal to
-// its AVX2 kernels to the last bit; else ggml's vec_dot.
+// Where a family of kernels runs on this processor and knows the weight type, its kernels read the file layout, faster than
+// ggml's and equal to them to the last bit. Otherwise ggml's vec_dot computes.
 
 #include "ggml/abi.h"
+
+#include <string>
+
+// Families of kernels of our own, one file or two each.
+enum class em_family { none, avx2, avxvnni, avx512, neon };
 
 // Rows of weights.
 struct em_weight_rows {
@@ -29,17 +34,31 @@ struct em_kernel {
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
     const ggml_type_traits_cpu * dot_traits;  // of the type its vec_dot wants activations in
+    const void *                 table;       // of weights, for types that name groups of them by number
     size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
     int64_t                      block_values; // of the vector in such a block
 
     size_t activation_bytes(int64_t n) const;
 };
 
+// Choose the family: auto, off, avx2, avxvnni, avx512 or neon. Empty: done; otherwise the reason why not, one sentence.
+std::string em_kernels_choose(const std::string & name);
+// The family in use; the best one of this processor until another is chosen.
+em_family em_kernels_family();
+const char * em_family_name(em_family family);
+bool em_family_runs(em_family family); // on this processor, in this build
+
 // Rows [from, to) times the tokens from `first` on, each by `dot`.
 void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
 // The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
-// Does this build and processor have a kernel of our own for them?
+// Does the family in use have a kernel for them?
 bool em_kernel_own(int type, int64_t n);
 // Has ggml kernels of its own for many rows of the type, which round otherwise than its dot products? (tiled/tiled.cpp)
 bool em_kernel_many(int type);
+
+// Each sets a family's kernel for its types, or does nothing.
+void em_kernel_avx2(em_kernel & k, int type, int64_t n);
+void em_kernel_avxvnni(em_kernel & k, int type, int64_t n);
+void em_kernel_avx512(em_kernel & k, int type, int64_t n);
+void em_kernel_neon(em_kernel & k, int type, int64_t n);

@@ -4,76 +4,18 @@
 // the nibbles of a row come apart, so that the loop over rows does not shuffle. What belongs to the weights of a block is done
 // once for up to four tokens.
 
-#include "avx512.h"
+#include "avx512_blocks.h"
 
 #ifdef EM_AVX512
 
 namespace {
 
 using namespace em_avx512;
-
-struct q8_k { // ggml's block_q8_K
-    float   d;
-    int8_t  q[256];
-    int16_t sums[16];
-};
-
-struct alignas(64) prepared { // one block of 256 activations
-    int8_t  q[256];
-    int16_t sums[16]; // of 16 values each for Q2_K and Q6_K; of 32 each in the first 8 places for Q4_K and Q5_K
-    float   d;
-    char    pad[28];
-};
-static_assert(sizeof(prepared) == 320, "a multiple of a cache line");
-
-struct alignas(64) prepared_raised { // the same for weights that are raised
-    int8_t  q[256];
-    int32_t start[64]; // what raising adds to each four products, negative; in the order of q
-    float   d;
-    char    pad[60];
-};
-static_assert(sizeof(prepared_raised) == 576, "a multiple of a cache line");
-
-// Blocks of 256 activations by ggml, their parts of 32 in an order; `rest` does what else belongs to a block.
-template <class Prepared, class Rest>
-void quantise(const em_kernel & k, const float * x, int64_t n, void * activation, const int (&order)[8], Rest rest) {
-    Prepared * out = static_cast<Prepared *>(activation);
-    q8_k       block;
-    for (int64_t b = 0; b < n / 256; ++b) {
-        k.dot_traits->from_float(x + b * 256, &block, 256);
-        for (int part = 0; part < 8; ++part) {
-            memcpy(out[b].q + part * 32, block.q + order[part] * 32, 32);
-        }
-        out[b].d = block.d;
-        rest(out[b], block);
-    }
-}
+using namespace em_q8;
 
 // 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. 64 bytes of two or three bits hold
 // four times 32 weights of the first half of a block, and of the second.
-constexpr int NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7}, NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-
-void prepare_nibbles(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    quantise<prepared>(k, x, n, activation, NIBBLES, [](prepared & out, const q8_k & block) {
-        for (int i = 0; i < 8; ++i) {
-            out.sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);
-        }
-    });
-}
-
-template <const int (&ORDER)[8]>
-void prepare_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    quantise<prepared>(k, x, n, activation, ORDER, [](prepared & out, const q8_k & block) { memcpy(out.sums, block.sums, sizeof(out.sums)); });
-}
-
-template <int RAISED, const int (&ORDER)[8]>
-void prepare_raised(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    quantise<prepared_raised>(k, x, n, activation, ORDER, [](prepared_raised & out, const q8_k &) {
-        for (int i = 0; i < 64; ++i) {
-            out.start[i] = -RAISED * sum_of_four(out.q + 4 * i);
-        }
-    });
-}
+constexpr int NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
 EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
@@ -86,27 +28,14 @@ EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
     return _mm_unpacklo_epi32(_mm_cvtsi64_si128(int64_t(a & low6)), _mm_cvtsi64_si128(int64_t(high | ((a >> 6) & low2) << 4)));
 }
 
-EM_TARGET inline __m512i pair(__m512i low, __m512i high) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
-}
-
-// Sums of a row of K-quants times TOKENS activations.
-template <int TOKENS> struct row_sums {
-    __m256 sum[TOKENS];
-    __m128 min[TOKENS];
-};
-
-struct without_minima {
-    static float rest(__m128) { return 0; }
-};
-
 // Q4_K and Q5_K: the fifth bits lie apart.
 template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
-    static constexpr int BYTES = BLOCK_BYTES;
+    static constexpr int   BYTES  = BLOCK_BYTES;
+    static constexpr float FACTOR = 1;
     using activation           = prepared;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
         const __m512i low4 = _mm512_set1_epi8(0x0f), zero = _mm512_setzero_si512();
         const __m128i packed = unpack_scales(w + 4), minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
         const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
@@ -163,7 +92,7 @@ struct q6_k : without_minima {
     using activation           = prepared;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
         const __m512i low4 = _mm512_set1_epi8(0x0f), high2 = _mm512_set1_epi8(0x30), zero = _mm512_setzero_si512();
         // the two high bits of q lie at bit 0, 2, 4, 6 of the byte they share: shift left by 4, 2 or right by 0, 2 to bit 4
         const __m512i up_lo = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
@@ -233,7 +162,7 @@ struct q2_k : without_minima {
     using activation           = prepared;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
         const __m128i  packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(w)), low = _mm_set1_epi8(0x0f);
         const __m256i  minima = _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), low));
         const two_bits weights(w + 16, _mm_and_si128(packed, low), [&](__m512i v, int) EM_TARGET { return v; });
@@ -264,7 +193,7 @@ struct q3_k : without_minima {
     using activation           = prepared_raised;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
         // the third bits of the first half are bits 0 to 3 of the bytes they share, of the second bits 4 to 7
         const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1), third = _mm512_set1_epi8(4);
         const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)));
@@ -285,7 +214,7 @@ struct iq4_xs : without_minima {
     using activation           = prepared_raised;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
         uint16_t high;
         uint32_t low;
         memcpy(&high, w + 2, 2);
@@ -312,61 +241,16 @@ struct iq4_xs : without_minima {
     }
 };
 
-template <class W, int TOKENS>
-EM_TARGET void row_times(int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t row) {
-    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // of the cache, about
-    row_sums<TOKENS>               sums  = {};
-    const typename W::activation * y[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) {
-        y[t] = static_cast<const typename W::activation *>(activations[t]);
-    }
-    for (int64_t b = 0; b < n / 256; ++b, w += W::BYTES) {
-        EM_UNROLL
-        for (int i = 0; i < LINES; ++i) {
-            prefetch(w + AHEAD + 64 * i);
-        }
-        W::add(w, y, sums);
-        EM_UNROLL
-        for (int t = 0; t < TOKENS; ++t) {
-            ++y[t];
-        }
-    }
-    EM_UNROLL
-    for (int t = 0; t < TOKENS; ++t) {
-        out[t][row] = add_lanes(sums.sum[t]) + W::rest(sums.min[t]);
-    }
-}
-
-template <class W> void dot_k(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
-    row_times<W, 1>(n, static_cast<const uint8_t *>(row), &activation, &out, 0);
-}
-
-template <class W> void dots_k(const em_kernel &, const em_weight_rows & rows, const em_activations & tokens) {
-    for (int64_t r = 0; r < rows.count; ++r) {
-        by_tokens<4>(tokens.count, [&](auto n, int64_t t) {
-            row_times<W, decltype(n)::value>(rows.width, rows.at(r), tokens.prepared + t, tokens.out + t, r);
-        });
-    }
-}
-
-template <class W> void use_k(em_kernel & k, void (*prepare)(const em_kernel &, const float *, int64_t, void *)) {
-    k.block_bytes  = sizeof(typename W::activation);
-    k.block_values = 256;
-    k.prepare      = prepare;
-    k.dot          = dot_k<W>;
-    k.dots         = dots_k<W>;
-}
-
 } // namespace
 
-void em_kernel_k(em_kernel & k, int type) {
+void em_avx512::use_k(em_kernel & k, int type) {
     switch (type) {
-    case TYPE_Q2_K: use_k<q2_k>(k, prepare_sums<HALVES>); break;
-    case TYPE_Q3_K: use_k<q3_k>(k, prepare_raised<4, HALVES>); break;
-    case TYPE_Q4_K: use_k<nibbles_k<144, false>>(k, prepare_nibbles); break;
-    case TYPE_Q5_K: use_k<nibbles_k<176, true>>(k, prepare_nibbles); break;
-    case TYPE_Q6_K: use_k<q6_k>(k, prepare_sums<NATURAL>); break;
-    case TYPE_IQ4_XS: use_k<iq4_xs>(k, prepare_raised<128, NATURAL>); break;
+    case TYPE_Q2_K: use<q2_k>(k, prepare_sums<HALVES>); break;
+    case TYPE_Q3_K: use<q3_k>(k, prepare_raised<4, HALVES>); break;
+    case TYPE_Q4_K: use<nibbles_k<144, false>>(k, prepare_pair_sums<NIBBLES>); break;
+    case TYPE_Q5_K: use<nibbles_k<176, true>>(k, prepare_pair_sums<NIBBLES>); break;
+    case TYPE_Q6_K: use<q6_k>(k, prepare_sums<NATURAL>); break;
+    case TYPE_IQ4_XS: use<iq4_xs>(k, prepare_raised<128, NATURAL>); break;
     default: break;
     }
 }

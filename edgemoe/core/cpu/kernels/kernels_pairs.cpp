@@ -1,22 +1,19 @@
 // Types with blocks of 32 weights. A row times one activation takes two blocks at a time; times several, the same block of two rows.
 
 #include "avx512.h"
+#include "q8.h"
 
 #ifdef EM_AVX512
 
 namespace {
 
 using namespace em_avx512;
+using namespace em_q8;
 
 // Q8_0 is read fastest of all: less far, and to the second cache, is better on AMD and hardly worse on Intel (docs/log.md).
 constexpr int NOT_SO_FAR = 2048;
 
 inline void prefetch_near(const void * at) { __builtin_prefetch(at, 0, 2); }
-
-struct q8_0 { // ggml's block_q8_0
-    uint16_t d;
-    int8_t   q[32];
-};
 
 struct alignas(64) prepared_pair { // two blocks of 32 activations
     int8_t  q[64];
@@ -35,7 +32,7 @@ EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, vo
     for (int64_t b = 0; b < n / 32; ++b) {
         prepared_pair & p = out[b / 2];
         const int       h = int(b % 2);
-        q8_0            block;
+        em_q8::q8_0     block;
         k.dot_traits->from_float(x + b * 32, &block, 32);
         memcpy(p.q + h * 32, block.q, 32);
         for (int i = 0; i < 8; ++i) {
@@ -205,7 +202,7 @@ template <class W> void dots_pairs(const em_kernel & k, const em_weight_rows & r
     em_one_by_one(k, rows, tokens, whole, rows.count, 0);
 }
 
-template <class W> void use_pairs(em_kernel & k, int64_t n) {
+template <class W> void use(em_kernel & k, int64_t n) {
     if (W::TWO_SUMS && n % PAIR) {
         return; // a product and a sum in ggml's last block, which its compiler rounds once or twice as it is built
     }
@@ -218,13 +215,13 @@ template <class W> void use_pairs(em_kernel & k, int64_t n) {
 
 } // namespace
 
-void em_kernel_pairs(em_kernel & k, int type, int64_t n) {
+void em_avx512::use_pairs(em_kernel & k, int type, int64_t n) {
     switch (type) {
-    case TYPE_Q4_0: use_pairs<q4_0>(k, n); break;
-    case TYPE_Q5_0: use_pairs<q5_0>(k, n); break;
-    case TYPE_Q8_0: use_pairs<q8_0_weights>(k, n); break;
-    case TYPE_IQ4_NL: use_pairs<iq4_nl>(k, n); break;
-    case TYPE_MXFP4: use_pairs<mxfp4>(k, n); break;
+    case TYPE_Q4_0: use<q4_0>(k, n); break;
+    case TYPE_Q5_0: use<q5_0>(k, n); break;
+    case TYPE_Q8_0: use<q8_0_weights>(k, n); break;
+    case TYPE_IQ4_NL: use<iq4_nl>(k, n); break;
+    case TYPE_MXFP4: use<mxfp4>(k, n); break;
     default: break;
     }
 }

@@ -40,7 +40,7 @@ from edgemoe.engine import host, meter, opening
 from edgemoe.engine.turns import Turn
 from tests.rewrite import TEXT, rewrite, tensors_of
 from tests.routing import wide_model
-from tests.zoo import build
+from tests.zoo import OLD, build
 
 NONE = OffloadConfig(device="none", profile="off")
 SIM = OffloadConfig(device="sim", vram="50%", profile="off")
@@ -103,6 +103,7 @@ def test_what_llama_cpp_itself_refuses_is_its_own_error(settings: dict[str, Any]
         assert type(ours.value) is ValueError and str(ours.value) == str(plain.value)
 
 
+@pytest.mark.skipif(OLD, reason="it takes memory for the cells of any context, 22 GiB here, before it fails")
 @DEVICES
 def test_a_context_that_cannot_be_made_is_no_damaged_file(offload: OffloadConfig, model: Path) -> None:
     for settings in ({"type_v": 2}, {"n_ctx": -5}):
@@ -201,7 +202,10 @@ def test_signatures_show_llama_cpps_parameters(name: str, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"split_mode": 2}, {"main_gpu": 1, "split_mode": 0}, {"tensor_split": [0.0, 1.0]}], ids=str
+    "settings",
+    # The oldest llama.cpp refuses main_gpu itself where there is no GPU.
+    [{"split_mode": 2}, *([] if OLD else [{"main_gpu": 1, "split_mode": 0}]), {"tensor_split": [0.0, 1.0]}],
+    ids=str,
 )
 def test_settings_for_several_devices_are_refused_by_name(settings: dict[str, Any], model: Path) -> None:
     with pytest.raises(ConfigError, match="|".join(settings)):

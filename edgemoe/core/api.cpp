@@ -26,6 +26,8 @@ int32_t em_decode(void * llama_decode, void * context, const void * batch, int32
         *result = reinterpret_cast<llama_decode_t>(llama_decode)(context, *static_cast<const llama_batch *>(batch));
     } catch (const std::exception & error) {
         status = em_fail(EM_ERROR_STATE, error.what());
+    } catch (...) { // of another C++ library; its text is known
+        status = EM_ERROR_STATE;
     }
     em_release_aborts();
     return status;

@@ -155,6 +155,8 @@ EM_API const char * em_last_error(void);
 EM_API int32_t      em_symbol_count(void);
 EM_API const char * em_symbol_name(int32_t i);
 EM_API int32_t      em_symbol_set(int32_t i, void * address);
+// The std::__throw_runtime_error of the C++ library that ggml uses; NULL where that is this core's own.
+EM_API void         em_set_thrower(void * function);
 // Compare everything assumed of ggml with what is loaded. On EM_ERROR_MISMATCH em_last_error names the difference.
 EM_API int32_t      em_check(void);
 // The registry entry, for ggml_backend_load; NULL before a successful em_check.

@@ -17,6 +17,8 @@ from ..config import SimConfig
 from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
 from ..types import ExpertStats, Load
 
+# std::__throw_runtime_error of GNU's C++ library.
+_THROW = "_ZSt21__throw_runtime_errorPKc"
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
 ABI_VERSION = 3
 
@@ -96,6 +98,7 @@ _SIGNATURES = {
     "em_symbol_count": (_i32, []),
     "em_symbol_name": (ctypes.c_char_p, [_i32]),
     "em_symbol_set": (_i32, [_i32, ctypes.c_void_p]),
+    "em_set_thrower": (None, [ctypes.c_void_p]),
     "em_check": (_i32, []),
     "em_buffer_type": (ctypes.c_void_p, []),
     "em_decode": (_i32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_i32)]),
@@ -196,6 +199,7 @@ class Core:
         for i in range(self._lib.em_symbol_count()):
             if address := _address_of(ggml, self._lib.em_symbol_name(i).decode()):
                 self._lib.em_symbol_set(i, address)
+        self._lib.em_set_thrower(_address_of(ggml, _THROW))
         if self._lib.em_check() != OK:
             raise BackendMismatch(f"{found} ({self.last_error()})", tested)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .files import ARCHITECTURES, MIXES, QUANTS, ROUTED, SPECS, WITH_MTP, build
+from .files import ARCHITECTURES, MIXES, OLD, QUANTS, ROUTED, SPECS, WITH_MTP, build
 from .headless import HEADLESS
 from .spec import Spec
 
-__all__ = ["ARCHITECTURES", "HEADLESS", "MIXES", "QUANTS", "ROUTED", "SPECS", "WITH_MTP", "Spec", "build"]
+__all__ = ["ARCHITECTURES", "HEADLESS", "MIXES", "OLD", "QUANTS", "ROUTED", "SPECS", "WITH_MTP", "Spec", "build"]

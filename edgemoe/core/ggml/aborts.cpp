@@ -1,5 +1,7 @@
 // A failed assertion of ggml as an exception, see api.h.
 
+#include "edgemoe.h"
+#include "errors.h"
 #include "ggml/api.h"
 
 #include <cstdio>
@@ -13,8 +15,15 @@ int                   traps = 0;
 thread_local int      traps_here = 0;
 ggml_abort_callback_t callback_before = nullptr;
 
+// Throws a std::runtime_error of llama.cpp's C++ library, which llama.cpp can catch. This core may have another library.
+void (*thrower)(const char *) = nullptr;
+
 void on_abort(const char * message) {
     if (traps_here) {
+        em_fail(EM_ERROR_STATE, message);
+        if (thrower) {
+            thrower(message);
+        }
         throw std::runtime_error(message);
     }
     if (callback_before) {
@@ -41,3 +50,5 @@ void em_release_aborts() {
         G.ggml_set_abort_callback(callback_before);
     }
 }
+
+void em_set_thrower(void * function) { thrower = reinterpret_cast<void (*)(const char *)>(function); }

@@ -165,7 +165,7 @@ def test_memory_of_a_system_that_does_not_tell(
 ) -> None:
     monkeypatch.setattr("edgemoe.profiling.memory.sys.platform", "darwin")
     assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "--threads", "1"]) == 0
-    assert "this system does not say of what" in capsys.readouterr().out
+    assert "this system does not list the parts" in capsys.readouterr().out
 
 
 def test_last_layers_take_no_more_than_ours(model: Path) -> None:
@@ -229,7 +229,7 @@ def curve(*rates: float) -> dict[str, Any]:
     [
         (8, (0.3, 0.8, 0.9, 1.0), "--vram 16MiB (50% of the experts), the knee of the curve, would hit 80%"),
         (16, (0.3, 0.8, 0.9, 1.0), ""),
-        (32, (0.3, 0.5, 0.99, 1.0), "--vram 24MiB (75% of the experts) would hit 99% all the same."),
+        (32, (0.3, 0.5, 0.99, 1.0), "--vram 24MiB (75% of the experts) would still hit 99%."),
         (32, (0.3, 0.5, 0.7, 1.0), ""),
         (8, (0.77, 0.8, 0.9, 1.0), ""),
     ],

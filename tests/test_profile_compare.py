@@ -75,7 +75,7 @@ def test_effect_and_interval() -> None:
         ({"cpu": "another processor"}, "two machines"),
         ({"n_threads": 4}, "two devices or threads"),
         ({"stopped": "interrupted"}, "ended early"),
-        ({"n_gen": 9}, "No placement and test is in both"),
+        ({"n_gen": 9}, "no placement and test in common"),
     ],
 )
 def test_what_does_not_compare_is_said(

@@ -306,7 +306,7 @@ def _pause(attempt: int, error: BaseException, say: Callable[[str], None] | None
     """Wait as long as the server asks, or longer with each attempt. Without ``say`` only short waits are accepted."""
     asked = wait_asked_for(error)
     if asked is not None and asked > (LONGEST_WAIT_S if say else SILENT_WAIT_S):
-        raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: what has arrived is kept")
+        raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: all bytes so far are kept")
     pause = min(PAUSE_S * 2 ** max(attempt - 1, 0), LONGEST_PAUSE_S) if asked is None else asked
     if say and pause >= 1:
         say(f"waiting {pause:.0f} s")

@@ -90,8 +90,8 @@ def explained(error: BaseException, what: str) -> EdgeMoEError:
     if status == 429:
         return EdgeMoEError(f"the hub takes no more requests for now ({status})", "wait some minutes, or set HF_TOKEN")
     if status is not None:
-        return EdgeMoEError(f"the hub answers {status} for {what}", "try again later: what has arrived is kept")
+        return EdgeMoEError(f"the hub answers {status} for {what}", "try again later: all bytes so far are kept")
     return EdgeMoEError(
         f"no connection to {constants.ENDPOINT} ({type(error).__name__})",
-        "check the network; HF_HUB_OFFLINE=1 uses what is on the disk",
+        "check the network; HF_HUB_OFFLINE=1 uses the files on the disk",
     )

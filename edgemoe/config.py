@@ -87,7 +87,7 @@ class SimConfig:
         fetch_all: above 0, the device fetches and computes every miss of a decode step, whether or not this pays. Above
             1, the CPU keeps every n-th miss of a layer.
         early: start resident experts before the CPU knows the misses, as a GPU does. Results may differ in the last
-            digits, because ggml's CPU kernels, which compute for ``sim``, round differently for experts with more rows.
+            digits: ggml's CPU kernels compute for ``sim``, and they round differently for experts with more rows.
         streams: threads that compute llama.cpp's graph. ``caller``: the calling thread. ``ordered``: threads that copy
             and compute in the order of the calls, as CUDA does. ``transfer``: threads that copy beside the
             computations, as Vulkan does on some cards.

@@ -173,7 +173,7 @@ def test_a_damaged_partial_file_is_no_trap(hub: HubServer) -> None:
 
 def test_another_file_than_the_one_planned_is_refused(hub: HubServer) -> None:
     wrong = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf", len(Q4), "0" * 64),))
-    with pytest.raises(EdgeMoEError, match="not the file that is meant"):
+    with pytest.raises(EdgeMoEError, match="not the expected file"):
         download.download(wrong)
     bare = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),))
     assert download.download(bare).read_bytes() == Q4

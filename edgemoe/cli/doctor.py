@@ -107,7 +107,9 @@ def _device_findings(found: list[str], asked: str) -> list[Finding]:
     if found:
         findings.append(Finding("devices", ", ".join(found)))
     elif asked not in ("auto", "none", "sim"):
-        findings.append(Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices there are"))
+        findings.append(
+            Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices of this machine")
+        )
     else:
         action = advice() or "edgemoe setup says which graphics cards it finds, and what each lacks"
         findings.append(Finding("devices", "no GPU that llama.cpp sees: experts stay on the CPU", "note", action))

@@ -52,7 +52,7 @@ def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     from ..models.gguf import check_weights
 
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
-        raise ConfigError("--ctx and --threads are 1 at least")
+        raise ConfigError("--ctx and --threads must be at least 1")
     budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
     file = _header(parsed.model, find)
@@ -95,7 +95,7 @@ def _device(asked: str, rpc: str | None) -> str:
         return next(iter(remote or devices()), "") if asked == "auto" else ""
     host.core()
     if not host.device_memory(asked)[1]:
-        raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices there are")
+        raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices of this machine")
     return asked
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
 
     Args:
         arguments: arguments without the program's name. None: the arguments of the process.
-        open_engine: function with the arguments of :class:`edgemoe.Llama`. None: that class.
+        open_engine: function with the arguments of :class:`edgemoe.Llama`. None: open the model in this process.
     """
     verbose = False
     mend_streams()

@@ -87,7 +87,7 @@ def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
     try:
         model = entry(name)
     except ConfigError:
-        model = None  # a catalogue that cannot be read stops no file
+        model = None  # a file opens even if the catalogue cannot be read
     if model is not None and (settings := _given(model.sampling)):
         return settings
     try:

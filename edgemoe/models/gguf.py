@@ -42,7 +42,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
 _FORMER_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
 # A newer program may use type numbers below this limit. A larger number is damage.
 _MOST_TYPES = 128
-# Types that ggml cannot multiply with: as a weight they crash it.
+# Types that ggml cannot multiply with. A weight of such a type crashes ggml.
 NOT_WEIGHTS = {9, 15, 24, 25, 27, 28}
 F32, I32 = 0, 26
 
@@ -501,7 +501,7 @@ def _value(cursor: _Cursor, key: str) -> Value:
         if length > len(cursor.data) // 8:
             raise cursor.fail(f"key {key!r} has {length} strings")
         data, at, end, unpack = cursor.data, cursor.at, len(cursor.data), struct.Struct("<Q").unpack_from
-        for _ in range(length):  # the hot loop of reading: a vocabulary has 100,000s of them
+        for _ in range(length):  # the hot loop of reading: a vocabulary has more than 100,000 strings
             if at + 8 > end:
                 raise cursor.fail("the header is cut off")
             at += 8 + int(unpack(data, at)[0])

@@ -27,7 +27,7 @@ from .pipe import Pipe
 
 # A child gets this long to write the routing profile and end. Then it is killed.
 CLOSE_SECONDS = 2.5
-# Exit statuses: those of signals that only POSIX has, and the first of those by which Windows names a crash.
+# Exit statuses: of two signals that only POSIX has, and the lowest one of a crash on Windows.
 KILLED, ABORTED, WINDOWS_CRASH = -9, -6, 0xC000_0000
 _REASON_BYTES = 4096  # end of the child's output that is searched for a reason
 

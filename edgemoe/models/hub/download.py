@@ -162,7 +162,7 @@ def remote_of(plan: Download, file: RemoteFile) -> Remote:
     if found.size is None or not _DIGEST.match(digest):
         raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
-        raise EdgeMoEError(f"{what} is not the file that is meant", "the hub has another one by now: give --revision")
+        raise EdgeMoEError(f"{what} is not the expected file", "the hub has another version by now: give --revision")
     blob = cache.folder(plan.repo) / "blobs" / digest
     return Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
 

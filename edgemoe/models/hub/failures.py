@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from ...errors import DoesNotFit, EdgeMoEError, ModelNotFound
 
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone at the next attempt
+PASSING = (408, 429, 500, 502, 503, 504)  # with these statuses the next attempt may succeed
 
 
 class DiskTooSmall(DoesNotFit):
@@ -31,7 +31,7 @@ class DiskTooSmall(DoesNotFit):
         self.args = (f"the download needs {needed:.0f} MiB, the disk of the cache has {free:.0f} MiB free",)
 
     def __reduce__(self) -> tuple[type[DoesNotFit], tuple[int, int, str]]:
-        """Cross process boundaries whole."""
+        """Support pickling, so that the error crosses process boundaries."""
         return DiskTooSmall, (self.needed_bytes, self.free_bytes, self.suggestion)
 
 

@@ -1,11 +1,11 @@
-// How fast threads read expert weights from memory: ggml's dot products, the same with rows fetched ahead, and our own, in turns;
-// then our own times 2, 4 and 8 activations at once.
+// Measure how fast threads read expert weights from memory. In turns: ggml's dot products, the same with touched rows, and our own.
+// Then our own with 2, 4 and 8 activations at once.
 //
 //     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
 //     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads]
 //
-// Medians of 9 rounds over 512 MiB, in GB/s. Memory is in large pages where the system gives them, and in small ones, as a mapped
-// file's is.
+// The figures are medians of 9 rounds over 512 MiB, in GB/s. Memory is in large pages if the system gives them, and in small pages,
+// as a mapped file's.
 
 #include "cpu/kernels/kernels.h"
 #include "memory/huge_pages.h"
@@ -20,13 +20,13 @@
 
 namespace {
 
-constexpr size_t BYTES = size_t(512) << 20, TAIL = size_t(2) << 20; // the tail is fetched ahead of need, never read
+constexpr size_t BYTES = size_t(512) << 20, TAIL = size_t(2) << 20; // touches may reach into the tail; no product reads it
 constexpr int    ROUNDS = 9, TILE = 64;
 
 struct weights {
     const char * name;
     int          type;
-    int64_t      width; // of a row, as models have it
+    int64_t      width; // width of a row, as in real models
 };
 
 constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},    {"Q2_K", 10, 2048},  {"Q3_K", 11, 2048},

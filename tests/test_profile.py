@@ -1,4 +1,4 @@
-"""``edgemoe profile`` on a tiny model: its figures add up, in every format, and after an interruption."""
+"""``edgemoe profile`` on a tiny model: the figures add up, in every format, and after an interruption."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> N
         held = next(size for (_, what), size in allocated.items() if "resident experts" in what)
         assert held == pytest.approx(experts / 2, rel=0.02)
         on_device = sum(size for (tier, _), size in allocated.items() if tier == "SIM")
-        rows_of_a_batch = (
-            1 << 19
-        )  # which the engine sends to the device; of the weight only in a model as small as this
+        rows_of_a_batch = 1 << 19  # the engine sends these to the device; only in such a small model do they matter
         assert 0 <= memory["device_used_bytes"] - on_device <= 0.02 * on_device + rows_of_a_batch
 
 

@@ -94,7 +94,7 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
         path = Path(folder) / "observed.npz"
         with llm.experts.record(path):
             for _ in range(count):  # work in this loop slows decoding, so the figures are computed afterwards
-                states.append(llm.experts._states())
+                states.append(llm.experts.residency())
                 started, scheduled = time.perf_counter_ns(), llm.experts.scheduler_ns
                 llm.eval([token])
                 computed = time.perf_counter_ns()

@@ -45,7 +45,7 @@ class Growing:
         self._tokens, self._first_s, self._elapsed_s = 0, 0.0, 0.0
         self._thought_s: float | None = None  # seconds of the thinking that has ended
         self._thinking_since: float | None = None  # None while the model does not think
-        self._told = False
+        self._notified = False
 
     def add(self, delta: Delta, elapsed_s: float) -> bool:
         """Append ``delta``. The result is True if the reader must be notified."""
@@ -61,8 +61,8 @@ class Growing:
                 self._thinking_since = None
             self._first_s = self._first_s if self._tokens else elapsed_s
             self._tokens, self._elapsed_s = self._tokens + 1, elapsed_s
-            told, self._told = self._told, True
-        return not told
+            notified, self._notified = self._notified, True
+        return not notified
 
     def _thought_for(self, now_s: float) -> float | None:
         if self._thinking_since is None:
@@ -72,7 +72,7 @@ class Growing:
     def take(self) -> Growth:
         """Take the answer so far."""
         with self._lock:
-            self._told = False
+            self._notified = False
             before = self._answer
             self._answer = Answer(
                 before.text + "".join(self._texts),

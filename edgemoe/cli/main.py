@@ -84,10 +84,10 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
     except Exception as error:
         if verbose:
             raise
-        return _complain(error)
+        return _report_error(error)
 
 
-def _complain(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     from ..text.failures import in_words
 
     text, hint = in_words(error)

@@ -173,5 +173,5 @@ def _tokens_of(traces: Any) -> tuple[Any, Any]:
     import numpy as np
 
     ids = np.concatenate([trace.ids for trace in traces])
-    told = [np.full(len(t.ids), -1) if t.tokens is None else t.tokens for t in traces]
-    return ids, np.concatenate(told).astype(np.int32)
+    tokens = [np.full(len(t.ids), -1) if t.tokens is None else t.tokens for t in traces]
+    return ids, np.concatenate(tokens).astype(np.int32)

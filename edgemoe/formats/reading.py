@@ -106,8 +106,8 @@ class Reader:
 
         Each call of a conversation gets another id.
         """
-        told = f"{len(self._prompt)}{self._prompt[-2000:]}{len(self._calls)}{call.name}{call.arguments}"
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+        content = f"{len(self._prompt)}{self._prompt[-2000:]}{len(self._calls)}{call.name}{call.arguments}"
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 class TagReader(Reader):
@@ -270,7 +270,7 @@ class TagReader(Reader):
     def _may_be_bare(self) -> bool:
         text = self._buffer.lstrip()
         shortened = re.sub(r"\s+", "", text[:80])
-        return bool(_BARE_LIST.match(text) or _BARE_OBJECT.match(text) or _is_begun(shortened))
+        return bool(_BARE_LIST.match(text) or _BARE_OBJECT.match(text) or _may_become_bare_call(shortened))
 
     def _step_bare(self, final: bool) -> bool:
         if not final:
@@ -573,6 +573,6 @@ def _may_end_here(call: CallMarkers, text: str) -> bool:
     return not (call.end and _is_wordy(call.start)) or text.lstrip()[:1] in "{[<" or "<arg_key" in text
 
 
-def _is_begun(text: str) -> bool:
+def _may_become_bare_call(text: str) -> bool:
     """Tell whether ``text``, without spaces, is the beginning of a bare call."""
     return bool(re.fullmatch(r'\[([A-Za-z_][\w.]*)?|\{("?(n|na|nam|name|t|ty|typ|type|f\w*)?"?)?', text))

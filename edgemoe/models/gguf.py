@@ -372,7 +372,7 @@ class _Cursor:
 
 
 # Other files that users take for models: pattern of the first bytes, the kind of file, and a hint.
-_GLANCE = 256
+_FIRST_BYTES = 256
 _GET = "edgemoe pull ORG/REPO:QUANT downloads a model"
 _FOREIGN = (
     (
@@ -394,7 +394,7 @@ def foreign(path: Path) -> str:
     """Name the kind of a file that is not GGUF, such as "a web page"; empty for GGUF and for an unreadable file."""
     try:
         with path.open("rb") as stream:
-            what = _foreign(stream.read(_GLANCE))
+            what = _foreign(stream.read(_FIRST_BYTES))
     except OSError:
         return ""
     return what[0] if what else ""
@@ -442,7 +442,7 @@ def read_one(path: Path) -> GgufFile:
     """
     try:
         with path.open("rb") as stream:
-            if what := _foreign(stream.read(_GLANCE)):
+            if what := _foreign(stream.read(_FIRST_BYTES)):
                 raise BadGguf(f"{path.name}: not a GGUF file: this is {what[0]}", what[1])
             if path.stat().st_size < 24:
                 raise BadGguf(f"{path.name}: too short for a GGUF file", HINT)

@@ -35,7 +35,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
         "cpu_info": _cpu(),
         "gpu_info": "" if result.device == "none" else result.device,
         "model_filename": file.path.name,
-        "model_type": f"{file.architecture} {_mostly(result)}",
+        "model_type": f"{file.architecture} {_main_type(result)}",
         "model_size": size,
         "model_n_params": params,
         "n_batch": BATCH,
@@ -238,7 +238,7 @@ def _step(step: Step) -> dict[str, int]:
     }
 
 
-def _mostly(result: Result) -> str:
+def _main_type(result: Result) -> str:
     """Name the type with the most bytes in the file."""
     size: dict[int, int] = {}
     for tensor in result.file.tensors.values():

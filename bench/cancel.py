@@ -24,7 +24,7 @@ PROMPT = list(range(100, 2100))
 
 
 def cancelled_after(llm: Llama, seconds: float) -> float:
-    """Milliseconds from cancel until the call returns."""
+    """Measure the milliseconds from the cancel until the call returns."""
     asked = []
 
     def cancel() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--device", default="sim")
     parser.add_argument("--vram", default="50%")
     parser.add_argument("--stops", type=int, default=15)
-    parser.add_argument("--within", type=float, default=1.5, help="seconds, shorter than the prompt takes")
+    parser.add_argument("--within", type=float, default=1.5, help="seconds; shorter than the time of the prompt")
     parser.add_argument("--backend", type=Path, help="a ggml backend library to load")
     options = parser.parse_args()
     if options.backend:

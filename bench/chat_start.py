@@ -1,4 +1,4 @@
-"""The chat's start on a database of many conversations: until the first paint, and how long searches take.
+"""Measure the chat on a database of many conversations: the time to the first paint, and the time of searches.
 
 python bench/chat_start.py [--chats 2000] [--starts 9]
 """
@@ -28,7 +28,7 @@ TURNS, WORDS = 6, 150  # of each conversation, and of each turn
 
 
 def fill(path: Path, chats: int) -> None:
-    """Conversations of words as frequent as in a language: few very often, most seldom."""
+    """Make conversations with word frequencies as in a language: a few words are frequent, most are rare."""
     from edgemoe.tui.store import Store
 
     store, chance = Store(path), random.Random(1)
@@ -44,7 +44,7 @@ def fill(path: Path, chats: int) -> None:
 
 
 def chat(folder: str) -> None:
-    """The app, as ``edgemoe chat`` opens it, its scripted engine in a child."""
+    """Open the app as ``edgemoe chat`` does, with a scripted engine in a child."""
     from fake_engine import FakeLlama
 
     from edgemoe.tui.app import ChatApp
@@ -55,7 +55,7 @@ def chat(folder: str) -> None:
 
 
 def first_paint_ms(folder: str) -> tuple[float, float]:
-    """Milliseconds from the start of the interpreter to the first frame, by the clock and of the processor."""
+    """Measure the milliseconds from the start of the interpreter to the first frame: wall time and processor time."""
     began = time.monotonic()
     pid, terminal = pty.fork()
     if pid == 0:
@@ -74,7 +74,7 @@ def first_paint_ms(folder: str) -> tuple[float, float]:
 
 
 def searches_ms(folder: str) -> list[tuple[str, float]]:
-    """Each search with its milliseconds, as the history asks for it: in the archive's thread."""
+    """Time each search in the archive's thread, as the history list runs it."""
     from edgemoe.tui.archive import Archive
 
     archive = Archive(Path(folder) / "chats.db", print)

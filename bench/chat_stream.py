@@ -1,4 +1,4 @@
-"""The chat in a terminal while a scripted engine streams: processor use, memory, and how fast a key shows.
+"""Measure the chat in a terminal while a scripted engine streams: processor use, memory, and the delay of a key.
 
 One endless answer full of code, or with --short a new answer of 229 tokens every 3 seconds, or with --thought an
 endless thought that begins with 30,000 characters.
@@ -25,17 +25,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-MARK = "Ω"  # in no text of the answer
+MARK = "Ω"  # occurs in no text of the answer
 CODE = "\n".join(f"    total = total + values[{line}] * weights[{line}]  # line {line}" for line in range(60))
 PARAGRAPH = f"\n\nSome **bold** words about it, and `code` in a line.\n\n```python\ndef f(values):\n{CODE}\n```\n"
-# In one piece, which a scripted engine cuts at spaces; the chat wraps it as it wraps any other text.
+# The text is one piece. The scripted engine cuts it at spaces, and the chat wraps it as any other text.
 THOUGHT = ("The user wants a function, so let me see what it has to do and what it must not do. " * 6 + "\n") * 60
 SHORT_SECONDS = 3.0
 REPORT_SECONDS = 30.0
 
 
 def chat(rate: float, seconds: float, folder: str, short: bool, thought: bool) -> None:
-    """The app, in this process, its engine in a child."""
+    """Open the app in this process, with its engine in a child."""
     from fake_engine import FakeLlama, Script
 
     from edgemoe.tui.app import ChatApp
@@ -50,7 +50,7 @@ def chat(rate: float, seconds: float, folder: str, short: bool, thought: bool) -
 
 
 def processor_s(pid: int) -> float:
-    """Seconds of processor time the process has used."""
+    """Give the seconds of processor time that the process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -69,7 +69,7 @@ def drain(terminal: int, seconds: float, until: bytes = b"") -> tuple[bytes, flo
 
 
 def start(options: argparse.Namespace) -> tuple[int, int]:
-    """The app in a terminal of its own, its first answer under way: process and terminal."""
+    """Start the app in its own terminal and begin its first answer. Yield the process and the terminal."""
     columns, rows = (int(part) for part in options.size.split("x"))
     folder = tempfile.mkdtemp()
     pid, terminal = pty.fork()

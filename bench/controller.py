@@ -1,9 +1,9 @@
-"""Whether the controller follows the link: prefetch on a shape twin while the link's speed changes under way.
+"""Test whether the prefetch controller follows the link: the link's speed changes during a run on a shape twin.
 
     python bench/controller.py TWIN.gguf TRACE.npz [--tokens N] [--links 25e9,5e8,25e9]
 
 One line per stretch of tokens: milliseconds per token, prefetches, and how often the controller had prefetch on. The
-device is ``sim`` and only pretends to compute; its uploads take the time that the link's speed says.
+device is ``sim`` and only pretends to compute. Its uploads take the time that follows from the link's speed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--tokens", type=int, default=500, help="at each speed")
+    parser.add_argument("--tokens", type=int, default=500, help="tokens at each speed")
     parser.add_argument("--links", default="25e9,5e8,25e9")
     parser.add_argument("--vram", default="25%")
     given = parser.parse_args()

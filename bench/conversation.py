@@ -6,11 +6,12 @@ Two random models of eight layers: a hybrid (Qwen3.5's architecture) and a plain
 question; the answer has a thought, which the next prompt leaves out, as chat templates do. "computed to new" is the
 ratio of the prompt tokens that EdgeMoE computed to the tokens new in the text, over all turns but the first.
 
-The first token of the last turn is timed on both sides in turn, each round with other words in the last two questions;
-medians. llama-cpp-python reads the last but one prompt before, so that it can reuse as much as in a real conversation.
+The first token of the last turn is timed on both sides in turn. Each round has other words in the last two questions;
+the figures are medians. llama-cpp-python reads the last prompt but one before. It can then reuse as much as in a real
+conversation.
 
-Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`: the first token of the
-next answer against the time of reading it all.
+Then a conversation of 4,000 tokens is closed and opened again, as by `edgemoe chat --resume`. The time to the next
+answer's first token is compared with the time to read the whole conversation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MODELS = {"hybrid": "qwen35moe", "plain": "qwen3moe"}
 
 
 def build(name: str, folder: Path) -> Path:
-    """A larger model of an architecture of the zoo."""
+    """Write a larger model of one of the zoo's architectures."""
     spec = replace(files.SPECS[name], layers=8, experts=16, used=4)
     with mock.patch.dict(files.SPECS, {name: spec}), mock.patch.object(files, "_widths", lambda types: WIDE):
         return files.build(name, folder / "conversation")
@@ -60,7 +61,7 @@ def open_model(which: str, path: Path, threads: int, cache: str | Path = "auto")
 
 
 class Conversation:
-    """Tokens of a conversation; its answers are forced, so that both sides have the same."""
+    """Make the tokens of a conversation. Its answers are forced, so that both sides have the same answers."""
 
     def __init__(self, seed: int = 1) -> None:
         self._random = np.random.default_rng(seed)
@@ -70,16 +71,16 @@ class Conversation:
         return [int(token) for token in self._random.integers(40, 120, count)]
 
     def ask(self) -> list[int]:
-        """A prompt with a new question, behind which the answer's beginning stands as in a template."""
+        """Make a prompt with a new question and the beginning of the answer, as a template does."""
         return [*self.history, *self.words(QUESTION), 33, 34, 35]
 
     def answered(self, prompt: list[int], answer: list[int]) -> None:
-        """The answer stays, its thought does not."""
+        """Keep the answer and drop its thought."""
         self.history = [*prompt, *answer[THOUGHT:]]
 
 
 def answer(llm: Any, prompt: list[int], words: list[int]) -> tuple[float, int]:
-    """Seconds until the first token of an answer of ``words``, and prompt tokens computed where that is known."""
+    """Measure the seconds to the first token of an answer of ``words``; count computed prompt tokens if known."""
     sample, forced = llm.sample, itertools.chain(words, itertools.repeat(65))
     llm.sample = lambda *given, **keywords: (sample(*given, **keywords), next(forced))[1]
     first, count, began = 0.0, 0, time.perf_counter()
@@ -133,7 +134,7 @@ def measure(kind: str, path: Path, turns: int, rounds: int, threads: int) -> dic
 
 
 def measure_restart(kind: str, path: Path, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds until the first token: of reading everything, and after a restart."""
+    """Measure the seconds to the first token: after reading everything, and after a restart."""
     talk, read, resumed, sizes, copies = Conversation(), [], [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -141,7 +142,7 @@ def measure_restart(kind: str, path: Path, rounds: int, threads: int) -> dict[st
             prompt, words = talk.words(RESUMED), talk.words(THOUGHT + ANSWER)
             read.append(answer(llm, prompt, words)[0])
             began = time.perf_counter()
-            llm.keep()  # a new question may have to wait for this
+            llm.keep()  # a new question may have to wait for this work
             copies.append(time.perf_counter() - began)
             llm.close()
             sizes.append(sum(file.stat().st_size for file in Path(cache).iterdir()))

@@ -1,8 +1,8 @@
-"""Measure the cost of watching every token, as `edgemoe profile` does for its traces and maps: A B A B.
+"""Measure the cost of observing every token, as `edgemoe profile` does for its traces and maps: A B A B.
 
     python bench/counters.py MODEL [--device sim] [--vram 50%] [--threads N] [--rounds N]
 
-The counters of the core are always on; the clock reads that they take are counted, and their price is measured.
+The core's counters are always on. Their clock reads are counted, and the cost of a clock read is measured.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edgemoe import Llama, OffloadConfig
 from edgemoe.profiling.observe import likeliest, observe
 
 TOKENS, OPENING = 64, 8
-READS_PER_LAYER = 10  # of the clock, at most: moe.cpp and ahead.cpp, one layer of a decode step
+READS_PER_LAYER = 10  # most clock reads of one layer in a decode step
 
 
 def alone(llm: Llama, text: list[int]) -> float:
-    """Seconds of a token, unwatched, the median."""
+    """Measure the median seconds of a token without observation."""
     llm.reset()
     llm.eval(text[:OPENING])
     token, started = likeliest(llm), []
@@ -32,7 +32,7 @@ def alone(llm: Llama, text: list[int]) -> float:
 
 
 def watched(llm: Llama, text: list[int]) -> float:
-    """Seconds of the same tokens, watched, from the start of one to the start of the next."""
+    """Measure the seconds of the same tokens under observation, from start to start."""
     seen = observe(llm, text, OPENING, TOKENS)
     assert seen is not None
     started = [float(step.start_ns) for step in seen.steps]
@@ -40,7 +40,7 @@ def watched(llm: Llama, text: list[int]) -> float:
 
 
 def clock_read_ns() -> float:
-    """Of the clock that the core reads, called from Python: more than it costs there."""
+    """Measure a read of the core's clock from Python, which costs more than in the core."""
     started = time.perf_counter_ns()
     for _ in range(100_000):
         time.perf_counter_ns()

@@ -1,9 +1,10 @@
-"""Without a device: EdgeMoE against plain llama-cpp-python, A B A B on one machine, medians of ratios.
+"""Compare EdgeMoE without a device with plain llama-cpp-python: A B A B on one machine, medians of ratios.
 
     python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--ik PYTHON] [--json]
 
 Without ``--model`` a random Q4_K_M model of 16 Granite-like layers (521 MB) is written to the folder of temporary files
-once. Speed: both models in one process, in turn. Memory and load time: a process each, in turn.
+once. For speed, both models run in one process, in turn. For memory and load time, each model has its own process, in
+turn.
 
 ``--ik`` names the Python of an environment with ik-llama-cpp-python: ik_llama.cpp takes its turn too, in a process of
 its own (bench/ik.py). ``EDGEMOE_KERNELS`` chooses our kernels.
@@ -28,7 +29,7 @@ PROMPTS = "16,64,256"
 
 
 def open_model(which: str, path: Path, threads: int) -> object:
-    """``plain`` is llama_cpp.Llama as it comes, ``edgemoe`` ours without a device."""
+    """Open a model: ``plain`` is llama_cpp.Llama, ``edgemoe`` is EdgeMoE without a device."""
     settings = {"n_ctx": 1024, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
     if which == "plain":
         import llama_cpp
@@ -40,7 +41,7 @@ def open_model(which: str, path: Path, threads: int) -> object:
 
 
 def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
-    """Load time in seconds, and the resident set in MiB after some tokens, of this process."""
+    """Measure this process: the load time in seconds, and the resident set in MiB after some tokens."""
     started = time.perf_counter()
     llm = open_model(which, path, threads)
     loaded = time.perf_counter() - started
@@ -79,7 +80,7 @@ class IkLlama:
 def measure_speed(
     path: Path, threads: int, rounds: int, prompts: list[int], ik: str | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Tokens per second of prompts and of decode, one figure per round; the first round warms up and is dropped."""
+    """Measure the tokens per second of prompts and of decode, one figure per round. The first round is dropped."""
     models: dict[str, Any] = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
     if ik:
         models["ik"] = IkLlama(ik, path, threads)
@@ -108,7 +109,7 @@ def seconds(llm: Any, batches: list[list[int]]) -> float:
 
 
 def ratio_row(what: str, plain: list[float], ours: list[float]) -> dict[str, object]:
-    """Medians of both sides and of the ratios, pair by pair."""
+    """Compute the medians of both sides, and of the ratios pair by pair."""
     ratios = [b / a for a, b in zip(plain, ours, strict=True)]
     return {
         "what": what,

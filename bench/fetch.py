@@ -1,8 +1,9 @@
-"""Misses of decode steps fetched by the device while the CPU computes others, against all computed by the CPU: A B A B.
+"""Compare two ways to compute the misses of decode steps: with and without fetches by the device. A B A B.
 
     python bench/fetch.py MODEL [--link 50e9] [--hits 0.5] [--threads 1] [--rounds 3]
 
-On `sim` that only pretends to compute, with a made-up trace of the hit rate asked for and nothing else on the link.
+The device is `sim`, which only pretends to compute. An artificial trace has the given hit rate, and the link carries
+nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TOKENS, WARM_UP = 60, 15
 
 
 def run(given: argparse.Namespace, stream_tokens: int) -> tuple[float, float, float]:
-    """Seconds per token, and misses and fetched experts of a token."""
+    """Measure the seconds, the misses and the fetched experts per token."""
     sim = SimConfig(bandwidth=int(given.link), latency_us=10, compute_rate=int(5e11))
     offload = OffloadConfig("sim", "25%", "static", "off", "off", stream_tokens=stream_tokens, sim=sim)
     llm = Llama(given.model, n_ctx=256, n_gpu_layers=0, n_threads=given.threads, offload=offload)
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--link", type=float, default=50e9, help="bytes per second")
     parser.add_argument("--hits", type=float, default=0.5)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; sim needs a core of its own")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; sim needs its own core")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     ratios = []

@@ -2,9 +2,9 @@
 
     python bench/fit.py --model FILE [--model FILE ...] [--threads N] [--copy BYTES] [--json]
 
-For each placement: one profile that only leaves a routing history behind, as earlier use of a model does, then the
-forecast, then the profile that counts. The commands print both figures. With a small ``--copy`` a model that is no
-larger than a copy may be is forecast from few layers, as large ones are.
+Each placement has three steps. A first profile leaves a routing history, as earlier use of a model does. Then come the
+forecast and the profile that counts. The commands print both figures. A small ``--copy`` makes the forecast of a small
+model use few layers, as for a large model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TESTS = (Test(prompt=BATCH), Test(generate=48))
 
 
 def compare(path: Path, device: str, vram: str, threads: int, repetitions: int) -> list[dict[str, Any]]:
-    """Forecast and measurement of prefill and decode in one placement."""
+    """Hold the forecast and the measurement of prefill and decode in one placement."""
     offload = OffloadConfig(device=device, vram=vram)
     profile(path, TESTS[1:], 1, offload, threads)
     name = "" if device == "none" else device
@@ -54,9 +54,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", required=True)
-    parser.add_argument("--threads", type=int, default=1, help="fewer than cores, where the device is simulated")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; with a simulated device fewer than cores")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--copy", type=float, default=trial_run.MOST_BYTES, help="most bytes of a copy that is run")
+    parser.add_argument("--copy", type=float, default=trial_run.MOST_BYTES, help="most bytes of a copy")
     parser.add_argument("--json", action="store_true")
     parsed = parser.parse_args()
     trial_run.MOST_BYTES = int(parsed.copy)

@@ -1,10 +1,10 @@
-"""Checks the virtual clock: forecast tokens per second beside measured ones, on a shape twin with recorded routing.
+"""Check the virtual clock: compare forecast and measured tokens per second on a shape twin with recorded routing.
 
     python bench/forecast.py TWIN.gguf TRACE.npz [--tokens N]
 
-The machine's figures come from two runs, with an eighth and with all of the experts resident; the placements between
-are forecast from them by `edgemoe.replay` and then measured. The device is ``sim`` and only pretends (see
-``SimConfig.compute_rate``): it takes the time that a GPU would take to read the weights, and its link has a set speed.
+The machine's rates come from two runs: with an eighth and with all of the experts resident. `edgemoe.replay` forecasts
+the placements between them, which are then measured. The device is ``sim`` and only pretends to compute (see
+``SimConfig.compute_rate``). It takes a GPU's time to read the weights, and its link has a set speed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from edgemoe.routing import predictor, trace
 from edgemoe.types import ExpertStats, ModelShape
 
 FEW, ALL = "12.5%", "100%"
-WARM_UP = 30  # tokens: the file's pages, and the first placement
+WARM_UP = 30  # tokens that warm up the file's pages and the first placement
 
 
 @dataclass(frozen=True)
 class Run:
-    """Mean seconds of a token, slots of a layer, the counters of the run, and the model's shape."""
+    """Hold a run's mean seconds per token, slots per layer, counters, and the model's shape."""
 
     step_s: float
     slots: int

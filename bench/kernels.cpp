@@ -1,5 +1,5 @@
-// How fast threads read expert weights from memory: ggml's dot products, the same with rows fetched ahead, and our own, in turns;
-// then our own times 2, 4 and 8 activations at once.
+// Measure how fast threads read expert weights from memory. In turns: ggml's dot products, the same with touched rows, and our own.
+// Then our own with 2, 4 and 8 activations at once.
 //
 //     cmake -S edgemoe/core -B build/core -DEDGEMOE_TESTS=ON && cmake --build build/core --target kernel_bench
 //     build/core/kernel_bench FOLDER_OF_GGML_LIBRARIES [threads [auto|avx2|avxvnni|avx512|neon [type]]]
@@ -27,7 +27,7 @@ constexpr int    ROUNDS = 5, TILE = 64;
 struct weights {
     const char * name;
     int          type;
-    int64_t      width; // of a row, as models have it
+    int64_t      width; // width of a row, as in real models
 };
 
 constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},    {"Q2_K", 10, 2048},  {"Q3_K", 11, 2048},

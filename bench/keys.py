@@ -1,4 +1,4 @@
-"""Every key and slash command of the chat in a real terminal (tmux): pressed, and its effect looked for on the screen.
+"""Press every key and slash command of the chat in a real terminal (tmux), and look for the effect on the screen.
 
 python bench/keys.py [MODEL.gguf] [--show]
 """
@@ -21,12 +21,12 @@ from edgemoe.models.demo import build_demo
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli.main import main; raise SystemExit(main())"
 SECONDS = 10.0
-IDLE_SECONDS = 60.0  # for a whole answer on a busy machine
+IDLE_SECONDS = 60.0  # seconds for a whole answer on a busy machine
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
 
 class Terminal:
-    """A tmux of its own with the chat in it."""
+    """Run the chat in a separate tmux."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.folder, self.model = folder, model
@@ -61,7 +61,7 @@ class Terminal:
         while not condition(seen := self.screen()):
             if time.monotonic() > end:
                 raise AssertionError(f"{what}; on the screen:\n{seen}")
-            time.sleep(0.02)  # an answer of the demo model takes a tenth of a second
+            time.sleep(0.02)  # an answer of the demo model takes 0.1 s
 
     def sees(self, *words: str) -> None:
         self.until(lambda seen: all(word in seen for word in words), f"never saw {words}")
@@ -70,7 +70,7 @@ class Terminal:
         self.until(lambda seen: not any(word in seen for word in words), f"still sees {words}")
 
     def prompt(self, text: str) -> None:
-        """The line in which the user writes reads ``text``, alone."""
+        """Tell whether the input line reads exactly ``text``."""
         self.until(
             lambda seen: text in (line.split("││")[0].strip("│ ") for line in seen.splitlines()[-6:]),
             f"prompt {text!r}",
@@ -195,7 +195,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="the demo model when none is given")
+    parser.add_argument("model", type=Path, nargs="?", help="the demo model by default")
     parser.add_argument("--show", action="store_true", help="print the screen after each step")
     options = parser.parse_args()
     if shutil.which("tmux") is None:

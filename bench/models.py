@@ -1,7 +1,7 @@
-"""Random-weight MoE files of real shapes, for measuring speed where no real model is at hand.
+"""Write MoE files of real shapes with random weights, to measure speed without a real model.
 
 Speed depends on shapes, types and routing, not on the values of the weights. Experts are written as Q4_K and Q6_K, as
-Q4_K_M mixes them. Routing of random weights is near uniform: locality is not realistic, so hit rates are not either.
+Q4_K_M mixes them. The routing of random weights is almost uniform. Locality and hit rates are therefore not realistic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Q4_K, Q6_K = gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K
 
 @dataclass(frozen=True)
 class Shape:
-    """A llama-architecture MoE: widths, counts, and the vocabulary."""
+    """Describe a MoE of the llama architecture: widths, counts, and the vocabulary."""
 
     layers: int
     width: int
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 def write(path: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the model unless it is there already."""
+    """Write the model unless its file exists."""
     if path.exists():
         return path
     random = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ def write(path: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """ggml's own quantiser, on rows."""
+    """Quantise rows with ggml's own quantiser."""
     lib = llama_cpp.llama_cpp._lib
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     rows, width = values.size // values.shape[-1], values.shape[-1]

@@ -1,4 +1,4 @@
-"""Microseconds that the core needs to predict one layer, from cold tables as in a real step.
+"""Measure the microseconds that the core needs to predict one layer, with cold tables as in a real step.
 
 python bench/predictor.py
 """
@@ -50,7 +50,7 @@ def main() -> None:
         out, ahead, after = np.empty(experts, dtype=np.float32), [], []
         for _ in range(60):
             ids = np.argsort(rng.random((layers, experts)), axis=1)[:, :used].astype(np.int32)
-            native.begin(7)  # of an id that was seen before
+            native.begin(7)  # an id that was seen before
             for layer in range(layers - 1):
                 native.routed(layer, ids[layer])
                 started = time.perf_counter_ns()

@@ -1,11 +1,11 @@
-"""The reference table of the traces' protocol, by the policies of this project.
+"""Reproduce the reference table of the traces' protocol with the policies of this project.
 
     python bench/reference.py FOLDER [--tokens N]
 
-FOLDER holds the traces. Of each trace every second sequence, beginning with the first, is held out, and the first N
-tokens of those are run; the first M tokens of the others give the static set. Sequences with loops are left out. Prints
-ours beside the reference. Its N and M are not published; these values reproduce it on gpt-oss-20b. For
-DeepSeek-V2-Lite it had a fourth task.
+FOLDER holds the traces. In each trace every second sequence is held out, beginning with the first. The first N tokens
+of the held-out sequences are run. The first M tokens of the other sequences give the static set. Sequences with loops
+are left out. The output has our figures beside the reference. Its N and M are not published; these values reproduce it
+on gpt-oss-20b. For DeepSeek-V2-Lite the reference had a fourth task.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROWS = ("static", "lru", "lfu", "belady")
 
 
 def halves(path: Path) -> tuple[list[IdArray], list[IdArray]]:
-    """Sequences to learn from and sequences held out."""
+    """Divide sequences into sequences for training and held-out sequences."""
     sequences = [ids for ids, _ in replay._sequences(trace.read(path))]
     return sequences[1::2], sequences[0::2]
 

@@ -1,11 +1,11 @@
-"""Measure cost and effect of the scheduler on a shape twin with real, recorded routing, on the sim device.
+"""Measure the cost and the effect of the scheduler on the sim device, on a shape twin with recorded routing.
 
     python bench/scheduler.py TWIN.gguf TRACE.npz [--tokens N]
 
-The first half of the trace trains a predictor (kept beside the twin), the second half is run. For each link speed: hit
-rate, uploads and prefetches per token, milliseconds per token, the scheduler's share of them, and how often the
-controller let prefetch run. The sim device computes on the CPU, so hits save no time; with ``--pretend 1e12`` it only
-takes the time a GPU would take to read the weights.
+The first half of the trace trains a predictor, which is kept beside the twin. The second half is run. Each link speed
+gives hit rate, uploads and prefetches per token, milliseconds per token with the scheduler's share, and the share of
+tokens with prefetch on. The sim device computes on the CPU, so hits save no time. With ``--pretend 1e12`` it only takes
+a GPU's time to read the weights.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--vram", default="25%")
     parser.add_argument("--pretend", type=float, default=0, help="bytes per second of a device that only pretends")
-    parser.add_argument("--prefetch", default="off,history", help="settings, the first is compared with")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; a core should be left for copies")
+    parser.add_argument("--prefetch", default="off,history", help="settings; the others are compared with the first")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; leave one core for copies")
     parser.add_argument("--repeat", type=int, default=1, help="A B A B")
     parser.add_argument("--links", default="0,25e9,8e9,1e9", help="bytes per second")
     given = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Stops answers in the chat by its key, in prefill and in decode; kills the engine, then the chat, in mid-answer.
+"""Stop answers in the chat with its key, in prefill and in decode. Kill the engine, then the chat, during an answer.
 
-Stops and engine kills are of the demo model in the real chat, in a process of its own, from the key to the screen that
-says so. Kills of the chat are with a scripted engine at 100 tokens a second: the answer on the screen against the
-answer in the database.
+Stops and engine kills use the demo model in the real chat, in its own process. The time is from the key to the message
+on the screen. Kills of the chat use a scripted engine at 100 tokens per second. They compare the answers on the screen
+and in the database.
 
 python bench/stop.py [MODEL.gguf] [--stops 50] [--kills 20] [--app-kills 20]
 """
@@ -40,18 +40,18 @@ from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.worker import Worker, open_llama
 
 STORY = "Write a long story about a ship."
-RATE = 100.0  # tokens a second of the scripted engine
+RATE = 100.0  # tokens per second of the scripted engine
 BAR_MS = 200
 
 
 def long_prompt(salt: int) -> str:
-    """About 3000 tokens that no earlier prompt shares."""
+    """Make about 3000 tokens that no earlier prompt shares."""
     words = random.Random(salt).choices(["sea", "ship", "wind", "sail", "rope", "port", "star"], k=2800)
     return f"{salt} " + " ".join(words)
 
 
 class Driven:
-    """A running chat, with the actions of a user."""
+    """Run a chat, with the actions of a user."""
 
     def __init__(self, pilot: Pilot[None], worker: Worker) -> None:
         self.pilot, self.worker = pilot, worker
@@ -73,7 +73,7 @@ class Driven:
         await self.pilot.press("enter")
 
     async def stop(self, text: str, after_s: float, decode: bool) -> tuple[float, bool] | None:
-        """Milliseconds from the key to the screen that says stopped, and whether text is kept; None: too late."""
+        """Measure the milliseconds from the key to the word "stopped", and whether text is kept; None: too late."""
         await self.screen.library.new()
         await self.ask(text)
         await self.until(lambda: self.screen.state == ("answering" if decode else "reading"))
@@ -89,7 +89,7 @@ class Driven:
         return took, any(turn.role == "assistant" and turn.text for turn in self.screen.conversation.turns)
 
     async def kill(self) -> bool:
-        """Kill the engine in mid-answer: whether the text is kept and the next question is answered."""
+        """Kill the engine during an answer. Tell whether the text is kept and the next question is answered."""
         await self.screen.library.new()
         await self.ask(STORY)
         await self.until(lambda: self.screen.state == "answering")
@@ -106,7 +106,7 @@ class Driven:
 
 
 async def engine(options: argparse.Namespace) -> None:
-    """Stops and kills of the real engine."""
+    """Stop and kill the real engine."""
     config = OffloadConfig(device="sim", vram="50%", profile="off")
     worker = Worker(partial(open_llama, str(options.model or build_demo()), n_ctx=8192, offload=config))
     settings = ChatSettings("demo", "", {"max_tokens": 600, "temperature": 0.8}, look="dark")
@@ -149,7 +149,7 @@ def scripted(folder: str) -> None:
 
 
 def kill_app(after_s: float) -> tuple[int, int]:
-    """The last word that was seen on the terminal and the last in the database."""
+    """Give the last word on the terminal and the last word in the database."""
     with tempfile.TemporaryDirectory() as folder:
         pid, terminal = pty.fork()
         if pid == 0:
@@ -178,7 +178,7 @@ def kill_app(after_s: float) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="the demo model when none is given")
+    parser.add_argument("model", type=Path, nargs="?", help="the demo model by default")
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--app-kills", type=int, default=20)

@@ -1,15 +1,15 @@
-"""Measure the cost of a token of a long answer beside the model: our loop and llama_cpp's, in the same run.
+"""Measure the time of a token in a long answer outside the model: our loop and llama_cpp's, in the same run.
 
     python bench/stream.py [--tokens 16200] [--plain 8200] [--computing] [--json]
 
-Both stream the same forced letters from a tiny model. Time from the end of one `llama_decode` to the beginning of the
-next is the loop's: sampling, spelling, stop strings, chunks, and an idle reader. The table has medians of
-200 tokens each. llama_cpp's loop spells the whole answer again for every token; --plain is where its answer ends
-(0: none).
+Both stream the same forced letters from a tiny model. The loop's time is from the end of one `llama_decode` to the
+beginning of the next: sampling, detokenising, stop strings, chunks, and an idle reader. The table has medians of
+200 tokens each. llama_cpp's loop detokenises the whole answer again for every token. --plain sets the length of its
+answer (0: none).
 
-Only the prompt is computed: the logits behind it are sampled again for each token. With --computing the model computes
-each token. Then any loop finds cold caches behind a long context: the first call behind `llama_decode` took 2 us at 200
-tokens and 30 us at 8,000, and the same call again 1 us at both.
+Only the prompt is computed. Its last logits are sampled again for each token. With --computing the model computes
+each token. After a long context every loop finds cold caches: the first call after `llama_decode` took 2 us at 200
+tokens and 30 us at 8,000, and the same call again took 1 us at both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import zoo
 
 PLACES = (200, 1000, 4000, 8000, 16000)
-AROUND = 100  # tokens before and behind a place
+AROUND = 100  # tokens before and after a place
 LONG_PROMPT = 15_000
 CONTEXT = 20_000
 WAYS: dict[str, dict[str, Any]] = {
@@ -40,11 +40,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Timed:
-    """Stands in for ``decode`` and notes how long nothing was computed before each call.
+    """Replace ``decode``, and record the idle time before each call.
 
     Args:
-        decode: computes a batch.
-        singles: also one of a single token.
+        decode: function that computes a batch.
+        singles: True computes batches of a single token, too.
     """
 
     def __init__(self, decode: Callable[[Any], Any], singles: bool) -> None:
@@ -70,12 +70,12 @@ def open_model(which: str, path: Path) -> Any:
 
 
 def gaps(llm: Any, prompt: int, tokens: int, way: dict[str, Any], computing: bool) -> list[float]:
-    """Microseconds around each token of one answer."""
+    """Measure the microseconds around each token of one answer."""
     llm.reset()
     decode, sample = llm._ctx.decode, llm.sample
     timed, letters = Timed(decode, computing), itertools.cycle(range(ord("a"), ord("z")))
     llm._ctx.decode = timed
-    # The answer shall neither end nor consist of halves of characters: sampled as ever, then replaced.
+    # Sample as usual, then replace the token. The answer must not end, and must not hold parts of characters.
     llm.sample = lambda *given, **keywords: (sample(*given, **keywords), next(letters))[1]
     try:
         for _ in llm.create_completion([65, 66, 67, 68] * (prompt // 4), max_tokens=tokens, stream=True, **way):

@@ -1,7 +1,7 @@
-"""Shape twins: files with the exact shapes and types of a real model and arbitrary weights.
+"""Write shape twins: files with the exact shapes and types of a real model, and arbitrary weights.
 
-Speed depends on shapes, types and routing. A twin has the first two; `edgemoe.Llama` forced to a recorded routing trace
-(`llm.experts.force`) has the third. Every output of a twin says that it is one: its answers are noise.
+Speed depends on shapes, types and routing. A twin has real shapes and types. `llm.experts.force` of `edgemoe.Llama`
+adds real routing from a recorded trace. Every output of a twin says that it is one: its answers are noise.
 
     python bench/twin.py gpt-oss-20b FOLDER
     python bench/twin.py gpt-oss-20b FOLDER --layers 4    # a small one: same experts, fewer layers, a short vocabulary
@@ -23,24 +23,25 @@ from tests.zoo.shapes import TensorShape, all_tensors
 from tests.zoo.spec import ALWAYS_OPTIONAL
 from tests.zoo.weights import quantised, values
 
-TILE_ROWS = 64  # made once, then repeated
-# A layer adds little to the hidden state, as in a real model. Without this damping, llama.cpp's own placements gave
-# logits 6 % apart on gpt-oss-20b's twin, 40 to 90 % on DeepSeek-V2-Lite's: no check could tell a mistake from that.
+TILE_ROWS = 64  # random numbers are made once, then repeated
+# A layer adds little to the hidden state, as in a real model. Without this damping, the logits of llama.cpp's own
+# placements differed by 6 % on gpt-oss-20b's twin and by 40 to 90 % on DeepSeek-V2-Lite's. No check could have found an
+# error.
 ADDS, DAMPING = r"ffn_down|attn_output", 0.02
-ALIGNMENT = 32  # of tensors in a GGUF file, in bytes
-SHORT_VOCABULARY = 8192  # tokens of a small twin: two matrices of a whole vocabulary would be most of it
+ALIGNMENT = 32  # alignment of tensors in a GGUF file, in bytes
+SHORT_VOCABULARY = 8192  # tokens of a small twin: a whole vocabulary would make two matrices larger than the rest
 
 
 @dataclass(frozen=True)
 class Twin:
-    """The header of a real model.
+    """Describe the header of a real model.
 
     Attributes:
         arch: llama.cpp's name of the architecture.
-        vocabulary: tokens.
+        vocabulary: number of tokens.
         keys: metadata without the architecture's prefix.
         dense: type of the matrices of attention and dense layers.
-        experts: types of the routed experts: most, and every second down projection.
+        experts: types of the routed experts: of most projections, and of every second down projection.
         keep: optional tensors that the real file has.
     """
 
@@ -98,16 +99,16 @@ TWINS = {
         },
     ),
 }  # fmt: skip
-# The large one has the small one's layers, half as many again, with four times the experts.
+# The large model has 1.5 times the small model's layers and four times its experts.
 TWINS["gpt-oss-120b"] = replace(
     TWINS["gpt-oss-20b"], keys={**TWINS["gpt-oss-20b"].keys, "block_count": 36, "expert_count": 128}
 )
 
 
 def small(twin: Twin, layers: int) -> Twin:
-    """The same with ``layers`` layers that have experts, and a short vocabulary: experts keep their bytes.
+    """Describe the model with ``layers`` layers of experts and a short vocabulary. Experts keep their bytes.
 
-    llama.cpp takes a DeepSeek-V2 with other than 27 layers for the large one, which compresses its queries.
+    llama.cpp reads a DeepSeek-V2 without exactly 27 layers as the large model, which compresses its queries.
     """
     blocks = layers + int(twin.keys.get("leading_dense_block_count", 0))
     large = {"attention.q_lora_rank": 1536} if twin.arch == "deepseek2" else {}
@@ -115,18 +116,18 @@ def small(twin: Twin, layers: int) -> Twin:
 
 
 def place(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
-    """Where `build` writes a twin."""
+    """Give the path that `build` writes a twin to."""
     parts = [name, f"{layers}-layers" if layers else "", experts.lower(), "twin.gguf"]
     return folder / "-".join(filter(None, parts))
 
 
 def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
-    """Write the twin unless it is there; returns its path.
+    """Write the twin unless its file exists, and return its path.
 
     Args:
-        name: of `TWINS`.
-        folder: made where it is missing.
-        layers: with experts, of a small twin; 0 for all of the model.
+        name: a name from `TWINS`.
+        folder: folder of the file. A missing folder is made.
+        layers: layers with experts of a small twin; 0 for all layers.
         experts: type of the routed experts; empty for the model's own.
     """
     path = place(name, folder, layers, experts)
@@ -145,7 +146,7 @@ def build(name: str, folder: Path, layers: int = 0, experts: str = "") -> Path:
 
 
 def hollow(name: str, folder: Path) -> Path:
-    """Write a twin with a hole in the place of the weights: enough for a plan, and quick."""
+    """Write a twin with a hole in place of the weights. This is fast and enough for a plan."""
     path = folder / f"{name}-hollow.gguf"
     tensors = list(_tensors(TWINS[name], path))
     writer = _described(TWINS[name], name, tensors, path)
@@ -170,7 +171,7 @@ def _described(twin: Twin, title: str, tensors: list[TensorShape], path: Path) -
 
 
 def _size(twin: Twin, tensor: TensorShape) -> tuple[tuple[int, ...], int]:
-    """Shape in bytes, and bytes of all of it."""
+    """Give the shape in bytes, and the bytes of the whole tensor."""
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[_type(twin, tensor)]]
     shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
     return shape, int(np.prod(shape))
@@ -179,7 +180,7 @@ def _size(twin: Twin, tensor: TensorShape) -> tuple[tuple[int, ...], int]:
 def _tensors(twin: Twin, scratch: Path) -> Iterator[TensorShape]:
     """List all tensors. llama.cpp allocates every tensor of a probe, so the probe has few experts and layers."""
     layers, experts, used = (int(twin.keys[key]) for key in ("block_count", "expert_count", "expert_used_count"))
-    # It tells the small models of this architecture by the number of their layers.
+    # llama.cpp recognises the small models of this architecture by the number of layers.
     asked = layers if twin.arch == "deepseek2" else int(twin.keys.get("leading_dense_block_count", 0)) + 1
     short = replace(twin, keys={**twin.keys, "block_count": asked, "expert_count": used})
     _finish(_header(short, "short"), scratch)
@@ -216,7 +217,7 @@ def _type(twin: Twin, tensor: TensorShape) -> str:
     elif name.startswith("output") or "attn_v" in name:
         kind = "Q6_K" if twin.dense == "Q4_K" else twin.dense
     if columns % GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]:
-        return "Q5_0" if kind == "Q4_K" else "Q8_0"  # as llama.cpp's quantiser does
+        return "Q5_0" if kind == "Q4_K" else "Q8_0"  # llama.cpp's quantiser does the same
     return kind
 
 

@@ -71,7 +71,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    # ``from edgemoe import gguf`` asks here before it looks for the module.
+    # For ``from edgemoe import models`` Python calls this function before it looks for the module.
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is None:
         llama_cpp = importlib.import_module("llama_cpp")
         if hasattr(llama_cpp, name):

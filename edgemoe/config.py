@@ -87,7 +87,7 @@ class SimConfig:
         fetch_all: above 0, the device fetches and computes every miss of a decode step, whether or not this pays. Above
             1, the CPU keeps every n-th miss of a layer.
         early: start resident experts before the CPU knows the misses, as a GPU does. Results may differ in the last
-            digits, because ggml's CPU kernels, which compute for ``sim``, round differently for experts with more rows.
+            digits: ggml's CPU kernels compute for ``sim``, and they round differently for experts with more rows.
         streams: threads that compute llama.cpp's graph. ``caller``: the calling thread. ``ordered``: threads that copy
             and compute in the order of the calls, as CUDA does. ``transfer``: threads that copy beside the
             computations, as Vulkan does on some cards.
@@ -126,9 +126,9 @@ class OffloadConfig:
         profile: routing profile of the model, kept between runs: ``auto``, ``off``, or the path of a file.
         uploads_per_step: most experts that the policy moves per layer and step.
         prefill_tokens: smallest batch that counts as a prefill. A prefill does not change the resident experts.
-        stream_tokens: fewest tokens of an expert for which a prefill without whole layers copies the expert to the
-            device. Measured rates replace this limit. In a decode step the device fetches some misses if that is
-            faster than the CPU alone. 0 stops both.
+        stream_tokens: a prefill that does not copy whole layers copies an expert to the device if at least this many
+            tokens use the expert. Measured rates replace this limit. In a decode step the device fetches some misses
+            if that is faster than the CPU alone. 0 stops both.
         cache: storage of computed prompts for reuse. ``auto``: in RAM, within the placement's budget. A path: also in
             this folder, for later processes. ``off``: only the current context.
         pin: let the device's driver pin the memory of cold experts. The device then reads them directly, with a third

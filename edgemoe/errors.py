@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class EdgeMoEError(Exception):
-    """Base of every error raised on purpose.
+    """Base class of all errors that EdgeMoE raises on purpose.
 
     Attributes:
         hint: one line with the action that may help, or an empty string.
@@ -83,7 +83,7 @@ class DoesNotFit(EdgeMoEError, ValueError):
         self.suggestion = suggestion
 
     def __reduce__(self) -> tuple[type[DoesNotFit], tuple[int, int, str]]:
-        """Cross process boundaries whole."""
+        """Support pickling, so that the error crosses process boundaries."""
         return DoesNotFit, (self.needed_bytes, self.free_bytes, self.suggestion)
 
 
@@ -91,7 +91,7 @@ class BackendMismatch(EdgeMoEError):
     """llama-cpp-python is a version that the engine cannot work with.
 
     Attributes:
-        found: the version that is installed, and what differs.
+        found: the version that is installed, and its differences.
         tested: the versions that work, as pip reads them.
     """
 
@@ -105,5 +105,5 @@ class BackendMismatch(EdgeMoEError):
         self.tested = tested
 
     def __reduce__(self) -> tuple[type[BackendMismatch], tuple[str, str]]:
-        """Cross process boundaries whole."""
+        """Support pickling, so that the error crosses process boundaries."""
         return BackendMismatch, (self.found, self.tested)

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import IO, Any
 
-# Windows neither renames nor removes an open file.
+# True: this system can rename and remove an open file. Windows cannot.
 RENAMES_OPEN = sys.platform != "win32"
-# Windows tells nobody when a lock is free again.
+# Windows does not report that a lock is free again, so a waiting process asks at this interval.
 _ASK_AGAIN_SECONDS = 0.1
 
 if sys.platform == "win32":

@@ -69,7 +69,7 @@ class ExpertStats:
         prefill_misses: pairs of prefill batches that the CPU computed.
         uploads: experts copied to the device into a slot.
         upload_bytes: bytes of the uploads.
-        streamed_bytes: bytes copied for one prefill batch, or one token, only.
+        streamed_bytes: bytes of experts that were copied for only one prefill batch or one token.
         direct_bytes: uploaded and streamed bytes that the device read from host memory without a copy to staging.
         failed_uploads: copies that the device refused or that failed.
         joins: times the CPU waited for the device.

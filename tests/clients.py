@@ -1,11 +1,11 @@
-"""Other programs on our class in place of llama_cpp's: the same calls with both, and the answers beside each other.
+"""Run other programs on our class in place of llama_cpp's. The same calls run with both, and the answers are compared.
 
     python -m pip install langchain-community llama-index-llms-llama-cpp instructor outlines guidance lm-format-enforcer
     python tests/clients.py [MODEL.gguf]
 
-A client that is not installed is left out and named. The program fails where an answer differs from plain llama_cpp's;
-where plain llama_cpp gives an error ours may answer, as with a JSON schema. llama_cpp's own server and the openai
-client are tested by tests/test_server_tools.py.
+A client that is not installed is left out and named. The program fails if an answer differs from plain llama_cpp's. If
+plain llama_cpp gives an error, ours may answer, as with a JSON schema. tests/test_server_tools.py tests llama_cpp's own
+server with the openai client.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "verbose": False}
 
 
 class Ours(Llama):
-    """Ours with a small simulated device."""
+    """Open our class with a small simulated device."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         keywords.setdefault("offload", OffloadConfig(device="sim", vram="50%", profile="off"))
@@ -39,7 +39,7 @@ class Ours(Llama):
 
 
 def langchain(path: str) -> list[Any]:
-    """Completion, stream, and a chat with LangChain."""
+    """Test a completion, a stream and a chat with LangChain."""
     from langchain_community.chat_models import ChatLlamaCpp
     from langchain_community.llms import LlamaCpp
 
@@ -50,14 +50,14 @@ def langchain(path: str) -> list[Any]:
 
 
 def langchain_embeddings(path: str) -> list[Any]:
-    """Embeddings with LangChain."""
+    """Test embeddings with LangChain."""
     from langchain_community.embeddings import LlamaCppEmbeddings
 
     return [LlamaCppEmbeddings(model_path=path, n_ctx=128, n_threads=1, verbose=False).embed_query("Hello")]
 
 
 def llama_index(path: str) -> list[Any]:
-    """Completion, stream and a chat with LlamaIndex."""
+    """Test a completion, a stream and a chat with LlamaIndex."""
     from llama_index.core.llms import ChatMessage
     from llama_index.llms.llama_cpp import LlamaCPP
 
@@ -68,7 +68,7 @@ def llama_index(path: str) -> list[Any]:
 
 
 def with_instructor(path: str) -> list[Any]:
-    """A record by JSON schema with instructor."""
+    """Test a record by JSON schema with instructor."""
     import instructor
     from pydantic import BaseModel
 
@@ -83,7 +83,7 @@ def with_instructor(path: str) -> list[Any]:
 
 
 def with_outlines(path: str) -> list[Any]:
-    """A choice and a record with outlines."""
+    """Test a choice and a record with outlines."""
     import outlines
 
     model = outlines.from_llamacpp(llama_cpp.Llama(path, **SETTINGS))
@@ -92,7 +92,7 @@ def with_outlines(path: str) -> list[Any]:
 
 
 def with_guidance(path: str) -> list[Any]:
-    """A constrained answer with guidance, which calls ``llama_decode`` itself."""
+    """Test a constrained answer with guidance, which calls ``llama_decode`` itself."""
     from guidance import gen, models, select
 
     model = models.LlamaCpp(llama_cpp.Llama(path, **SETTINGS), echo=False)
@@ -101,7 +101,7 @@ def with_guidance(path: str) -> list[Any]:
 
 
 def enforcer(path: str) -> list[Any]:
-    """JSON by lm-format-enforcer's logits processor."""
+    """Test JSON by lm-format-enforcer's logits processor."""
     from lmformatenforcer import JsonSchemaParser
     from lmformatenforcer.integrations.llamacpp import (
         build_llamacpp_logits_processor,
@@ -127,7 +127,7 @@ CLIENTS: dict[str, Callable[[str], list[Any]]] = {
 
 
 def tried(client: Callable[[str], list[Any]], path: str, used: type) -> list[Any]:
-    """Run the client with ``used`` in the place of llama_cpp's class; an error counts as an answer."""
+    """Run the client with ``used`` in place of llama_cpp's class. An error counts as an answer."""
     modules = [module for module in list(sys.modules.values()) if getattr(module, "Llama", None) in (PLAIN, Ours)]
     for module in [llama_cpp, *modules]:
         if module.__name__ not in (__name__, "edgemoe", "edgemoe.engine", "edgemoe.engine.llama", "llama_cpp.llama"):
@@ -139,12 +139,12 @@ def tried(client: Callable[[str], list[Any]], path: str, used: type) -> list[Any
 
 
 class Failed(str):
-    """An error in words."""
+    """Describe an error in words."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="the demo model where none is given")
+    parser.add_argument("model", nargs="?", help="the demo model by default")
     path = parser.parse_args().model or str(build_demo())
     wrong = 0
     for name, client in CLIENTS.items():

@@ -1,4 +1,4 @@
-"""Every test has a home of its own: no profile, model or setting of the user is read or written."""
+"""Give every test its own home, so that no profile, model or setting of the user is read or written."""
 
 from __future__ import annotations
 

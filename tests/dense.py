@@ -9,7 +9,7 @@ from gguf import GGUFWriter
 
 
 def write_dense(path: Path, width: int = 64, layers: int = 2, vocabulary: int = 256) -> Path:
-    """Random weights, no experts."""
+    """Write a model with random weights and without experts."""
     random = np.random.default_rng(0)
     out = GGUFWriter(path, "llama")
     out.add_context_length(256)

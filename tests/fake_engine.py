@@ -1,6 +1,6 @@
-"""A scripted model with the surface of ``edgemoe.Llama``: the real seam, no native code.
+"""A scripted model with the methods of ``edgemoe.Llama``, without native code.
 
-It routes at random (seeded), keeps a hot set per layer, and counts as the engine does.
+The model routes at random with a fixed seed, keeps a hot set per layer, and counts as the engine does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SHAPE = ModelShape(layers=6, experts=8, used=2, expert_bytes=(1 << 20,) * 6)
 
 @dataclass(frozen=True)
 class Script:
-    """One answer: the thinking, the text, the tool calls (name, arguments as JSON), and its end.
+    """Describe one answer: the thinking, the text, the tool calls (name, arguments as JSON), and the reason of its end.
 
-    ``again`` is thought after the answer, as models do that think between the tools they call.
+    ``again`` is thinking after the answer: some models think between calls of tools.
     """
 
     text: str = ""
@@ -34,7 +34,7 @@ class Script:
     again: str = ""
 
     def deltas(self) -> Iterator[dict[str, Any]]:
-        """Its pieces, as the engine hands them over."""
+        """Give the pieces of the answer, in the engine's form."""
         for piece in pieces(self.thought) if self.thought else []:
             yield {"reasoning_content": piece}
         for piece in pieces(self.text) if self.text or not (self.thought or self.calls) else []:
@@ -51,7 +51,7 @@ class Script:
 
 
 class Gate:
-    """Lets a test decide when the next pieces come: closed until :meth:`allow`."""
+    """Let a test decide when the next pieces come. The gate is closed until :meth:`allow`."""
 
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
@@ -61,7 +61,7 @@ class Gate:
             self._permits.release()
 
     def passed(self, cancelled: threading.Event) -> bool:
-        """Wait for a permit; False when the answer is cancelled instead."""
+        """Wait for a permit. False: the answer was cancelled instead."""
         while not self._permits.acquire(timeout=0.005):
             if cancelled.is_set():
                 return False
@@ -69,7 +69,7 @@ class Gate:
 
 
 class FakeExperts:
-    """Counters and maps of a model that routes at random."""
+    """Give counters and maps of a model that routes at random."""
 
     def __init__(self, shape: ModelShape | None, device: str = "sim", share: float = 0.5, seed: int = 1) -> None:
         self.shape, self.device = shape, device
@@ -100,7 +100,7 @@ class FakeExperts:
         self._slots = keep * shape.layers
 
     def route(self) -> None:
-        """One token."""
+        """Route one token."""
         shape = self.shape
         if shape is None:
             return
@@ -154,7 +154,7 @@ class FakeExperts:
 
 
 class PinningExperts(FakeExperts):
-    """Of an engine that can pin."""
+    """Give the experts of an engine that can pin."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -167,9 +167,9 @@ class PinningExperts(FakeExperts):
 
 
 class FakeLlama:
-    """Answers ``answers`` in turn, in pieces, each when ``gate`` allows it or after ``delay_s``.
+    """Give ``answers`` in turn, in pieces. Each piece comes when ``gate`` allows it, or after ``delay_s``.
 
-    An answer that is a text is said without thinking.
+    An answer that is a plain text has no thinking.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class FakeLlama:
 
 
 def pieces(text: str) -> list[str]:
-    """``text`` as a tokenizer would cut it: words with the space before them."""
+    """Cut ``text`` as a tokenizer would: into words with the space before them."""
     parts = text.split(" ")
     return [parts[0], *(f" {part}" for part in parts[1:])]
 

@@ -1,6 +1,6 @@
-"""Damages headers of model files in many ways and sees that each one is refused clearly or runs.
+"""Damage headers of model files in many ways, and check that each file is refused clearly or runs.
 
-python -m tests.fuzz_gguf [rounds] [seed]     prints every crash with the round that gives it again
+python -m tests.fuzz_gguf [rounds] [seed]     prints every crash with the round that repeats it
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.zoo import ARCHITECTURES, HEADLESS, WITH_MTP, build
 
 SECONDS = 60
 MEMORY = 12 << 30
-# Models to damage: of the zoo, with an MTP head where True.
+# Models of the zoo to damage. True adds an MTP head.
 MODELS = [(name, False) for name in (*ARCHITECTURES, *HEADLESS)] + [(name, True) for name in WITH_MTP]
 INTERESTING = (0, 1, 2, 3, 5, 7, 31, 33, 64, 127, 255, 256, 1000, 65535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -33,7 +33,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "
 
 @dataclass(frozen=True)
 class Header:
-    """A file and the places in its header: (place, struct code) of numbers, (place, length) of texts."""
+    """Hold a file and the places in its header: (place, struct code) of numbers, (place, length) of texts."""
 
     data: bytes
     end: int
@@ -44,7 +44,7 @@ class Header:
 
 
 def walk(data: bytes) -> Header:
-    """Find all places; of an array those of the first and last few elements."""
+    """Find all places. In an array, only the first and last few elements count."""
     header = Header(data, 0, [], [], [(4, "I"), (8, "Q"), (16, "Q")], [])
     at = 24
 
@@ -91,7 +91,7 @@ def walk(data: bytes) -> Header:
 
 
 def damage(header: Header, rng: random.Random) -> bytes:
-    """One to three changes: a number, a text, bytes, or the length of the file."""
+    """Make one to three changes: of a number, a text, some bytes, or the length of the file."""
     out = bytearray(header.data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         kind = rng.random()
@@ -125,7 +125,7 @@ def change_number(out: bytearray, at: int, code: str, rng: random.Random) -> Non
 
 
 def verdict(path: Path) -> tuple[str, float]:
-    """Show, load and run the file in a child: ``runs``, ``refused: why`` or ``CRASH ...``; milliseconds of the show."""
+    """Show, load and run the file in a child: ``runs``, ``refused: why`` or ``CRASH ...``, and milliseconds."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -149,7 +149,7 @@ def verdict(path: Path) -> tuple[str, float]:
 
 
 def _in_child(path: Path, write: int) -> None:
-    """Never returns. ``SIGALRM`` ends a hang: it is a crash like any other."""
+    """Run the child, and never return. ``SIGALRM`` ends a hang, which counts as a crash."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(SECONDS)
@@ -189,7 +189,7 @@ def _load_and_run(path: Path) -> str:
 
 
 def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str, float]]:
-    """Number, model, verdict and milliseconds of each round; a round is the same whichever rounds came before it."""
+    """Yield number, model, verdict and milliseconds of each round. A round does not depend on earlier rounds."""
     import edgemoe.engine.llama
     import edgemoe.models.find
     import edgemoe.routing.history
@@ -207,7 +207,7 @@ def rounds(count: int, seed: int, folder: Path) -> Iterator[tuple[int, str, str,
 
 
 def crashes(count: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[str]:
-    """All crashes of ``count`` rounds; ``tell`` hears of them at once, and the tally at the end."""
+    """Collect all crashes of ``count`` rounds. ``tell`` gets each crash at once, and the tally at the end."""
     found = []
     tally: collections.Counter[str] = collections.Counter()
     shown = []

@@ -1,9 +1,10 @@
-"""A Hugging Face hub in one process: enough of its protocol for the real client, and the faults of real networks.
+"""Run a Hugging Face hub in one process: enough of its protocol for the real client, and the faults of real networks.
 
-Two hosts, as on the hub: ``127.0.0.1`` answers the API and ``/resolve``, which redirects to the "CDN" ``localhost``.
-They are one server; to a client they are two origins, so it may not send its token to the second.
+There are two hosts, as on the hub. ``127.0.0.1`` answers the API and ``/resolve``, which redirects to the "CDN"
+``localhost``.
+Both are one server. For a client they are two origins, so it must not send its token to the second.
 
-Files have no Xet hash, as those of a mirror: the client takes plain HTTP. Xet is a second service, which only the hub
+Files have no Xet hash, as on a mirror, so the client uses plain HTTP. Xet is a second service, which only the hub
 runs.
 """
 
@@ -27,7 +28,7 @@ STEP = 1 << 16
 
 
 class Request(NamedTuple):
-    """A client's request."""
+    """Describe a client's request."""
 
     method: str
     path: str
@@ -36,7 +37,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer in place of the right one."""
+    """Describe an answer in place of the right one."""
 
     status: int
     headers: dict[str, str] = {}
@@ -44,16 +45,18 @@ class Answer(NamedTuple):
 
 @dataclass
 class Faults:
-    """The faults to come. Counters go down as it happens.
+    """Count the faults to come. Each fault lowers its counter.
 
     Attributes:
-        cuts: answers of the CDN to break off.
-        cut_after: bytes of the body that get through before the cut.
+        cuts: answers of the CDN that break off.
+        cut_after: bytes of the body before the cut.
         wrong: answers of the CDN with one byte changed.
         more: bytes that the CDN sends beyond the end of a file.
-        api, resolve, cdn: the next answers of each part instead of the right ones; None is the right one.
-        ignore_ranges: the CDN sends whole files only.
-        pause_after: bytes after which the CDN waits for ``resume``, 0 for never.
+        api: next answers of the API instead of the right ones; None is a right answer.
+        resolve: next answers of ``/resolve`` instead of the right ones.
+        cdn: next answers of the CDN instead of the right ones.
+        ignore_ranges: True: the CDN only sends whole files.
+        pause_after: bytes after which the CDN waits for ``resume``; 0 for never.
     """
 
     cuts: int = 0
@@ -71,7 +74,7 @@ class Faults:
 
 @dataclass
 class Repository:
-    """Files by name at one commit; ``gated`` wants a token, ``unlisted`` files are there and not in the listing."""
+    """Hold files by name at one commit. ``gated`` needs a token; ``unlisted`` files are not in the listing."""
 
     files: dict[str, bytes | Sparse]
     gated: bool = False
@@ -83,7 +86,7 @@ class Repository:
 
 
 class Sparse(mmap.mmap):
-    """A file that is too large to be hashed: its digest is made up."""
+    """Describe a file that is too large for a hash. Its digest is artificial."""
 
     digest = "5" * 64
 
@@ -94,13 +97,13 @@ def sha256(data: bytes | Sparse) -> str:
 
 
 class HubServer:
-    """The server, running between ``with`` and its end.
+    """Run the server inside a ``with`` block.
 
     Attributes:
-        repositories: by name ``org/repo``.
+        repositories: repositories by name ``org/repo``.
         token: the only token with every licence accepted.
-        faults: to be injected.
-        requests: all that was asked, in order.
+        faults: faults to inject.
+        requests: all requests in order.
     """
 
     def __init__(self) -> None:
@@ -140,7 +143,7 @@ class HubServer:
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
     def asked(self, part: str, method: str = "GET") -> list[Request]:
-        """Requests with ``part`` in their path."""
+        """List the requests with ``part`` in their path."""
         with self.lock:
             return [r for r in self.requests if part in r.path and r.method == method]
 
@@ -221,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, name: str, revision: str) -> Repository | None:
         repo = self.server_hub.repositories.get(name)
-        if repo is None:  # the hub says 401 to strangers, so as not to tell which private repositories there are
+        if repo is None:  # the hub does not reveal private names to a client without a token
             self._error(401, "RepoNotFound")
         elif revision not in ("main", repo.commit):
             self._error(404, "RevisionNotFound")

@@ -1,4 +1,4 @@
-"""Ours against plain llama-cpp-python on one file: same tokens, same logits, hot experts or not."""
+"""Compare EdgeMoE with plain llama-cpp-python on one file: same tokens, same logits, with and without hot experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 12
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of a run: greedy tokens, logits ``(steps, vocabulary)``, counters, and the engine's notes."""
+    """Hold the results of a run: greedy tokens, logits ``(steps, vocabulary)``, counters, and the engine's notes."""
 
     tokens: list[int]
     logits: npt.NDArray[np.float32]
@@ -28,12 +28,12 @@ class Outcome:
     notes: list[str]
 
     def difference(self, logits: npt.NDArray[np.float32]) -> float:
-        """Largest difference to ``logits``, as a share of the largest logit."""
+        """Compute the largest difference to ``logits``, as a share of the largest logit."""
         return float(np.abs(self.logits - logits).max() / np.abs(logits).max())
 
 
 def answer(llm: llama_cpp.Llama) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """The prompt in one batch, then greedy steps."""
+    """Compute the prompt in one batch, then greedy steps."""
     return greedy(llm, PROMPT, STEPS)
 
 
@@ -50,7 +50,7 @@ def ours(path: Path, *, share: int, gpu_layers: int = -1, **offload: Any) -> Out
 
 
 def heat(llm: Llama, share: int) -> None:
-    """Make exactly ``share`` percent of each layer's experts resident, below the policy's least number of slots too."""
+    """Make exactly ``share`` percent of each layer's experts resident, even fewer than the policy would."""
     native, shape = llm._native, llm.experts.shape
     assert shape is not None, "the experts never reached our backend"
     slots = [info.experts * share // 100 for info in native.layers()]
@@ -61,7 +61,7 @@ def heat(llm: Llama, share: int) -> None:
 
 
 def open_ours(path: Path, config: OffloadConfig, gpu_layers: int = -1) -> Llama:
-    """Ours with the sizes of ``tests.zoo.reference.plain``, weights not repacked either."""
+    """Open EdgeMoE with the sizes of ``tests.zoo.reference.plain``, also without repacked weights."""
     with defaults("model", use_extra_bufts=False):
         return Llama(
             path,

@@ -1,4 +1,4 @@
-"""Writes model files anew with other tensors: in shards, unstacked, or without any."""
+"""Write model files anew with other tensors: in shards, unstacked, or without tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: shape in ggml's order, ggml's number of the type, content."""
+    """Hold a tensor of a file: shape in ggml's order, ggml's number of the type, content."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ def rewrite(source: Path, path: Path, tensors: Sequence[Tensor], more: Mapping[s
 
 
 def shards(source: Path, folder: Path, count: int = 3, stem: str = "model") -> list[Path]:
-    """Split a file as llama.cpp's gguf-split does; the first shard has no tensors, as some published ones."""
+    """Split a file as llama.cpp's gguf-split does. The first shard has no tensors, as in some published models."""
     tensors, paths = tensors_of(source), []
     step = math.ceil(len(tensors) / (count - 1))
     for no in range(count):
@@ -66,7 +66,7 @@ def shards(source: Path, folder: Path, count: int = 3, stem: str = "model") -> l
 
 
 def unstacked(source: Path, path: Path) -> Path:
-    """Write a file as in 2023: one tensor for each expert."""
+    """Write a file in the form of 2023, with one tensor for each expert."""
     found: list[Tensor] = []
     for tensor in tensors_of(source):
         if "_exps.weight" not in tensor.name:

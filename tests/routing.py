@@ -1,4 +1,4 @@
-"""Made-up routing with a topic that drifts: local, skewed, and predictable from layer to layer."""
+"""Artificial routing with a drifting topic: local, skewed, and predictable from layer to layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.zoo import build, files
 
 
 def drifting(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -> IdArray:
-    """Experts ``(tokens, layers, used)``: a hidden state of 8 numbers wanders, every layer reads it its own way."""
+    """Make expert ids ``(tokens, layers, used)``. A state of 8 numbers drifts, and every layer reads it differently."""
     rng = np.random.default_rng(seed)
     taste, reading = rng.normal(size=(layers, experts)), rng.normal(size=(layers, experts, 8))
     state = rng.normal(size=8)
@@ -27,7 +27,7 @@ def drifting(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -
 
 
 def spoken(tokens: int, layers: int, experts: int, used: int, vocabulary: int = 60) -> tuple[IdArray, IdArray]:
-    """The same and token ids ``(tokens,)``: a token's routing depends on its id, too."""
+    """Make expert ids and token ids ``(tokens,)``. A token's routing depends on its id, too."""
     rng = np.random.default_rng(7)
     words = rng.integers(0, vocabulary, size=tokens).astype(np.int32)
     meaning = rng.normal(size=(vocabulary, layers, experts))
@@ -41,7 +41,7 @@ def spoken(tokens: int, layers: int, experts: int, used: int, vocabulary: int = 
 def wide_model(
     folder: Path, experts: int = 32, used: int = 4, layers: int = 4, like: str = "qwen3moe"
 ) -> Iterator[Path]:
-    """A zoo model with more experts, so that a part of them can be resident."""
+    """Describe a zoo model with more experts, so that some of them can be resident."""
     name = f"wide-{like}-{experts}-{used}-{layers}"
     files.SPECS[name] = replace(files.SPECS[like], experts=experts, used=used, layers=layers)
     try:

@@ -17,12 +17,12 @@ from edgemoe.setup.build import Order, compiled
 
 
 def build(folder: Path) -> Path:
-    """Build the RPC backend of the llama-cpp-python that is installed, alone."""
+    """Build only the RPC backend of the installed llama-cpp-python."""
     return compiled(Order("rpc", (), folder.resolve())).library
 
 
 def serve(library: Path, endpoint: str) -> None:
-    """Offer this process's CPU as a device, until killed."""
+    """Offer this process's CPU as a device until the process is killed."""
     ggml = host._ggml_libraries()[0]
     rpc = ctypes.CDLL(str(library))
     ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p

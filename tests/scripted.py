@@ -1,13 +1,13 @@
-"""Real chat formats without real weights: a tiny random model that is made to say a script.
+"""Real chat formats without real weights: a tiny random model that speaks a script.
 
 The model has the family's real template and its special tokens, with the types that llama.cpp's converter gives them.
-Its answers are scripted: the raw text of an answer is tokenised, special tokens included, and these tokens are forced
-one after another by a logits processor. So tokenising the prompt, sampling, stopping, detokenising, the chat format,
-the worker and the chat are the real ones.
+Its answers are scripted. The raw text of an answer is tokenised with its special tokens, and a logits processor forces
+these tokens one after another. Tokenising the prompt, sampling, stopping, detokenising, the chat format, the
+worker and the chat are therefore real.
 
-The converter makes a token of a family CONTROL if its tokenizer_config says ``special`` or if it looks like
-``<|...|>`` or ``<｜...｜>``, and USER_DEFINED otherwise. llama.cpp spells USER_DEFINED tokens out and drops CONTROL
-tokens from the text of an answer.
+The converter makes a token CONTROL if its tokenizer_config says ``special`` or if it looks like ``<|...|>`` or
+``<｜...｜>``. It makes any other token of a family USER_DEFINED. An answer's text shows USER_DEFINED tokens, but
+llama.cpp drops CONTROL tokens from it.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ ORDINARY = 256 + len(_PAIRS)
 
 @dataclass(frozen=True)
 class Family:
-    """One family's vocabulary and template.
+    """Describe one family's vocabulary and template.
 
     Attributes:
         template: file name in the shared folder of templates.
         architecture: the zoo's name of the architecture.
         control: tokens that llama.cpp's converter marks as CONTROL.
-        visible: tokens that it marks as USER_DEFINED.
-        bos: token that begins a text, empty for none.
+        visible: tokens that the converter marks as USER_DEFINED.
+        bos: token that begins a text; empty for none.
         eos: token that ends an answer.
-        eot: token that ends a turn, where the file names one besides ``eos``.
-        eom: token that ends a message which waits for a tool, where the file names one.
-        add_bos: whether llama.cpp puts ``bos`` before a plain text.
+        eot: token that ends a turn, if the file names one besides ``eos``.
+        eom: token that ends a message before a tool's result, if the file names one.
+        add_bos: True if llama.cpp puts ``bos`` before a plain text.
     """
 
     template: str
@@ -170,7 +170,8 @@ FAMILIES: dict[str, Family] = {
     "glm-4.6": _like(_GLM, "GLM-4.6.jinja"),
     "glm-4.7": _like(_GLM, "GLM-4.7-Flash.jinja"),
     "kimi-k2": _like(_KIMI, "Kimi-K2-Instruct.jinja"),
-    # The harder of the two ways to convert it: the tags of thinking are CONTROL, as all that tiktoken adds.
+    # There are two ways to convert it, and this is the harder case: the tags of thinking are CONTROL, as all tokens
+    # that tiktoken adds.
     "kimi-k2-thinking": _like(_KIMI, "Kimi-K2-Thinking.jinja", control=(*_KIMI.control, *_THINK)),
     "minimax-m2": Family(
         "MiniMax-M2.jinja",
@@ -229,7 +230,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def template_of(family: Family) -> str:
-    """The family's real template; the test is skipped where it is not there."""
+    """Read the family's real template. Without it the test is skipped."""
     return shared.template(family.template)
 
 
@@ -237,7 +238,7 @@ def template_of(family: Family) -> str:
 
 
 def letters(text: str) -> str:
-    """``text`` as an ordinary token of a byte-level vocabulary is written: GPT-2's letters for its bytes."""
+    """Write ``text`` as an ordinary token of a byte-level vocabulary, with GPT-2's letters for its bytes."""
     return "".join(_LETTERS[byte] for byte in text.encode())
 
 
@@ -262,17 +263,17 @@ def build_scripted(
     """Write a tiny mixture-of-experts model with this template and these tokens, and return its path.
 
     Args:
-        folder: where the file goes.
+        folder: folder of the file.
         template: the chat template, or None for a file without one.
-        special: tokens besides the 256 bytes and a few merges, each with its type. The text of a NORMAL token is
+        special: tokens and their types, besides the 256 bytes and a few merges. The text of a NORMAL token is
             encoded as the vocabulary wants it.
         bos: token that begins a text. An empty name leaves the key out, here and below.
         eos: token that ends a text.
         eot: token that ends a turn.
-        eom: token that ends a message which waits for a tool.
-        add_bos: whether a plain text begins with ``bos``.
-        architecture: name in the zoo.
-        name: of the file.
+        eom: token that ends a message before a tool's result.
+        add_bos: True if a plain text begins with ``bos``.
+        architecture: name of the architecture in the zoo.
+        name: name of the file.
     """
     source = GGUFReader(build(architecture, folder / "zoo"))
     path = folder / f"{name}.gguf"
@@ -319,7 +320,7 @@ def build_scripted(
 
 
 def build_family(folder: Path, name: str) -> Path:
-    """Write the tiny model of a family of `FAMILIES`; the test is skipped where its template is not there."""
+    """Write the tiny model of a family of `FAMILIES`. Without its template the test is skipped."""
     family = FAMILIES[name]
     return build_scripted(
         folder,
@@ -340,11 +341,11 @@ def build_family(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt that a scripted engine was asked to continue.
+    """Hold one prompt that a scripted engine was asked to continue.
 
     Attributes:
-        text: its tokens spelled out, special ones included.
-        special: the special tokens among them, in order.
+        text: text of its tokens, with special tokens.
+        special: special tokens of the prompt, in order.
     """
 
     text: str
@@ -352,7 +353,7 @@ class Asked:
 
 
 class ScriptedLlama(edgemoe.Llama):
-    """The real engine with forced answers.
+    """Run the real engine with forced answers.
 
     Attributes:
         asked: every prompt so far.
@@ -370,11 +371,12 @@ class ScriptedLlama(edgemoe.Llama):
 
         Args:
             model_path: a file of `build_scripted`.
-            answers: raw text of each answer, or its tokens. The end token is forced behind it unless it is there.
-            record: a file where every prompt is added as a line of JSON, for a process that cannot see `asked`.
-            **keywords: as in `edgemoe.Llama`.
+            answers: raw text of each answer, or its tokens. The end token is forced after an answer that does not have
+                it.
+            record: file that gets every prompt as a line of JSON, for a process that cannot see `asked`.
+            **keywords: keywords of `edgemoe.Llama`.
         """
-        # One thread: two that wait for each other are far slower on cores that others use too.
+        # One thread: on busy cores, two threads that wait for each other are far slower.
         usual = {"n_ctx": CONTEXT, "offload": CPU, "n_threads": 1, "n_threads_batch": 1}
         super().__init__(model_path, **(usual | keywords))
         self.asked: list[Asked] = []
@@ -382,7 +384,7 @@ class ScriptedLlama(edgemoe.Llama):
         self._record = record
 
     def create_completion(self, prompt: str | list[int], *args: Any, **keywords: Any) -> Any:
-        """As in `edgemoe.Llama`, but the next script is the answer."""
+        """Answer as `edgemoe.Llama` does, but with the next script."""
         ids = self.tokenize(prompt.encode(), add_bos=False, special=True) if isinstance(prompt, str) else list(prompt)
         special = tuple(spelled(self, [token]) for token in ids if token >= ORDINARY)
         self._remember(Asked(spelled(self, ids), special))
@@ -408,14 +410,14 @@ class ScriptedLlama(edgemoe.Llama):
 
 
 class Forced:
-    """A logits processor that leaves only the next token of a script. Behind its end the model is free."""
+    """Allow only the next token of a script, as a logits processor. After the end of the script the model is free."""
 
     def __init__(self, script: Sequence[int]) -> None:
         self._script = script
         self._start = -1
 
     def __call__(self, ids: Any, scores: Any) -> Any:
-        # The number of tokens says how far the answer is: that holds also where a token is sampled twice.
+        # The number of tokens is the position in the answer, even if a token is sampled twice.
         if self._start < 0:
             self._start = len(ids)
         done = len(ids) - self._start
@@ -432,7 +434,7 @@ def open_scripted(path: Path, answers: Sequence[str | Sequence[int]], **keywords
 
 
 def recorded(path: Path) -> list[Asked]:
-    """The prompts that a scripted engine of another process wrote to its ``record``."""
+    """Read the prompts that a scripted engine of another process wrote to its ``record``."""
     if not path.exists():
         return []
     lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
@@ -440,7 +442,7 @@ def recorded(path: Path) -> list[Asked]:
 
 
 def spelled(llm: llama_cpp.Llama, ids: Sequence[int]) -> str:
-    """The text of ``ids``, special tokens spelled out, by llama.cpp itself."""
+    """Let llama.cpp write the text of ``ids``, with special tokens."""
     return b"".join(_piece(llm._model.vocab, token) for token in ids).decode("utf-8", "replace")
 
 
@@ -452,16 +454,16 @@ def _piece(vocabulary: Any, token: int) -> bytes:
     return buffer.raw[:length]
 
 
-# Render a conversation by the template, without any code of ours or of llama_cpp.
+# Render a conversation with the template, without code of EdgeMoE or llama_cpp.
 
 
 def rendered(
     family: Family, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, **keywords: Any
 ) -> str:
-    """The prompt that transformers' ``apply_chat_template`` makes, with a plain Jinja environment.
+    """Render the prompt of transformers' ``apply_chat_template``, with a plain Jinja environment.
 
-    Kimi's templates change lists of their own when tools are called, which transformers' sandbox forbids. They are
-    rendered in a sandbox that allows it.
+    Kimi's templates change lists of their own when tools are called, which transformers' sandbox forbids. These
+    templates are rendered in a sandbox that allows it.
     """
     try:
         return _rendered(ImmutableSandboxedEnvironment, family, messages, tools, keywords)
@@ -499,7 +501,7 @@ def _raise_exception(message: str) -> None:
 
 
 def special_in(family: Family, text: str) -> Iterator[str]:
-    """The family's special tokens in ``text``, in order, the longest one where several begin at one place."""
+    """Find the family's special tokens in ``text``, in order. If several begin at one place, the longest counts."""
     by_length = sorted(family.types, key=len, reverse=True)
     place = 0
     while place < len(text):

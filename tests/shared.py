@@ -1,4 +1,4 @@
-"""The folder of real data that lies beside the checkout; nothing of it is part of the project."""
+"""The folder of real data beside the checkout. The data are no part of the project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path(os.environ.get("EDGEMOE_SHARED_DATA", Path(__file__).parents[2] / 
 
 
 def template(name: str) -> str:
-    """A real chat template; skips the test where the folder is missing."""
+    """Read a real chat template. Without the folder the test is skipped."""
     path = FOLDER / "templates" / name
     if not path.is_file():
         pytest.skip(f"{path} is missing: EDGEMOE_SHARED_DATA names the folder of real data")
@@ -21,6 +21,6 @@ def template(name: str) -> str:
 
 
 def outputs() -> list[dict[str, Any]]:
-    """Outputs of real models, each with its right reading; empty without the folder."""
+    """Read outputs of real models, each with its right reading; empty without the folder."""
     path = FOLDER / "templates" / "outputs.jsonl"
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []

@@ -1,4 +1,4 @@
-"""Small chat templates of our own, each in the idiom of a family: tests need no file of a publisher."""
+"""Small chat templates for tests, each in the style of a family, so that tests need no publisher's file."""
 
 from __future__ import annotations
 

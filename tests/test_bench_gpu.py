@@ -35,7 +35,7 @@ STATS = {
 
 
 class Fake:
-    """Stands in for a child: answers at once, and time passes as it says."""
+    """Replace a child: answer at once, and let time pass by its figures."""
 
     def __init__(self, world: World) -> None:
         self._world, self._name = world, ""
@@ -72,7 +72,7 @@ class Fake:
 
 
 class World:
-    """A machine with a made-up clock and made-up answers."""
+    """Simulate a machine with an artificial clock and artificial answers."""
 
     def __init__(self, folder: Path) -> None:
         self.now, self.load_s, self.test_s = 0.0, 10.0, 1.0

@@ -1,4 +1,4 @@
-"""The catalogue: its entries hold together, and mistakes in a user's own are named."""
+"""The catalogue: its entries are consistent, and errors in a user's catalogue are named."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ files = [{ name = "mine.gguf", bytes = 26_000_000_000 }]
 
 
 def user(text: str) -> Catalogue:
-    """The catalogue with this as the user's file."""
+    """Load the catalogue with this text as the user's file."""
     catalog.user_path().parent.mkdir(parents=True, exist_ok=True)
     catalog.user_path().write_text(text)
     return catalog.load()
@@ -120,7 +120,7 @@ def test_a_file_is_compared_with_its_entry() -> None:
     model = BUILTIN.resolve("glm-air")[0]
     shape = ModelShape(layers=45, experts=128, used=8, expert_bytes=(1,) * 45)
     assert model.differences(shape) == []
-    assert model.differences(dataclasses.replace(shape, layers=46)) != []  # an MTP head is in no shape
+    assert model.differences(dataclasses.replace(shape, layers=46)) != []  # an MTP head is not part of the shape
     assert model.differences(dataclasses.replace(shape, layers=40)) == [
         "layers with experts: 40 in the file, 45 in the catalogue"
     ]
@@ -150,7 +150,7 @@ def test_the_schema_accepts_the_catalogue() -> None:
     ],
 )
 def test_schema_and_records_agree(name: str, kind: type) -> None:
-    """Keys, which of them are required, and their types."""
+    """List the keys, mark the required ones, and give their types."""
     schema = json.loads(SCHEMA.read_text())["$defs"][name]
     assert schema["additionalProperties"] is False
     fields = {field.name: field for field in dataclasses.fields(kind)}

@@ -31,7 +31,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 class Opened:
-    """Opens scripted models and remembers them."""
+    """Open scripted models and remember them."""
 
     def __init__(self, **script: Any) -> None:
         self.script = script
@@ -51,7 +51,7 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], None]:
-    """A demo model that is built at once, on a machine with the GPUs named."""
+    """Build a demo model at once, on a machine with the named GPUs."""
     module = types.ModuleType("edgemoe.models.demo")
     module.build_demo = lambda target=None, progress=None: tmp_path / "demo.gguf"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "edgemoe.models.demo", module)
@@ -65,7 +65,7 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]
 
 
 def interpreter(code: str) -> str:
-    """stdout of a fresh interpreter."""
+    """Give the stdout of a fresh interpreter."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     return done.stdout.strip()
@@ -104,7 +104,7 @@ def test_help_names_the_commands(capsys: Captured) -> None:
     assert all(option in text for option in options.split())
 
 
-# Errors: one line, a hint, a code.
+# Errors have one line, a hint and a code.
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_demo_without_a_gpu_is_simulated(demo: Callable[[list[str]], None], caps
 def test_demo_with_a_gpu_uses_it(demo: Callable[[list[str]], None], capsys: Captured) -> None:
     demo(["CUDA0"])
     opened = Opened()
-    assert main(["demo"], opened) == 0  # no terminal: it answers its own question
+    assert main(["demo"], opened) == 0  # without a terminal the demo answers its own question
     assert opened.engines[0].keywords["offload"] == OffloadConfig(vram="50%")
     assert "mixture of experts" in opened.engines[0].asked[0][-1]["content"]
     assert main(["run", "demo", "hi", "--device", "none"], opened) == 0
@@ -359,7 +359,7 @@ def test_demo_progress_is_for_terminals_only(
 
 
 def test_the_chat_opens_on_a_terminal_and_quits(model: str) -> None:
-    """A real pseudo-terminal: the chat draws, Ctrl+Q leaves, the exit code is 0."""
+    """On a real pseudo-terminal, the chat draws, Ctrl+Q leaves, and the exit code is 0."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from edgemoe.cli.main import main\nfrom fake_engine import FakeLlama\n"

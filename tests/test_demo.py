@@ -1,4 +1,4 @@
-"""The demo model: built whole or not at all, answers like the dense one, routes locally and unevenly."""
+"""The demo model is built whole or not at all, answers like the dense one, and routes locally and unevenly."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_builders_at_once_do_not_meet(first_fails: bool, monkeypatch: pytest.Mon
     def write(source: Path, part: Path, report: object) -> None:
         assert under_way.acquire(blocking=False), "two builders write at once"
         builds.append(part)
-        time.sleep(0.02)  # long enough for the others to come to the same place
+        time.sleep(0.02)  # long enough for the others to reach the same place
         part.write_bytes(b"whole")
         under_way.release()
         if first_fails and len(builds) == 1:

@@ -2,8 +2,8 @@
 
     EDGEMOE_DEVICE=Vulkan0 EDGEMOE_DEVICE_LIB=.../libggml-vulkan.so python -m pytest -m slow tests/test_device.py
 
-The library may be left out where llama-cpp-python has the device itself; ``bench/gpu/build.py`` builds one. Each model
-runs in a process of its own: a driver that ends it must not end the others.
+The library may be left out if llama-cpp-python itself has the device. ``bench/gpu/build.py`` builds one. Each model
+runs in its own process, because a driver may end the process.
 """
 
 from __future__ import annotations

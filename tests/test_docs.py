@@ -1,4 +1,4 @@
-"""Documents that are made from code are up to date, and the ones that people write name things that exist."""
+"""Generated documents are up to date, and written documents only name things that exist."""
 
 from __future__ import annotations
 

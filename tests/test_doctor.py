@@ -30,7 +30,7 @@ def report(capsys: Captured, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_this_machine_is_measured_within_its_time(capsys: Captured) -> None:
-    host.core().configure_sim(SimConfig())  # it is one for the whole process
+    host.core().configure_sim(SimConfig())  # the core is one for the whole process
     started = time.monotonic()
     code, found = report(capsys, "--device", "sim")
     assert code == 0 and found["schema"] == "edgemoe.doctor.v1" and found["ok"]

@@ -1,4 +1,4 @@
-"""``edgemoe.Llama`` in the place of ``llama_cpp.Llama``: names, signatures, errors, copies, threads, forks, ends."""
+"""``edgemoe.Llama`` in place of ``llama_cpp.Llama``: names, signatures, errors, copies, threads, forks, ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.zoo import OLD, build
 
 NONE = OffloadConfig(device="none", profile="off")
 SIM = OffloadConfig(device="sim", vram="50%", profile="off")
-# Experts move for one reason only: computed tokens.
+# Experts only move because of computed tokens.
 MOVING = OffloadConfig(device="sim", vram="30%", profile="off", policy="lru", prefetch="off", synchronous=True)
 DEVICES = pytest.mark.parametrize("offload", [NONE, SIM], ids=["none", "sim"])
 PROMPT = list(range(5, 25))
@@ -72,7 +72,7 @@ def ids(llm: llama_cpp.Llama, prompt: list[int] = PROMPT, count: int = 12) -> li
 
 
 def run(code: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a program of its own; its exit code and output are judged."""
+    """Run a separate program, and check its exit code and output."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
@@ -357,7 +357,7 @@ def test_raw_decodes_are_counted_and_kept_within_bounds(model: Path, monkeypatch
         assert len(llm._scheduler._log._unreported) <= 10
     assert llm.experts.heat()[0].sum() == 40 * shape.used
     llm.n_tokens = 40
-    llm.eval([7])  # its token is not taken for an earlier one
+    llm.eval([7])  # the token must not count as an earlier one
     assert llm._scheduler._log.recent()[1][-1] == 7
     llm.close()
 
@@ -366,7 +366,7 @@ def test_raw_decodes_are_counted_and_kept_within_bounds(model: Path, monkeypatch
 
 
 class Clock:
-    """Time that passes only when a test says so."""
+    """Give a clock that only a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000_000
@@ -429,7 +429,7 @@ def test_accepted_guesses_are_counted(model: Path) -> None:
     stream.close()
     llm.close()
     assert timings["predicted_n"] == 20
-    # The first token comes of the prompt; then one step computes a token and three guesses, and gives four.
+    # The prompt gives the first token. Then one step computes a token and three guesses, and gives four.
     assert timings["draft_n"] == 15 and timings["draft_n_accepted"] == 14
 
 
@@ -465,7 +465,7 @@ def test_the_readers_time_is_not_ours(chat: bool, model: Path, monkeypatch: pyte
 
 
 def test_a_prompt_in_parts_is_a_prompt(model: Path) -> None:
-    """As image handlers do: texts by ``eval``, images by others, then a completion of all of it."""
+    """Compute as image handlers do: texts by ``eval``, images by other code, then a completion of all tokens."""
     llm = opened(model, SIM)
 
     def handler(*, llama: Any, messages: Any, **given: Any) -> Any:
@@ -790,7 +790,7 @@ def test_a_schema_constrains_the_answer(wanted: dict[str, Any], stream: bool, to
 
 @pytest.fixture(scope="module")
 def templated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a chat template of its own."""
+    """Write a model with its own chat template."""
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
     folder = tmp_path_factory.mktemp("templated")
     source = build("llama", folder, "Q8_0")
@@ -834,7 +834,7 @@ def test_memory_stays_flat_over_20000_answers(offload: OffloadConfig, model: Pat
 
 
 def used(llm: Llama, answers: int, abandoned: int) -> None:
-    """Ask ``answers`` times and leave ``abandoned`` streams; the memory of the process stays as it was."""
+    """Ask ``answers`` times and leave ``abandoned`` streams. The memory of the process must not grow."""
     process, random = psutil.Process(), np.random.default_rng(3)
 
     def ask(count: int, every: int) -> None:
@@ -864,7 +864,7 @@ def used(llm: Llama, answers: int, abandoned: int) -> None:
 @pytest.mark.parametrize("kind", [8, 2], ids=["q8_0", "q4_0"])
 @pytest.mark.parametrize("name", ["cohere2moe", "gpt-oss", "llama"])
 def test_a_quantised_cache_beside_hot_experts(name: str, kind: int, tmp_path: Path) -> None:
-    path = build(name, tmp_path, "Q4_K")  # its heads have 64 numbers: whole blocks
+    path = build(name, tmp_path, "Q4_K")  # heads of 64 numbers are whole blocks
     settings: dict[str, Any] = {"type_k": kind, "type_v": kind, "flash_attn": True, "n_ctx": 512}
     plain = llama_cpp.Llama(str(path), n_threads=1, verbose=False, **settings)
     want = ids(plain)

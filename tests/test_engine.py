@@ -1,4 +1,4 @@
-"""The Llama class: placement that runs by itself, accounts, cancelling, neighbours, failures."""
+"""The Llama class: automatic placement, accounts, cancelling, neighbours, failures."""
 
 from __future__ import annotations
 
@@ -220,9 +220,9 @@ FAULTS += [SimConfig(bandwidth=20_000_000, latency_us=50)]
 @pytest.mark.parametrize("sim", FAULTS, ids=str)
 def test_faults_of_the_device_never_change_a_token(sim: SimConfig, model: Path, want: list[int]) -> None:
     config = OffloadConfig(device="sim", vram="50%", profile="off", stream_tokens=2, prefill_tokens=8, sim=sim)
-    llm = parity.open_ours(model, config, gpu_layers=0)  # with the dense part there, llama.cpp meets the faults first
+    llm = parity.open_ours(model, config, gpu_layers=0)  # else llama.cpp meets faults first
     assert tokens_of(llm) == want
-    assert llm.experts.wait()  # the uploads that the faults left are on the device now, however busy this machine is
+    assert llm.experts.wait()  # uploads without a fault are on the device now, even on a busy machine
     assert tokens_of(llm) == want
     assert llm.experts.wait()
     stats = llm.experts.stats()
@@ -429,7 +429,7 @@ def test_messages_reach_the_logger(model: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_a_prompt_teaches_the_predictor_no_token_that_never_was(tmp_path: Path) -> None:
-    """Of a long batch llama.cpp computes one token in the last layer: that is no token decoded alone."""
+    """In the last layer llama.cpp computes one token of a long batch. This is not a decode step."""
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", profile="off", synchronous=True))
         llm.eval(list(range(20)))
@@ -442,7 +442,7 @@ def test_a_prompt_teaches_the_predictor_no_token_that_never_was(tmp_path: Path) 
 
 @pytest.mark.parametrize("vram", ["0%", "50%", "100%"])
 def test_a_long_prompt_is_one_batch_of_the_history(vram: str, model: Path, tmp_path: Path) -> None:
-    """Also the last layer, of which llama.cpp computes the last token only."""
+    """The last layer counts, too: llama.cpp computes only the last token there."""
     prompt = [5 + 7 * i % 90 for i in range(40)]
     seen = {}
     for layers in (0, -1):

@@ -1,4 +1,4 @@
-"""Errors keep their words on their way from the engine's process to the chat's."""
+"""Errors keep their text on the way from the engine's process to the chat's process."""
 
 from __future__ import annotations
 

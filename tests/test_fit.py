@@ -1,4 +1,4 @@
-"""``edgemoe fit``: the forecast's arithmetic, the command, and headers that are somewhere else."""
+"""``edgemoe fit``: the forecast's arithmetic, the command, and headers on a hub."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_made_up_trace_has_the_hit_rate_asked_for() -> None:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A machine that is measured in no time."""
+    """Give a machine without measuring it."""
     found = {"cpu_expert_rate": 1e10, "cpu_operation_rate": 1e11, "device_rate": 1e10, "join_ns": 1e4}
     found |= {"upload_pageable_rate": 1e10, "device_operation_rate": 1e11, "disk_rate": 1e9}
     monkeypatch.setattr(hardware, "measure", lambda *arguments, **keywords: dict(found))
@@ -246,7 +246,7 @@ def test_a_dense_model_is_planned_too(tmp_path: Path, rates: dict[str, float]) -
 
 
 class Ranges(BaseHTTPRequestHandler):
-    """Serves a file in parts, and counts the served bytes."""
+    """Serve a file in parts, and count the served bytes."""
 
     path_of_file: Path
     given = 0
@@ -263,7 +263,7 @@ class Ranges(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Drop log lines."""
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def served(path: Path) -> Iterator[tuple[Any, type[Ranges]]]:
 
 
 def grown(path: Path, target: Path, size: int, vocabulary: int) -> Path:
-    """A model with a long vocabulary and a last tensor that ends at ``size``; the weights are a hole."""
+    """Write a model with a long vocabulary and a last tensor that ends at ``size``. The weights are a hole."""
     from gguf import GGUFReader, GGUFWriter
 
     source = GGUFReader(path)
@@ -372,7 +372,7 @@ files = [{{ name = "{name}" }}]
 
 
 def split(model: Path, folder: Path) -> list[bytes]:
-    """The bytes of a model in two shards: metadata and the first half of the tensors, the other half."""
+    """Give a model in two shards: metadata and the first half of the tensors, then the other half."""
     from gguf import GGUFReader, GGUFWriter
 
     source, shards = GGUFReader(model), []

@@ -100,7 +100,7 @@ def template_of(family: str) -> str:
 
 
 def fed(reader: formats.Reader, text: str, size: int) -> tuple[str, str, list[tuple[str, Any]]]:
-    """Read ``text`` in pieces of ``size`` characters; deltas and message agree."""
+    """Read ``text`` in pieces of ``size`` characters, and check that deltas and message agree."""
     step = size or max(len(text), 1)
     deltas = [delta for at in range(0, len(text), step) for delta in reader.feed(text[at : at + step])]
     deltas += reader.end()
@@ -136,7 +136,7 @@ def test_reads_what_real_models_write(row: dict[str, Any], size: int) -> None:
     calls = [(call["name"], call["arguments"]) for call in row["tool_calls"]]
     wanted = (
         row["reasoning"] if row["reasoning"] in row["text"] else row["text"].split("\n")[1]
-    )  # one row says more than its text
+    )  # one row has more than its text
     for prompt in (f"{opening}\n" if row["prompt_opens_thinking"] else "x", ""):
         assert fed(formats.reader(template, prompt), row["text"], size) == (wanted, row["content"], calls)
 

@@ -1,4 +1,4 @@
-"""Headers: facts read from them, refusals with reasons, and 10,000 damaged ones against the whole engine."""
+"""Headers: their facts, refusals with reasons, and 10,000 damaged headers against the whole engine."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rounds", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damaged_files_against_the_engine(rounds: int) -> None:
-    """In a process of its own: it forks for every file, which threads of other tests would not survive."""
+    """The fuzzer runs in its own process, because it forks for every file: other tests' threads would not survive."""
     command = [sys.executable, "-m", "tests.fuzz_gguf", str(rounds), "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Routing profiles: merged, small, atomic, and never a reason to fail."""
+"""Routing profiles are merged, small and atomic, and never make the engine fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads and their removal, by the real huggingface_hub client against a hub in this process."""
+"""Downloads and their removal, with the real huggingface_hub client and a hub in this process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Q4 = FILES["Tiny-MoE-Q4_K_M.gguf"]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub with one repository; huggingface_hub is pointed to it."""
+    """Run a hub with one repository, and point huggingface_hub to it."""
     with HubServer() as server:
         server.repositories[REPO] = Repository(dict(FILES))
         server.serve_client(monkeypatch, tmp_path)
@@ -63,7 +63,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Pauses that would have been made."""
+    """Record the pauses instead of waiting."""
     made: list[float] = []
     monkeypatch.setattr(download, "sleep", made.append)
     return made
@@ -115,7 +115,7 @@ def test_a_download_resumes_after_twenty_cuts(hub: HubServer, waits: list[float]
     assert pull().read_bytes() == Q4
     ranges = [request.range for request in hub.asked("/cdn/")]
     assert ranges == ["", *(f"bytes={150_000 * n}-" for n in range(1, 21))]
-    assert max(waits) <= download.PAUSE_S  # each connection brought something: nothing to be patient about
+    assert max(waits) <= download.PAUSE_S  # each connection brought bytes, so no pause was needed
 
 
 def test_a_connection_that_brings_nothing_is_given_up_in_the_end(
@@ -173,7 +173,7 @@ def test_a_damaged_partial_file_is_no_trap(hub: HubServer) -> None:
 
 def test_another_file_than_the_one_planned_is_refused(hub: HubServer) -> None:
     wrong = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf", len(Q4), "0" * 64),))
-    with pytest.raises(EdgeMoEError, match="not the file that is meant"):
+    with pytest.raises(EdgeMoEError, match="not the expected file"):
         download.download(wrong)
     bare = Download(REPO, "main", (RemoteFile("Tiny-MoE-Q4_K_M.gguf"),))
     assert download.download(bare).read_bytes() == Q4
@@ -329,7 +329,7 @@ def test_offline_what_is_on_the_disk_is_found(hub: HubServer, monkeypatch: pytes
 
 
 def run(hub: HubServer, home: Path, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
-    """The command line in a process of its own, with the environment that a user would set."""
+    """Run the command line in its own process, with the environment of a user."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment |= {
         "HF_ENDPOINT": hub.url,
@@ -341,7 +341,7 @@ def run(hub: HubServer, home: Path, *arguments: str, **keywords: Any) -> subproc
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=environment | keywords.pop("env", {}),
-        # A shell in the background starts programs deaf to Ctrl+C, and they pass it on.
+        # A background shell starts programs that ignore Ctrl+C, and their children inherit this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
@@ -357,7 +357,7 @@ def test_two_processes_fetch_the_same_file_once(
 
     def watch(progress: Progress) -> None:
         seen.append(progress)
-        if "another process" in progress.note and progress.done_bytes:  # its progress is shown as if it were ours
+        if "another process" in progress.note and progress.done_bytes:  # the other process's progress is shown as ours
             hub.faults.resume.set()
 
     assert pull(progress=watch).read_bytes() == Q4
@@ -517,7 +517,7 @@ def test_rm_refuses_what_a_process_has_open(hub: HubServer, capsys: Captured) ->
 
 def test_rm_refuses_what_a_process_has_mapped(hub: HubServer, capsys: Captured) -> None:
     path = pull()
-    libc = ctypes.CDLL(None, use_errno=True)  # Python's own mmap keeps the file open as well, llama.cpp does not
+    libc = ctypes.CDLL(None, use_errno=True)  # Python's own mmap keeps the file open, too; llama.cpp does not
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

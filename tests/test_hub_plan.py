@@ -1,4 +1,4 @@
-"""Which files are meant, which of them fit, and how far a download is: without a network."""
+"""The choice of files for a name and for free memory, and the progress of a download, without a network."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
     for size in (600, 700, 1500):
         now[0] += 5
         meter.at("a", size)
-    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # files from before are no speed
+    assert [round(p.bytes_per_second) for p in seen] == [20, 20, 160]  # files on the disk do not count as speed
     assert seen[-1].seconds_left == pytest.approx(1000 / 160)
 
 

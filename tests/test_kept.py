@@ -1,4 +1,4 @@
-"""Conversations on disk: a later process may use them, and no accident may give a wrong answer."""
+"""Conversations on disk: a later process may use them, and no damage may give a wrong answer."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_later_process_goes_on_where_the_first_one_ended(name: str, models: Pa
         with contextlib.closing(opened(name, models, tmp_path)) as llm:
             timings, _ = asked(llm, prompt, 2)
             assert timings["prompt_n"] <= fresh, timings
-            llm._prefix.void()  # keeps nothing of this
+            llm._prefix.void()  # keeps no part of this
 
 
 def test_other_settings_and_other_models_never_use_a_file(models: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_displaced_conversation_is_on_disk_too(models: Path, tmp_path: Path) -
 
 
 class Keeper(FakeLlama):
-    """Tells through a pipe when it is asked to keep its conversation."""
+    """Report through a pipe when the engine must keep its conversation."""
 
     def __init__(self, pipe: str, **keywords: Any) -> None:
         sys.modules["__main__"].__dict__["IDLE_SECONDS"] = 0.01

@@ -1,4 +1,4 @@
-"""The order of the house: every room is under the contracts, imports have no circle, and nobody's folder is ours."""
+"""Order of the packages: contracts cover each, imports have no circle, and a user's folder never replaces one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.zoo import build
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "edgemoe"
-GREETING = b"__GANGLION__\n"  # of textual's driver for browsers; behind it come packets, D for data
+GREETING = b"__GANGLION__\n"  # greeting of textual's driver for browsers; packets follow, D means data
 HEADLESS = """
 import sys
 from edgemoe.cli.main import main
@@ -33,7 +33,7 @@ print([name for name in names if name in sys.modules], file=sys.stderr)
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package; links are followed, as the wheel follows them."""
+    """List every module of the package. Links are followed, as in the wheel."""
     found = {}
     for folder, _, files in os.walk(PACKAGE, followlinks=True):
         for file in sorted(files):
@@ -45,7 +45,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of ours that the file imports, anywhere in it but for type checkers."""
+    """List our modules that the file imports anywhere, except for type checkers."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     tree = ast.parse(path.read_text("utf-8"))
     typing = {
@@ -66,7 +66,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """One circle of the graph, empty when there is none."""
+    """Find one circle of the graph; empty without a circle."""
     done: set[str] = set()
 
     def walk(name: str, way: list[str]) -> list[str]:
@@ -115,7 +115,7 @@ def test_headless_commands_load_no_terminal_code(tmp_path: Path) -> None:
 
 @pytest.fixture
 def rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a package ``tui`` that ends every program which imports it."""
+    """Make a working directory with a package ``tui`` that ends every program that imports it."""
     (tmp_path / "tui").mkdir()
     (tmp_path / "tui" / "__init__.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
@@ -123,7 +123,7 @@ def rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ran(*arguments: str) -> str:
-    """Stdout of the command line as a child starts it: the working directory comes first among the imports."""
+    """Give the stdout of the command line as a child starts it, with the working directory first among the imports."""
     command = [sys.executable, "-m", "edgemoe.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -146,7 +146,7 @@ def test_forecasts_in_a_folder_with_another_tui(rubbish: Path) -> None:
 
 
 def test_the_served_chat_in_a_folder_with_another_tui(rubbish: Path) -> None:
-    """A browser gets its own process from --serve: it greets, then it draws."""
+    """--serve gives a browser its own process, which greets first and then draws."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}
     command = [sys.executable, "-m", "edgemoe.cli", "chat", "--served"]
     pipe = subprocess.PIPE
@@ -162,7 +162,7 @@ def test_the_demo_in_a_folder_with_another_tui(rubbish: Path) -> None:
     assert ran("demo", "--ask", "What is the capital of France?", "--max-tokens", "4").strip()
 
 
-# What is installed.
+# The installed files.
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Limits of a process: containers, quotas and affinity, in trees that stand for /proc and /sys."""
+"""Limits of a process: containers, quotas and affinity, in trees that replace /proc and /sys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight processors on four cores, 32 GiB."""
+    """Make a tree of a machine with eight processors on four cores and 32 GiB."""
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=32 * GIB, available=20 * GIB))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)

@@ -1,4 +1,4 @@
-"""Looking ahead with routers: the folded weights, and more hits than from history alone."""
+"""Lookahead with routers: the folded weights, and more hits than with history alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_routers_foretell_more_than_a_short_history(tmp_path: Path, like: str) -
 
 
 def test_looking_ahead_changes_no_number_whenever_it_is_ready(tmp_path: Path) -> None:
-    """In a thread of its own, against a link that fails, and one that is slow and unsteady as well."""
+    """The lookahead runs in its own thread, with a link that fails, and with a slow and unsteady link."""
     with wide_model(tmp_path) as path:
         _, plain, _ = answer(path, "off")
         hurried, logits, _ = answer(path, "lookahead", SimConfig(fail_copy=11))
@@ -53,7 +53,7 @@ def test_looking_ahead_changes_no_number_whenever_it_is_ready(tmp_path: Path) ->
 
 
 def test_a_folded_router_says_what_the_router_says(tmp_path: Path) -> None:
-    """Where attention and experts add nothing, the router of the next layer is foretold exactly."""
+    """If attention and experts add nothing, the lookahead predicts the next layer's router exactly."""
     with wide_model(tmp_path, like="gpt-oss") as path:
         file = check(path)
         first, *others = look_ahead(file, range(4), 1)

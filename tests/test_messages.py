@@ -1,4 +1,4 @@
-"""Messages in OpenAI's forms become a form that each template can express; no text is lost."""
+"""Messages in OpenAI's forms become messages that each template can express, without loss of text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def call(number: int, city: str, as_text: bool = True) -> dict[str, Any]:
 
 
 def loop(as_text: bool) -> list[dict[str, Any]]:
-    """Three calls, the last two at once, and an answer: as the clients of OpenAI's API send it."""
+    """Give three calls, the last two at once, and an answer, as clients of OpenAI's API send them."""
     return [
         {"role": "system", "content": "You are terse."},
         QUESTION,

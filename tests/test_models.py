@@ -25,7 +25,7 @@ Download = Callable[..., list[Path]]
 
 @pytest.fixture
 def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Download:
-    """Puts files into a cache as huggingface_hub lays it out: blobs, and links to them per commit."""
+    """Put files into a cache in huggingface_hub's layout: blobs, and links to them per commit."""
     from huggingface_hub import constants
 
     cache = tmp_path / "hub"

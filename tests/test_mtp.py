@@ -1,4 +1,4 @@
-"""Models with an MTP head: the answers are llama.cpp's, and the head's blocks are in no count."""
+"""Models with an MTP head: the answers equal llama.cpp's, and no count includes the head's blocks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_cache_is_what_llama_cpp_takes(name: str, folder: Path) -> None:
     with memory.watch() as ledger:
         Llama(path, n_ctx=2048, offload=CPU).close()
     cache = sum(size for (kind, _), size in ledger.buffers.items() if kind in ("KV", "RS"))
-    assert abs(cache - model_needs.of(gguf.read(path)).kv_bytes(2048)) <= 3 * 5243  # of llama.cpp's figures: 0.01 MiB
+    assert abs(cache - model_needs.of(gguf.read(path)).kv_bytes(2048)) <= 3 * 5243  # rounding: 0.01 MiB
 
 
 @pytest.mark.parametrize("name", ["qwen35moe", "hy_v3"])

@@ -1,7 +1,7 @@
-"""Every architecture and quantisation of the zoo gives the same as plain llama-cpp-python, to the last bit.
+"""Every architecture and quantisation of the zoo gives the results of plain llama-cpp-python, to the last bit.
 
-Both sides run with llama.cpp's weight repacking off: then the same kernels sum in the same order, hot or cold. ``sim``
-computes with ggml-cpu's kernels, so a difference of any size is a mistake of ours.
+Both sides run without llama.cpp's weight repacking. The same kernels then sum in the same order, hot or cold. ``sim``
+computes with ggml-cpu's kernels, so a difference of any size is an error of EdgeMoE.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests import parity
 from tests.zoo import ARCHITECTURES, MIXES, QUANTS, build
 from tests.zoo.reference import forced, plain
 
-# Scales behind the router's choice are computed by llama.cpp in between: such layers run as they are, and say so.
+# llama.cpp computes scales after the router's choice. Such layers run as in llama.cpp, and a note names them.
 PLAIN_PATTERN = {"NVFP4"}
 
 
@@ -121,6 +121,6 @@ def test_everything_hot_waits_and_copies_as_little_as_can_be(gpu_layers: int, fo
     shape = llm.experts.shape
     llm.close()
     assert shape is not None
-    assert after.joins - before.joins == (0 if gpu_layers else 20 * shape.layers)  # else once a layer, for its rows
+    assert after.joins - before.joins == (0 if gpu_layers else 20 * shape.layers)  # else once per layer
     assert after.misses == before.misses == 0
     assert after.upload_bytes == before.upload_bytes and after.streamed_bytes == before.streamed_bytes

@@ -1,4 +1,4 @@
-"""The memory plan: never more than there is, nothing given up in silence, and every plan can be loaded."""
+"""The placement never exceeds the memory, names everything that it leaves out, and can be loaded."""
 
 from __future__ import annotations
 
@@ -142,9 +142,9 @@ def test_a_window_caps_the_cache() -> None:
     assert windowed.kv_bytes(131_072) == 131_072 * (24 << 10) + 768 * (24 << 10)
 
 
-# Caches that are planned with more than llama.cpp takes: compressed and linear attention of new kinds.
+# The placement plans more than llama.cpp takes for these caches: new kinds of compressed and linear attention.
 GENEROUS = {"deepseek4": 2.1, "minimax-01": 2.01}
-# And one with less: its index of blocks.
+# For this cache it plans less, without the index of blocks.
 SHORT = {"minimax-m3": 0.9}
 
 
@@ -166,11 +166,11 @@ CACHES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0"
     ("name", "kind"),
     [
         *((name, kind) for name in ("llama", "cohere2moe", "gpt-oss", "granitehybrid", "gemma4") for kind in CACHES),
-        *(("deepseek2-v3", kind) for kind in ("f32", "bf16")),  # its heads are no whole blocks
+        *(("deepseek2-v3", kind) for kind in ("f32", "bf16")),  # the heads are no whole blocks
     ],
 )
 def test_a_cache_of_another_type_is_what_llama_cpp_takes(name: str, kind: str, tmp_path: Path) -> None:
-    path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # its heads have 64 numbers: whole blocks
+    path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # heads of 64 numbers are whole blocks
     settings: dict[str, Any] = {"n_ctx": 16384, "type_k": number, "type_v": number, "flash_attn": True}
     with memory.watch() as ledger:
         Llama(path, offload=OffloadConfig(device="none", profile="off"), **settings).close()
@@ -213,7 +213,7 @@ def is_what_llama_cpp_takes(name: str, folder: Path) -> None:
         Llama(path, n_ctx=2048, offload=OffloadConfig(device="none", profile="off")).close()
     found = ledger.buffers
     cache = sum(size for (kind, _), size in found.items() if kind in ("KV", "RS"))
-    rounding = 3 * 5243  # of llama.cpp's figures: 0.01 MiB
+    rounding = 3 * 5243  # rounding: 0.01 MiB
     assert cache * SHORT.get(name, 1) - rounding <= model.kv_bytes(2048) <= cache * GENEROUS.get(name, 1) + rounding
     assert found["compute", "CPU"] <= model.compute_bytes(2048)
 
@@ -225,7 +225,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def loaded(path: Path, capacity: int, vram: str | int = "auto") -> tuple[Placement, Any]:
-    """Load on a sim device of so many bytes; gives the plan and the open model."""
+    """Load a model on a sim device of this size, and give the placement and the open model."""
     config = OffloadConfig(device="sim", vram=vram, profile="off", sim=SimConfig(capacity=capacity))
     machine = MachineRates("sim", capacity, capacity, 64 * GIB, 64 * GIB, 1)
     made = place(machine, model_needs.of(gguf.read(path)), 512, config.budget)
@@ -237,7 +237,7 @@ def test_every_plan_loads_on_a_device_of_that_size(mebibytes: int, wide: Path) -
     capacity = mebibytes << 20
     made, llm = loaded(wide, capacity)
     try:
-        llm.eval(list(range(1, 70)))  # a prefill takes its staging
+        llm.eval(list(range(1, 70)))  # a prefill uses the stage
         llm.eval([5])
         free, total = llm._native.device_memory()
         stats = llm.experts.stats()

@@ -1,4 +1,4 @@
-"""What other systems lack: our modules do without, here simulated."""
+"""Our modules work without the modules that other systems lack. The systems are simulated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Imports every module of ours; of these none finds the modules that only POSIX has, and one finds Windows' own.
+# This program imports all our modules. They find no module that only POSIX has, and a replacement of Windows' msvcrt.
 WITHOUT = """
 import builtins, importlib, pkgutil, sys, types
 plain = builtins.__import__

@@ -26,8 +26,8 @@ SHAPE = ModelShape(layers=3, experts=32, used=4, expert_bytes=(1, 1, 1))
 
 
 def routing(tokens: int, shape: ModelShape = SHAPE, seed: int = 1) -> IdArray:
-    """Popular experts, a topic that changes every 50 tokens, noise: whole numbers, so the same everywhere."""
-    random = np.random.RandomState(seed)  # its stream is frozen, unlike that of default_rng
+    """Make routing with popular experts, a topic that changes every 50 tokens, and noise, from whole numbers only."""
+    random = np.random.RandomState(seed)  # the numbers of this generator never change, unlike default_rng's
     popular = random.randint(0, 60, (shape.layers, shape.experts))
     topics = random.randint(0, 60, (4, shape.layers, shape.experts))
     ids = np.empty((tokens, shape.layers, shape.used), dtype=np.int32)
@@ -47,7 +47,7 @@ def policy_for(name: str, slots: int | list[int], shape: ModelShape = SHAPE) -> 
 
 @dataclass
 class Device:
-    """Slots as the core keeps them: a queue, victims that leave when their load begins, failing copies."""
+    """Keep slots as the core does: a queue, victims that leave when their load begins, failing copies."""
 
     shape: ModelShape
     slots: list[int]
@@ -63,7 +63,7 @@ class Device:
         self.pending = np.zeros_like(self.resident)
 
     def submit(self, loads: list[Load]) -> None:
-        """Check the contract of every wish of a policy, then queue it."""
+        """Check the contract of every load that a policy requests, then queue it."""
         for load in loads:
             layer, expert, victim = load
             assert not self.resident[layer, expert] and not self.pending[layer, expert], load
@@ -91,7 +91,7 @@ class Device:
 
 
 def run(policy: Policy, device: Device, ids: IdArray, cap: int) -> int:
-    """Decode token by token; gives the misses."""
+    """Decode token by token, and count the misses."""
     misses = 0
     for token in ids:
         used = np.zeros_like(device.resident)
@@ -233,7 +233,7 @@ def test_heat_counts_every_use(name: str) -> None:
         expected[layer, expert] += 1
     assert policy.heat().dtype == np.float32
     np.testing.assert_array_equal(policy.heat(), expected)
-    policy.heat()[:] = 0  # a copy: the policy keeps its own
+    policy.heat()[:] = 0  # a copy, because the policy keeps its own array
     np.testing.assert_array_equal(policy.heat(), expected)
 
 
@@ -243,7 +243,7 @@ def test_resize_refills_what_is_free(name: str) -> None:
     device.submit(policy.start(None))
     device.copy()
     run(policy, device, routing(200), cap=2)
-    device.slots = [4, 12, 8]  # the first layer was emptied, the second grew, the third is as it was
+    device.slots = [4, 12, 8]  # the first layer became empty, the second grew, the third did not change
     device.resident[0] = False
     before = device.resident.copy()
     loads = policy.resize(np.array(device.slots, dtype=np.int32), device.resident)
@@ -277,7 +277,7 @@ def test_everything_resident_means_no_loads(name: str) -> None:
 def test_a_pending_expert_is_no_victim() -> None:
     policy = policy_for("lru", 4)
     resident, pending = np.zeros((3, 32), dtype=np.bool_), np.zeros((3, 32), dtype=np.bool_)
-    resident[:, :4] = pending[:, :3] = True  # three of them are being copied anew
+    resident[:, :4] = pending[:, :3] = True  # three experts are copied anew
     policy.observe(np.full((1, 3, 4), 9, dtype=np.int32), resident, True)
     assert {load.victim for load in policy.choose(resident, pending, 9)} <= {3}
 
@@ -482,7 +482,7 @@ def real_traces() -> Iterator[tuple[str, IdArray, IdArray, ModelShape]]:
 
 
 def replay(policy: Policy, ids: IdArray, shape: ModelShape, heat: FloatArray | None) -> tuple[float, float]:
-    """Hit rate, and uploads per layer and token, at most 2 of them."""
+    """Compute the hit rate, and the uploads per layer and token, with at most 2 uploads."""
     resident = np.zeros((shape.layers, shape.experts), dtype=np.bool_)
     nothing = np.zeros_like(resident)
     for load in policy.start(heat):

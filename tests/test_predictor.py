@@ -65,7 +65,7 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
 
 
 def test_a_token_id_tells_what_it_will_use() -> None:
-    """For all layers, the first included, and the core agrees with numpy."""
+    """This holds for all layers with the first one, and the core agrees with numpy."""
     ids, tokens = spoken(3200, 3, 16, 2)
     with_ids, without = trained(ids[:2600], 16, tokens=tokens[:2600]), trained(ids[:2600], 16)
     better = evaluate.next_layers(with_ids, ids[2600:], 1, tokens[2600:])
@@ -141,7 +141,7 @@ def test_a_choice_never_loses_and_stays_in_bounds(ids: IdArray, tables: Tables) 
 
 
 def test_evaluation_is_quick() -> None:
-    """Not a benchmark: an order of magnitude above the 3 microseconds that bench/predictor.py shows."""
+    """This is no benchmark: the limit is ten times the 3 microseconds of bench/predictor.py."""
     layers, experts = 4, 128
     native = NativePredictor(_zeros(layers, experts, 8))
     native.routed(0, np.arange(8, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""A conversation that goes on computes new tokens only, for every kind of model memory."""
+"""A continued conversation computes only new tokens, for every kind of model memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgemoe import Llama, OffloadConfig
 from edgemoe.engine.llama import ComputeFailed
 from tests import zoo
 
-# Models without a memory that can be cut: hybrids, recurrent ones, and sliding windows that keep the window only.
+# Models with memory that cannot be cut: hybrids, recurrent models, and sliding windows that only keep the window.
 HYBRID = (
     *("qwen3next", "qwen35moe", "granitehybrid", "jamba", "lfm2moe", "kimi-linear", "kimi-k3", "nemotron_h_moe"),
     *("nemotron_h_moe-puzzle", "deepseek4", "minimax-01", "bailingmoe3"),
@@ -25,7 +25,7 @@ WINDOWED = (
 )
 PLAIN = ("llama", "qwen3moe", "deepseek2-v2")
 CONVERSATION = 900
-SLACK = 300  # tokens that may be read again beside the new ones
+SLACK = 300  # tokens that may be read again beside the new tokens
 CPU = OffloadConfig(device="none", profile="off")
 
 
@@ -46,7 +46,7 @@ def opened(name: str, folder: Path, **keywords: Any) -> Llama:
 
 
 def asked(llm: Llama, prompt: list[int], count: int = 24) -> tuple[dict[str, Any], list[int]]:
-    """Timings of an answer of ``count`` tokens to ``prompt``, and the answer."""
+    """Give the timings of an answer of ``count`` tokens to ``prompt``, and the answer."""
     made: list[int] = []
     bias = {llm.token_eos(): -1e9}
     answer = llm.create_completion(prompt, max_tokens=count, temperature=0, logit_bias=bias)
@@ -56,7 +56,7 @@ def asked(llm: Llama, prompt: list[int], count: int = 24) -> tuple[dict[str, Any
 
 
 def logits_after(llm: Llama, prompt: list[int]) -> Any:
-    """Give the logits behind ``prompt``, with any part of it computed before."""
+    """Give the logits after ``prompt``. Any part of the prompt may have been computed before."""
     stream = llm.generate(prompt, temp=0)
     next(stream)
     logits = last_logits(llm)
@@ -65,7 +65,7 @@ def logits_after(llm: Llama, prompt: list[int]) -> Any:
 
 
 def resumed(llm: Llama, prompt: list[int]) -> tuple[int, Any]:
-    """Tokens of ``prompt`` that were not computed again, and the logits behind it."""
+    """Count the tokens of ``prompt`` that were not computed again, and give the logits after it."""
     reached: list[int] = []
     begin = llm._prefix.begin
     llm._prefix.begin = lambda tokens: reached.append(begin(tokens)) or reached[-1]  # type: ignore[func-returns-value,method-assign]
@@ -77,7 +77,7 @@ def resumed(llm: Llama, prompt: list[int]) -> tuple[int, Any]:
 
 
 def last_logits(llm: Llama) -> Any:
-    """Logits behind the token that was computed last."""
+    """Give the logits after the last computed token."""
     row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
     return np.ctypeslib.as_array(row, shape=(llm.n_vocab(),)).copy()
 
@@ -175,7 +175,8 @@ def test_a_computation_that_ended_half_way_leaves_no_wrong_state(name: str, fold
     llm, fresh = (opened(name, folder, n_batch=256, n_ubatch=64) for _ in range(2))
     prompt = words(1, 900)
     wanted = logits_after(fresh, prompt)
-    # Once a prompt of its own, once the end of one that was there; at the first node, somewhere, in a later batch.
+    # Each kind of prompt, new or with a known beginning, is cancelled at the first node, in the middle, and in a later
+    # batch.
     for begun in (0, 500):
         for nodes in (1, 77, 300):
             llm.reset()
@@ -193,7 +194,7 @@ def test_a_computation_that_ended_half_way_leaves_no_wrong_state(name: str, fold
                 asked(llm, prompt, 1)
             llama_cpp.llama_set_abort_callback(llm._ctx.ctx, llama_cpp.ggml_abort_callback(0), None)
             assert begun <= llm.n_tokens < len(prompt)
-            # Computing goes on, or the prompt is asked again: the same either way.
+            # Both ways give the same: the computation continues, or the prompt is asked again.
             if nodes == 77:
                 llm.eval(prompt[llm.n_tokens :])
                 assert agree(last_logits(llm), wanted), (begun, nodes)
@@ -224,7 +225,7 @@ def test_tokens_may_be_taken_back_by_hand(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["jamba", "gpt-oss", "llama"])
 def test_refused_drafts_leave_no_trace(name: str, folder: Path) -> None:
     class Guesses:
-        """Two tokens that are right, and three at random."""
+        """Guess two right tokens and three at random."""
 
         def __init__(self, right: list[int]) -> None:
             self.right, self.random = right, np.random.default_rng(5)
@@ -298,7 +299,7 @@ def test_embeddings_between_two_prompts(folder: Path) -> None:
 
 
 def test_tokens_that_were_computed_elsewhere_are_never_matched(folder: Path) -> None:
-    """As images are: they count as tokens, and no token tells which image it was."""
+    """Compute embeddings as for images: they count as tokens, and no token identifies the image."""
     for name in ("llama", "jamba"):
         llm, fresh = opened(name, folder), opened(name, folder)
         begin, image, end = words(1, 100), words(2, 60), words(3, 100)
@@ -311,7 +312,7 @@ def test_tokens_that_were_computed_elsewhere_are_never_matched(folder: Path) -> 
             count = llm.n_tokens
             llm._batch.set_batch(batch=image, n_past=count, logits_all=False)
             llm._ctx.decode(llm._batch)
-            llm.input_ids[count : count + len(image)] = 0  # nobody reports their content
+            llm.input_ids[count : count + len(image)] = 0  # no token reports their content
             llm.n_tokens += len(image)
             llm.eval(end)
             prompt = [*seen, *[0] * len(image), *end, 7]
@@ -338,7 +339,7 @@ def test_what_holds_a_mark_twice_counts_it_once(folder: Path) -> None:
     first = words(1, 900)
     asked(llm, first, 300)
     before = llm._prefix.bytes
-    asked(llm, [*first[:800], *words(2, 400)], 4)  # the first one is kept whole; both share their marks up to here
+    asked(llm, [*first[:800], *words(2, 400)], 4)  # both conversations share their marks up to here
     kept = llm._prefix._kept[0]
     shared = set(map(id, kept.marks)) & set(map(id, llm._prefix._marks))
     assert shared and before > 0

@@ -1,4 +1,4 @@
-"""``edgemoe profile`` on a tiny model: its figures add up, in every format, and after an interruption."""
+"""``edgemoe profile`` on a tiny model: the figures add up, in every format, and after an interruption."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> N
         held = next(size for (_, what), size in allocated.items() if "resident experts" in what)
         assert held == pytest.approx(experts / 2, rel=0.02)
         on_device = sum(size for (tier, _), size in allocated.items() if tier == "SIM")
-        rows_of_a_batch = (
-            1 << 19
-        )  # which the engine sends to the device; of the weight only in a model as small as this
+        rows_of_a_batch = 1 << 19  # the engine sends these to the device; only in such a small model do they matter
         assert 0 <= memory["device_used_bytes"] - on_device <= 0.02 * on_device + rows_of_a_batch
 
 
@@ -165,7 +163,7 @@ def test_memory_of_a_system_that_does_not_tell(
 ) -> None:
     monkeypatch.setattr("edgemoe.profiling.memory.sys.platform", "darwin")
     assert main(["profile", str(model), "-p", "8", "-n", "0", "-r", "1", "--device", "none", "--threads", "1"]) == 0
-    assert "this system does not say of what" in capsys.readouterr().out
+    assert "this system does not list the parts" in capsys.readouterr().out
 
 
 def test_last_layers_take_no_more_than_ours(model: Path) -> None:
@@ -229,7 +227,7 @@ def curve(*rates: float) -> dict[str, Any]:
     [
         (8, (0.3, 0.8, 0.9, 1.0), "--vram 16MiB (50% of the experts), the knee of the curve, would hit 80%"),
         (16, (0.3, 0.8, 0.9, 1.0), ""),
-        (32, (0.3, 0.5, 0.99, 1.0), "--vram 24MiB (75% of the experts) would hit 99% all the same."),
+        (32, (0.3, 0.5, 0.99, 1.0), "--vram 24MiB (75% of the experts) would still hit 99%."),
         (32, (0.3, 0.5, 0.7, 1.0), ""),
         (8, (0.77, 0.8, 0.9, 1.0), ""),
     ],

@@ -1,4 +1,4 @@
-"""``--compare``: chance is called chance, a real difference is called real, and foreign files are refused."""
+"""``--compare`` tells chance from a real difference, and refuses foreign files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_chance_is_called_chance(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_p_holds_what_it_promises() -> None:
-    """Of pairs that differ by chance alone, no more than p are called different; both ways of counting agree."""
+    """At most a share p of pairs that differ by chance alone is called different. Both ways of counting agree."""
     source = random.Random(1)
     drawn = [[source.gauss(10, 1) for _ in range(6)] for _ in range(600)]
     pairs = [Pair("", *two) for two in zip(drawn[::2], drawn[1::2], strict=True)]
@@ -75,7 +75,7 @@ def test_effect_and_interval() -> None:
         ({"cpu": "another processor"}, "two machines"),
         ({"n_threads": 4}, "two devices or threads"),
         ({"stopped": "interrupted"}, "ended early"),
-        ({"n_gen": 9}, "No placement and test is in both"),
+        ({"n_gen": 9}, "no placement and test in common"),
     ],
 )
 def test_what_does_not_compare_is_said(

@@ -1,4 +1,4 @@
-"""``--html``: one page that needs nothing else, shows the measurements, and keeps its labels apart."""
+"""``--html`` writes one self-contained page with the measurements, and its labels do not overlap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 class _Checker(HTMLParser):
-    """Every element that is opened is closed, in order."""
+    """Check that every open element is closed, in order."""
 
     VOID = {"meta", "br", "line", "rect", "circle", "polyline", "path"}
 
@@ -70,7 +70,7 @@ def test_page_is_whole_and_needs_no_network(made: tuple[dict[str, Any], str]) ->
 
 
 def test_labels_of_a_plot_do_not_overlap(made: tuple[dict[str, Any], str]) -> None:
-    """Text on one line of one picture, at 6.6 units a character of 12 units height, stands apart."""
+    """Check that texts on one line of a picture do not overlap. A character is 6.6 units wide and 12 units high."""
     for picture in re.findall(r"<svg role.*?</svg>", made[1], re.DOTALL):
         found = re.findall(r'<text class="\w+" x="([\d.-]+)" y="([\d.-]+)" text-anchor="(\w+)">([^<]*)<', picture)
         boxes = []

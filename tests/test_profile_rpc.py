@@ -1,4 +1,4 @@
-"""``edgemoe profile`` with a device of its own memory: llama.cpp's placements of whole layers, at equal memory."""
+"""``edgemoe profile`` on a device with its own memory: llama.cpp's placements of whole layers, at equal memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--trace``: events that Perfetto accepts, of the measurements and no more."""
+"""``--trace`` writes events that Perfetto accepts, and only measured events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_events_follow_the_format(traced: dict[str, Any]) -> None:
-    """The trace event format: phases, their fields, numbers of microseconds, spans of a track nested, not crossed."""
+    """Check the trace event format: phases, fields, numbers of microseconds, and spans that nest but never cross."""
     fields = {"X": {"ts", "dur"}, "C": {"ts", "args"}, "M": {"args"}, "i": {"ts", "s"}}
     open_spans: dict[tuple[int, int], list[float]] = defaultdict(list)
     last = 0.0

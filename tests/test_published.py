@@ -1,4 +1,4 @@
-"""Files as they are published: a sound file runs, another one is named together with a remedy."""
+"""Files as publishers write them: a sound file runs, and any other file gives an error with a remedy."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_links_lead_to_the_other_shards(tmp_path: Path, capsys: Captured) -> Non
 
 @pytest.fixture
 def cached(tmp_path: Path) -> list[Path]:
-    """A split model as huggingface_hub keeps it: links in a snapshot to content that is called by its hash."""
+    """Lay out a split model as huggingface_hub does: links in a snapshot to content with hashes as names."""
     parts = shards(build("llama", tmp_path), tmp_path / "parts")
     folder = tmp_path / "hub" / "models--org--repo"
     links = []
@@ -337,7 +337,7 @@ SCALES = (
 
 
 def said_and_done(name: str, quant: str | None, scales: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``show`` describes a model with these scales as the engine runs it."""
+    """Check that ``show`` describes a model with these scales as the engine runs it."""
     monkeypatch.setattr(zoo_files, "_SCALES", r"^$")
     monkeypatch.setitem(SPECS, name, replace(SPECS[name], keep=f"{SPECS[name].keep}|{scales}"))
     path = build(name, folder, quant)

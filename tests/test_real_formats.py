@@ -32,7 +32,7 @@ CODE = '```python\nif a < b and "c" != \'d\':\n    print("<b>")\n```'
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, the model's thinking, and its answer."""
+    """Hold a question, the model's thinking, and its answer."""
 
     question: str
     thought: str
@@ -87,12 +87,12 @@ IN_CHATS = ("gpt-oss", "qwen3.5", "deepseek-r1", "glm-4.7", "gemma4", "nemotron3
 
 
 def raw(form: str) -> list[str]:
-    """The five raw answers in the form of a family."""
+    """Write the five raw answers in the form of a family."""
     return [form.replace("{t}", turn.thought).replace("{a}", turn.answer) for turn in TALK]
 
 
 def ask(llm: Any, messages: list[Any], stream: bool, **keywords: Any) -> tuple[dict[str, Any], str]:
-    """The assistant's message, put together from the deltas where it is streamed, and why it ended."""
+    """Give the assistant's message and the reason of its end. A streamed message is joined from its deltas."""
     answer = llm.create_chat_completion([dict(message) for message in messages], stream=stream, **keywords)
     if not stream:
         choice = answer["choices"][0]
@@ -102,7 +102,7 @@ def ask(llm: Any, messages: list[Any], stream: bool, **keywords: Any) -> tuple[d
 
 
 def joined(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The message that a stream's deltas make, as a client of OpenAI's puts it together."""
+    """Join the deltas of a stream to a message, as OpenAI's client does."""
     message: dict[str, Any] = {"role": "assistant", "content": ""}
     for chunk in chunks:
         delta = chunk["choices"][0]["delta"]
@@ -114,7 +114,7 @@ def joined(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_prompt(asked: Asked, family: str, messages: list[Any], **switch: Any) -> None:
-    """The prompt equals the template's render of the messages, and each of its special tokens is one token."""
+    """Check that the prompt equals the template's render of the messages, and that each special token is one token."""
     expected = rendered(FAMILIES[family], messages, **switch)
     assert asked.text == expected
     assert list(asked.special) == list(special_in(FAMILIES[family], expected))
@@ -283,7 +283,7 @@ def chat_settings(family: str) -> ChatSettings:
 
 
 def check_prompts(asked: list[Asked], family: str) -> None:
-    """Each prompt equals the template's render of the questions and answers before it."""
+    """Check that each prompt equals the template's render of the questions and answers before it."""
     messages: list[dict[str, Any]] = []
     assert len(asked) == len(TALK)
     for prompt, turn in zip(asked, TALK, strict=True):
@@ -301,7 +301,7 @@ def no_markers(family: str, text: str) -> None:
 async def test_five_messages_in_the_full_screen_chat(family: str, tmp_path: Path) -> None:
     path, record = build_family(tmp_path, family), tmp_path / "asked.jsonl"
     opener = partial(open_scripted, path, raw(THINKS[family]), record=record)
-    # The engine's process costs seconds on two cores: it is the real one for two families.
+    # The engine's process takes seconds on two cores, so only two families use the real process.
     source = Worker(opener) if family in ("gpt-oss", "qwen3.5") else InThisProcess(opener)
     app = ChatApp(source, chat_settings(family))
     async with app.run_test(size=(100, 60)) as pilot:

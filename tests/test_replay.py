@@ -1,4 +1,4 @@
-"""Replays: against brute force, against the engine event by event, and as a command."""
+"""Replays: compared with brute force, with the engine event by event, and as a command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shape_of(ids: IdArray, experts: int) -> ModelShape:
 
 
 def test_belady_is_the_best_there_is() -> None:
-    """Against every possible sequence of evictions."""
+    """The optimum equals the best of all possible sequences of evictions."""
     ids = drifting(9, 1, 5, 1, seed=3)
 
     def best(at: int, held: frozenset[int]) -> int:
@@ -84,7 +84,7 @@ def test_what_is_learnt_pays() -> None:
 
 
 def test_in_another_domain_it_learns_anew() -> None:
-    """Trained on one kind of text, run on another: not below the untrained predictor."""
+    """A predictor that was trained on other text is not worse than the untrained predictor."""
     past, now = drifting(3000, 6, 32, 4, seed=1), drifting(2500, 6, 32, 4, seed=2)
     shape, tables = shape_of(now, 32), trained(past, 32)
     plain = [replay.simulate(name, now, shape, 8, 2).hits for name in ("lru", "lfu")]
@@ -92,7 +92,7 @@ def test_in_another_domain_it_learns_anew() -> None:
 
 
 def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
-    """The same forced routing: after every token the same hits, misses, uploads and prefetches."""
+    """With the same forced routing, every token gives the same hits, misses, uploads and prefetches."""
     used, count, layers = 4, 32, 4
     ids = drifting(2500, layers, count, used)
     tables = trained(ids[:2400], count)
@@ -275,7 +275,7 @@ def test_prompts_are_forced_too(tmp_path: Path) -> None:
         llm.close()
     seen = trace.read(tmp_path / "seen.npz").ids
     assert np.array_equal(np.sort(seen[:, :3]), np.sort(np.concatenate([ids[:25], ids[25:], ids[:15]])[:, :3]))
-    last = seen[[19, *range(20, 25), 44], 3]  # the last layer computes the tokens that are asked for
+    last = seen[[19, *range(20, 25), 44], 3]  # the last layer only computes tokens with requested logits
     assert np.array_equal(np.sort(last), np.sort(ids[[19, *range(20, 25), 14], 3]))
 
 

@@ -1,7 +1,8 @@
-"""Order in the core: its rooms are folders, and a room knows the rooms below it only.
+"""Order in the core: its rooms are folders, and a room only knows the rooms below it.
 
-A small reader of C++ finds includes, function definitions and their uses. It does not know the types of expressions:
-a function is known by its name, a method only where the file sees a single type with a method of that name.
+A small reader of C++ finds includes, function definitions and their uses. The reader does not know the types of
+expressions. It knows a function by its name, and a method only if the file sees a single type with a method of this
+name.
 """
 
 import re
@@ -13,7 +14,7 @@ import pytest
 
 CORE = Path(__file__).parent.parent / "edgemoe" / "core"
 
-# Lowest first. A file at the top of the core is a room of its own.
+# The rooms, the lowest first. A file at the top of the core is its own room.
 ORDER = (
     "edgemoe",  # the C interface: records and declarations
     "errors",
@@ -32,7 +33,7 @@ ORDER = (
     "backend",
     "api",
 )
-# Members of the engine whose fields are written in the room of their type only; api.cpp fills a model before it loads.
+# Only the room of its type writes the fields of such a member of the engine. api.cpp fills a model before it loads.
 OWNED = {
     "residents": "residency",
     "uploads": "residency",
@@ -56,7 +57,7 @@ Graph = dict[str, set[str]]
 
 @dataclass
 class Source:
-    """A file of the core: its code, and what it defines and holds."""
+    """Describe a file of the core: its code and its definitions."""
 
     path: str
     lines: int
@@ -99,7 +100,7 @@ def closing(code: str, opening: int) -> int:
 
 
 def function_name(head: str) -> str | None:
-    """Name the function that a declaration in front of a brace defines; None where it defines none."""
+    """Name the function that a declaration before a brace defines; None if it defines none."""
     head = re.sub(r"\b(?:alignas|__attribute__|template)\s*(?:\((?:[^()]|\([^()]*\))*\)|<[^<>]*>)", " ", head)
     found = re.search(r"((?:\w+\s*::\s*)*(?:~?\w+|operator[^(]*))\s*\(", head)
     if not found or "=" in head[: found.start()] or found[1] in ("if", "for", "while", "switch"):
@@ -154,7 +155,7 @@ def read_struct(source: Source, name: str, body: str, hidden: bool) -> None:
 
 
 def read_scope(source: Source, code: str, hidden: bool) -> None:
-    """Note the functions and structs of a namespace. Hidden: no other file sees them."""
+    """Note the functions and structs of a namespace. ``hidden`` marks definitions that no other file sees."""
     at = start = 0
     while at < len(code):
         if code[at] == ";":
@@ -184,7 +185,7 @@ def read_scope(source: Source, code: str, hidden: bool) -> None:
 
 
 def read_core(root: Path) -> dict[str, Source]:
-    """Read the sources of the core, but for its tests."""
+    """Read the sources of the core without its tests."""
     sources = {}
     for file in sorted([*root.rglob("*.h"), *root.rglob("*.cpp")]):
         path = file.relative_to(root).as_posix()
@@ -217,7 +218,7 @@ def included(sources: dict[str, Source], path: str) -> set[str]:
 
 
 def call_graph(sources: dict[str, Source]) -> Graph:
-    """Connect each file with those whose functions it uses. A header and its source are one for this."""
+    """Connect each file with the files that define the functions it uses. A header and its source count as one file."""
     functions: dict[str, set[str]] = {}
     methods: dict[str, dict[str, set[str]]] = {}  # name -> type -> files
     homes: dict[str, set[str]] = {}  # type -> files that declare it
@@ -288,7 +289,7 @@ def upward(graph: Graph) -> list[str]:
 def written_from_outside(sources: dict[str, Source]) -> list[str]:
     """Name the fields of big structs that a file of another room writes.
 
-    A field counts where its name belongs to one struct only.
+    A field only counts if its name belongs to a single struct.
     """
     owners: dict[str, int] = {}
     for source in sources.values():
@@ -331,7 +332,7 @@ def core() -> dict[str, Source]:
 
 
 def test_the_reader_finds_the_core(core: dict[str, Source]) -> None:
-    """The other tests would pass if the reader found nothing."""
+    """Check that the reader finds anything: without findings the other tests would pass."""
     assert "em_pass_compute" in core["pass/pass.cpp"].functions
     assert "em_run" in core["split/executor.cpp"].methods["compute"]
     assert len(core["routing/predictor.h"].structs["em_predictor"]) > MOST_FIELDS

@@ -11,7 +11,7 @@ BLOCKS = (1, 2, 4)
 
 
 def events(ids: IdArray) -> IdArray:
-    """As the core writes them, for one batch ``(tokens, layers, used)``."""
+    """Make events in the core's form, for one batch ``(tokens, layers, used)``."""
     tokens, _, used = ids.shape
     records = [[block, tokens, used, *ids[:, row].ravel()] for row, block in enumerate(BLOCKS)]
     return np.concatenate(records).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The same answers with the hot experts on a second ggml device that has memory of its own: RPC over loopback."""
+"""The same answers with the hot experts on a second ggml device with its own memory: RPC over loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling of a model opened by its path: the catalogue's, found by content or name, else the file's own."""
+"""Sampling of a model that is opened by its path: the catalogue's settings by content or name, else the file's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_THE_FILE = {"temp": 1.0, "top_k": 20, "top_p": 0.95, "min_p": 0.01, "penalty_
 
 
 def written(path: Path, **general: Any) -> Path:
-    """A small file with these keys of ``general.``; those of sampling under ``sampling_``."""
+    """Write a small file with these keys of ``general.``. ``sampling_`` begins a key of ``general.sampling.``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = {"general." + key.replace("sampling_", "sampling."): value for key, value in general.items()}
     write(path, {"general.architecture": "qwen3moe", **keys}, [GgufTensor("output_norm.weight", (32,), 0, 0, 128)])
@@ -27,7 +27,7 @@ def written(path: Path, **general: Any) -> Path:
 
 
 def shaped(model_id: str, **general: str) -> GgufFile:
-    """The header of a file with the experts of a model of the catalogue."""
+    """Make the header of a file with the experts of a model of the catalogue."""
     model = load().resolve(model_id)[0]
     tensors = {}
     for layer in range(model.layers - model.expert_layers, model.layers):

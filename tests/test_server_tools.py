@@ -1,12 +1,12 @@
 """OpenAI's client calls tools over llama_cpp's server, which runs our class, in every family's real format.
 
-The model's raw text of a call has to come back as ``tool_calls``; the client then sends the call back as OpenAI writes
-it, with arguments as a JSON string and without content, and the template has to see an object.
+The model's raw text of a call must come back as ``tool_calls``. The client then sends the call back in OpenAI's form,
+with arguments as a JSON string and without content. The template must see an object.
 
-llama_cpp 0.3.36's server changes the messages itself: it refuses an assistant message with a ``content`` of null
-(its type wants a string or nothing, so the field is left out here; the engine's own test below sends None). It drops
-``reasoning_content``, ``timings`` and every other field that its types do not name, from requests and from whole
-answers. Streams are passed on as they are.
+llama_cpp 0.3.36's server changes messages itself. It refuses an assistant message with a ``content`` of null, because
+its type wants a string or no field. The field is left out here; the engine's own test below sends None. From requests
+and whole answers it drops every field that its types do not name, such as ``reasoning_content``. Streams are passed on
+as they are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RESULTS = ("Rain.", '{"sky": "grey", "wind": "5 m/s"}', "Sun,\nlater rain.")
 ANSWER = "Rain in Oslo, grey in São Paulo."
 
 
-# How the families write a call.
+# The families' notations of a call.
 
 
 def _json(arguments: dict[str, Any]) -> str:
@@ -121,13 +121,13 @@ def _harmony(arguments: dict[str, Any], _: int) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """How a family writes calls.
+    """Describe a family's notation of calls.
 
     Attributes:
         before: text before the first call.
         call: one call, from its arguments and its number in the conversation.
-        after: text behind the last call.
-        between: text between two calls of one answer; None where an answer holds one call only.
+        after: text after the last call.
+        between: text between two calls of one answer; None if an answer holds only one call.
         answer: an answer without a call, with ``{a}`` for its text.
     """
 
@@ -138,13 +138,13 @@ class Form:
     answer: str = "{a}"
 
     def written(self, calls: Sequence[dict[str, Any]], first: int = 0) -> str:
-        """The raw text of an answer that makes these calls."""
+        """Write the raw text of an answer with these calls."""
         texts = [self.call(arguments, number) for number, arguments in enumerate(calls, first)]
         return self.before + (self.between or "").join(texts) + self.after
 
 
 _THINKS = "<think>\nLook it up.\n</think>\n\n"
-_THOUGHT = "Look it up.\n</think>\n\n"  # the prompt has opened it
+_THOUGHT = "Look it up.\n</think>\n\n"  # the prompt has opened the thinking
 _ENOUGH = "Enough.\n</think>\n\n{a}"
 _V3_END = "<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
 _KIMI_SECTION = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|><|im_end|>")
@@ -182,19 +182,19 @@ STREAMED = ("gpt-oss", "qwen3", "qwen3.5", "glm-4.7", "deepseek-v3.1", "kimi-k2"
 
 
 def scripts(family: str) -> list[str]:
-    """Three calls, one after another, and the answer."""
+    """Run a loop of three calls, one after another, and the answer."""
     form = FORMS[family]
     return [*(form.written([ARGUMENTS[number]], number) for number in range(3)), form.answer.replace("{a}", ANSWER)]
 
 
 def as_the_template_wants(family: str, message: dict[str, Any]) -> dict[str, Any]:
-    """A message of the loop in the form that the family's template expects: mostly an object and an empty text.
+    """Write a message of the loop in the form that the family's template expects: mostly an object and an empty text.
 
     A result carries the name of its function, which Kimi's template puts before it.
     """
     if message["role"] != "assistant":
         return message | ({"name": "get_weather"} if message["role"] == "tool" else {})
-    if family == "deepseek-v3":  # it takes the arguments as text, and a call only where content is null
+    if family == "deepseek-v3":  # the template takes arguments as text, and a call only if content is null
         return message | {"content": None}
     calls = [
         call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
@@ -213,7 +213,7 @@ def check_prompt(family: str, text: str, messages: list[dict[str, Any]]) -> None
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch, path: Path, answers: list[str]) -> Iterator[tuple[OpenAI, ScriptedLlama]]:
-    """A client of llama_cpp's server on a free port, and the engine that the server made of our class."""
+    """Start llama_cpp's server on a free port. Yield a client, and the engine that the server made of our class."""
     engines: list[ScriptedLlama] = []
 
     class Served(ScriptedLlama):
@@ -221,7 +221,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, path: Path, answers: list[str]) -> 
             super().__init__(model_path, answers=answers, **keywords)
             engines.append(self)
 
-    # The server names the class in two of its modules, each time through the package.
+    # Two modules of the server name the class, each time through the package.
     monkeypatch.setattr(llama_cpp, "Llama", Served)
     settings = ModelSettings(model=str(path), n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False)
     app = create_app(server_settings=ServerSettings(), model_settings=[settings])
@@ -241,7 +241,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, path: Path, answers: list[str]) -> 
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens."""
+    """Report when the server listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -253,14 +253,14 @@ class _Server(uvicorn.Server):
 
 
 def whole(client: OpenAI, messages: list[Any]) -> tuple[str, list[dict[str, Any]], str | None]:
-    """Text, calls and the reason of the end of one answer."""
+    """Give text, calls and the reason of the end of one answer."""
     choice = client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS).choices[0]
     calls = [call.model_dump(exclude_none=True) for call in choice.message.tool_calls or ()]
     return choice.message.content or "", calls, choice.finish_reason
 
 
 def streamed(client: OpenAI, messages: list[Any]) -> tuple[str, list[dict[str, Any]], str | None]:
-    """The same, put together from the deltas as OpenAI describes it."""
+    """Give the same for a stream, joined from its deltas as OpenAI describes."""
     text, calls, reason = "", [], None
     for chunk in client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS, stream=True):
         choice = chunk.choices[0]
@@ -304,7 +304,7 @@ def test_three_calls_in_a_loop(family: str, ask: Ask, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("family", FORMS)
 def test_a_loop_without_a_server_with_null_contents(family: str, tmp_path: Path) -> None:
-    """Messages that llama_cpp's server refuses: ``content`` is None, and the whole message is sent back."""
+    """llama_cpp's server would refuse these messages: ``content`` is None, and the whole message is sent back."""
     llm = ScriptedLlama(build_family(tmp_path, family), answers=scripts(family))
     messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
     for arguments, result in zip(ARGUMENTS, RESULTS, strict=True):

@@ -1,4 +1,4 @@
-"""``edgemoe setup``: cards in a tree that stands for sysfs, commands that stand for pip, cmake and compilers."""
+"""``edgemoe setup``: a tree replaces sysfs, and commands replace pip, cmake and compilers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NO_DRIVER = NvidiaDriver()
 
 
 def pci(root: Path, slot: str, vendor: int, device: int, kind: int = 0x030000, **files: str) -> Path:
-    """Add a device to a tree that stands for sysfs."""
+    """Add a device to a tree that replaces sysfs."""
     path = root / "sys/bus/pci/devices" / slot
     path.mkdir(parents=True)
     for name, text in {"vendor": hex(vendor), "device": hex(device), "class": hex(kind), **files}.items():
@@ -107,7 +107,7 @@ def test_a_card_that_may_not_be_opened_says_which_group(tmp_path: Path, monkeypa
 
 
 def make(kind: str, version: str = "", architectures: tuple[str, ...] = ()) -> Backend:
-    """Install a backend; its library is an empty file."""
+    """Install a backend with an empty file as its library."""
     backend = Backend(kind, version or installed.version(), architectures, f"lib{installed.LIBRARIES[kind]}.so")
     file = installed.folder(kind).parents[2] / backend.library
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def test_only_a_current_backend_is_loaded(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Make commands; nothing else is on the path but a shell's own."""
+    """Make commands. The path holds only them and a shell's own."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -362,7 +362,7 @@ echo "[2/2] Linking CXX shared module bin/libggml-rpc.so"
 
 @pytest.fixture
 def machine(tmp_path: Path, commands: Commands) -> Path:
-    """A machine with a source archive, and commands that do as if they compiled."""
+    """Make a machine with a source archive, and commands that only pretend to compile."""
     commands("c++", "")
     commands("cmake", CMAKE.replace("{tmp}", str(tmp_path)))
     commands("ninja", NINJA.replace("{tmp}", str(tmp_path)))

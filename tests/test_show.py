@@ -1,4 +1,4 @@
-"""``edgemoe show``: figures that the file itself bears out."""
+"""``edgemoe show``: its figures agree with the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vocabularies and chat templates as they should not be: long pieces, missing tokens, templates that do not compile."""
+"""Faulty vocabularies and chat templates: long pieces, missing tokens, templates that do not compile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
 def text_of(answer: Any) -> str:
-    """The text of a completion, streamed or not."""
+    """Give the text of a completion, streamed or not."""
     if isinstance(answer, dict):
         return str(answer["choices"][0]["text"])
     return "".join(chunk["choices"][0]["text"] for chunk in answer)
@@ -112,7 +112,7 @@ def test_missing_tokens_are_empty_in_the_prompt(bos: str, eos: str, stream: bool
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|turn_over|>"])
 def test_an_end_of_turn_that_is_an_ordinary_token_ends_the_answer(end: str, stream: bool, tmp_path: Path) -> None:
-    """llama.cpp knows the first by its name; that the second one ends a turn is only written in the template."""
+    """llama.cpp knows the first token by its name. Only the template tells that the second token ends a turn."""
     special = {"<|endoftext|>": TokenType.CONTROL, "<|im_start|>": TokenType.CONTROL, end: TokenType.NORMAL}
     template = CHATML.replace("<|im_end|>", end)
     path = build_scripted(tmp_path, template, special, bos="<|endoftext|>", eos="<|endoftext|>")
@@ -128,7 +128,7 @@ def test_an_end_of_turn_that_is_an_ordinary_token_ends_the_answer(end: str, stre
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("stop", ["<|im_end|>", "<|im_start|>"])
 def test_a_control_token_as_stop_string_stops(stop: str, stream: bool, tmp_path: Path) -> None:
-    """llama.cpp drops control tokens from the text, so that a comparison of texts never finds them."""
+    """llama.cpp drops control tokens from the text, so a comparison of texts never finds them."""
     path = build_scripted(tmp_path, CHATML, CHATML_TOKENS, bos="<|endoftext|>", eos="<|endoftext|>")
     llm = ScriptedLlama(path, answers=[f"Hello.{stop}and more"] * 2)
     answer = llm.create_completion("x", stop=[stop], max_tokens=40, stream=stream)
@@ -175,7 +175,7 @@ def test_text_in_parts_is_read_as_text(family: str, tmp_path: Path) -> None:
     right = [
         rendered(FAMILIES[family], [{"role": "user", "content": text}]) for text in ("What is this?", "What is\n this?")
     ]
-    with contextlib.suppress(Exception):  # a template that knows parts puts them together itself
+    with contextlib.suppress(Exception):  # a template that knows parts joins them itself
         right.append(rendered(FAMILIES[family], [{"role": "user", "content": parts}]))
     assert llm.asked[0].text in right
     llm.close()

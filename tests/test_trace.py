@@ -1,4 +1,4 @@
-"""Routing traces: round trips, foreign files read as they are, and every way a file can be wrong."""
+"""Routing traces: round trips, foreign files, and every kind of faulty file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgemoe.routing import trace
 
 
 def sound(**changes: Any) -> dict[str, Any]:
-    """Arrays of a small sound file, some replaced; None leaves one out."""
+    """Make the arrays of a small sound file. Arguments replace arrays; None leaves an array out."""
     arrays: dict[str, Any] = {
         "ids": np.arange(24, dtype=np.uint8).reshape(4, 3, 2) % 8,
         "seq_start": np.array([0, 3, 4]),

@@ -1,4 +1,4 @@
-"""The terminal chat, driven by Pilot against a scripted model. Everything waits on conditions."""
+"""The terminal chat, driven by Pilot with a scripted model. Everything waits on conditions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Kind = TypeVar("Kind")
 
 
 class Driver:
-    """A running chat and how to look at it."""
+    """Run a chat, and read its screen."""
 
     def __init__(self, app: ChatApp, pilot: Pilot[None], engines: list[FakeLlama]) -> None:
         self.app, self.pilot, self._engines = app, pilot, engines
@@ -114,7 +114,7 @@ def plain(widget: Static) -> str:
 
 
 def shown(driver: Driver) -> str:
-    """The screen as text, line by line."""
+    """Give the screen as text, line by line."""
     width, height = driver.app.size
     lines = driver.app.screen._compositor.render_strips()
     assert len(lines) == height and width
@@ -230,7 +230,7 @@ async def test_a_prompt_sent_while_answering_is_kept() -> None:
         await driver.ready()
 
 
-# The screen shows the answer as it was given.
+# Check that the screen shows the model's whole answer.
 
 
 async def test_markup_and_control_characters_are_text() -> None:
@@ -403,7 +403,7 @@ async def test_experts_are_sampled_only_while_somebody_looks() -> None:
         panel = driver.screen.query_one(ExpertPanel)
         assert not panel.display
         reads = driver.engine.experts.reads
-        await asyncio.sleep(0.3)  # the one place where time itself is the subject: nothing may happen in it
+        await asyncio.sleep(0.3)  # this test is about time itself: for this long, nothing may happen
         assert driver.engine.experts.reads == reads
         await driver.pilot.press("ctrl+e")
         assert panel.display

@@ -1,4 +1,4 @@
-"""Keys and commands that change a conversation, driven by Pilot against a scripted model."""
+"""Keys and commands that change a conversation, driven by Pilot with a scripted model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def kept(
     services: dict[str, Any] | None = None,
     **keywords: Any,
 ) -> AsyncIterator[Driver]:
-    """A chat that keeps its conversations in ``folder``."""
+    """Open a chat that keeps its conversations in ``folder``."""
     engines: list[FakeLlama] = []
 
     def opened(path: str = "tiny") -> FakeLlama:

@@ -1,4 +1,4 @@
-"""Forecasts in the list of models: real headers, in processes of their own."""
+"""Forecasts in the list of models: real headers, in separate processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.zoo import build
 
 
 def settled(forecasts: Forecasts) -> dict[str, str]:
-    """Give the forecasts after all requests have been worked out."""
+    """Give the forecasts after all requests are answered."""
     if (thread := forecasts._thread) is not None:
         thread.join(60)
     return forecasts.known

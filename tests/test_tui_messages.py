@@ -1,4 +1,4 @@
-"""A message among those of the conversation: chosen by key, copied, edited, answered again, continued."""
+"""A message of the conversation: chosen by key, copied, edited, answered again, continued."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ async def test_a_download_pauses_and_goes_on_while_its_user_chats(tmp_path: Path
         hub.faults.pause_after = 0
         await driver.until(lambda: "paused" in news(driver))
         assert choices()[1].here is False
-        await driver.pilot.press("enter", "escape")  # goes on without its list
+        await driver.pilot.press("enter", "escape")  # continues without its list
         await driver.until(lambda: choices()[1].here)
         assert hub.asked("/cdn/")[-1].range.startswith("bytes="), "from where it stopped"
         await driver.until(lambda: "is here" in str(driver.prompt.border_title))
@@ -157,7 +157,7 @@ async def test_a_list_that_is_closed_while_models_are_looked_for_is_no_error() -
     async with app.run_test() as pilot:
         screen = ModelsScreen(slow, "")
         await app.push_screen(screen)
-        await screen.query_one(OptionList).remove()  # as a screen that goes does, before its worker hears of it
+        await screen.query_one(OptionList).remove()  # a closing screen does this before its worker stops
         found.set()
         await app.workers.wait_for_complete()
         await pilot.pause()

@@ -1,8 +1,8 @@
-"""The main screens as pictures: the text rows of their SVG must be those in tests/pictures.
+"""The main screens as pictures: the text rows of their SVG must equal the rows in tests/pictures.
 
-EDGEMOE_PICTURES=write pytest tests/test_tui_pictures.py writes them anew: look at the difference then
+EDGEMOE_PICTURES=write pytest tests/test_tui_pictures.py writes them anew: check the difference then
 
-Rows of text and not the whole SVG: colours and their order in the file are Textual's, and change with it.
+Only rows of text are compared: colours and their order in the file come from Textual, and change with its version.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CELL = 12.2  # width of a character in Textual's SVG
 
 
 def rows(svg: str) -> list[str]:
-    """The text of a picture by its lines, without the frame of the terminal."""
+    """Read the lines of text of a picture, without the frame of the terminal."""
     lines: dict[float, dict[int, str]] = defaultdict(dict)
     for x, y, text in _TEXT.findall(svg.partition("-matrix")[2]):
         lines[float(y)][round(float(x) / _CELL)] = html.unescape(text).replace("\xa0", " ")
@@ -71,14 +71,14 @@ def rows(svg: str) -> list[str]:
 
 
 class Steady(FakeLlama):
-    """Its figures are the same on every machine."""
+    """The figures of this engine are the same on every machine."""
 
     def _figures(self, messages: Any, done: int, before: Any, elapsed_s: float) -> dict[str, Any]:
         return super()._figures(messages, done, before, done / 38.2)
 
 
 async def empty(driver: Driver) -> None:
-    """Nothing is asked yet."""
+    """Begin without a question."""
 
 
 async def conversation(driver: Driver) -> None:
@@ -157,7 +157,7 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
 
 @pytest.fixture(autouse=True)
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No clock is looked at, and nobody samples the experts in between."""
+    """Ignore clocks: the experts are not sampled in between."""
     ticks = itertools.count()
     monkeypatch.setattr(
         "edgemoe.tui.session.time", SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4, monotonic=lambda: 7.0)
@@ -168,7 +168,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Known(Forecasts):
-    """Knows its given forecasts and works out nothing."""
+    """Give fixed forecasts without any work."""
 
     def __init__(self) -> None:
         super().__init__(lambda: (), lambda record: "")
@@ -178,7 +178,7 @@ class Known(Forecasts):
         }
 
     def look(self, names: object) -> None:
-        """Nothing more is known."""
+        """Begin without forecasts."""
 
 
 CHOICES = [
@@ -227,7 +227,7 @@ CALLS = (("get_weather", '{"city": "Oslo", "days": 2}'), ("list_files", '{"folde
 
 
 async def under_way(driver: Driver) -> None:
-    """The first piece has been drawn, then all of the thought."""
+    """Wait until the first piece is drawn, then the whole thought."""
     await driver.send("Write a function that adds.")
     gate = driver.engine._gate
     assert gate is not None

@@ -1,4 +1,4 @@
-"""The chat line by line, and the looks for terminals with few colours."""
+"""The chat line by line, and the themes for terminals with few colours."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def talk(*lines: str | type[BaseException], archive: Archive | None = None, **keywords: Any) -> tuple[str, FakeLlama]:
-    """A plain chat over ``lines``: all that was written, prompts included, and its last engine."""
+    """Run a plain chat over ``lines``. Give its whole output with prompts, and its last engine."""
     settings = keywords.pop("settings", ChatSettings("tiny"))
     waiting, written, engines = list(lines), [], []
 
@@ -168,7 +168,7 @@ async def test_every_look_draws_the_map_and_has_a_counterpart(look: str) -> None
         chart = driver.screen.query_one(ExpertMap)
         await driver.until(lambda: bool(chart._lines), "a drawn map")
         glyphs = set("".join(run.glyphs for line in chart._lines for run in line if run.upper))
-        # Two layers share a line here: without shades only the glyph tells which of them is on the device.
+        # Two layers share a line here. Without shades, only the glyph tells which layer is on the device.
         assert ({"▄", "█"} & glyphs != set()) == look.startswith("16")
         assert "idle" in shown(driver)
         dark = driver.app.current_theme.dark

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 
 class Inline(Archive):
-    """Runs every job at once: these tests are about content, not time."""
+    """Run every job at once, because these tests are about content, not time."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -257,7 +257,7 @@ RAW = [
 
 
 def version_1(path: Path) -> None:
-    """A database as the first version left it, killed in its last answer."""
+    """Make a database of the first version that was killed during its last answer."""
     db = sqlite3.connect(path)
     db.executescript(f"{MIGRATIONS[0]}; pragma user_version=1;")
     db.execute("insert into chats values (1, 'old', 'tiny', '', ?, 0, 0)", (len(RAW),))

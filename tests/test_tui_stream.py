@@ -1,4 +1,4 @@
-"""Streams: pieces handed over once per look, Markdown in sections, code drawn by the line."""
+"""Streams: pieces are handed over once per reading, Markdown in sections, code line by line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_growth_keeps_thinking_apart_and_counts_its_seconds() -> None:
     growing.add(Delta(text="Yes."), 4.5)
     growing.add(Delta(text=" No."), 6.0)
     assert growing.take() == (Answer("Yes. No.", "Let me see.", 3.5), False, 4, 1.0, 6.0)
-    growing.add(Delta(thought=" Again."), 7.0)  # and once more, which counts on
+    growing.add(Delta(thought=" Again."), 7.0)  # once more, and the count continues
     growing.add(Delta(calls=(call,)), 7.5)
     assert growing.take().answer == Answer("Yes. No.", "Let me see. Again.", 4.0, (call,))
 

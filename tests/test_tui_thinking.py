@@ -1,4 +1,4 @@
-"""Thinking and tool calls in the chat: apart from the answer on the screen, in the database and in the next prompt."""
+"""Thinking and tool calls in the chat: apart from the answer on screen, in the database and in the next prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALL = ("get_weather", '{"city": "Oslo", "days": 2}')
 
 
 class Clock:
-    """The time of the session and of the fold, which stands still between two steps of a test."""
+    """Give the session and the fold a clock that stands still between two steps of a test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -58,7 +58,7 @@ def receipt(driver: Driver) -> str:
 
 
 def saved(folder: Path) -> list[Answer]:
-    """The answers of the newest conversation in the database."""
+    """Read the answers of the newest conversation in the database."""
     store = Store(folder / "chats.db")
     found = store.read(store.recent()[0].id)
     store.close()
@@ -333,7 +333,7 @@ async def test_export_leaves_thoughts_out_unless_asked(tmp_path: Path) -> None:
             assert (turn.thought, turn.calls) == (script.thought, (ToolCall(*CALL),)) and turn.thought_s is not None
 
 
-# How long an answer may be.
+# The longest answer.
 
 
 def test_only_a_model_that_does_not_think_has_a_limit() -> None:
@@ -411,7 +411,7 @@ async def test_continue_says_when_the_context_has_no_room(tmp_path: Path) -> Non
         assert len(driver.engine.asked) == 1 and len(driver.all(AnswerTurn)) == 1
 
 
-# How much it thinks.
+# The levels of thinking.
 
 
 def test_levels_are_refused_in_one_sentence() -> None:

@@ -1,4 +1,4 @@
-"""The chat leaves hardly anything for Python's cycle collection, and says itself when that is due."""
+"""The chat leaves hardly any cycles for Python's collection, and chooses its time itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def left_by(divide: tidying.Divide) -> int:
-    """Cycles left by a line that was drawn as a whole, and one that was cut."""
+    """Count the cycles that a whole line leaves, and the cycles that a cut line leaves."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The engine in a child process: stops, deaths and ends. The engine is scripted, the processes are real."""
+"""The engine in a child process: stops, deaths and ends. The engine is scripted; the processes are real."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sleeps() -> FakeLlama:
 
 
 class Deaf(FakeLlama):
-    """Forgets a cancel that comes before it begins, as an engine may."""
+    """Forget a cancel that comes before the computation, as an engine may."""
 
     def create_chat_completion(self, messages: Any, stream: bool = False, **sampling: Any) -> Any:
         time.sleep(0.1)
@@ -61,7 +61,7 @@ class Deaf(FakeLlama):
 
 
 class Loud(FakeLlama):
-    """Prints, as libraries do, by Python and by its file descriptor."""
+    """Print by Python and by the file descriptor, as libraries do."""
 
     def create_chat_completion(self, messages: Any, stream: bool = False, **sampling: Any) -> Any:
         print("said aloud", flush=True)

@@ -1,4 +1,4 @@
-"""Which llama-cpp-python works: probes decide, and name the difference."""
+"""Probes decide whether a llama-cpp-python works, and name the difference."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llama_cpp import _internals
 from edgemoe import BackendMismatch
 from edgemoe.engine import binding, host
 
-# Slots of ggml's objects, each with the public function that uses it: "-" has none that a test can stand in for, ":1"
-# names the argument that is the object, the last reads the field behind the table.
+# Slots of ggml's objects, each with the public function that uses it. "-" means that no function can be replaced by a
+# test. ":1" is the number of the argument with the object. The last function reads the field after the table.
 TABLES = {
     "ggml_backend_buffer_type": "buft_name buft_alloc_buffer buft_get_alignment buft_get_max_size buft_get_alloc_size "
     "buft_is_host buft_get_device",
@@ -32,7 +32,7 @@ Function = ctypes.CFUNCTYPE(ctypes.c_size_t, *[ctypes.c_size_t] * 5)
 
 
 def newer(slot: int, argument: int, reads: bool) -> Any:
-    """A function of ggml of a version with one entry more before ``slot``."""
+    """Make a function of a ggml version that has one entry more before ``slot``."""
 
     def call(*arguments: int) -> int:
         entry = ctypes.c_size_t.from_address(arguments[argument] + WORD * (slot + 1)).value
@@ -43,7 +43,7 @@ def newer(slot: int, argument: int, reads: bool) -> Any:
 
 @pytest.fixture
 def core(tmp_path: Path) -> ctypes.CDLL:
-    """A core of its own, which has met the ggml that is installed and not checked it."""
+    """Load a separate core that knows the installed ggml but has not checked it."""
     place = tmp_path / binding.find_core().name
     shutil.copy(binding.find_core(), place)
     lib = ctypes.CDLL(str(place))

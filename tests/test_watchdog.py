@@ -1,4 +1,4 @@
-"""The watchdog: gives memory back when others take it, takes it again when they leave, and changes no answer."""
+"""The watchdog frees memory if other programs need it, takes it again when they end, and changes no answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 class Device:
-    """A device of 1000 MiB (reserve 250), of which others take some."""
+    """Simulate a device of 1000 MiB (reserve 250) that other programs use, too."""
 
     def __init__(self) -> None:
         self.others, self.hot, self.automatic = 0, 600 * MIB, True
@@ -119,14 +119,14 @@ def test_memory_taken_while_answering(llm_of: Callable[[int], Llama]) -> None:
         full = llm.experts.stats().slot_bytes
         assert full > 0 and llm.experts.automatic
         free, _ = llm._native.device_memory()
-        small = (big - free - full // 2) * 4 // 3  # half of the hot set and the reserve, a quarter, have room in it
+        small = (big - free - full // 2) * 4 // 3  # room for half the hot set and the reserve (1/4)
         host.core().configure_sim(SimConfig(capacity=small))  # another program took the rest
         tokens, shrank_after = [7], 0.0
         taken = time.monotonic()
         while len(tokens) < 500 and not (shrank_after and len(tokens) > 60):
             llm.eval([tokens[-1]])
             tokens.append(likeliest(llm))
-            if not shrank_after:  # as slow as a large model, or the tokens are over before the first look
+            if not shrank_after:  # as slow as a large model; otherwise the tokens end before the first look
                 shrank_after = (
                     time.monotonic() - taken if until(lambda: llm.experts.stats().slot_bytes < full, 0.01) else 0.0
                 )

@@ -1,4 +1,4 @@
-"""The zoo itself: every model of it loads in plain llama.cpp, routes its tokens and says something."""
+"""The zoo itself: every model loads in plain llama.cpp, routes its tokens and gives useful logits."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def quantised(quant: str, folder: Path) -> None:
 
 
 def speaks(path: Path) -> None:
-    """Finite logits that depend on the token and on the tokens before it."""
+    """Check for finite logits that depend on the token and on the tokens before it."""
     llm = plain(path)
     rows = forced(llm, TEXT, 1)
     assert np.isfinite(rows).all()

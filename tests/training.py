@@ -15,6 +15,6 @@ def need_torch() -> None:
 
 
 def trained(ids: IdArray, experts: int, tokens: IdArray | None = None) -> Tables:
-    """Fit a predictor to routing; skips without torch."""
+    """Fit a predictor to routing. Without torch the test is skipped."""
     need_torch()
     return fit(ids, experts, tokens=tokens)

@@ -1,12 +1,11 @@
-"""llama-cpp-python's own tests, with our class in place of theirs.
+"""Run llama-cpp-python's own tests with our class in place of theirs.
 
     python tests/upstream.py FOLDER [--main FILE] [--only none,sim]
 
 ``FOLDER`` is the unpacked source archive of llama-cpp-python 0.3.36 (it has ``tests`` and ``vendor``). Its tests
-download models; here a local one stands in for each. They run three times: as they are, then on ``none``, then on
-``sim`` with half of the experts hot. Where they expect the words of their own model, the local model's words from
-the first run are expected. The program prints which tests pass, and fails where one passes as it is and not with
-ours.
+download models; here a local model replaces each of them. The tests run three times: unchanged, then on ``none``, then
+on ``sim`` with half of the experts hot. A test that expects words of its own model gets the local model's words from
+the first run. The program prints the passed tests. It fails if a test passes unchanged but not with our class.
 
 This file is also the pytest plugin of those runs.
 """
@@ -30,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("plain", "none", "sim")
-# Stand-ins for the models that the tests name; MAIN is a file, others are models of the zoo.
+# Replacements for the models that the tests name. MAIN is a file; the others are models of the zoo.
 EMBEDDING = "CompendiumLabs/bge-small-en-v1.5-gguf"
 MAIN = "lmstudio-community/Qwen3.5-0.8B-GGUF"
 STAND_INS = {
@@ -60,7 +59,7 @@ def main() -> int:
 def _run(name: str, folder: Path, main_model: str | None, words: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "results.jsonl"
-        # Beside the archive's own llama_cpp, which is not compiled, nothing could be imported.
+        # The archive's own llama_cpp is not compiled, and its folder would hide the installed one.
         shutil.copytree(folder / "tests", Path(scratch) / "suite")
         tests = Path(scratch) / "suite" / "test_llama.py"
         tests.write_text(_EXPECTED.sub(r"assert \1 == local_words(\1, \2)", tests.read_text()))
@@ -166,7 +165,7 @@ def _use_ours(device: str) -> None:
     from edgemoe import Llama, OffloadConfig
 
     class Ours(Llama):
-        """Ours on the device of this run."""
+        """Open our class on the device of this run."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             config = OffloadConfig(device=device, vram="50%", profile="off")

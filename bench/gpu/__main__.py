@@ -1,4 +1,4 @@
-"""Measures EdgeMoE beside plain llama.cpp on a device, on shape twins of real models. See docs/benchmarks.md.
+"""Measure EdgeMoE beside plain llama.cpp on a device, on shape twins of real models. See docs/benchmarks.md.
 
 python -m bench.gpu --plan                          # the list of runs, minutes, gigabytes
 python -m bench.gpu --device CUDA0 --deadline 540   # builds the backend if there is none; run it again to go on
@@ -27,8 +27,8 @@ from .journal import Entry, Journal
 from .session import Child, Failed, Model, Session, Setting
 
 PAGE = Path("docs/benchmarks.md")
-PATIENCE_S = 900.0  # for one request: loading 30 GB from a disk
-GRACE_S = 20.0  # past the deadline
+PATIENCE_S = 900.0  # longest time of one request: a disk may load 30 GB
+GRACE_S = 20.0  # seconds past the deadline
 MARK = "<!-- figures of `python -m bench.gpu` below this line -->"
 
 
@@ -46,10 +46,10 @@ def main() -> int:
 
 
 class Bench:
-    """One call of the command."""
+    """Run one call of the command."""
 
     def __init__(self, given: argparse.Namespace, started: float) -> None:
-        """``started`` is when the deadline counts from."""
+        """Store the request. The deadline counts from ``started``."""
         self._given, self._started = given, started
         models = tuple(given.models.split(",")) if given.models else cells.MODELS
         shares = tuple(float(s) for s in given.shares.split(",")) if given.shares else cells.SHARES
@@ -85,7 +85,7 @@ class Bench:
     # ---- device ----
 
     def _find_device(self) -> dict[str, object]:
-        """Give a process the means to find the device; build a missing backend first."""
+        """Tell a process how to find the device. A missing backend is built first."""
         name, library = self._given.device, self._given.backend
         kind = build.kind_of(name)
         if library is None and kind and not self._given.report and name not in host.devices():
@@ -106,7 +106,7 @@ class Bench:
     # ---- models ----
 
     def _model(self, name: str) -> Model:
-        """The twin, made unless it is there, and its routing."""
+        """Give the twin and its routing. A missing twin is written."""
         if name not in self._models:
             path = twin.build(name, self._given.twins or self._given.folder, self._given.layers)
             file = check(path)
@@ -132,7 +132,7 @@ class Bench:
         return self._models[name]
 
     def _measured(self, size: Entry) -> Model:
-        """Describe a measured model; its twin may be gone."""
+        """Describe a measured model, even if its twin was deleted."""
         name, layers = size["model"], self._given.layers
         path = twin.place(name, self._given.twins or self._given.folder, layers)
         if not path.exists():
@@ -165,7 +165,7 @@ class Bench:
         return "\n".join([*lines, *cells.missing_rows(self._scope.device)])
 
     def _soak(self, setting: Setting) -> int:
-        """Cycles and minutes of load, until there are enough or the deadline comes."""
+        """Run cycles and minutes of load until there are enough, or until the deadline."""
         name = self._scope.models[0]
         model = self._model(name)
         request = {
@@ -201,7 +201,7 @@ class Bench:
     def _report(self) -> int:
         known = self._journal.of("machine")
         if not known:
-            raise EdgeMoEError("nothing was measured yet, so there is nothing to report")
+            raise EdgeMoEError("no measurement yet: a report needs one")
         models = [self._measured(e) for name in self._scope.models for e in self._journal.of("size", model=name)]
         head, real = _head(known[-1], self._scope, self._given)
         threads = known[-1]["threads"]
@@ -220,13 +220,13 @@ class Bench:
 
 
 def publish(page: Path, figures: str) -> None:
-    """Put the figures of a run below the mark of a page, in the place of those of the run before."""
+    """Write the figures of a run below the mark of a page, where they replace the figures of the last run."""
     kept = page.read_text().partition(MARK)[0]
     page.write_text(f"{kept}{MARK}\n\n{figures}")
 
 
 def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespace) -> tuple[list[str], bool]:
-    """Describe the run: device, machine, date, and if it was a whole model on a real GPU."""
+    """Describe the run: device, machine, date, and whether it was a whole model on a real GPU."""
     text = str(known["description"])
     real = devices.is_a_gpu(scope.device, text) and not given.layers
     why = "a twin of few layers" if given.layers else f"{scope.device} is no GPU ({text or 'software'})"
@@ -248,7 +248,7 @@ def _marks(name: str, layers: int, source: str) -> tuple[str, ...]:
 
 
 def _size(name: str, layers: int) -> Size:
-    """Rough bytes of a twin that may not be there yet."""
+    """Estimate the bytes of a twin that may not exist yet."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     spec = twin.small(twin.TWINS[name], layers) if layers else twin.TWINS[name]
@@ -274,10 +274,10 @@ def _arguments() -> argparse.Namespace:
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--device", default="CUDA0", help="ggml's name; none, sim and RPC0 for dry runs")
-    add("--folder", type=Path, default=Path("build/gpu"), help="for everything that is made")
-    add("--twins", type=Path, help="for the twins, where they should be elsewhere")
-    add("--traces", type=Path, help="folder of recorded routing; without it routing is made up, and marked")
+    add("--device", default="CUDA0", help="ggml's name of the device; none, sim and RPC0 for dry runs")
+    add("--folder", type=Path, default=Path("build/gpu"), help="folder for all files of the run")
+    add("--twins", type=Path, help="folder for the twins, if it is another one")
+    add("--traces", type=Path, help="folder of recorded routing; without it, artificial routing is used and marked")
     add("--models", default="", help=f"of {','.join(cells.MODELS)}")
     add("--shares", default="", help="percent of the expert bytes, separated by commas")
     add("--layers", type=int, default=0, help="with experts, of small twins for dry runs; 0 for whole models")
@@ -289,21 +289,21 @@ def _arguments() -> argparse.Namespace:
     add("--warm", type=int, default=128, help="tokens decoded after loading, before anything is measured")
     add("--threads", type=int, default=physical_cores())
     add("--backend", type=Path, help="a ggml backend library to load, instead of building one")
-    add("--architecture", default="native", help="of CUDA, such as 89 or 90")
-    add("--sources", type=Path, help="llama-cpp-python's source archive, where pip cannot fetch it")
-    add("--deadline", type=float, default=0, help="seconds from now at which to stop cleanly")
-    add("--apart", action="store_true", help="one contender at a time, as where the card cannot hold all: slower")
+    add("--architecture", default="native", help="CUDA architecture, such as 89 or 90")
+    add("--sources", type=Path, help="llama-cpp-python's source archive, if pip cannot download it")
+    add("--deadline", type=float, default=0, help="stop cleanly after this many seconds")
+    add("--apart", action="store_true", help="open one contender at a time, as for a small card; slower")
     add(
         "--events",
         action="store_true",
-        help="also record the device's own times through CUPTI: some seconds a contender",
+        help="also record the device's own times through CUPTI; takes some seconds per contender",
     )
     add("--slow", type=float, default=1.0, help="factor on the planned minutes")
-    add("--cells", type=int, default=0, help="only the first so many of the plan")
+    add("--cells", type=int, default=0, help="run only the first N cells of the plan")
     add("--plan", action="store_true", help="print the list of runs")
     add("--report", action="store_true", help="measure nothing; report the figures so far")
     add("--publish", action="store_true", help=f"write the figures into {PAGE}; refused for dry runs")
-    add("--soak-cycles", type=int, default=0, help="load, answer, free so many times instead of measuring")
+    add("--soak-cycles", type=int, default=0, help="load, answer and free N times instead of measuring")
     add("--soak-minutes", type=float, default=0, help="mixed load instead of measuring")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Compare answers first: a model that does not agree with llama.cpp is not measured."""
+"""Compare answers first. A model that does not agree with llama.cpp is not measured."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy.typing as npt
 from edgemoe import OffloadConfig
 
 FEW = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 197]
-PROMPT = FEW * 2  # long enough to be computed as a prompt
+PROMPT = FEW * 2  # long enough for a prefill
 PROMPTS = PROMPT, FEW[::-1], [token + 1 for token in PROMPT]
 STEPS = 12
-ENOUGH = 50  # percent hot from which on the device computes; fewer slots than a token needs may stay unused
-# How far logits may be apart, as a share of the largest. llama.cpp's own results on the CPU and on Vulkan are up to
-# 0.016 apart on the models of tests/zoo.
+ENOUGH = 50  # from this percentage of hot experts on, the device must compute; with fewer slots it may not
+# Largest difference of logits that agrees, as a share of the largest logit. On the models of tests/zoo, llama.cpp's own
+# results on the CPU and on Vulkan differ by up to 0.016.
 TOLERANCE = 0.03
-FAR = 1.5  # times the distance of llama.cpp's placements from each other
+FAR = 1.5  # limit as a multiple of the difference between llama.cpp's own placements
 ARCHITECTURES = {
     "gpt-oss-20b": "gpt-oss",
     "qwen3-30b-a3b": "qwen3moe",
@@ -34,13 +34,13 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two sides agree.
+    """Hold the result of a comparison of two sides.
 
     Attributes:
-        agreed: as it says.
-        apart: largest difference of logits over the steps that both sides computed from the same tokens, as a share.
-        words: one sentence.
-        checked: the names of the comparisons.
+        agreed: True if the two sides agree.
+        apart: largest difference of logits, as a share of the largest logit. Only steps from equal tokens count.
+        words: the result in one sentence.
+        checked: names of the comparisons.
     """
 
     agreed: bool
@@ -50,14 +50,14 @@ class Verdict:
 
 
 def answer(llm: Any) -> tuple[list[int], Logits]:
-    """The prompt in one batch, then greedy steps: tokens and logits ``(steps, vocabulary)``."""
+    """Compute the prompt in one batch, then greedy steps. Give tokens and logits ``(steps, vocabulary)``."""
     from tests.zoo.reference import greedy
 
     return greedy(llm, PROMPT, STEPS)
 
 
 def compare(tokens: list[int], logits: Logits, reference: list[int], their_logits: Logits) -> Verdict:
-    """Tokens must be equal but where the reference itself has all but a tie; logits must be near while tokens are."""
+    """Compare with a reference: equal tokens except at its near ties, and near logits until tokens differ."""
     if not np.isfinite(logits).all():
         return Verdict(False, float("inf"), "logits are not finite")
     parted = next((i for i, (a, b) in enumerate(zip(tokens, reference, strict=True)) if a != b), None)
@@ -75,12 +75,12 @@ def compare(tokens: list[int], logits: Logits, reference: list[int], their_logit
 
 
 def nearest(verdicts: list[Verdict]) -> Verdict:
-    """Of several references the one that is nearest: the dense part may run where either of them ran it."""
+    """Choose the verdict of the nearest reference. The references run the dense part in different places."""
     return min(verdicts, key=lambda verdict: (not verdict.agreed, verdict.apart))
 
 
 def beside(verdict: Verdict, apart: float) -> Verdict:
-    """Agrees as well where llama.cpp's own placements are about as far apart: its kernels for a CPU round otherwise."""
+    """Accept a difference about as large as between llama.cpp's own placements: its CPU kernels round differently."""
     if verdict.agreed or not 0 < verdict.apart <= FAR * apart:
         return verdict
     words = f"{verdict.words}, but llama.cpp's own placements are {apart:.2%} apart"
@@ -90,8 +90,8 @@ def beside(verdict: Verdict, apart: float) -> Verdict:
 def zoo(arch: str, device: str, folder: Path) -> Verdict:
     """Compare a small model of an architecture, with distinct experts, at a quarter, half and all of them hot.
 
-    llama.cpp's own placements are the references. Routers of random models have near ties now and then, and another
-    expert is another answer: of three prompts one may disagree.
+    llama.cpp's own placements are the references. Routers of random models sometimes have near ties, and another expert
+    gives another answer. One of three prompts may therefore disagree.
     """
     from tests.zoo import build
 
@@ -116,14 +116,14 @@ def zoo(arch: str, device: str, folder: Path) -> Verdict:
 
 
 def _placements(device: str) -> list[dict[str, Any]]:
-    """llama.cpp's ways to compute: on the CPU, on the device, and the experts alone on the device."""
+    """List llama.cpp's placements: on the CPU, on the device, and only the experts on the device."""
     if device in ("none", "sim"):
         return [{}]
     return [{}, {"n_gpu_layers": -1}, {"n_gpu_layers": -1, "offload_kqv": False, "op_offload": False}]
 
 
 def _ours(device: str) -> list[tuple[int, int]]:
-    """GPU layers and percent of the experts that are hot."""
+    """List pairs of GPU layers and percent of hot experts."""
     shares = (0,) if device == "none" else (25, 50, 100)
     return [(layers, share) for layers in ((0,) if device in ("none", "sim") else (0, -1)) for share in shares]
 
@@ -140,7 +140,7 @@ def _plain(path: Path, **placement: Any) -> list[tuple[list[int], Logits]]:
 
 
 def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tuple[list[int], Logits]], int, bool]:
-    """Give our answer, the pairs that the device computed, and if it has every operation for them."""
+    """Give our answer, the pairs that the device computed, and whether the device has every operation for them."""
     from tests import parity
     from tests.zoo.reference import greedy
 
@@ -162,7 +162,7 @@ class _Override(ctypes.Structure):
 
 @contextlib.contextmanager
 def _dense_on_cpu() -> Iterator[None]:
-    """While it lasts, llama_cpp's default parameters keep all but the experts in the CPU's buffers."""
+    """Change llama_cpp's default parameters for a while: all tensors except the experts stay in the CPU's buffers."""
     from llama_cpp import llama_cpp as binding
 
     plain, buffer_type = binding.llama_model_default_params, binding._lib.ggml_backend_cpu_buffer_type

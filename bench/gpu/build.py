@@ -1,4 +1,4 @@
-"""Builds a GPU backend of ggml beside the tested llama-cpp-python, into a folder that travels with the bench.
+"""Build a GPU backend of ggml beside the tested llama-cpp-python, into a folder that belongs to the bench.
 
 python -m bench.gpu.build Vulkan ROCm   # compiles each that has its toolchain; names the reason for the others
 """
@@ -19,7 +19,7 @@ KINDS = {"CUDA": "cuda", "ROCm": "rocm", "Vulkan": "vulkan", "RPC": "rpc"}
 
 
 def kind_of(device: str) -> str:
-    """Which backend gives a device of that name, empty for none of `KINDS`."""
+    """Name the backend of a device from its name; empty for none of `KINDS`."""
     return next((kind for kind in KINDS if device.upper().startswith(kind.upper())), "")
 
 
@@ -27,15 +27,15 @@ def build(kind: str, folder: Path, architecture: str = "native", sources: Path |
     """Return the backend's library. An earlier build in the same folder is continued.
 
     Args:
-        kind: of `KINDS`.
-        folder: for sources, tools and the build.
-        architecture: of CUDA, such as 89 or 90; ``native`` asks the card.
+        kind: one of `KINDS`.
+        folder: folder for sources, tools and the build.
+        architecture: CUDA architecture, such as 89 or 90. ``native`` asks the card.
         sources: llama-cpp-python's source archive; without one, pip fetches it.
 
     Raises:
-        Missing: there is no toolchain.
-        SetupFailed: there are no sources, or they do not compile.
-        ConfigError: there is no card to ask for its architecture.
+        Missing: the toolchain is missing.
+        SetupFailed: the sources are missing, or they do not compile.
+        ConfigError: no card reports its architecture.
     """
     driver = nvidia_driver()
     architectures: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""List the measurements, their order and their cost: pure."""
+"""List the measurements, their order and their cost. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgemoe.profiling import Test
 
-SHARES = (25.0, 50.0, 12.5, 100.0, 75.0)  # percent of the expert bytes, the most telling first
+SHARES = (25.0, 50.0, 12.5, 100.0, 75.0)  # percent of the expert bytes, the most informative first
 MODELS = ("gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v2-lite", "mixtral-8x7b")
 IN_VRAM, ON_CPU, LAST = "llama.cpp, all in VRAM", "llama.cpp, experts on CPU", "llama.cpp, last N layers"
 CPU_ALONE = "llama.cpp"
@@ -18,14 +18,14 @@ WITHOUT_GPU = ("none", "sim")  # devices that llama.cpp cannot use
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to run a model.
+    """Describe one way to run a model.
 
     Attributes:
-        placement: `OURS`, or one of llama.cpp.
-        share: percent of the expert bytes on the device, for ours and for the last N layers; 0 else.
-        prefetch: setting of ours.
-        policy: setting of ours.
-        fresh: loaded for each repetition, without a profile.
+        placement: `OURS`, or a placement of llama.cpp.
+        share: percent of the expert bytes on the device, for EdgeMoE and for the last N layers; else 0.
+        prefetch: EdgeMoE's setting.
+        policy: EdgeMoE's setting.
+        fresh: True loads the model for each repetition, without a profile.
     """
 
     placement: str
@@ -36,12 +36,12 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        """EdgeMoE, not plain llama.cpp."""
+        """Tell whether the contender is EdgeMoE and not plain llama.cpp."""
         return self.placement == OURS
 
     @property
     def name(self) -> str:
-        """Short and unique."""
+        """Give a short and unique name."""
         parts = [self.placement, f"{self.share:g}%" if self.share else ""]
         if self.ours:
             parts += [f"prefetch {self.prefetch}" if self.prefetch != "auto" else ""]
@@ -51,7 +51,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Cell:
-    """One test of one model at one budget, by some contenders in turns."""
+    """Describe one test of one model at one budget, by some contenders in turns."""
 
     model: str
     share: float
@@ -61,20 +61,20 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Unique, and the same in every run of the same plan."""
+        """Give a unique key that is the same in every run of the same plan."""
         return f"{self.model} {self.share:g}% {self.test.name} {self.kind}"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """A request.
+    """Describe the request of a run.
 
     Attributes:
         device: ggml name, ``none`` or ``sim``.
-        models: of `MODELS`.
-        shares: of `SHARES`.
+        models: names from `MODELS`.
+        shares: percentages from `SHARES`.
         generate: tokens of a decode test.
-        prompts: tokens of the prefill tests; the last one is the one bars are about.
+        prompts: tokens of the prefill tests. The bars refer to the last test.
         first: tokens of a short prompt.
         depth: tokens before a decode test.
     """
@@ -89,12 +89,12 @@ class Scope:
 
     @property
     def context(self) -> int:
-        """Positions that every contender must have room for."""
+        """Count the positions that every contender must have room for."""
         return max(*self.prompts, self.first, self.depth + self.generate) + 32
 
 
 def contenders(scope: Scope, share: float) -> tuple[Contender, ...]:
-    """Name ours, and the placements of llama.cpp that fit in as much memory."""
+    """List EdgeMoE and the placements of llama.cpp that fit into the same memory."""
     ours = Contender(OURS, share)
     if scope.device in WITHOUT_GPU:
         return ours, Contender(CPU_ALONE)
@@ -102,7 +102,7 @@ def contenders(scope: Scope, share: float) -> tuple[Contender, ...]:
 
 
 def _with_the_ends(scope: Scope, share: float) -> tuple[Contender, ...]:
-    """And, at the first budget, llama.cpp with none and with all of the experts on the device."""
+    """At the first budget, add llama.cpp with none and with all of the experts on the device."""
     found = contenders(scope, share)
     if scope.device in WITHOUT_GPU or share != scope.shares[0]:
         return found
@@ -110,7 +110,7 @@ def _with_the_ends(scope: Scope, share: float) -> tuple[Contender, ...]:
 
 
 def missing_rows(device: str) -> list[str]:
-    """Which rows cannot exist on a device, and why."""
+    """Name the rows that cannot exist on a device, with the reason."""
     if device not in WITHOUT_GPU:
         return []
     why = f"llama.cpp cannot use {device}, so these rows do not exist: {IN_VRAM}; {ON_CPU}; {LAST}."
@@ -118,10 +118,10 @@ def missing_rows(device: str) -> list[str]:
 
 
 def cells(scope: Scope) -> list[Cell]:
-    """Everything, the most telling first.
+    """List all cells, the most informative first.
 
-    The bars' own tests come first, one budget after the other so that a short lease sees every model; then the
-    worth of prefetch and adaptation, then the rest of the table.
+    The tests of the bars come first. They go budget by budget, so that a short run covers every model. Then come
+    prefetch and adaptation, then the rest of the table.
     """
     found = [cell for share in scope.shares for model in scope.models for cell in _bars(scope, model, share)]
     found += [cell for share in scope.shares for model in scope.models for cell in _switches(scope, model, share)]
@@ -156,16 +156,16 @@ def _rest(scope: Scope, model: str) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of a model's file, of its routed experts, and of the experts that a token reads."""
+    """Give the bytes of a model's file, of its routed experts, and of the experts that a token reads."""
 
     file: int
     experts: int
     token: int
 
 
-# For planning only, never for a result: rates that a plan's minutes are reckoned with.
+# Rates that estimate the minutes of a plan. They are never part of a result.
 CPU_RATE, DEVICE_RATE, LOAD_RATE = 30e9, 1e12, 1e9
-PREFILL_RATE = 500.0  # tokens a second with experts on the CPU
+PREFILL_RATE = 500.0  # tokens per second with experts on the CPU
 START_S, LAYER_S = 4.0, 0.0004
 
 
@@ -183,5 +183,5 @@ def load_seconds(size: Size) -> float:
 
 
 def load_order(todo: Sequence[Cell]) -> list[Contender]:
-    """Contenders of a plan, in the order they are first needed."""
+    """List the contenders of a plan, in the order of their first test."""
     return list(dict.fromkeys(c for cell in todo for c in cell.contenders))

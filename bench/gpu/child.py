@@ -33,14 +33,14 @@ from . import agreement, cells, devices, events, routing, soak
 
 Request = dict[str, Any]
 WARM_PROMPT = 64
-THOUGHT_OF_PROFILE = 20_000.0  # tokens that the heat of a saved profile stands for
+THOUGHT_OF_PROFILE = 20_000.0  # number of tokens behind the heat of a saved profile
 
 
 class Runner:
-    """The model that this process has open."""
+    """Hold the model that this process has open."""
 
     def __init__(self) -> None:
-        """Nothing is open yet."""
+        """Begin without a model."""
         self._llm: Any = None
         self._server: subprocess.Popen[bytes] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="edgemoe-bench-"))
@@ -67,7 +67,7 @@ class Runner:
         return asdict(agreement.zoo(request["arch"], request["device"], self._folder))
 
     def open(self, request: Request) -> Request:
-        """Load a contender and, unless it is to be seen fresh, warm it up."""
+        """Load a contender, and warm it up unless the test needs a fresh model."""
         contender = cells.Contender(**request["contender"])
         path, device = Path(request["path"]), request["device"]
         self._routing = routing.load(Path(request["routing"]))
@@ -81,7 +81,7 @@ class Runner:
             layers = _experts_on_device(path, placement)
             self._llm = placement.open(
                 path, keywords | {"verbose": False, "use_mmap": not placement.on_cpu}
-            )  # as llama.cpp advises
+            )  # llama.cpp's advice
         load_s = time.perf_counter() - started
         if not contender.fresh:
             self._warm(request["warm_tokens"])
@@ -96,14 +96,14 @@ class Runner:
         return found
 
     def answer(self, request: Request) -> Request:
-        """Greedy tokens after a prompt, routed by the model itself; logits go to a file."""
+        """Generate greedily after a prompt, routed by the model itself. The logits go to a file."""
         self._filled = 0
         tokens, logits = agreement.answer(self._llm)
         np.save(request["logits"], logits)
         return {"tokens": tokens}
 
     def measure(self, request: Request) -> Request:
-        """One repetition of a test, in the form of `Samples`."""
+        """Run one repetition of a test, and give it in the form of `Samples`."""
         test = Test(**request["test"])
         sample = Samples(request["contender"], test)
         started = time.perf_counter()
@@ -146,13 +146,13 @@ class Runner:
         return self._soak.cycle()
 
     def turn(self, request: Request) -> Request:
-        """A round of mixed load, see `soak`."""
+        """Run a round of mixed load, see `soak`."""
         if self._soak is None:
             self._soak = soak.Soak(Path(request["path"]), request["device"], _sizes(request), request["share"])
         return self._soak.turn(routing.load(Path(request["routing"])))
 
     def close(self, request: Request) -> Request:
-        """Let go of the model."""
+        """Close the model."""
         if self._soak is not None:
             self._soak.close()
         if self._llm is not None:
@@ -162,7 +162,7 @@ class Runner:
         return {}
 
     def end(self) -> None:
-        """The process ends."""
+        """End the process."""
         self.close({})
         if self._server is not None:
             self._server.kill()
@@ -172,17 +172,17 @@ class Runner:
 
     def _open_ours(self, path: Path, device: str, contender: cells.Contender, keywords: Request) -> Llama:
         profile = "off"
-        if not contender.fresh:  # as a user has it from the second start on
+        if not contender.fresh:  # a user has such a profile from the second start on
             assert self._routing is not None
             saved = history.Profile(model_identity(check(path)), self._routing.heat, THOUGHT_OF_PROFILE)
             history.save(saved, self._folder)
             profile = str(self._folder)
-        # The routers of a twin know nothing of the routing that is forced: they cannot look ahead.
+        # The routers of a twin do not know the forced routing, so they cannot look ahead.
         prefetch = "history" if contender.prefetch == "auto" else contender.prefetch
         config = OffloadConfig(
             device, f"{contender.share:g}%", policy=contender.policy, prefetch=prefetch, profile=profile
         )
-        if device not in cells.WITHOUT_GPU:  # it leaves some cores to the copies by itself; llama.cpp has all
+        if device not in cells.WITHOUT_GPU:  # EdgeMoE itself leaves some cores to copies; llama.cpp uses all cores
             keywords = {"n_ctx": keywords["n_ctx"]}
         return Llama(path, offload=config, **keywords)
 
@@ -199,13 +199,13 @@ class Runner:
         return self._routing.ids
 
     def _decode(self, test: Test, at: int, sample: Samples) -> None:
-        """Decode the routing's tokens from ``at`` on, forced to their experts; plain llama.cpp asks its router."""
+        """Decode the routing's tokens from ``at`` on, forced to their experts. Plain llama.cpp uses its router."""
         llm, ids = self._llm, self._ids()
         rows = np.arange(at, at + test.generate) % len(ids)
         assert self._routing is not None
         words = np.maximum(self._routing.tokens[rows], 0) % llm.n_vocab()
         experts = getattr(llm, "experts", None)
-        if experts is not None and not experts.residency().all():  # else it makes no difference, and costs
+        if experts is not None and not experts.residency().all():  # for other contenders it has no effect, but a cost
             experts.force(np.ascontiguousarray(ids[rows]))
         scheduled = experts.scheduler_ns if experts is not None else 0
         before = asdict(experts.stats()) if experts is not None else None
@@ -227,10 +227,10 @@ class Runner:
         if experts is not None and before is not None:
             sample.scheduler_ns = experts.scheduler_ns - scheduled
             sample.stats = _difference(before, asdict(experts.stats()))
-            experts.force(ids[:0])  # prompts are routed by the model itself, as those of plain llama.cpp are
+            experts.force(ids[:0])  # the model itself routes prompts, as plain llama.cpp does
 
     def _prefill(self, tokens: int, repetition: int, sample: Samples) -> None:
-        """Another prompt each time; the model's own router chooses the experts."""
+        """Compute another prompt each time. The model's own router chooses the experts."""
         llm, text = self._llm, self._text(repetition + 1)[:tokens]
         experts = getattr(llm, "experts", None)
         self._filled = 0
@@ -244,7 +244,7 @@ class Runner:
             sample.stats = _difference(before, asdict(experts.stats()))
 
     def _go_to(self, depth: int) -> None:
-        """Compute ``depth`` tokens once; later calls cut off the tokens behind them."""
+        """Compute ``depth`` tokens once. Later calls remove the tokens after them."""
         if self._filled != depth:
             self._llm.reset()
             self._llm.eval(self._text(0)[:depth])
@@ -269,7 +269,7 @@ def _difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]
 
 
 def _placement(path: Path, device: str, contender: cells.Contender, equal_bytes: int) -> Placement:
-    """llama.cpp's way to load a contender."""
+    """Give llama.cpp's settings for a contender."""
     if contender.placement == cells.CPU_ALONE:
         return Placement(cells.CPU_ALONE, 0)
     if contender.placement == cells.IN_VRAM:
@@ -289,7 +289,7 @@ def _experts_on_device(path: Path, placement: Placement) -> int:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not break the protocol
     runner = Runner()
@@ -298,7 +298,7 @@ def main() -> None:
             request = json.loads(line)
             try:
                 found = getattr(runner, request.pop("do"))(request)
-            except Exception as error:  # the parent decides on its meaning
+            except Exception as error:  # the parent interprets the error
                 found = {"error": f"{type(error).__name__}: {error}"}
             answers.write(json.dumps(found, default=_plain) + "\n")
             answers.flush()
@@ -307,7 +307,7 @@ def main() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's scalars are numbers."""
+    """Encode numpy's scalars as numbers."""
     return value.item() if isinstance(value, np.generic) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""A device for a process: a backend library loaded beside the wheel's own, or a server of one over loopback."""
+"""Give a process a device: a backend library beside the wheel's own, or an RPC server over loopback."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def load(library: Path) -> None:
     """Let ggml load a backend; its devices join the others.
 
     Raises:
-        EdgeMoEError: it does not load, with the words of the loader.
+        EdgeMoEError: the library does not load; the message has the loader's text.
     """
-    try:  # ggml says nothing of why; the dynamic loader does
+    try:  # ggml gives no reason, but the dynamic loader does
         ctypes.CDLL(str(library))
     except OSError as error:
         hint = "the driver's library is not there: is a GPU driver installed?" if "libcuda" in str(error) else ""

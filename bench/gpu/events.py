@@ -1,7 +1,7 @@
 """Record the device's own events during a run: kernels, copies and waits, from CUPTI.
 
-Nsight shows the same activity records. They come through torch's profiler here (kineto), which records the whole
-process, ggml's launches included. Without a torch built for CUDA there is nothing to record.
+Nsight shows the same activity records. Here torch's profiler (kineto) delivers them. It records the whole process with
+ggml's launches. Without a torch built for CUDA there is nothing to record.
 
 **Source**: the trace format of torch.profiler's ``export_chrome_trace``: times in microseconds, categories of kineto.
 """
@@ -21,7 +21,7 @@ NS = 1000.0
 
 
 def record(run: Callable[[], object]) -> dict[str, float]:
-    """Run it and summarise the device's events, see `summary`; empty without a source of events."""
+    """Run a function and summarise the device's events, see `summary`; empty without a source of events."""
     try:
         import torch
     except ImportError:
@@ -63,7 +63,7 @@ def summary(events: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How much of the time line is in one of ``spans`` at least."""
+    """Measure the part of the time line that at least one of ``spans`` covers."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, until))

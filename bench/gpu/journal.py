@@ -1,4 +1,4 @@
-"""Keep the measurements: one line a repetition, so that a later run goes on from the last one."""
+"""Keep the measurements, one line per repetition, so that a later run continues after the last one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """A file of JSON lines that is appended to.
+    """Append to a file of JSON lines.
 
     Each entry has a ``kind`` (``sample``, ``opened``, ``parity``, ``machine``, ``soak``, ``failed``) and figures.
     A last line that was cut off by a kill is dropped.
@@ -28,7 +28,7 @@ class Journal:
             self.entries = [json.loads(line) for line in text.splitlines()]
 
     def add(self, kind: str, **figures: Any) -> Entry:
-        """Append an entry; it is on the disk when this returns."""
+        """Append an entry. It is on the disk when this method returns."""
         entry = {"kind": kind, **figures}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
@@ -38,11 +38,11 @@ class Journal:
         return entry
 
     def of(self, kind: str, **matching: Any) -> list[Entry]:
-        """Entries of a kind that have these figures."""
+        """Find the entries of a kind that have these figures."""
         wanted = matching.items()
         return [e for e in self.entries if e["kind"] == kind and all(e.get(k) == v for k, v in wanted)]
 
     def repetitions(self, cell: str, contenders: Sequence[str]) -> int:
-        """Count the complete repetitions of a cell: every contender has them."""
+        """Count the complete repetitions of a cell, which every contender has."""
         done = [{e["repetition"] for e in self.of("sample", cell=cell, contender=name)} for name in contenders]
         return len(set.intersection(*done)) if done else 0

@@ -38,7 +38,7 @@ LIMITS = {
 
 
 def records(journal: Journal, scope: cells.Scope, model: Model, threads: int, build: str) -> Iterator[tuple[str, Any]]:
-    """Name and contents of a profile for each budget that has samples."""
+    """Give the name and the contents of a profile for each budget with samples."""
     for share in sorted(scope.shares):
         result = _result(journal, scope, model, share, threads, build)
         if result.samples:
@@ -66,7 +66,7 @@ def _result(journal: Journal, scope: cells.Scope, model: Model, share: float, th
 
 
 def _title(journal: Journal, model: str, contender: Contender) -> str:
-    """The placement's name, with how many layers ``last N`` came to."""
+    """Give the placement's name, with the number of layers in place of ``last N``."""
     opened = journal.of("opened", model=model, contender=contender.name)
     if contender.placement == cells.LAST and opened:
         return cells.LAST.replace("N", str(opened[-1]["whole_layers"]))
@@ -74,7 +74,7 @@ def _title(journal: Journal, model: str, contender: Contender) -> str:
 
 
 def _samples(placement: str, test: Test, entries: Sequence[Entry]) -> Samples:
-    """All repetitions together."""
+    """Join all repetitions."""
     from edgemoe.profiling.measure import GAUGES
 
     whole = Samples(placement, test)
@@ -149,7 +149,7 @@ def _speed(journal: Journal, cell: Cell, contender: Contender, ours: Contender, 
 
 
 def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> str:
-    """Split the time of a token into parts, each beside the time that its bytes alone would take."""
+    """Split the time of a token into parts, each beside the time to read its bytes."""
     cell, ours = Cell(model, share, Test(generate=scope.generate), ()), Contender(cells.OURS, share)
     samples = journal.of("sample", cell=cell.key, contender=ours.name)
     if not samples:
@@ -167,7 +167,7 @@ def _token(journal: Journal, scope: cells.Scope, model: str, share: float) -> st
 
 
 def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: str) -> dict[str, float]:
-    """Least milliseconds of a token's parts: bytes over bandwidth as ggml itself reached it on this machine."""
+    """Compute the least milliseconds of a token's parts: bytes divided by ggml's bandwidth on this machine."""
     rates, size = _rates(journal, model)
     if not rates or not size:
         return {}
@@ -188,7 +188,7 @@ def limits_ms(journal: Journal, model: str, samples: Sequence[Entry], device: st
 def _beside(
     journal: Journal, model: str, samples: Sequence[Entry], device: str
 ) -> Iterator[tuple[str, float, float, str]]:
-    """List the parts that run beside the rest; they are in no sum."""
+    """List the parts that run beside the other parts. They are not in the sum."""
     rates, size = _rates(journal, model)
     tokens = sum(len(s["between_ns"]) for s in samples)
     each = {what: sum(s["stats"][what] for s in samples) / tokens for what in ("device_ns", "hits", "upload_bytes")}
@@ -246,5 +246,5 @@ def write(folder: Path, journal: Journal, scope: cells.Scope, models: Sequence[M
 
 
 def now() -> str:
-    """Date and time of a run."""
+    """Give the date and time of a run."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

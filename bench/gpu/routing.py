@@ -1,4 +1,4 @@
-"""Which experts the tokens of a twin use: recorded where a trace of the model is at hand, else made up, and said so."""
+"""Choose the experts of a twin's tokens: from a recorded trace of the model, else artificial and marked as such."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ RECORDED = {
     "gpt-oss-20b": "gpt-oss-20b-fingerprinting/mmlu.npz",
     "deepseek-v2-lite": "deepseek-v2-lite-esft/summary.npz",
 }
-TOKENS = 4096  # of a run; more repeat from the beginning
+TOKENS = 4096  # tokens of a run; a longer run repeats them from the beginning
 SYNTHETIC = "SYNTHETIC routing (two drifting topics, see bench/gpu/routing.py)"
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing to force.
+    """Hold the routing to force.
 
     Attributes:
-        source: in words, for every output.
-        ids: ``(tokens, layers, used)``.
-        tokens: their ids ``(tokens,)``, -1 where unknown.
+        source: source of the routing in words, for every output.
+        ids: expert ids, ``(tokens, layers, used)``.
+        tokens: token ids, ``(tokens,)``; -1 if unknown.
         heat: use counts of other sequences, ``(layers, experts)``, as in a saved profile.
     """
 
@@ -38,7 +38,7 @@ class Routing:
 
 
 def routing(model: str, traces: Path | None, layers: int, experts: int, used: int) -> Routing:
-    """Recorded routing of the model's first ``layers``, or made-up routing where there is no trace."""
+    """Give recorded routing of the model's first ``layers``, or artificial routing without a trace."""
     path = traces / RECORDED[model] if traces is not None and model in RECORDED else None
     if path is not None and path.exists():
         data = replay.split([trace.read(path)], [])
@@ -52,10 +52,11 @@ def routing(model: str, traces: Path | None, layers: int, experts: int, used: in
 
 
 def synthetic(tokens: int, layers: int, experts: int, used: int, seed: int = 0) -> IdArray:
-    """Experts ``(tokens, layers, used)`` as local, skewed and predictable from layer to layer as Qwen3-30B's are.
+    """Make expert ids ``(tokens, layers, used)`` as local, skewed and predictable from layer to layer as Qwen3-30B's.
 
-    A hidden state of a slow topic and a fast token, 12 numbers each, drifts from layer to layer; every layer reads it
-    its own way and prefers some experts. The constants were found by fitting a trace of Qwen3-30B-A3B: overlap, LRU
+    A hidden state of a slow topic and a fast token, 12 numbers each, drifts from layer to layer. Every layer reads the
+    state with its own matrix and prefers some experts. The constants were found by fitting a trace of Qwen3-30B-A3B:
+    overlap, LRU
     curve, popularity and look-ahead within 3 points.
     """
     random = np.random.default_rng(seed)
@@ -79,7 +80,7 @@ def _drifting(tokens: int, width: int, kept: float, random: np.random.Generator)
 
 
 def overlap(ids: IdArray) -> float:
-    """Share of a token's experts that the token before used too."""
+    """Compute the share of a token's experts that the token before used, too."""
     same: Sequence[float] = [
         len(np.intersect1d(a, b)) / ids.shape[2]
         for layer in range(ids.shape[1])
@@ -89,11 +90,11 @@ def overlap(ids: IdArray) -> float:
 
 
 def save(found: Routing, path: Path) -> None:
-    """For the processes that run the models."""
+    """Write the routing for the processes that run the models."""
     np.savez(path, source=found.source, ids=found.ids, tokens=found.tokens, heat=found.heat)
 
 
 def load(path: Path) -> Routing:
-    """As `save` wrote it."""
+    """Read a file that `save` wrote."""
     with np.load(path) as found:
         return Routing(str(found["source"]), found["ids"], found["tokens"], found["heat"])

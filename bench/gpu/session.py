@@ -1,4 +1,4 @@
-"""Goes through the cells: opens contenders, checks that they agree, measures them in turns, stops before a deadline."""
+"""Go through the cells: open contenders, check that they agree, measure them in turns, stop before a deadline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .cells import Cell, Contender, Size
 from .journal import Journal
 
 Say = Callable[[str], None]
-SPARE = 0.5e9  # bytes of device memory that nobody plans with
+SPARE = 0.5e9  # bytes of device memory that stay free
 
 
 class Failed(Exception):
@@ -30,28 +30,28 @@ class Failed(Exception):
 
 
 class Opened(Protocol):
-    """A model that is open in a process of its own."""
+    """Describe a model that is open in its own process."""
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Have something done; raises `Failed`."""
+        """Send a request and wait for its answer; raises `Failed`."""
 
     def close(self) -> None:
         """End it."""
 
 
 class Child:
-    """A process that answers requests, see `child`.
+    """Run a process that answers requests, see `child`.
 
     Args:
-        device: the means to find its device.
-        log: file that everything it says beside its answers is added to.
-        patience_s: a request that takes longer is given up, and the process with it.
+        device: tells the process how to find its device.
+        log: file for all output of the process except its answers.
+        patience_s: longest time of a request in seconds. After it the process is killed.
     """
 
     def __init__(self, device: dict[str, Any], log: Path, patience_s: float) -> None:
-        """Start it and have it find its device; raises `Failed` where there is none."""
+        """Start the process and let it find its device; raises `Failed` without one."""
         command = [sys.executable, "-m", "bench.gpu.child"]
-        with log.open("a") as file:  # a group of its own, so that its servers end with it
+        with log.open("a") as file:  # its own process group, so that its servers end with it
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
             )
@@ -62,7 +62,7 @@ class Child:
             raise Failed(f"there is no device {device['device']}; ggml sees {self.found['devices'] or 'none'}")
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Have something done and wait for it."""
+        """Send a request and wait for its answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         alarm = threading.Timer(self._patience_s, self._kill)
         alarm.start()
@@ -84,7 +84,7 @@ class Child:
         return found
 
     def close(self) -> None:
-        """End it; a process that does not end by itself is killed."""
+        """End the process. A process that does not end by itself is killed."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()
@@ -100,7 +100,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Model:
-    """A finished twin: its file, its forced routing, its size."""
+    """Hold a finished twin: its file, its forced routing, its size."""
 
     name: str
     path: Path
@@ -111,20 +111,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings that all contenders share.
+    """Hold the settings that all contenders share.
 
     Attributes:
-        scope: the request.
-        device: how a process finds its device.
-        threads: of the CPU.
-        repetitions: of each cell.
-        warm_tokens: decoded before anything is measured.
-        folder: for logs and logits.
-        deadline: on `clock`, None for none.
-        slow: factor on planned times without a measurement.
-        room: bytes of device memory that contenders may take together; None where they need not ask.
-        apart: contenders are open one at a time, even with room for all.
-        events: decoding is repeated once more for the device's own events.
+        scope: request of the run.
+        device: tells a process how to find its device.
+        threads: number of CPU threads.
+        repetitions: repetitions of each cell.
+        warm_tokens: tokens that are decoded before the first measurement.
+        folder: folder for logs and logits.
+        deadline: deadline on `clock`; None for none.
+        slow: factor on planned times that are not measured yet.
+        room: bytes of device memory for all contenders together; None without a limit.
+        apart: True opens one contender at a time, even with room for all.
+        events: True repeats decoding once more for the device's own events.
     """
 
     scope: cells.Scope
@@ -142,10 +142,10 @@ class Setting:
 
 
 class Session:
-    """One run over all cells of a plan that are not complete yet."""
+    """Run all cells of a plan that are not complete yet."""
 
     def __init__(self, setting: Setting, journal: Journal, start: Callable[[], Opened], say: Say) -> None:
-        """``start`` gives a process that has its device and no model."""
+        """Store the settings. ``start`` gives a process with its device and without a model."""
         self._set, self._journal, self._start, self._say = setting, journal, start, say
         self._open: dict[str, Opened] = {}
         self._model = ""
@@ -154,7 +154,7 @@ class Session:
         self._apart = False  # the contenders of this cell are open one at a time
 
     def run(self, todo: Sequence[Cell], model_of: Callable[[str], Model]) -> bool:
-        """Measure; True when every cell is complete or cannot be, False when the deadline came first."""
+        """Measure all cells. True: every cell is complete or impossible. False: the deadline came first."""
         try:
             for number, cell in enumerate(todo):
                 if self._complete(cell) or self._refused(cell.model):
@@ -172,7 +172,7 @@ class Session:
     # ---- a cell ----
 
     def _cell(self, cell: Cell, model: Model) -> bool:
-        """All repetitions that are missing; False when there is no time for them."""
+        """Run the missing repetitions; False if the time is too short for them."""
         if cell.model != self._model:
             self._close_all()
             self._model = cell.model
@@ -204,7 +204,7 @@ class Session:
         return sum(dense + share * model.size.experts for share in shares) < self._set.room
 
     def _openable(self, cell: Cell, model: Model) -> list[Contender]:
-        """Contenders that are open now, or can be when their turn comes, and that agree."""
+        """List the contenders that are open or can be opened in their turn, and that agree."""
         keep = {c.name for c in cell.contenders} | {Contender(p).name for p in (cells.IN_VRAM, cells.ON_CPU)}
         for name in [name for name in self._open if name not in keep]:
             self._open.pop(name).close()
@@ -219,7 +219,7 @@ class Session:
         return able
 
     def _load(self, contender: Contender, model: Model) -> bool:
-        """Open a contender; False, and an entry in the journal, where that fails."""
+        """Open a contender. A failure gives False and an entry in the journal."""
         opened: Opened | None = None
         started = self._set.clock()
         try:
@@ -246,7 +246,7 @@ class Session:
         }  # fmt: skip
 
     def _sample(self, cell: Cell, contender: Contender, model: Model, repetition: int) -> bool:
-        """One repetition of one contender; False where it failed."""
+        """Run one repetition of one contender; False if it failed."""
         if self._journal.of("sample", cell=cell.key, contender=contender.name, repetition=repetition):
             return True
         alone = contender.fresh or self._apart
@@ -274,19 +274,19 @@ class Session:
         return True
 
     def _record(self, cell: Cell, contender: Contender) -> None:
-        """Record the device's own events once, after the repetitions that count."""
+        """Record the device's own events once, after the measured repetitions."""
         at = self._set.repetitions * cell.test.generate
         try:
             if found := self._open[contender.name].ask("events", at=at, test=asdict(cell.test)):
                 self._journal.add("events", cell=cell.key, contender=contender.name, **found)
-        except Failed as error:  # the measurements stand
+        except Failed as error:  # the measurements are complete without events
             self._say(f"  {contender.name}, what the device did: {error}")
             self._drop(contender.name)
 
     # ---- agreement ----
 
     def _small_models_agree(self, model: str) -> bool:
-        """Small models of the same architecture, once for each device and model."""
+        """Compare small models of the same architecture, once for each device and model."""
         known = self._journal.of("parity", model=model, what="small models")
         if not known:
             opened = self._start()  # no device at all is an error, not a disagreement
@@ -302,7 +302,7 @@ class Session:
         return bool(known[-1]["agreed"])
 
     def _agree(self, cell: Cell, model: Model) -> bool:
-        """Ours against plain llama.cpp on the twin itself, once for each contender."""
+        """Compare EdgeMoE with plain llama.cpp on the twin itself, once for each contender."""
         for contender in cell.contenders:
             if not contender.ours or contender.fresh or (model.name, contender.name) in self._broken:
                 continue
@@ -323,7 +323,7 @@ class Session:
     def _compare(
         self, ours: Contender, references: Sequence[Contender], model: Model
     ) -> agreement.Verdict | None:  # fmt: skip
-        """None where one of them cannot be opened."""
+        """Give None if one of them cannot be opened."""
         answers = {}
         for who in (ours, *references):
             if who.name not in self._open and not self._load(who, model):
@@ -352,7 +352,7 @@ class Session:
         return self._journal.repetitions(cell.key, names) >= self._set.repetitions if names else True
 
     def _time_for(self, cell: Cell, model: Model, repetitions: int = 1) -> bool:
-        """Whether repetitions of all contenders, and the loads they need, fit before the deadline."""
+        """Tell whether repetitions of all contenders, and the loads that they need, end before the deadline."""
         if self._set.deadline is None:
             return True
         needed = 0.0
@@ -371,7 +371,7 @@ class Session:
     def _rates(self, model: Model) -> None:
         """Measure once for each model the bandwidths for its bytes: the limits beside the measurements."""
         if self._journal.of("rates", model=model.name) or self._set.device["rpc"]:
-            return  # an RPC device does not say when it is done
+            return  # an RPC device does not report the end of its work
         opened: Opened | None = None
         try:
             opened = self._start()

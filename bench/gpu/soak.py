@@ -1,4 +1,4 @@
-"""Does it last: models loaded, asked and freed again and again, and one model under mixed load for long."""
+"""Test endurance: load, ask and free models many times, and run one model under mixed load for long."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ DECODED = 32  # tokens of a round
 
 
 class Soak:
-    """A model that gets the same question again and again, and its first answer.
+    """Ask a model the same question many times, and compare with its first answer.
 
     Args:
-        path: the model.
-        device: ggml name.
-        keywords: of `Llama`.
+        path: file of the model.
+        device: ggml name of the device.
+        keywords: keywords of `Llama`.
         share: percent of the expert bytes on the device.
     """
 
     def __init__(self, path: Path, device: str, keywords: dict[str, Any], share: float) -> None:
-        """Nothing is open yet."""
+        """Begin without a model."""
         self._path, self._device, self._keywords, self._share = path, device, keywords, share
         self._llm: Llama | None = None
         self._first: tuple[list[int], agreement.Logits] | None = None
         self._round = 0
 
     def cycle(self) -> dict[str, Any]:
-        """Load, answer, free."""
+        """Load the model, answer, and free it."""
         started = time.monotonic()
         llm = self._open()
         got = agreement.answer(llm)

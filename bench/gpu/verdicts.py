@@ -14,46 +14,46 @@ from .journal import Entry, Journal
 
 PASS, MISS, OPEN = "PASS", "MISS", "not measured"
 MIB = 2**20
-LEAST = 5  # repetitions: fewer are no median
+LEAST = 5  # fewest repetitions that give a median
 ALL_HOT = 0.97
 DECODE = {12.5: 1.3, 25.0: 1.5, 50.0: 1.5}
 PREFILL = 1.0
 EXPLAINED = 0.97
 VRAM_OFF = 0.02
-GROWTH = 0.02  # of the first half's largest: the growth of memory allowed in the second half of a soak
+GROWTH = 0.02  # allowed growth of memory in the second half of a soak, as a share of the first half's largest
 
 
 @dataclass(frozen=True)
 class Line:
-    """A bar and its verdict."""
+    """Hold a bar and its verdict."""
 
     result: str
     bar: str
     figure: str
 
     def __str__(self) -> str:
-        """As it is printed."""
+        """Give the text that is printed."""
         return f"{self.result:12} {self.bar}: {self.figure}"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Speed of one contender over another, repetition by repetition."""
+    """Compare the speed of two contenders, repetition by repetition."""
 
     values: tuple[float, ...]
 
     @property
     def middle(self) -> float:
-        """Median."""
+        """Give the median."""
         return median(self.values)
 
     def __str__(self) -> str:
-        """Median and range."""
+        """Write the median and the range."""
         return f"{self.middle:.3f} ({min(self.values):.3f} .. {max(self.values):.3f}, n = {len(self.values)})"
 
 
 def lines(journal: Journal, scope: cells.Scope) -> list[Line]:
-    """Every bar of every model, in the order of the plan."""
+    """Judge every bar of every model, in the order of the plan."""
     found = []
     for model in scope.models:
         refused = [e for e in journal.of("parity", model=model) if not e["agreed"]]
@@ -67,7 +67,7 @@ def lines(journal: Journal, scope: cells.Scope) -> list[Line]:
 
 
 def ratio(journal: Journal, cell: Cell, ours: Contender, other: Contender) -> Ratio | None:
-    """Speed of ``ours`` over ``other`` in a cell, None below `LEAST` repetitions."""
+    """Compute the speed ratio of ``ours`` to ``other`` in a cell; None below `LEAST` repetitions."""
     a, b = (
         {e["repetition"]: e["ns"][0] for e in journal.of("sample", cell=cell.key, contender=c.name)}
         for c in (ours, other)
@@ -109,7 +109,7 @@ def _judged(
 
 
 def judged(found: Ratio | None, bar: float, text: str) -> Line:
-    """PASS where the median reaches the bar."""
+    """Judge a ratio: PASS if the median reaches the bar."""
     if found is None:
         return Line(OPEN, text, "-")
     return Line(PASS if found.middle >= bar else MISS, text, str(found))
@@ -172,7 +172,7 @@ def _soak(journal: Journal, model: str) -> Iterator[Line]:
 
 
 def soaked(done: Sequence[Entry], text: str) -> Line:
-    """Flat memory, in the longest of the processes that took turns, and no wrong token in any."""
+    """Judge the soak: flat memory in the longest of the processes, and no wrong token in any process."""
     wrong = sum(not e["same"] for e in done)
     runs = [[e for e in done if e["run"] == run] for run in dict.fromkeys(e["run"] for e in done)]
     longest = max(runs, key=len)
@@ -191,7 +191,7 @@ def soaked(done: Sequence[Entry], text: str) -> Line:
 
 
 def parts_ms(samples: Sequence[Entry]) -> dict[str, float]:
-    """Milliseconds of a token by part, means over all repetitions; each is counted apart, in the core or around it."""
+    """Compute the mean milliseconds of a token by part. Each part is measured separately, in the core or around it."""
     total: dict[str, float] = {}
     tokens = 0
     for sample in samples:
@@ -212,6 +212,6 @@ def parts_ms(samples: Sequence[Entry]) -> dict[str, float]:
 
 
 def token_ms(samples: Sequence[Entry]) -> float:
-    """Mean milliseconds of a token by the clock."""
+    """Compute the mean milliseconds of a token by wall clock."""
     times = [ns for sample in samples for ns in sample["between_ns"]]
     return float(sum(times)) / max(len(times), 1) / 1e6

@@ -1,1 +1,1 @@
-"""One answer as commands and chat see it: its request, its pieces, its record and its receipt."""
+"""One answer for commands and chat: its request, its pieces, its record and its receipt."""

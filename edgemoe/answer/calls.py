@@ -1,4 +1,4 @@
-"""What a chunk of an answer holds, and tool calls: in words, as JSON, as OpenAI writes them. Pure."""
+"""Read the chunks of an answer, and write tool calls: in words, as JSON, in OpenAI's form. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _VALUE_WIDTH = 200  # characters of one argument that are shown
 
 
 class Delta(NamedTuple):
-    """What one chunk adds to an answer; false when it adds nothing."""
+    """Hold the additions of one chunk to an answer. It is false if the chunk adds nothing."""
 
     thought: str = ""
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether there is anything in it."""
+        """Tell whether the chunk adds anything."""
         return bool(self.thought or self.text or self.calls)
 
     @classmethod
@@ -32,7 +32,7 @@ class Delta(NamedTuple):
 
 
 def of_openai(calls: object) -> tuple[ToolCall, ...]:
-    """Read a list of ``tool_calls``; entries that are no calls are passed over."""
+    """Read a list of ``tool_calls``. Entries that are no calls are skipped."""
     found = []
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None
@@ -44,7 +44,7 @@ def of_openai(calls: object) -> tuple[ToolCall, ...]:
 
 
 def to_openai(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
-    """``tool_calls`` of an OpenAI message."""
+    """Write calls as ``tool_calls`` of an OpenAI message."""
     return [
         {"id": f"call_{number}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for number, call in enumerate(calls)
@@ -52,16 +52,16 @@ def to_openai(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
 
 
 def to_json(calls: Iterable[ToolCall]) -> str:
-    """One JSON object a line; empty without calls."""
+    """Write calls as JSON, one object per line; empty without calls."""
     lines = ({"name": call.name, "arguments": call.arguments} for call in calls)
     return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
 
 
 def of_json(text: str) -> tuple[ToolCall, ...]:
-    """Read what :func:`to_json` wrote.
+    """Read the text of :func:`to_json`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text has another form.
     """
     calls = []
     for line in text.split("\n"):
@@ -74,7 +74,7 @@ def of_json(text: str) -> tuple[ToolCall, ...]:
 
 
 def in_words(call: ToolCall) -> str:
-    """For example ``called get_weather · city: Oslo``; never more than one line."""
+    """Describe a call in one line, for example ``called get_weather · city: Oslo``."""
     try:
         arguments = json.loads(call.arguments or "{}")
     except ValueError:
@@ -87,7 +87,7 @@ def in_words(call: ToolCall) -> str:
 
 
 def as_text(answer: Answer) -> str:
-    """The answer as it is copied: its text, or its calls in words where it only called tools."""
+    """Write an answer as text for the clipboard. An answer without text gives its calls in words."""
     return answer.text or "\n".join(in_words(call) for call in answer.calls)
 
 

@@ -1,4 +1,4 @@
-"""How much a model shall think: the words for it, and whether a model knows them. Pure."""
+"""Levels of thinking: their names, and checks of a level against a model. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from ..types import Thinking
 
 LEVELS = ("on", "off", "low", "medium", "high")
-DEFAULT = "default"  # what the template does when nothing is said
-SHOW, HIDE = "show", "hide"  # of /think: the thinking on the screen
+DEFAULT = "default"  # the template's own level
+SHOW, HIDE = "show", "hide"  # words after /think that show or hide thinking on the screen
 
 
 def refusal(level: str, thinking: Thinking) -> str:
-    """Why a model cannot think as ``level`` says, in one sentence; empty when it can."""
+    """Give the reason why a model cannot think at ``level``, in one sentence; empty if it can."""
     if level in thinking.levels:
         return ""
     if not thinking.levels:
@@ -23,7 +23,7 @@ def refusal(level: str, thinking: Thinking) -> str:
 
 
 def complaint(word: str, thinking: Thinking) -> str:
-    """What is wrong with ``word`` behind /think; empty when it can be obeyed."""
+    """Give the error of ``word`` after /think, in one sentence; empty if the word is valid."""
     if thinking.levels and word == DEFAULT:
         return ""
     if word not in (*LEVELS, DEFAULT):
@@ -32,7 +32,7 @@ def complaint(word: str, thinking: Thinking) -> str:
 
 
 def in_words(level: str, thinking: Thinking) -> str:
-    """The level in force and those there are."""
+    """Describe the current level and the levels of the model."""
     if not thinking.levels:
         return refusal(level, thinking)
     return f"thinking: {level or DEFAULT} (/think {', '.join((*thinking.levels, DEFAULT))})"

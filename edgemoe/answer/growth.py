@@ -1,4 +1,4 @@
-"""An answer on its way from the engine's thread to the screen: pieces go in, thought, answer and calls come out."""
+"""Hand an answer from the engine's thread to the screen: pieces go in; thought, answer and calls come out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from .record import Answer, ToolCall
 
 
 class Growth(NamedTuple):
-    """The ``answer`` by now, of ``tokens`` pieces, the first after ``first_s``, the last after ``elapsed_s``.
+    """Hold the state of an answer that is still growing.
 
-    ``thinking`` tells whether the last piece belonged to the thinking.
+    Attributes:
+        answer: the answer so far.
+        thinking: True if the last piece belonged to the thinking.
+        tokens: number of pieces so far.
+        first_s: seconds from the request to the first piece.
+        elapsed_s: seconds from the request to the last piece.
     """
 
     answer: Answer
@@ -23,14 +28,14 @@ class Growth(NamedTuple):
 
 
 class Growing:
-    """One answer under way.
+    """Collect the pieces of one answer.
 
-    Ordering: the engine's thread adds, the screen's takes. ``add`` is True once for everything that was added since
-    the last ``take``, so the writer says "there is something" as often as the reader reads, and not for each token.
+    Ordering: the engine's thread calls ``add``, and the screen's thread calls ``take``. After each ``take``, only the
+    first ``add`` returns True. The writer therefore notifies the reader once per reading and not for each token.
     """
 
     def __init__(self, number: int) -> None:
-        """Nothing has come for answer ``number`` yet."""
+        """Begin answer ``number`` without pieces."""
         self.number = number
         self._lock = threading.Lock()
         self._thoughts: list[str] = []
@@ -38,12 +43,12 @@ class Growing:
         self._answer = Answer()
         self._calls: tuple[ToolCall, ...] = ()
         self._tokens, self._first_s, self._elapsed_s = 0, 0.0, 0.0
-        self._thought_s: float | None = None  # of the thinking that has ended
+        self._thought_s: float | None = None  # seconds of the thinking that has ended
         self._thinking_since: float | None = None  # None while the model does not think
-        self._told = False
+        self._notified = False
 
     def add(self, delta: Delta, elapsed_s: float) -> bool:
-        """Append ``delta``; True when the reader has to be told."""
+        """Append ``delta``. The result is True if the reader must be notified."""
         with self._lock:
             if delta.thought:
                 self._thoughts.append(delta.thought)
@@ -56,8 +61,8 @@ class Growing:
                 self._thinking_since = None
             self._first_s = self._first_s if self._tokens else elapsed_s
             self._tokens, self._elapsed_s = self._tokens + 1, elapsed_s
-            told, self._told = self._told, True
-        return not told
+            notified, self._notified = self._notified, True
+        return not notified
 
     def _thought_for(self, now_s: float) -> float | None:
         if self._thinking_since is None:
@@ -65,9 +70,9 @@ class Growing:
         return (self._thought_s or 0.0) + now_s - self._thinking_since
 
     def take(self) -> Growth:
-        """All there is."""
+        """Take the answer so far."""
         with self._lock:
-            self._told = False
+            self._notified = False
             before = self._answer
             self._answer = Answer(
                 before.text + "".join(self._texts),

@@ -1,4 +1,4 @@
-"""What one answer cost: the figures behind a receipt line. Pure."""
+"""Figures of one answer's speed and costs, and the receipt line. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..text.display import count, percent, rate, seconds, size
 from ..types import ExpertStats
 from .record import Answer
 
-SLOW_FIRST_TOKEN_S = 5.0  # people look away
-LONG_PROMPT = 256  # tokens; of a shorter one nobody asks how much was reused
-SLOW_SHARE = 0.4  # of the expert time or of the pairs: below that another cause matters more
+SLOW_FIRST_TOKEN_S = 5.0  # after this time people look away
+LONG_PROMPT = 256  # fewest tokens of a prompt for which the reused tokens are shown
+SLOW_SHARE = 0.4  # share of the expert time or of the pairs; below it another cause matters more
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Figures of one answer.
+    """Hold the figures of one answer.
 
     Attributes:
         prompt_tokens: prompt tokens computed for this answer.
@@ -25,16 +25,16 @@ class Receipt:
         answer_tokens: tokens generated.
         prompt_rate: prompt tokens per second.
         answer_rate: generated tokens per second.
-        first_token_s: seconds from the question to the first text, as measured by the asker.
+        first_token_s: seconds from the question to the first text, as the caller measured them.
         pairs: (token, expert) pairs of this answer, hits and misses; 0 for a dense model.
-        hit_rate: share of them computed on the device.
+        hit_rate: share of the pairs that the device computed.
         upload_bytes: bytes of experts moved to the device.
         moe_ms: milliseconds in expert layers.
         device_ms: milliseconds until the hot pairs' results.
         cpu_ms: milliseconds computing cold pairs.
         join_ms: milliseconds the CPU waited for the device.
         device: name of the device, empty when unknown.
-        on_device: the device computes all but the cold experts, and the CPU waits for it as for any GPU.
+        on_device: True if the device runs llama.cpp's whole graph. The CPU then waits for it as for any GPU.
     """
 
     prompt_tokens: int = 0
@@ -57,7 +57,7 @@ class Receipt:
     def of(cls, completion: Mapping[str, Any], first_token_s: float | None = None) -> Receipt:
         """Read ``timings`` and ``edgemoe`` of a completion or of the last chunk of a stream.
 
-        Either may be missing: its figures are then 0. Without ``first_token_s`` it is the prompt time.
+        If one of them is missing, its figures are 0. If ``first_token_s`` is None, the prompt time takes its place.
         """
         timings: Mapping[str, Any] = completion.get("timings") or {}
         experts: Mapping[str, Any] = completion.get("edgemoe") or {}
@@ -82,11 +82,11 @@ class Receipt:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of the context in use after this answer."""
+        """Count the tokens of the context in use after this answer."""
         return self.prompt_tokens + self.cached_tokens + self.answer_tokens
 
     def parts(self) -> list[str]:
-        """The figures in words, most important first; a dense model has no expert figures."""
+        """Give the figures in words, the most important first. A dense model has no figures of experts."""
         parts = [rate(self.answer_rate), f"first token {seconds(self.first_token_s)}"]
         asked = self.prompt_tokens + self.cached_tokens
         if self.cached_tokens and asked >= LONG_PROMPT:
@@ -99,11 +99,11 @@ class Receipt:
         return parts
 
     def line(self) -> str:
-        """The receipt under an answer, for example ``38.2 tok/s · first token 412 ms · hit rate 83 %``."""
+        """Write the receipt under an answer, for example ``38.2 tok/s · first token 412 ms · hit rate 83 %``."""
         return " · ".join(self.parts())
 
     def remark(self) -> str:
-        """One sentence on what made the answer slow, the weightiest cause only; empty when nothing did."""
+        """Name the main cause of a slow answer in one sentence; empty if the answer was not slow."""
         if self.first_token_s > SLOW_FIRST_TOKEN_S and self.prompt_tokens:
             return f"The first token had to wait for {count(self.prompt_tokens)} prompt tokens."
         if self.device in ("", "none") or not self.pairs:
@@ -115,7 +115,7 @@ class Receipt:
         return ""
 
     def statistics(self) -> str:
-        """The line that ``edgemoe run`` prints on stderr: the receipt, with token counts."""
+        """Write the line of ``edgemoe run`` on stderr: the receipt with token counts."""
         counts = f"{self.answer_tokens} tokens at {self.parts()[0]}"
         prompt = f"prompt {self.prompt_tokens} tokens at {rate(self.prompt_rate)}"
         if self.cached_tokens:
@@ -124,7 +124,7 @@ class Receipt:
 
 
 def breaking_off(reason: str, answer: Answer) -> str:
-    """How an answer ended before its end: ``cut at the token limit while it was still thinking``; empty at its end."""
+    """Describe how an answer was cut: ``cut at the token limit while it was still thinking``; empty if complete."""
     said = {"stopped": "stopped", "length": "cut at the token limit", "full": "cut at the end of the context"}.get(
         reason, ""
     )
@@ -133,14 +133,14 @@ def breaking_off(reason: str, answer: Answer) -> str:
 
 
 def what_cut(reason: str, receipt: Receipt, limit: int | None) -> str:
-    """``reason``, with ``full`` for ``length`` where the context ended and not the ``limit`` of tokens."""
+    """Refine the reason of an end: ``length`` becomes ``full`` if the context ended before ``limit`` tokens."""
     if reason == "length" and (limit is None or 0 < receipt.answer_tokens < limit):
         return "full"
     return reason
 
 
 def counters(stats: ExpertStats) -> list[str]:
-    """All counters since the model was loaded, a line for each subject."""
+    """Write all counters since the model was loaded, one line per subject."""
     spent = {
         "expert layers": stats.moe_ns,
         "device": stats.device_ns,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool that a model called: the ``name``, and the ``arguments`` as JSON text."""
+    """Hold a model's call of a tool: the ``name``, and the ``arguments`` as JSON text."""
 
     name: str
     arguments: str = ""
@@ -15,13 +15,13 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, complete or under way. It is true when the model gave anything at all.
+    """Hold an answer, complete or growing. It is true if the model gave any text, thinking or call.
 
     Attributes:
-        text: the answer itself, without the thinking.
-        thought: what the model thought before it answered.
-        thought_s: seconds that it thought, None when it did not or when that is not known.
-        calls: tools that it called.
+        text: text of the answer, without the thinking.
+        thought: thinking before the answer.
+        thought_s: seconds of the thinking; None without thinking or if the time is unknown.
+        calls: calls of tools.
     """
 
     text: str = ""
@@ -30,11 +30,11 @@ class Answer:
     calls: tuple[ToolCall, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether there is text, thinking or a call."""
+        """Tell whether there is text, thinking or a call."""
         return bool(self.text or self.thought or self.calls)
 
     def followed_by(self, more: Answer) -> Answer:
-        """This answer with ``more`` of it, which the model gave when it was asked to go on."""
+        """Append ``more``, the continuation of this answer."""
         thought = "\n\n".join(part for part in (self.thought, more.thought) if part)
         known = [part for part in (self.thought_s, more.thought_s) if part is not None]
         return Answer(self.text + more.text, thought, sum(known) if known else None, self.calls + more.calls)

@@ -1,4 +1,4 @@
-"""What ``/set`` understands: the sampling settings, their kinds and their bounds. Pure."""
+"""The sampling settings of ``/set``, their kinds and their bounds. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from ..types import Thinking
 
 Value = float | int
-MAX_TOKENS = 1024  # of a model that does not think: a small one can repeat itself for ever
+MAX_TOKENS = 1024  # default for a model without thinking: a small model can repeat itself forever
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A keyword of ``create_chat_completion``; whole numbers where ``whole``, within ``low`` and ``high``."""
+    """Describe a keyword of ``create_chat_completion``: its range, and whether it is a whole number."""
 
     name: str
     low: float
@@ -36,10 +36,10 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def change(now: Mapping[str, Value], text: str) -> dict[str, Value]:
-    """``now`` with ``text`` (``NAME VALUE``, or ``NAME default``) applied.
+    """Apply ``text`` (``NAME VALUE``, or ``NAME default``) to the settings ``now``.
 
     Raises:
-        ValueError: there is no such setting, or the value is not one of it.
+        ValueError: there is no such setting, or its value is out of range.
     """
     name, _, value = text.replace("=", " ").strip().partition(" ")
     setting, value = _BY_NAME.get(name.lower()), value.strip()
@@ -58,9 +58,9 @@ def change(now: Mapping[str, Value], text: str) -> dict[str, Value]:
 
 
 def limit(now: Mapping[str, Value], thinking: Thinking) -> int | None:
-    """The most tokens of an answer, None for the rest of the context.
+    """Give the most tokens of an answer; None for the rest of the context.
 
-    Without a setting only a model that does not think has a limit: nobody knows how long a thought will be.
+    Without a setting, only a model without thinking has a limit, because the length of thinking is unknown.
     """
     if (given := now.get("max_tokens")) is not None:
         return int(given)
@@ -68,13 +68,13 @@ def limit(now: Mapping[str, Value], thinking: Thinking) -> int | None:
 
 
 def keywords(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> dict[str, Any]:
-    """``now`` as keywords of ``create_chat_completion``, with the limit, and with ``think`` where it is chosen."""
+    """Turn the settings ``now`` into keywords of ``create_chat_completion``, with the limit and the level ``think``."""
     effort = {"reasoning_effort": think} if think else {}
     return {**now, "max_tokens": limit(now, thinking), **effort}
 
 
 def listing(now: Mapping[str, Value], thinking: Thinking, think: str = "") -> str:
-    """Every setting on a line, with the values in force."""
+    """List every setting with its current value, one per line."""
     most = limit({}, thinking)
     usual = {"max_tokens": "default: the rest of the context" if most is None else f"default: {most}"}
     lines = [f"{setting.name:<16}{now.get(setting.name, usual.get(setting.name, 'default'))}" for setting in SETTINGS]

@@ -1,4 +1,4 @@
-"""An answer of ``edgemoe run``: the text on stdout, what the model thinks and the rest on stderr. No terminal code."""
+"""Write an answer of ``edgemoe run``: the text on stdout, thinking and figures on stderr. No terminal code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _HELP = {"length": "a larger --max-tokens allows more", "full": "a larger --ctx 
 
 
 class Written:
-    """Writes one answer as it comes. A terminal obeys control characters, a file keeps them."""
+    """Write one answer while it grows. Control characters are removed for a terminal and kept for a file."""
 
     def __init__(self, limit: int | None) -> None:
-        """Nothing is written yet; the answer has at most ``limit`` tokens, None for the rest of the context."""
+        """Begin an answer of at most ``limit`` tokens; None means the rest of the context."""
         self._limit = limit
         self._growing, self._began = Growing(0), time.perf_counter()
         self._last: Mapping[str, Any] = {}
@@ -41,7 +41,7 @@ class Written:
             print(self._shown(delta.text), end="", flush=True)
 
     def end(self, interrupted: bool) -> None:
-        """The answer is complete, or ``interrupted``: write the calls, what cut it, and the figures."""
+        """Finish a complete or ``interrupted`` answer: write the calls, the reason of a cut, and the figures."""
         self._end_thinking()
         answer, receipt = self._growing.take().answer, Receipt.of(self._last)
         if answer.text:

@@ -1,4 +1,4 @@
-"""``edgemoe list``: the models of the catalogue, and which of them are on this machine."""
+"""``edgemoe list``: list the models of the catalogue, and mark the models on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _list(parsed: argparse.Namespace) -> int:
     from ..models import catalog
 
     catalogue = catalog.load()
-    if parsed.names and not parsed.downloaded:  # a shell waits for this: no look at the disk
+    if parsed.names and not parsed.downloaded:  # a shell waits for these names, so the disk is not read
         return _print_lines(name for model in _chosen(catalogue, parsed.filter) for name in (model.id, *model.aliases))
     others = _others(catalogue, parsed.filter)
     facts = [_facts(model) for model in _chosen(catalogue, parsed.filter, bool(others))]
@@ -43,13 +43,13 @@ def _list(parsed: argparse.Namespace) -> int:
         record = {"schema": "edgemoe.list.v1", "models": facts, "others": others}
         return _print_lines([json.dumps(record, ensure_ascii=False)])
     if not facts and not others:
-        talk("nothing of it is on this machine yet; edgemoe pull NAME downloads a model")
+        talk("no such model is on this machine yet; edgemoe pull NAME downloads a model")
         return 0
     return _print_lines([_text(facts, others)])
 
 
 def _others(catalogue: Catalogue, part: str) -> list[dict[str, Any]]:
-    """Downloaded models that the catalogue does not have, those with ``part`` in their name."""
+    """List the downloaded models with ``part`` in their name that the catalogue does not have."""
     from ..models.find import downloaded
     from ..models.hub.cache import models
 
@@ -65,10 +65,10 @@ def _print_lines(lines: Iterable[str]) -> int:
 
 
 def _chosen(catalogue: Catalogue, part: str, none_will_do: bool = False) -> Sequence[Model]:
-    """Models with ``part`` in a name, the family or a tag.
+    """Choose the models with ``part`` in a name, the family or a tag.
 
     Raises:
-        ModelNotFound: there is none and that will not do, with the nearest names as its hint.
+        ModelNotFound: no model matches, and ``none_will_do`` is False. The hint gives the nearest names.
     """
     if not part:
         return catalogue.models

@@ -1,4 +1,4 @@
-"""``edgemoe chat``: the chat full-screen, line by line or in a browser. The commands load terminal code here only."""
+"""``edgemoe chat``: chat on the full screen, line by line, or in a browser. Only this command loads terminal code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def chat_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    """Open the chat that ``edgemoe chat`` asks for; offer the demo model where none is given."""
+    """Open the chat of ``edgemoe chat``. Without a model, offer the demo model."""
     if not can_chat(parsed):
         raise ConfigError("the chat needs a terminal", "edgemoe run MODEL PROMPT answers without one, --plain too")
-    if parsed.model is None and _is_plain(parsed):  # the other chat shows the models there are
+    if parsed.model is None and _is_plain(parsed):  # the full-screen chat shows a list of models instead
         question = "No model is given. Build a small demo model (some seconds) and chat with it?"
         if not (_on_terminal() and _agrees(question)):
             hint = "edgemoe demo is a small one to try, edgemoe list shows what can be pulled"
@@ -51,7 +51,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
     recent = Recent(home("data") / "recent.json")
 
-    if parsed.cache is None:  # --resume goes on where a conversation was left
+    if parsed.cache is None:  # the cache on disk lets --resume continue without computing the conversation again
         parsed.cache = str(home("cache") / "prompts")
     presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
     keys = load_keys(home("config") / "keys.toml")
@@ -93,7 +93,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _placed_as(parsed: argparse.Namespace, card: ModelCard | None) -> list[str]:
-    """Options of ``edgemoe fit`` for another model in the place of the open one, which leaves its memory then."""
+    """Give the options of ``edgemoe fit`` for a model that replaces the open one and gets its memory."""
     given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "ctx", "threads")}
     if card is not None and card.free_before is not None:
         given["device-free"], given["ram-free"] = card.free_before

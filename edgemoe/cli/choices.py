@@ -1,4 +1,4 @@
-"""The models that a chat offers: files opened before, what was downloaded, the demo, what could be downloaded."""
+"""List the models that a chat offers: recent files, downloaded models, the demo, and models to download."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def offered(known: Sequence[Path]) -> list[ModelChoice]:
-    """All of them; ``known`` files come first. Looks at the disk, never at the network."""
+    """List all models that a chat offers, ``known`` files first. The disk is read, the network is not used."""
     from ..text.display import size
     from ..tui.records import ModelChoice
 
@@ -27,13 +27,13 @@ def offered(known: Sequence[Path]) -> list[ModelChoice]:
 
 
 def _warning(path: Path) -> str:
-    """Say of a file that is no model what it is."""
+    """Name the kind of a file that is no GGUF; empty for a GGUF file."""
     what = foreign(path)
     return f"not a GGUF file: this is {what}; " if what else ""
 
 
 def _downloaded() -> list[tuple[Path, ModelChoice]]:
-    """Of the catalogue first, under the names they have there."""
+    """List the downloaded models: first the catalogue's, under the catalogue's names, then the others."""
     from ..models.catalog import load
     from ..models.find import downloaded
     from ..models.hub.cache import models
@@ -54,7 +54,10 @@ def _downloaded() -> list[tuple[Path, ModelChoice]]:
 
 
 def _to_download(here: set[str]) -> list[ModelChoice]:
-    """Models of the catalogue that are not on this disk, in the quantisation for this machine, those that fit first."""
+    """List the catalogue's models that are not on this disk, each in the best quantisation for this machine.
+
+    Models that fit into free memory come first.
+    """
     from .. import limits
     from ..models.catalog import load
     from ..text.display import size

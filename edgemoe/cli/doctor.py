@@ -1,4 +1,4 @@
-"""``edgemoe doctor``: what is installed, whether it fits together, how fast this machine is, what to do."""
+"""``edgemoe doctor``: check the installed packages, measure this machine, and suggest actions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 SCHEMA = "edgemoe.doctor.v1"
 _MARKS = {"ok": "ok", "note": "note", "bad": "PROBLEM"}
-# Below these a machine is usable, but its owner should know why it is slow.
+# Below these rates a machine is usable but slow, and its owner should know the reason.
 SLOW_RAM, SLOW_DISK = 10e9, 500e6
-# A GPU link of PCIe 3 x8.
+# Rate of a PCIe 3 x8 link.
 SLOW_UPLOAD = 6e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ``state`` is ok, note or bad; ``action`` says what to do, empty when nothing."""
+    """Describe the result of one check.
+
+    Attributes:
+        name: subject of the check.
+        value: result of the check.
+        state: ``ok``, ``note`` or ``bad``.
+        action: advice for the user, or empty.
+    """
 
     name: str
     value: str
@@ -101,7 +108,9 @@ def _device_findings(found: list[str], asked: str) -> list[Finding]:
     if found:
         findings.append(Finding("devices", ", ".join(found)))
     elif asked not in ("auto", "none", "sim"):
-        findings.append(Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices there are"))
+        findings.append(
+            Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices of this machine")
+        )
     else:
         action = advice() or "edgemoe setup says which graphics cards it finds, and what each lacks"
         findings.append(Finding("devices", "no GPU that llama.cpp sees: experts stay on the CPU", "note", action))
@@ -122,7 +131,7 @@ def _measure(
     notes: list[str] = []
     bare = hardware.machine(device, 1)
     count = threads or bare.cores
-    hardware.load(device, count, notes)  # a damaged file is set aside before its place is taken
+    hardware.load(device, count, notes)  # this renames a damaged file before the new measurement replaces it
     for note in notes:
         talk(f"note: {note}")
     started = time.perf_counter()

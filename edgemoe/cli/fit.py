@@ -1,4 +1,4 @@
-"""``edgemoe fit``: before a model is loaded, where it would go on this machine and how fast it would be."""
+"""``edgemoe fit``: plan the placement of a model on this machine and forecast its speed, before it is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "edgemoe.fit.v1"
 DOES_NOT_FIT = 4
 CONTEXT = 4096
-# Speeds in words: reading speed is about 7 tokens per second.
+# Limits for a speed in words. Reading speed is about 7 tokens per second.
 COMFORTABLE, READABLE = 20.0, 6.0
 
 
@@ -52,7 +52,7 @@ def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     from ..models.gguf import check_weights
 
     if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
-        raise ConfigError("--ctx and --threads are 1 at least")
+        raise ConfigError("--ctx and --threads must be at least 1")
     budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
     file = _header(parsed.model, find)
@@ -72,7 +72,7 @@ def _bytes(text: str | None) -> int | None:
 
 
 def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
-    """The header of a file, or of a model of the hub that is not downloaded."""
+    """Read the header of a file, or of a model of the hub that is not downloaded."""
     from ..errors import ModelNotFound
     from ..models import gguf, remote_header
     from .pull import download_of
@@ -81,7 +81,7 @@ def _header(name: str, find: Callable[[str], Path]) -> GgufFile:
         return gguf.check(find(name))
     except ModelNotFound:
         if name.lower().endswith(".gguf") or name.count("/") > 1 or name.startswith((".", "~", "/")):
-            raise  # a file was meant
+            raise  # the user meant a file
     plan = download_of(name)
     talk(plan.choice or f"{plan.repo} is not on this disk: its header is read on the hub")
     return remote_header.header_of(plan)
@@ -95,7 +95,7 @@ def _device(asked: str, rpc: str | None) -> str:
         return next(iter(remote or devices()), "") if asked == "auto" else ""
     host.core()
     if not host.device_memory(asked)[1]:
-        raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices there are")
+        raise ConfigError(f"there is no device {asked}", "edgemoe doctor lists the devices of this machine")
     return asked
 
 
@@ -108,16 +108,16 @@ def assess(
     quick: bool = False,
     free: tuple[int | None, int | None] = (None, None),
 ) -> dict[str, Any]:
-    """Placement of a model and the speed it can reach, as a record for programs.
+    """Plan the placement of a model and forecast its speed, as a record for programs.
 
     Args:
-        file: its header.
-        device: ggml name, empty for none.
+        file: header of the model.
+        device: ggml name of the device, or empty for none.
         budget: device memory for experts.
-        context: tokens.
-        threads: of the CPU; all physical cores when None.
-        quick: use what was measured before and nothing else.
-        free: bytes of device memory and of RAM to plan with; None for what is free now.
+        context: context in tokens.
+        threads: number of CPU threads. None: all physical cores.
+        quick: True uses only earlier measurements.
+        free: bytes of device memory and of RAM to plan with. None: the bytes that are free now.
     """
     from ..machine import hardware
     from ..planning import model_needs
@@ -136,7 +136,7 @@ def assess(
     placed = place(machine, model, context, budget)
     if placed.ram_short_bytes and machine.disk_rate is None and not quick:
         machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
-        placed = place(machine, model, context, budget)  # the same, and it knows what the disk costs
+        placed = place(machine, model, context, budget)  # the same placement, with the cost of the disk
     heat = _heat(file, model)
     expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
     return {
@@ -152,7 +152,7 @@ def assess(
 
 
 def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
-    """What `edgemoe doctor` measured."""
+    """Read the rates that `edgemoe doctor` measured."""
     from ..machine import hardware
 
     notes: list[str] = []
@@ -160,14 +160,14 @@ def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
     for note in notes:
         talk(f"note: {note}")
     if quick and known is None:
-        talk("note: nothing was measured yet: run edgemoe doctor, or leave --quick away")
+        talk("note: no measurement yet: run edgemoe doctor, or leave out --quick")
     return known.rates if known else {}
 
 
 def _forecast(
     file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Placement, hits: float, quick: bool
 ) -> SpeedForecast:  # fmt: skip
-    """From a run of a few layers; where that is not wanted or not possible, from rates."""
+    """Forecast the speed from a run of a few layers. If ``quick`` or if no run is possible, use rates instead."""
     from ..engine.bandwidth import COMMON, weights_of
     from ..machine import hardware, trial_run
     from ..planning.forecast import forecast, from_runs
@@ -188,7 +188,7 @@ def _forecast(
 
 
 def _heat(file: GgufFile, model: ModelNeeds) -> Any:
-    """What earlier runs learnt of the routing, None when there is nothing."""
+    """Read the use of each expert in earlier runs; None without a history."""
     from ..models import gguf
     from ..routing import history
 
@@ -219,7 +219,7 @@ def _model(file: GgufFile, model: ModelNeeds, context: int) -> dict[str, Any]:
 
 
 def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Placement) -> str:
-    """The command of llama.cpp that comes nearest: whole layers, the last ones on the device, in as much memory."""
+    """Write llama.cpp's command with equal device memory: the experts of the last layers are on the device."""
     from ..models.gguf import EXPERTS
 
     command = ["llama-server", "-m", file.path.name, "-c", str(placed.context), "-t", str(machine.threads)]
@@ -239,7 +239,7 @@ def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Placement) ->
 
 
 def verdict(machine: MachineRates, model: ModelNeeds, placed: Placement, expected: SpeedForecast) -> str:
-    """The plan in words."""
+    """Describe the placement in words."""
     if not placed.fits:
         return placed.reason
     where = "everything in RAM, computed by the CPU"
@@ -263,7 +263,7 @@ def verdict(machine: MachineRates, model: ModelNeeds, placed: Placement, expecte
 
 
 def in_short(content: dict[str, Any]) -> str:
-    """The record in one line, for a list of models."""
+    """Write the record in one line, for a list of models."""
     if not content["plan"]["fits"]:
         return f"does not fit: {content['plan']['reason']}"
     slots, experts = content["plan"]["slots"], content["model"]["expert_layers"] * content["model"]["experts"]
@@ -275,7 +275,7 @@ def in_short(content: dict[str, Any]) -> str:
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """The record for people."""
+    """Write the record for people."""
     from ..text.display import size
 
     model, placed, machine = content["model"], content["plan"], content["machine"]
@@ -319,7 +319,7 @@ def as_text(content: dict[str, Any]) -> str:
 
 def _speed(rate: float | None, band: float | None) -> str:
     if rate is None:
-        return "not known: what it depends on was not measured"
+        return "not known: its rates were not measured"
     if band is None:
         return f"at most {rate:.3g} tokens/s"
     return f"{rate:.3g} tokens/s (+-{band:.0%})"

@@ -1,7 +1,7 @@
-"""The command line: parses, prints, sets exit codes. What it starts is imported when it is started.
+"""The command line: parse arguments, print, set exit codes. A command imports its modules when it starts.
 
-Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 model not found, 4 does not fit,
-130 interrupted. An error is one line ``error: ...`` and, where something can be done, a line ``hint: ...``.
+Data goes to stdout, messages go to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 model not found, 4 does not fit,
+130 interrupted. An error is one line ``error: ...`` and, if an action may help, a line ``hint: ...``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from .opening import DEMO, OpenEngine, find_model, offload_of, open_in_process
 from .run import answer_once, run_command
 
 RUN_EPILOG = """\
-The answer goes to stdout. What the model thinks (where stderr is a terminal), the tools it calls and the figures go to
-stderr. --json prints all of it on stdout as one chat completion: reasoning_content, content, tool_calls, timings.
+The answer goes to stdout. Thinking (if stderr is a terminal), tool calls and the figures go to stderr. --json prints
+everything on stdout as one chat completion: reasoning_content, content, tool_calls, timings.
 """
 
 DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
@@ -51,7 +51,7 @@ THEMES = ("auto", "dark", "light", "16", "16-light")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing, so that a usage error looks like every other error."""
+    """Raise usage errors instead of printing them, so that they look like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, f"see {self.prog} --help")
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
     """Run one command and return its exit code.
 
     Args:
-        arguments: without the program's name; those of the process when None.
-        open_engine: takes the arguments of :class:`edgemoe.Llama`, which it is when None.
+        arguments: arguments without the program's name. None: the arguments of the process.
+        open_engine: function with the arguments of :class:`edgemoe.Llama`. None: open the model in this process.
     """
     verbose = False
     mend_streams()
@@ -78,16 +78,16 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine | None 
         talk("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone. Python would complain once more when it flushes stdout at exit.
+        # The reader of stdout has ended. Python would raise another error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
         if verbose:
             raise
-        return _complain(error)
+        return _report_error(error)
 
 
-def _complain(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     from ..text.failures import in_words
 
     text, hint = in_words(error)
@@ -100,7 +100,7 @@ def _complain(error: Exception) -> int:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
 
 
-# What can be asked for.
+# The arguments.
 
 
 def _parser() -> _Parser:
@@ -140,13 +140,13 @@ def _parser() -> _Parser:
 
 def _common_options() -> _Parser:
     common = _Parser(add_help=False)
-    place = common.add_argument_group("where experts live")
+    place = common.add_argument_group("placement of experts")
     place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
     place.add_argument("--rpc", metavar="HOST:PORT", help="use the device of ggml's RPC server on another machine")
     place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
     place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
     place.add_argument(
-        "--cache", metavar="WHERE", help="where computed prompts are kept: auto (in RAM), off, or a folder (and RAM)"
+        "--cache", metavar="WHERE", help="storage of computed prompts: auto (in RAM), off, or a folder (and RAM)"
     )
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
@@ -184,7 +184,7 @@ def _chat_options() -> _Parser:
         "--plain", action="store_true", help="chat line by line, for screen readers; always if TERM is dumb"
     )
     screen.add_argument("--serve", action="store_true", help="open the chat in a web browser, on this machine only")
-    screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # what --serve starts
+    screen.add_argument("--served", action="store_true", help=argparse.SUPPRESS)  # --serve starts such a process
     return chatting
 
 

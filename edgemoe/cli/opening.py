@@ -1,4 +1,4 @@
-"""From the command line's options to an open engine: its file, its settings, the sampling that suits it."""
+"""Turn the command line's options into an engine: the file, its settings, its sampling."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 OpenEngine = Callable[..., "Engine"]
 
 DEMO = "demo"
-# A PCIe 4.0 x16 link in practice: the sim device shall not flatter.
+# Rate of a PCIe 4.0 x16 link in practice, so that the sim device is no faster than a real GPU.
 SIM_BANDWIDTH = 20 * 10**9
 
 
 def open_in_process(*arguments: Any, **keywords: Any) -> Engine:
-    """Open a model in this process; takes the arguments of :class:`edgemoe.Llama`."""
+    """Open a model in this process, with the arguments of :class:`edgemoe.Llama`."""
     from ..engine import Llama
 
     engine: Engine = Llama(*arguments, **keywords)
@@ -30,7 +30,7 @@ def open_in_process(*arguments: Any, **keywords: Any) -> Engine:
 
 
 def engine_keywords(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Keywords for :class:`edgemoe.Llama` from the options."""
+    """Make the keywords of :class:`edgemoe.Llama` from the options."""
     keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": offload_of(parsed, name)}
     if parsed.threads is not None:
         keywords["n_threads"] = parsed.threads
@@ -40,7 +40,7 @@ def engine_keywords(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def offload_of(parsed: argparse.Namespace, name: str) -> OffloadConfig:
-    """The command line's word first, then what the catalogue says of the model ``name``, then the defaults."""
+    """Choose each setting: the command line first, then the catalogue's hint for model ``name``, then the default."""
     from dataclasses import asdict
 
     from ..config import OffloadConfig, SimConfig
@@ -69,7 +69,7 @@ def _gpus() -> list[str]:
 def sampling_of(
     parsed: argparse.Namespace, name: str, path: Path, kept: Mapping[str, float | int] | None = None
 ) -> dict[str, float | int]:
-    """The command line's word first, then what was ``kept`` for the model, its publisher's, then the defaults."""
+    """Choose each setting: the command line first, then the user's preset ``kept``, then the publisher's."""
     from ..models.find import recommended_sampling
 
     recommended = recommended_sampling(name, path)
@@ -79,7 +79,7 @@ def sampling_of(
 
 
 def find_model(model: str) -> Path:
-    """Find the file of MODEL; the demo model is built where it is missing."""
+    """Find the file of MODEL. The demo model is built if it is missing."""
     from ..models.find import find
 
     return find(model, _build_demo)

@@ -1,4 +1,4 @@
-"""``edgemoe profile``: memory and latency of a model on this machine, beside llama.cpp."""
+"""``edgemoe profile``: measure memory and latency of a model on this machine, beside llama.cpp."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OK, INTERRUPTED = 0, 130
 def add_parser(
     commands: Any, common: Any, find: Callable[[str], Path], offload: Callable[[argparse.Namespace], OffloadConfig]
 ) -> None:
-    """Add the subcommand; ``common`` has the options of placement, ``offload`` reads them."""
+    """Add the subcommand. ``common`` has the options of placement, and ``offload`` reads them."""
     profile = commands.add_parser(
         "profile", parents=[common], help="measure speed, latency and memory beside llama.cpp"
     )
@@ -87,7 +87,7 @@ def _write(result: Result, parsed: argparse.Namespace) -> int:
             file.write_text(make(whole), "utf-8")
             talk(f"wrote {file}")
     if result.stopped and not result.interrupted:
-        raise EdgeMoEError(result.stopped, "what was measured until then is on stdout")
+        raise EdgeMoEError(result.stopped, "the measurements until then are on stdout")
     return INTERRUPTED if result.interrupted else OK
 
 

@@ -1,4 +1,4 @@
-"""``edgemoe pull`` and ``edgemoe rm``: models of the hub, to this disk and off it."""
+"""``edgemoe pull`` and ``edgemoe rm``: download models of the hub, and remove them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def add_parsers(commands: Any) -> None:
 
 
 def download_of(name: str, revision: str | None = None) -> Download:
-    """What to fetch for a name of the catalogue or of a repository.
+    """Choose the files to download for a name of the catalogue or of a repository.
 
     Raises:
         ModelNotFound: there is no such model, or no file of it is known.
-        DoesNotFit: no quantisation is named and none fits.
+        DoesNotFit: no quantisation is named, and none fits.
         EdgeMoEError: the hub refuses or does not answer.
     """
     from ..models.hub import Download, RemoteFile, parse, plan_download
@@ -61,11 +61,15 @@ def download_of(name: str, revision: str | None = None) -> Download:
 
 
 class Paused(Exception):
-    """The user wants a download to stop."""
+    """The user has stopped a download."""
 
 
 def fetch(name: str, told: Callable[[float, str], bool]) -> None:
-    """Download a model for the chat, which is told of it and can stop it by saying no.
+    """Download a model for the chat.
+
+    Args:
+        name: a name of the catalogue or of a repository.
+        told: called with the share done and a line of text. The download stops when it returns False.
 
     Raises:
         EdgeMoEError: see `edgemoe.models.hub.download.download`.
@@ -81,10 +85,10 @@ def fetch(name: str, told: Callable[[float, str], bool]) -> None:
 
 
 def removed(name: str, really: bool) -> int:
-    """Bytes that removing a downloaded model frees; with ``really`` it is gone.
+    """Count the bytes that the removal of a downloaded model frees. ``really`` also removes the model.
 
     Raises:
-        EdgeMoEError: it is not there, or in use.
+        EdgeMoEError: the model is not on the disk, or it is in use.
     """
     from ..models.hub.cache import remove
 
@@ -95,10 +99,10 @@ def removed(name: str, really: bool) -> int:
 
 
 def removal_of(name: str) -> Removal:
-    """What goes with a downloaded model.
+    """Plan the removal of a downloaded model.
 
     Raises:
-        ModelNotFound: it is not there.
+        ModelNotFound: the model is not on the disk.
     """
     from ..models.hub import parse
     from ..models.hub.cache import removal
@@ -110,7 +114,12 @@ def removal_of(name: str) -> Removal:
 
 
 def of_catalogue(name: str, there: bool = False) -> tuple[Model, Variant]:
-    """The model of that name, in the quantisation named or else the first that fits this machine, or that is there."""
+    """Find a model of the catalogue and its variant.
+
+    Args:
+        name: name of the model, with or without ``:QUANT``.
+        there: without ``:QUANT``, True chooses the first variant on the disk, False the first that fits into memory.
+    """
     from ..models.catalog import load
 
     model, variant = load().resolve(name)
@@ -146,7 +155,7 @@ def _pull(parsed: argparse.Namespace) -> int:
         path = download(plan, _show)
     except KeyboardInterrupt:
         show_progress(1.0, "")
-        talk(f"interrupted: what has arrived is kept; edgemoe pull {parsed.model} goes on from there")
+        talk(f"interrupted: all bytes so far are kept; edgemoe pull {parsed.model} continues from them")
         return INTERRUPTED
     finally:
         show_progress(1.0, "")
@@ -187,7 +196,7 @@ def _rm(parsed: argparse.Namespace) -> int:
 
 def _agrees(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError("removing wants a yes", "--yes removes without asking")
+        raise ConfigError("the removal must be confirmed", "--yes removes without a question")
     talk(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -199,12 +208,12 @@ def _facts(plan: Download, missing: int) -> dict[str, Any]:
 
 
 def _show(progress: Progress) -> None:
-    # A whole bar is wiped, and the last file is still to be checked.
+    # A full bar would be cleared, but the last file must still be checked.
     show_progress(min(progress.share, 0.999), in_words(progress))
 
 
 def in_words(progress: Progress) -> str:
-    """Bytes, and speed and time left or what it does instead."""
+    """Describe the progress: bytes, then speed and time left, or the current activity."""
     from ..text.display import size
 
     left = progress.seconds_left

@@ -1,4 +1,4 @@
-"""``edgemoe replay`` and ``edgemoe train``: what routing history says, and what is learnt from it."""
+"""``edgemoe replay`` and ``edgemoe train``: compare policies on routing traces, and train the predictor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..text.console import show_progress, table, talk
 from . import MODEL
 
 FRACTIONS = "0.125,0.25,0.5"
-HELD_OUT = 0.2  # of the history, its latest part: what a training is judged on
+HELD_OUT = 0.2  # share of the history, at its end, that tests the trained predictor
 
 
 def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
@@ -22,7 +22,7 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     replay = commands.add_parser("replay", help="compare policies on a recorded routing trace, without its model")
     replay.add_argument("traces", nargs="+", metavar="TRACE", help="a routing trace (.npz)")
     replay.add_argument(
-        "--train", nargs="+", default=[], metavar="TRACE", help="traces to learn from; all of TRACE is judged"
+        "--train", nargs="+", default=[], metavar="TRACE", help="traces for training; the test then uses all of TRACE"
     )
     replay.add_argument("--slots", default=FRACTIONS, metavar="SHARES", help="resident shares (%(default)s)")
     replay.add_argument("--uploads", type=int, metavar="N", help="most loads per layer and token")
@@ -31,8 +31,8 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
         nargs="?",
         const="",
         metavar="KEY=VALUE,...",
-        help="forecast tokens per second of a machine: bytes per second of cpu, device and link; seconds of launch, "
-        "join and rest; bytes of an expert. Missing values are those of a PC with a PCIe 4.0 card",
+        help="forecast tokens per second of a machine. Keys: cpu, device, link (bytes per second), launch, join, rest "
+        "(seconds), expert (bytes). Defaults are for a PC with a PCIe 4.0 card",
     )
     replay.add_argument("--json", action="store_true", help="print edgemoe.replay.v1")
     replay.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
@@ -41,7 +41,7 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     train = commands.add_parser("train", help="train the routing predictor of a model from its history")
     train.add_argument("model", metavar="MODEL", help=MODEL)
     train.add_argument(
-        "--trace", nargs="+", default=[], metavar="TRACE", help="traces to learn from, in place of the history"
+        "--trace", nargs="+", default=[], metavar="TRACE", help="traces for training, instead of the history"
     )
     train.add_argument("--json", action="store_true", help="print the measurements as JSON")
     train.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
@@ -63,7 +63,7 @@ def _replay(parsed: argparse.Namespace) -> int:
         raise EdgeMoEError(f"the traces are of different models: layers and top-k {sorted(shapes)}")
     data = replay.split(tests, trains)
     if not len(data.test):
-        raise EdgeMoEError("no tokens are left to judge", "one sequence alone needs --train")
+        raise EdgeMoEError("no tokens are left for the test", "one sequence alone needs --train")
     tables = _learn(data)
     result = replay.report(data, fractions, parsed.uploads, tables, machine, show_progress)
     print(json.dumps(result) if parsed.json else _replay_text(result))
@@ -79,7 +79,7 @@ def _learn(data: Any) -> Any:
         talk(f"note: adaptive runs without a predictor: {error}")
         return None
     if tables is None:
-        talk(f"note: {len(data.train)} tokens to learn from are too few: adaptive runs without a predictor")
+        talk(f"note: {len(data.train)} tokens are too few for training: adaptive runs without a predictor")
     return tables
 
 
@@ -169,9 +169,9 @@ def _train(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
 
 
 def _tokens_of(traces: Any) -> tuple[Any, Any]:
-    """Routing and token ids of all traces; -1 for the ids of one that has none."""
+    """Join the routing and the token ids of all traces. A trace without token ids gives -1."""
     import numpy as np
 
     ids = np.concatenate([trace.ids for trace in traces])
-    told = [np.full(len(t.ids), -1) if t.tokens is None else t.tokens for t in traces]
-    return ids, np.concatenate(told).astype(np.int32)
+    tokens = [np.full(len(t.ids), -1) if t.tokens is None else t.tokens for t in traces]
+    return ids, np.concatenate(tokens).astype(np.int32)

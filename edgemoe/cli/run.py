@@ -1,4 +1,4 @@
-"""``edgemoe run``: one answer on stdout, as text or as JSON."""
+"""``edgemoe run``: print one answer on stdout, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
-    """Answer the prompt of ``edgemoe run``, given or read from stdin."""
+    """Answer the prompt of ``edgemoe run``, from the command line or from stdin."""
     if parsed.prompt == "-" and sys.stdin.isatty():
         talk("reading the prompt from the terminal; Ctrl+D ends it")
     prompt = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
@@ -44,7 +44,7 @@ def answer_once(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str
 
 
 def _keywords(parsed: argparse.Namespace, engine: Engine, path: Path) -> dict[str, Any]:
-    """Keywords of the answer: the model is loaded by now and knows whether it thinks."""
+    """Make the keywords of the answer. They depend on the loaded model's levels of thinking."""
     from ..answer.effort import refusal
     from ..answer.sampling import keywords
     from ..worker.protocol import thinking_of

@@ -1,4 +1,4 @@
-"""``edgemoe setup``: makes the graphics card of this machine usable, or says why that cannot be."""
+"""``edgemoe setup``: make the graphics card of this machine usable, or give the reason why it is not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ..text.console import show_progress, talk
 from . import FAILED, OK
 
 SCHEMA = "edgemoe.setup.v1"
-# Sources, compiler, libraries and objects of a build, measured.
+# Disk space for sources, compiler, libraries and objects of a build, as measured.
 ROOM_BYTES = {"cuda": 6 << 30, "rocm": 4 << 30, "vulkan": 2 << 30, "rpc": 1 << 30}
-# A build says so often how far it is where no bar can be drawn.
+# Seconds between two lines of progress if stderr is no terminal.
 REPORT_S = 60.0
 
 
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     setup = commands.add_parser(
         "setup", help="make the graphics card usable (minutes; for NVIDIA up to an hour or more)"
     )
-    setup.add_argument("--backend", choices=KINDS, help="instead of the one that suits the card")
+    setup.add_argument("--backend", choices=KINDS, help="backend to use, instead of the card's usual one")
     setup.add_argument(
         "--architecture", metavar="N", help="processor to compile for, such as 89 or gfx1100; else the cards' own"
     )
@@ -89,7 +89,7 @@ def _describe(card: Card) -> None:
 
 
 def _suitable(found: list[Card]) -> str:
-    """Backend for the first discrete card that programs can use; empty for none."""
+    """Choose the backend for the first discrete card that programs can use; empty without such a card."""
     card = next((card for card in found if not card.integrated and not card.problem), None)
     if card is None:
         return ""
@@ -107,10 +107,10 @@ def _nothing_to_use(found: list[Card]) -> str:
 
 
 def _architectures(parsed: argparse.Namespace, backend: str, found: list[Card]) -> tuple[str, ...]:
-    """Processors to compile for.
+    """List the processors to compile for.
 
     Raises:
-        ConfigError: the card is not there to be asked, and none is named.
+        ConfigError: no card reports its processor, and --architecture does not name one.
     """
     if backend in ("vulkan", "rpc"):
         if parsed.architecture:
@@ -127,7 +127,7 @@ def _architectures(parsed: argparse.Namespace, backend: str, found: list[Card]) 
 
 
 def _made(backend: str, architectures: tuple[str, ...], driver: NvidiaDriver) -> str:
-    """Return the path of the backend's library, empty when llama-cpp-python brings it. Build it when it is missing."""
+    """Return the path of the backend's library, and build a missing one. Empty if llama-cpp-python contains it."""
     if backend in installed.of_package():
         return ""
     for old in installed.built():
@@ -138,7 +138,7 @@ def _made(backend: str, architectures: tuple[str, ...], driver: NvidiaDriver) ->
         raise Missing("edgemoe setup builds on Linux and macOS only", hint)
     work = home("data") / "setup"
     _check_room(work, backend)
-    talk(f"building the {backend} backend of llama-cpp-python {installed.version()}; stopped, it goes on next time")
+    talk(f"building the {backend} backend of llama-cpp-python {installed.version()}; a stopped build can continue")
     result = compiled(Order(backend, architectures, work, driver), _progress())
     show_progress(1.0, "")
     return str(_installed(backend, architectures, result, work))
@@ -163,7 +163,7 @@ def _check_room(work: Path, backend: str) -> None:
 
 
 def _progress() -> Callable[[float, str], None]:
-    """A bar on a terminal, else a line each minute."""
+    """Show progress as a bar on a terminal, else as a line each minute."""
     if sys.stderr.isatty():
         return show_progress
     last_at, last_step = 0.0, ""
@@ -179,7 +179,7 @@ def _progress() -> Callable[[float, str], None]:
 
 
 def _usable(backend: str) -> tuple[list[str], tuple[str, ...]]:
-    """Devices of the backend, and why it has none."""
+    """List the devices of the backend, and sentences about failures to load it."""
     from ..engine import devices, host
 
     prefix = {"cuda": "CUDA", "vulkan": "Vulkan", "rocm": "ROCm", "rpc": "RPC"}[backend]

@@ -1,4 +1,4 @@
-"""``edgemoe show``: what a model file says of itself, without loading it."""
+"""``edgemoe show``: list the contents of a model file without loading it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _facts(file: GgufFile) -> dict[str, Any]:
 
 
 def _by_layer(file: Any) -> list[dict[str, Any]]:
-    """For each layer with routed experts: bytes of one expert, and the types of its projections."""
+    """List the layers with routed experts: bytes of one expert, and the types of its projections."""
     from ..models.gguf import EXPERTS
 
     layers: dict[int, dict[str, Any]] = {}
@@ -95,7 +95,7 @@ def _by_layer(file: Any) -> list[dict[str, Any]]:
 
 
 def _learnt(identity: str) -> dict[str, Any]:
-    """What earlier runs left for the scheduler."""
+    """Describe the history and the predictor that earlier runs left."""
     from ..routing import history
     from ..routing.predictor.tables import path_of
 
@@ -151,7 +151,7 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _runs(layers: list[dict[str, Any]]) -> list[list[str]]:
-    """Neighbouring layers that are alike, in one row."""
+    """Put neighbouring layers with equal experts into one row."""
     rows: list[list[str]] = []
     previous: dict[str, Any] | None = None
     first = 0

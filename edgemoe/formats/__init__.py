@@ -1,7 +1,7 @@
-"""What models write, and what they want to read: thinking, answers and tool calls of every family, apart. Pure.
+"""Text formats of every model family: thinking, answers and tool calls, in both directions. Pure.
 
 ``reader`` turns generated text into OpenAI's ``reasoning_content``, ``content`` and ``tool_calls`` while it streams.
-``prepared`` turns OpenAI's messages into what a family's template can express. No model is needed.
+``prepared`` turns OpenAI's messages into messages that a family's template can express. No model is needed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = [
 
 
 def reader(template: str, prompt: str = "", *, tools: Iterable[Any] = (), ends: bool = True) -> Reader:
-    """A reader for the family of ``template``.
+    """Make a reader for the family of ``template``.
 
     Args:
-        template: the model's Jinja text; empty when it has none.
-        prompt: the rendered prompt or its end, which may have opened thinking. When it is empty, the end of a prompt
-            as the template makes it is assumed.
-        tools: tools that were offered, in OpenAI's shape; their schemas tell a number from a text that looks like one.
-        ends: the text may close with the special token that ends an answer.
+        template: Jinja text of the model's chat template; empty if the model has none.
+        prompt: the rendered prompt or its end, which may have opened thinking. If it is empty, the reader assumes the
+            end that the template writes.
+        tools: tools that the request offered, in OpenAI's shape. Their schemas tell a number from a text of digits.
+        ends: True if the text may end with the special token that ends an answer.
     """
     style = style_of(template)
     if not prompt and (known := compiled(template)) is not None:
@@ -51,9 +51,9 @@ def reader(template: str, prompt: str = "", *, tools: Iterable[Any] = (), ends: 
 
 
 def read(text: str, template: str = "", prompt: str = "") -> dict[str, Any]:
-    """OpenAI's assistant message of a whole raw ``text``.
+    """Turn a whole raw ``text`` into OpenAI's assistant message.
 
-    Without a template the markers of every family count. Thinking that the prompt had opened ends at a closing marker
+    Without a template, the markers of every family count. If the prompt opened thinking, it ends at a closing marker
     on a line of its own.
     """
     if template:
@@ -68,7 +68,7 @@ def read(text: str, template: str = "", prompt: str = "") -> dict[str, Any]:
 
 
 def _unopened(text: str) -> str:
-    """The marker that would open the thinking which ``text`` closes without opening it."""
+    """Find the opening marker of thinking that ``text`` closes but does not open; empty if there is none."""
     for opening, closing in ANY.thinking:
         match = re.search(rf"^\s*{re.escape(closing)}", text, re.MULTILINE)
         if match and opening not in text[: match.start()]:

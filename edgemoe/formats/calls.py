@@ -1,10 +1,10 @@
-"""Tool calls out of the text a model writes for them: one function per notation. Pure.
+"""Read tool calls from the text that a model writes: one function per notation. Pure.
 
-Every function takes the text between a family's outer markers and returns the calls in it, or None where the text is
-not a complete call. None is no error: the reader waits for more text, or keeps the text as it is.
+Every function takes the text between a family's outer markers and returns its calls, or None if the text is not a
+complete call. None is no error: the reader waits for more text, or keeps the text as it is.
 
-**Source**: the notations are those of the publishers' chat templates; the parameter types of an XML notation follow
-the JSON schema of the tool where one is given, as the publishers' own parsers do.
+**Source**: the notations come from the publishers' chat templates. The parameter types of an XML notation follow the
+tool's JSON schema if there is one, as in the publishers' own parsers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 
 class Call(NamedTuple):
-    """One tool call: ``arguments`` is JSON text, ``id`` is empty where the model gives none."""
+    """Hold one tool call. ``arguments`` is JSON text; ``id`` is empty if the model gives none."""
 
     name: str
     arguments: str
@@ -52,7 +52,7 @@ _MINIMAX = "]<]minimax[>["
 
 
 def anything(text: str, schemas: Schemas) -> Calls:
-    """Read the notations that share ``<tool_call>`` and its kin: JSON, functions, invocations, keys and values."""
+    """Read the notations that share ``<tool_call>``: JSON, functions, invocations, keys and values."""
     body = text.strip()
     if body.startswith(("{", "[")):
         return in_json(body, schemas) or pythonic(body, schemas)
@@ -66,7 +66,7 @@ def anything(text: str, schemas: Schemas) -> Calls:
 
 
 def in_json(text: str, schemas: Schemas) -> Calls:
-    """``{"name": ..., "arguments": {...}}``, a list of such objects, or several one after the other."""
+    """Read ``{"name": ..., "arguments": {...}}``, a list of such objects, or several in a row."""
     values, at, body = [], 0, text.strip()
     while at < len(body):
         try:
@@ -102,7 +102,7 @@ def _of_object(value: Any) -> Call | None:
 
 
 def functions(text: str, schemas: Schemas) -> Calls:
-    """``<function=NAME><parameter=KEY>VALUE</parameter></function>``, also with ``name="..."``: Qwen, Seed, MiniCPM."""
+    """Read ``<function=NAME><parameter=KEY>VALUE</parameter></function>`` (Qwen, Seed, MiniCPM), or ``name="..."``."""
     calls, end = [], 0
     for match in _FUNCTION.finditer(text):
         if text[end : match.start()].strip():
@@ -117,7 +117,7 @@ def functions(text: str, schemas: Schemas) -> Calls:
 
 
 def invocations(text: str, schemas: Schemas) -> Calls:
-    """``<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>``: MiniMax and DeepSeek's DSML."""
+    """Read ``<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>``: MiniMax and DeepSeek's DSML."""
     calls, end = [], 0
     for match in _INVOKE.finditer(text):
         if text[end : match.start()].strip():
@@ -140,19 +140,19 @@ def invocations(text: str, schemas: Schemas) -> Calls:
 
 
 def minimax_m3(text: str, schemas: Schemas) -> Calls:
-    """MiniMax M3: invocations with a mark before every tag and a tag per parameter."""
+    """Read MiniMax M3: invocations with a mark before every tag and a tag per parameter."""
     return invocations(text.replace(_MINIMAX, ""), schemas)
 
 
 def nested(text: str, schemas: Schemas) -> Calls:
-    """Several ``<tool_call>`` in one outer pair: Hy3."""
+    """Read several ``<tool_call>`` in one outer pair: Hy3."""
     inner = re.findall(r"<tool_call[^>]*>(.*?)</tool_call[^>]*>", text, re.DOTALL)
     read = [anything(body, schemas) for body in inner]
     return [call for calls in read if calls for call in calls] if read and all(read) else None
 
 
 def keys_and_values(text: str, schemas: Schemas) -> Calls:
-    """``NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>``: GLM, Laguna, Ling, Spark."""
+    """Read ``NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>``: GLM, Laguna, Ling, Spark."""
     head = _PAIRED_NAME.match(text)
     if head is None:
         return None
@@ -162,7 +162,7 @@ def keys_and_values(text: str, schemas: Schemas) -> Calls:
 
 
 def named_json(text: str, schemas: Schemas) -> Calls:
-    """Mistral after ``[TOOL_CALLS]``: a JSON list, or ``NAME[CALL_ID]ID[ARGS]{...}`` several times."""
+    """Read Mistral's text after ``[TOOL_CALLS]``: a JSON list, or ``NAME[CALL_ID]ID[ARGS]{...}`` several times."""
     body = text.strip()
     if body.startswith(("[{", "[ {", "{")):
         return in_json(body, schemas)
@@ -182,7 +182,7 @@ def named_json(text: str, schemas: Schemas) -> Calls:
 
 
 def by_tokens(begin: str, separator: str, end: str) -> Parse:
-    """Notations whose parts stand between tokens of their own: Kimi, DeepSeek V3 and V3.1, Solar."""
+    """Make the function for a notation with special tokens between its parts: Kimi, DeepSeek V3 and V3.1, Solar."""
     one = re.compile(
         rf"\s*{re.escape(begin)}(?P<head>.*?){re.escape(separator)}(?P<body>.*?){re.escape(end)}\s*", re.DOTALL
     )
@@ -218,7 +218,7 @@ def _of_tokens(head: str, body: str) -> Call | None:
 
 
 def gemma(text: str, schemas: Schemas) -> Calls:
-    """Gemma 4: ``call:NAME{key:<|"|>text<|"|>,other:3}``."""
+    """Read Gemma 4: ``call:NAME{key:<|"|>text<|"|>,other:3}``."""
     match = re.fullmatch(rf"\s*call:\s*(?P<name>{_NAME}?)\s*(?P<body>\{{.*\}})\s*", text, re.DOTALL)
     if match is None:
         return None
@@ -266,7 +266,7 @@ def _gemma_key(text: str, at: int) -> tuple[str, int]:
 
 
 def pythonic(text: str, schemas: Schemas) -> Calls:
-    """``[get_weather(city="Oslo"), now()]``: LFM2 and Llama."""
+    """Read ``[get_weather(city="Oslo"), now()]``: LFM2 and Llama."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         nodes = tree.elts if isinstance(tree, ast.List) else [tree]
@@ -286,7 +286,7 @@ def _of_python(node: ast.expr) -> Call:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A value in Python's or in JSON's words."""
+    """Read a value in Python's or in JSON's notation."""
     if isinstance(node, ast.Name) and node.id in _WORDS:
         return _WORDS[node.id]
     if isinstance(node, ast.List | ast.Tuple):
@@ -299,7 +299,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def k3(text: str, schemas: Schemas) -> Calls:
-    """Kimi K3: ``<|open|>call tool="NAME"<|sep|><|open|>argument key="KEY" type="number"<|sep|>3<|close|>...``."""
+    """Read Kimi K3: ``<|open|>call tool="NAME"<|sep|><|open|>argument key="KEY" type="number"<|sep|>3<|close|>...``."""
     call = re.compile(r'\s*<\|open\|>call tool="([^"]+)"[^<]*<\|sep\|>(.*?)<\|close\|>call<\|sep\|>\s*', re.DOTALL)
     argument = re.compile(
         r'\s*<\|open\|>argument key="([^"]+)"(?: type="(\w+)")?[^<]*<\|sep\|>(.*?)<\|close\|>argument<\|sep\|>\s*',
@@ -317,7 +317,7 @@ def k3(text: str, schemas: Schemas) -> Calls:
 
 
 def _typed(name: str, given: Mapping[str, Any], schemas: Schemas) -> Call:
-    """Parameters that were written as text, with the types of the tool's schema; without one, JSON that is no text."""
+    """Give text parameters the types of the tool's schema. Without a schema, text that is JSON becomes its value."""
     known = schemas.get(name, {})
     return Call(name, _text({key: _as(known.get(key), value) for key, value in given.items()}))
 
@@ -333,7 +333,7 @@ def _as(schema: Mapping[str, Any] | None, text: str) -> Any:
 
 
 def _from_json(text: str) -> Any:
-    """The JSON value that ``text`` is, else the text itself."""
+    """Give the JSON value of ``text``, or the text itself if it is no JSON."""
     try:
         return json.loads(text, strict=False)
     except ValueError:
@@ -341,7 +341,7 @@ def _from_json(text: str) -> Any:
 
 
 def _unwrapped(text: str) -> str:
-    """A value that stands on lines of its own, without the line ends around it."""
+    """Remove the line ends around a value on lines of its own."""
     return text.removeprefix("\n").removesuffix("\n")
 
 

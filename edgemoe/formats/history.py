@@ -1,6 +1,6 @@
-"""Messages as one template can express them: nothing is lost because a template has no place for it. Pure.
+"""Rewrite messages so that one template can express them, without losing any content. Pure.
 
-**Source**: OpenAI's chat messages on one side; on the other what :class:`~edgemoe.formats.template.Template` found out.
+**Source**: OpenAI's chat messages, and the abilities that :class:`~edgemoe.formats.template.Template` finds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _HINT = "a model with a projector (mmproj) takes it through chat_handler="
 def prepared(
     template: Template, messages: Sequence[Any], shield: Callable[[str], str] = lambda text: text
 ) -> list[Message]:
-    """Copies of ``messages`` in the form that ``template`` takes.
+    """Copy ``messages`` into the form that ``template`` takes.
 
     Args:
-        template: the model's.
-        messages: in OpenAI's shape: ``content`` may be None or a list of parts, ``arguments`` a JSON string.
-        shield: what to do with every text that a person, a tool or an answer wrote.
+        template: chat template of the model.
+        messages: messages in OpenAI's shape: ``content`` may be None or a list of parts, ``arguments`` a JSON string.
+        shield: function that is applied to every text of a user, a tool or an answer.
 
     Raises:
-        BadMessages: there is an image, sound or video in them, or something that is no message.
+        BadMessages: a message holds an image, sound or video, or an item is no message.
     """
     style = style_of(template.text)
     given = [_plain(message) for message in messages]
@@ -45,7 +45,7 @@ def prepared(
 
 
 def _plain(message: Any) -> Message:
-    """A copy whose content is text or None."""
+    """Copy a message, with text or None as its content."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadMessages("a message needs a role and content", 'for example {"role": "user", "content": "Hello"}')
     copy = {key: value for key, value in message.items() if value is not None or key == "content"}
@@ -74,7 +74,7 @@ def _text_of(part: Any) -> str:
 
 
 def _split(message: Message, style: Style) -> None:
-    """Raw text of a model, as clients that know nothing of thinking send it back: thinking and answer apart."""
+    """Separate thinking and answer in a model's raw text. Clients that do not know thinking send such text back."""
     content = message.get("content")
     if not isinstance(content, str) or message.get("reasoning_content") is not None:
         return
@@ -103,7 +103,7 @@ def _split(message: Message, style: Style) -> None:
 
 
 def _systems(template: Template, messages: list[Message]) -> list[Message]:
-    """One system message in front; where the template has no place for it, it stands before the first question."""
+    """Join system messages into one in front. If the template takes none, the first question begins with it."""
     lead = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
     first, rest = messages[:lead], messages[lead:]
     if any(message["role"] == "system" for message in rest) and not template.takes_later_system:
@@ -142,7 +142,7 @@ def _calls(template: Template, style: Style, messages: list[Message]) -> list[Me
 
 
 def _call(call: Any) -> dict[str, Any]:
-    """A copy whose arguments are an object where they are one in JSON."""
+    """Copy a call, with its arguments as an object."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadMessages("a tool call needs a function with a name and arguments")
@@ -174,7 +174,7 @@ def _answer(template: Template, style: Style, message: Message, calls: list[dict
     given = calls if as_object else [_as_text(call) for call in calls]
     if not content:
         return [{**answer, "content": empty, "tool_calls": given}]
-    if style.harmony and thought:  # its template takes one of the two
+    if style.harmony and thought:  # gpt-oss's template takes either the thinking or the content
         answer["thinking"], content = f"{thought}\n\n{content}", ""
         return [{**answer, "content": content, "tool_calls": given}]
     if template.takes_content_with_calls or not template.takes_answers_in_a_row:
@@ -189,7 +189,7 @@ def _as_text(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _field(template: str) -> str:
-    """What the template calls a message's thinking."""
+    """Find the template's name for the thinking of a message; empty if it has none."""
     if "reasoning_content" in template:
         return "reasoning_content"
     return next(
@@ -198,7 +198,7 @@ def _field(template: str) -> str:
 
 
 def _written(style: Style, call: dict[str, Any]) -> str:
-    """A call as the family writes it, for a template that leaves calls out."""
+    """Write a call in the family's notation, for a template that leaves calls out."""
     name, arguments = call["function"]["name"], call["function"]["arguments"]
     if any(known.start == "<|tool_call_start|>" for known in style.calls):
         given = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
@@ -211,7 +211,7 @@ def _python(value: Any) -> str:
 
 
 def _result(template: Template, message: Message, name: str, after_call: bool) -> Message:
-    """A tool's result; where the template leaves it out, the next thing that the user says."""
+    """Rewrite a tool's result. If the template leaves results out, it becomes a message of the user."""
     content = message.get("content") or ""
     if template.takes_results and after_call:
         return {**message, "content": content} | ({"name": name} if name else {})
@@ -227,7 +227,7 @@ def _shows_results(template: Template) -> bool:
 
 
 def _paired(messages: list[Message]) -> list[Message]:
-    """Every call in a message of its own, its result behind it: for templates that see the first call only."""
+    """Give every call its own message, followed by its result, for templates that write only the first call."""
     changed: list[Message] = []
     results = {str(m.get("tool_call_id")): m for m in messages if m["role"] == "tool"}
     moved: set[int] = set()

@@ -1,4 +1,4 @@
-"""Markers of a family that no list knows, from a render of its template. Pure."""
+"""Learn the markers of an unlisted family from a render of its template. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _QUESTION: Message = {"role": "user", "content": "Questionwords"}
 
 
 class Learnt(NamedTuple):
-    """What encloses calls, and how to read what stands between."""
+    """Hold the learnt notation of calls.
+
+    Attributes:
+        start: marker before the calls.
+        end: marker after the calls.
+        parse: function that reads the text between the markers.
+        inner: other markers of the notation.
+    """
 
     start: str
     end: str
@@ -24,12 +31,12 @@ class Learnt(NamedTuple):
 
 
 def learnt_thinking(template: Template | None) -> tuple[str, str] | None:
-    """The pair that the template writes around an answer's thinking, None where it writes none."""
+    """Find the pair of markers that the template writes around thinking; None if it writes none."""
     if template is None:
         return None
     thought = {name: THOUGHT for name in ("reasoning_content", "reasoning", "thinking")}
     answers = [{"role": "assistant", "content": ANSWER}]
-    if template.call_form is not None:  # some templates keep thinking only while tools are called
+    if template.call_form is not None:  # some templates keep thinking only in answers that call tools
         answers.append({**template.called(template.call_form[0], ANSWER)[1]})
     for answer in answers:
         for switch in ({}, {"enable_thinking": True, "thinking": True}):
@@ -44,7 +51,7 @@ def learnt_thinking(template: Template | None) -> tuple[str, str] | None:
 
 
 def learnt_call(template: Template | None) -> Learnt | None:
-    """How the template writes a call, None where it writes none or the notation cannot be read back."""
+    """Learn the template's notation of a call; None if it writes no calls or the notation cannot be read back."""
     if template is None or (form := template.call_form) is None:
         return None
     text = _written(template, 1, form)
@@ -64,7 +71,7 @@ def learnt_call(template: Template | None) -> Learnt | None:
 
 
 def _several(one: Learnt, template: Template, form: tuple[bool, str | None]) -> Learnt:
-    """Calls that share their outer markers: what stands between two of them parts them."""
+    """Learn the separator of calls that share their outer markers."""
     text = _written(template, 2, form)
     first, second = text.find(TOOL), text.find(TOOL, text.find(VALUE))
     single = _written(template, 1, form)
@@ -81,7 +88,7 @@ def _several(one: Learnt, template: Template, form: tuple[bool, str | None]) -> 
 
 
 def _written(template: Template, count: int, form: tuple[bool, str | None]) -> str:
-    """What ``count`` calls add to an answer."""
+    """Render an answer with ``count`` calls, and cut out the text that the calls add."""
     messages = template.called(*form, count)[:2]
     shown = template.attempt(messages, generate=False)
     without = template.attempt([_QUESTION, {"role": "assistant", "content": ""}], generate=False)
@@ -90,7 +97,7 @@ def _written(template: Template, count: int, form: tuple[bool, str | None]) -> s
 
 
 def _common(first: str, second: str) -> int:
-    """How many characters both begin with, without the beginning of a marker in which they part."""
+    """Count the characters that both texts begin with. A marker that only begins alike does not count."""
     alike = zip(first, second, strict=False)
     count = next((at for at, (a, b) in enumerate(alike) if a != b), min(len(first), len(second)))
     begun = re.search(r"[<\[][^<>\[\]]*$", first[:count])
@@ -98,7 +105,7 @@ def _common(first: str, second: str) -> int:
 
 
 def _common_end(first: str, second: str) -> int:
-    """How many characters both end with, without the end of a marker in which they part."""
+    """Count the characters that both texts end with. A marker that only ends alike does not count."""
     alike = zip(reversed(first), reversed(second), strict=False)
     count = next((at for at, (a, b) in enumerate(alike) if a != b), min(len(first), len(second)))
     cut = len(first) - count
@@ -107,7 +114,7 @@ def _common_end(first: str, second: str) -> int:
 
 
 def _object(text: str) -> Learnt | None:
-    """A JSON object with name and arguments."""
+    """Learn a notation with a JSON object of name and arguments."""
     for match in re.finditer(r"[\[{]", text):
         try:
             value, end = json.JSONDecoder().raw_decode(text, match.start())
@@ -120,7 +127,7 @@ def _object(text: str) -> Learnt | None:
 
 
 def _named(text: str) -> Learnt | None:
-    """The name between two markers, then the arguments as JSON."""
+    """Learn a notation with the name between two markers, then the arguments as JSON."""
     before, _, after = text.partition(TOOL)
     at = after.find("{")
     if at < 0 or not before.strip():
@@ -148,7 +155,7 @@ def _named(text: str) -> Learnt | None:
 
 
 def _listed(text: str) -> Learnt | None:
-    """The name, then a marker around every key and every value."""
+    """Learn a notation with the name, then markers around every key and every value."""
     before, _, after = text.partition(TOOL)
     name_end, key, rest = after.partition(KEY)
     between, value, close = rest.partition(VALUE)
@@ -177,6 +184,6 @@ def _listed(text: str) -> Learnt | None:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """What ends the name, and what begins a key: the last marker of the two."""
+    """Cut the text after a name into the end of the name and the marker before a key. The last marker is the key's."""
     at = max(text.rfind("<"), text.rfind("["))
     return (text[:at].strip(), text[at:].strip()) if at > 0 else ("", text.strip())

@@ -1,10 +1,10 @@
-"""Readers: text in pieces as it is generated, out come thinking, answer and tool calls.
+"""Readers: they take generated text in pieces, and give thinking, answer and tool calls.
 
-A reader never gives back what it gave, so it holds text that may yet become a marker. What it makes of a text does not
+A reader cannot take back a piece that it gave, so it holds text that may still become a marker. The result does not
 depend on how the text was cut into pieces.
 
-A marker counts where models write markers, and nowhere else. Inside quotes or backticks it is text. One that is made of
-letters, such as ``<think>``, is text inside code, and opens thinking at the start of a line only.
+A marker counts only in places where models write markers. Inside quotes or backticks it is text. A marker made of
+letters, such as ``<think>``, is text inside code, and opens thinking only at the start of a line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .styles import ENDS, HARMONY, CallMarkers, Style
 
 Kind = Literal["reasoning", "content", "tool_call"]
 
-# A call that is not complete this many characters behind its first end marker is none.
+# If a call is still incomplete this many characters after its first end marker, its text is no call.
 GIVE_UP = 4096
 _QUOTES = "`\"'"
 _BETWEEN = "\n\n"  # between two parts of one answer, or of its thinking
@@ -29,22 +29,22 @@ _BARE_OBJECT = re.compile(r'\{\s*"(?:name|type|function)"\s*:')
 
 
 class Delta(NamedTuple):
-    """A new piece of an answer. Of a ``tool_call`` the text is the whole call in OpenAI's shape, as JSON."""
+    """Hold a new piece of an answer. For a ``tool_call``, ``text`` is the whole call in OpenAI's shape, as JSON."""
 
     kind: Kind
     text: str
 
 
 class Reader:
-    """Reads one answer. Use :func:`edgemoe.formats.reader` to get one."""
+    """Read one answer. Use :func:`edgemoe.formats.reader` to make a reader."""
 
     def __init__(self, prompt: str = "", tools: Iterable[Any] = (), ends: bool = True) -> None:
-        """Nothing has been read yet.
+        """Begin with an empty answer.
 
         Args:
             prompt: the rendered prompt, or its end.
-            tools: those that were offered, in OpenAI's shape; their schemas give parameters their types.
-            ends: the text may close with the token that ends an answer.
+            tools: tools that the request offered, in OpenAI's shape. Their schemas give parameters their types.
+            ends: True if the text may end with the token that ends an answer.
         """
         self._prompt, self._ends = prompt, ends
         self._schemas, self._buffer, self._ended = schemas_of(tools), "", False
@@ -54,13 +54,13 @@ class Reader:
         self._calls: list[dict[str, Any]] = []
 
     def feed(self, piece: str) -> list[Delta]:
-        """Take the next piece of text and give what is certain by now."""
+        """Take the next piece of text, and give the pieces of the answer that are certain by now."""
         self._buffer += piece
         self._advance(final=False)
         return self._taken()
 
     def end(self) -> list[Delta]:
-        """Give what was held back: no more text will come."""
+        """Give the text that was held back, because no more text will come."""
         if not self._ended:
             self._ended = True
             if self._ends:
@@ -69,7 +69,7 @@ class Reader:
         return self._taken()
 
     def message(self) -> dict[str, Any]:
-        """OpenAI's assistant message so far; ``reasoning_content`` is absent when there is none."""
+        """Give OpenAI's assistant message so far. ``reasoning_content`` is absent without thinking."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content)}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
@@ -102,16 +102,19 @@ class Reader:
         self._out.append(Delta("tool_call", json.dumps(whole, ensure_ascii=False)))
 
     def _identity(self, call: Call) -> str:
-        """Nine letters and digits, which Mistral's templates insist on; another for each call of a conversation."""
-        told = f"{len(self._prompt)}{self._prompt[-2000:]}{len(self._calls)}{call.name}{call.arguments}"
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+        """Make an id for a call. It has nine letters and digits, because Mistral's templates insist on this length.
+
+        Each call of a conversation gets another id.
+        """
+        content = f"{len(self._prompt)}{self._prompt[-2000:]}{len(self._calls)}{call.name}{call.arguments}"
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 class TagReader(Reader):
-    """Reads answers whose parts stand between markers."""
+    """Read answers with markers between their parts."""
 
     def __init__(self, style: Style, opened: str = "", *rest: Any, **keywords: Any) -> None:
-        """Begin inside thinking where the prompt ``opened`` it with this marker."""
+        """Begin inside thinking if the prompt opened it. ``opened`` is the marker, or empty."""
         super().__init__(*rest, **keywords)
         self._style = style
         self._closing = dict(style.thinking).get(opened, "")
@@ -136,7 +139,7 @@ class TagReader(Reader):
             self._part.end(kept=not self._closing)
 
     def _step(self, final: bool) -> bool:
-        """One part further; False when nothing more can be said yet."""
+        """Read one part; False if the next part is not certain yet."""
         if self._in_call is not None:
             return self._step_call(self._in_call, final)
         if self._closing:
@@ -169,7 +172,7 @@ class TagReader(Reader):
         return True
 
     def _skip_opening(self, final: bool) -> bool:
-        """Whether it is clear that the model did not write again what the prompt ended with."""
+        """Skip the opening marker if the model repeats it from the prompt; False while this is not certain."""
         text = self._buffer.lstrip()
         if text.startswith(self._opened):
             self._buffer = text[len(self._opened) :]
@@ -179,9 +182,9 @@ class TagReader(Reader):
         return True
 
     def _open_call(self, final: bool) -> int | None:
-        """Where a call begins that may end the answer although thinking was never closed, as Qwen3.5 writes at times.
+        """Find a call inside thinking that may end the answer; Qwen3.5 sometimes does not close its thinking.
 
-        Whatever follows the call makes it a part of the thinking.
+        If other text follows the call, the call is part of the thinking.
         """
         for match in self._calls_in_thinking.finditer(self._buffer):
             begin = match.start(1)
@@ -193,7 +196,7 @@ class TagReader(Reader):
         return None
 
     def _reads_to_the_end(self, begin: int) -> bool:
-        """Whether the buffer from ``begin`` on is calls and nothing else."""
+        """Tell whether the buffer from ``begin`` on holds only calls."""
         trial = TagReader(self._style, "", self._prompt)
         trial._schemas = self._schemas
         trial.feed(self._buffer[begin:])
@@ -219,10 +222,10 @@ class TagReader(Reader):
             self._part = _Part(self, "reasoning")
         elif marker in self._starts:
             self._in_call = self._starts[marker]
-        return True  # else a marker without meaning, which is left out
+        return True  # any other marker has no meaning and is left out
 
     def _counts(self, marker: str) -> bool:
-        """Whether a marker at this place is one: see the module's first lines."""
+        """Tell whether a marker counts at this place, by the rules of the module's docstring."""
         if not _is_wordy(marker):
             return True
         if self._part.in_code:
@@ -251,7 +254,7 @@ class TagReader(Reader):
         if final and _may_end_here(call, text) and (read := call.parse(text, self._schemas)):
             self._finish_call(read, "")
             return True
-        # No call: the marker was text after all.
+        # The text is no call, so the marker is text.
         self._in_call = None
         self._part.add(call.start)
         return True
@@ -267,7 +270,7 @@ class TagReader(Reader):
     def _may_be_bare(self) -> bool:
         text = self._buffer.lstrip()
         shortened = re.sub(r"\s+", "", text[:80])
-        return bool(_BARE_LIST.match(text) or _BARE_OBJECT.match(text) or _is_begun(shortened))
+        return bool(_BARE_LIST.match(text) or _BARE_OBJECT.match(text) or _may_become_bare_call(shortened))
 
     def _step_bare(self, final: bool) -> bool:
         if not final:
@@ -283,7 +286,7 @@ class TagReader(Reader):
     # Passing text on.
 
     def _pass_on(self, held: _Prefixes, final: bool) -> bool:
-        """Everything but an end that may become a marker; never more to do."""
+        """Pass on all text except an end that may become a marker. The result is always False: no further step."""
         keep = 0 if final else _held(self._buffer, held)
         self._pass_to(len(self._buffer) - keep)
         return False
@@ -295,7 +298,7 @@ class TagReader(Reader):
         return end > 0 and bool(self._buffer) and text != ""
 
     def _is_quoted(self, match: re.Match[str], final: bool) -> bool | None:
-        """Whether the marker stands in quotes; None where the character behind it has not come."""
+        """Tell whether the marker stands in quotes; None while the character after it has not arrived."""
         before = self._buffer[match.start() - 1] if match.start() else self._part.last
         if not before or before not in _QUOTES:
             return False
@@ -305,10 +308,10 @@ class TagReader(Reader):
 
 
 class _Part:
-    """A stretch of thinking or answer: blank lines before it go, space behind it waits for what follows."""
+    """Pass on a stretch of thinking or answer. Blank lines before it are dropped; space at its end waits for text."""
 
     def __init__(self, reader: Reader, kind: Kind) -> None:
-        """Nothing of it has come."""
+        """Begin without text."""
         self._reader, self._kind = reader, kind
         self._lead, self._space = "", ""
         self._line, self._fence = "", ""
@@ -316,12 +319,12 @@ class _Part:
 
     @property
     def at_line_start(self) -> bool:
-        """Nothing but space stands on this line yet."""
+        """Tell whether the current line is blank so far."""
         return not self._line.strip()
 
     @property
     def in_code(self) -> bool:
-        """Inside a fence, or between backticks."""
+        """Tell whether the text is inside a fence or between backticks."""
         return bool(self._fence) or self._line.count("`") % 2 == 1
 
     def add(self, text: str) -> None:
@@ -345,21 +348,21 @@ class _Part:
         self._reader._emit(self._kind, kept)
 
     def _begun(self) -> str:
-        """The text without what stands before its first word; empty while that has not come."""
+        """Drop the space before the first word; empty while no word has arrived."""
         text = self._lead.lstrip() if self._kind == "reasoning" else re.sub(r"^\s*\n", "", self._lead)
         if not text.strip():
             return ""
-        # One space is the tokenizer's; more are indented code.
+        # One space comes from the tokenizer; more spaces are indented code.
         return text[1:] if text[0] == " " and text[1:2] != " " else text
 
     def end(self, kept: bool) -> None:
-        """No more comes; space at the end is part of it where it is ``kept``."""
+        """End the stretch. ``kept`` passes on the space at its end."""
         if kept and self.started:
             self._reader._emit(self._kind, self._space)
         self._space = self._lead = ""
 
     def _follow(self, text: str) -> None:
-        """Know the line, and whether it is inside a fence."""
+        """Track the current line, and whether it is inside a fence."""
         *lines, rest = text.split("\n")
         for line in lines:
             self._close_line(self._line + line)
@@ -377,16 +380,16 @@ class _Part:
 
 
 class HarmonyReader(Reader):
-    """Reads gpt-oss's channels: thinking, answer and calls are messages of their own."""
+    """Read gpt-oss's channels: thinking, answer and calls are separate messages."""
 
     def __init__(self, *rest: Any, **keywords: Any) -> None:
-        """Begin where the prompt has left off."""
+        """Begin at the end of the prompt, which may have opened a message."""
         super().__init__(*rest, **keywords)
         self._header: str | None = ""  # None in a body
         self._kind: Kind = "content"
         self._recipient, self._body = "", ""
         self._part: _Part | None = None
-        self._between = False  # a message has ended: space before the next is nothing
+        self._between = False  # a message has ended, so space before the next one does not count
         tail = self._prompt.rpartition("<|start|>assistant")[2] if "<|start|>assistant" in self._prompt else ""
         if "<|message|>" in tail:
             self._open(tail.partition("<|message|>")[0])
@@ -403,7 +406,7 @@ class HarmonyReader(Reader):
 
     def _step_header(self, final: bool) -> bool:
         text = self._buffer
-        if not self._seen:  # of an answer that begins without a header
+        if not self._seen:  # an answer may begin without a header
             start = text.lstrip()
             begins = ("<|channel|>", "<|start|>", "<|message|>", "to=", "assistant")
             if start and not any(start.startswith(mark) for mark in begins):
@@ -438,7 +441,7 @@ class HarmonyReader(Reader):
                 return True
         self._add(self._buffer[: match.start()])
         self._close()
-        # What begins another message is part of its header.
+        # A marker that begins another message is part of that message's header.
         self._buffer = self._buffer[match.start() if match[0] in ("<|start|>", "<|channel|>") else match.end() :]
         self._header, self._seen = "", True
         return True
@@ -467,12 +470,12 @@ class HarmonyReader(Reader):
 
 
 def _arguments(body: str) -> str:
-    """The JSON text of a call as the model wrote it, whether or not it is JSON: its channel says that it is a call."""
+    """Give the arguments of a call as the model wrote them, even if they are no JSON: the channel marks a call."""
     return body.strip() or "{}"
 
 
 def schemas_of(tools: Iterable[Any]) -> Schemas:
-    """The JSON schema of each parameter of each tool."""
+    """Collect the JSON schema of each parameter of each tool."""
     found: dict[str, Any] = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
@@ -487,13 +490,18 @@ def schemas_of(tools: Iterable[Any]) -> Schemas:
 
 
 def _search(markers: Iterable[str]) -> re.Pattern[str]:
-    """Finds the first of ``markers``, the longest of those that begin at one place."""
+    """Make a pattern that finds the first of ``markers``. If several begin at one place, it finds the longest."""
     ordered = sorted(set(markers), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
 class _Prefixes(NamedTuple):
-    """What a text may end with that another piece could make a marker, and the length of the longest of it."""
+    """Hold the beginnings of markers, which the next piece of text could complete.
+
+    Attributes:
+        parts: the beginnings.
+        longest: length of the longest one.
+    """
 
     parts: frozenset[str]
     longest: int
@@ -507,7 +515,7 @@ def _prefixes(markers: Iterable[str], ends: Iterable[str] = ()) -> _Prefixes:
 
 
 def _held(text: str, prefixes: _Prefixes) -> int:
-    """Length of the longest end of ``text`` that is one of ``prefixes``, with a quote before it."""
+    """Count the characters at the end of ``text`` that may begin a marker, with a quote before them."""
     for length in range(min(prefixes.longest, len(text)), 0, -1):
         if text[-length:] in prefixes.parts:
             return length + (text[-length - 1 : -length] in tuple(_QUOTES))
@@ -528,12 +536,12 @@ def _without_ends(text: str) -> str:
 
 
 def _is_wordy(marker: str) -> bool:
-    """Whether a marker is made of letters, so that prose and code may hold it too."""
+    """Tell whether a marker is made of letters, so that prose and code may contain it, too."""
     return bool(re.match(r"</?[A-Za-z]|\[", marker)) and "|" not in marker
 
 
 def _can_begin_call(call: CallMarkers, text: str) -> bool | None:
-    """Whether ``text`` behind a marker may be a call; None while too little of it has come."""
+    """Tell whether ``text`` after a marker may be a call; None while the text is too short."""
     if call.parse is not anything or not _is_wordy(call.start):
         return True
     body = text.lstrip()
@@ -551,7 +559,7 @@ def _can_begin_call(call: CallMarkers, text: str) -> bool | None:
 
 
 def _is_calls(call: CallMarkers, text: str) -> bool:
-    """Whether ``text`` behind the start of a call may be that call, others like it, and the end of the answer."""
+    """Tell whether ``text`` after the start of a call may hold this call, further calls, and the end of the answer."""
     while (end := text.find(call.end) if call.end else -1) >= 0:
         text = text[end + len(call.end) :].lstrip()
         if not text.startswith(call.start):
@@ -561,10 +569,10 @@ def _is_calls(call: CallMarkers, text: str) -> bool:
 
 
 def _may_end_here(call: CallMarkers, text: str) -> bool:
-    """Whether a call that its end marker does not follow may be one: a single word is none."""
+    """Tell whether ``text`` may be a call without its end marker. A single word is no call."""
     return not (call.end and _is_wordy(call.start)) or text.lstrip()[:1] in "{[<" or "<arg_key" in text
 
 
-def _is_begun(text: str) -> bool:
-    """Whether ``text``, which holds no space, is the beginning of a bare call."""
+def _may_become_bare_call(text: str) -> bool:
+    """Tell whether ``text``, without spaces, is the beginning of a bare call."""
     return bool(re.fullmatch(r'\[([A-Za-z_][\w.]*)?|\{("?(n|na|nam|name|t|ty|typ|type|f\w*)?"?)?', text))

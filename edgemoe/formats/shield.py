@@ -1,7 +1,7 @@
-"""Markers that a person or an answer wrote as text stay text: they reach neither the template nor the vocabulary. Pure.
+"""Keep markers that a user or an answer wrote as text: the template and the vocabulary must not see them. Pure.
 
-A character that no text holds is put into each of them before a template sees the messages, and taken out afterwards,
-when the prompt is cut into what the template wrote and what it was given.
+``shielded`` puts a character that occurs in no text into each marker before a template sees the messages. ``pieces``
+takes the character out again, and cuts the prompt into text of the template and text of the messages.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# A noncharacter of Unicode: for use inside a program, never for text.
+# A noncharacter of Unicode. Programs may use it internally; it never occurs in text.
 _MARK = "\ufdd0"
 
 
 def shielded(text: str, markers: Iterable[str]) -> str:
-    """``text`` with a mark behind the first character of every marker in it."""
+    """Put a mark after the first character of every marker in ``text``."""
     found = sorted({marker for marker in markers if len(marker) > 1 and marker in text}, key=len, reverse=True)
     if not found:
         return text
@@ -22,7 +22,7 @@ def shielded(text: str, markers: Iterable[str]) -> str:
 
 
 def pieces(prompt: str, markers: Iterable[str]) -> list[tuple[str, bool]]:
-    """``prompt`` without marks, in pieces: each with whether special tokens in it are meant as such."""
+    """Cut ``prompt`` into pieces without marks. True marks a piece with special tokens, False a piece of plain text."""
     if _MARK not in prompt:
         return [(prompt, True)]
     ordered = sorted({marker for marker in markers if len(marker) > 1}, key=len, reverse=True)

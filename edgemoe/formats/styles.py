@@ -1,7 +1,7 @@
-"""The markers of each family: what opens and closes thinking, what encloses tool calls. Pure.
+"""The markers of each family: pairs around thinking, and pairs around tool calls. Pure.
 
-A style is chosen by the template's own text, and by a render of it where the template puts its markers together.
-``learn`` takes the markers of a family that is not listed here from such a render.
+A style is chosen by the template's own text, and by a render of it, because some templates assemble their markers.
+``learn`` takes the markers of an unlisted family from such a render.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .template import Template
 
 @dataclass(frozen=True)
 class CallMarkers:
-    """What encloses tool calls.
+    """Describe the markers around tool calls.
 
     Attributes:
-        start: the text before them.
-        end: the text behind them; empty where only the end of the answer is.
-        parse: reads what stands between.
-        inner: markers between that may be tokens of their own.
+        start: the text before the calls.
+        end: the text after the calls; empty if the answer ends there.
+        parse: function that reads the text between the markers.
+        inner: markers between start and end that may be special tokens.
     """
 
     start: str
@@ -36,16 +36,16 @@ class CallMarkers:
 
 @dataclass(frozen=True)
 class Style:
-    """How one family writes.
+    """Describe the notation of one family.
 
     Attributes:
-        harmony: channels, as gpt-oss writes them; nothing else matters then.
+        harmony: True for gpt-oss's channels. The other attributes then do not count.
         thinking: pairs of opening and closing markers.
-        calls: what encloses tool calls.
-        dropped: markers that stand around an answer and mean nothing.
-        bare: an answer that is nothing but a call is one: Llama's ``[get_weather(city="Oslo")]``.
-        call_ends_thinking: a tool call may come before thinking was closed.
-        thinks: the template knows of thinking, so that an answer may begin with it.
+        calls: markers around tool calls.
+        dropped: markers around an answer that have no meaning.
+        bare: True if an answer may be a call without markers, as Llama's ``[get_weather(city="Oslo")]``.
+        call_ends_thinking: True if a tool call may come before thinking was closed.
+        thinks: True if the template mentions thinking, so that an answer may begin with it.
     """
 
     harmony: bool = False
@@ -58,7 +58,7 @@ class Style:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Every marker, the longest first."""
+        """List every marker, the longest first."""
         if self.harmony:
             return HARMONY
         found = [marker for pair in self.thinking for marker in pair] + list(self.dropped)
@@ -84,7 +84,7 @@ THINKING = (
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
 )
-"""Pairs around thinking; of those that a template names the first is its family's."""
+"""Pairs around thinking. The first pair that a template names is the pair of its family."""
 
 _KIMI = ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>")
 _DEEPSEEK = ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
@@ -116,7 +116,7 @@ CALLS = (
     CallMarkers("<tool_calls>", "</tool_calls>", calls.anything),
     CallMarkers("<tool_call>", "</tool_call>", calls.anything),
 )
-"""What encloses tool calls, the longer markers before those that they contain."""
+"""Markers around tool calls. A longer marker comes before a marker that it contains."""
 
 _FUNCTION = CallMarkers("<function=", "</function>", lambda text, schemas: calls.functions(_whole(text), schemas))
 _NAMED_FUNCTION = CallMarkers(
@@ -132,23 +132,23 @@ ENDS = (
     *("<|observation|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<|end_of_msg|>", "<|assistant_end|>"),
     *("<|end_of_sentence|>", "<|role_end|>", "[|endofturn|]", "<seed:eos>"),
 )
-"""Markers behind an answer: only at its very end are they taken for such."""
+"""Markers after an answer. They only count at its very end."""
 
 
 def _whole(text: str, equals: str = "=") -> str:
-    """A function without the outer pair of its family, as Qwen3-Coder writes it at times."""
+    """Complete a function without the outer pair of its family; Qwen3-Coder sometimes writes it so."""
     return f"<function{equals}{text}</function>"
 
 
 UNKNOWN = Style(thinking=THINKING[1:2])
-"""Without a template: nothing but the usual pair, where an answer begins with it."""
+"""Style without a template: only the usual pair, at the begin of an answer."""
 ANY = Style(thinking=THINKING, calls=CALLS)
-"""For texts whose template is no longer known."""
+"""Style for texts with an unknown template."""
 
 
 @lru_cache(maxsize=32)
 def style_of(template: str) -> Style:
-    """The style of the family that ``template`` belongs to."""
+    """Find the style of the family that ``template`` belongs to."""
     if not template:
         return UNKNOWN
     if "<|channel|>" in template and "<|message|>" in template:
@@ -162,7 +162,7 @@ def style_of(template: str) -> Style:
         enclosing += (_NAMED_FUNCTION,)
     dropped = tuple(marker for marker in _AROUND if marker in shown)
     llama = "ipython" in template and '"parameters": ' in template
-    if llama:  # named nowhere either
+    if llama:  # Llama's templates do not name their call markers, either
         enclosing += tuple(call for call in CALLS if call.start.startswith("<|python_") and call not in enclosing)
     kimi = any(call.start == "<|tool_calls_section_begin|>" for call in enclosing)
     return Style(False, thinking, enclosing, dropped, llama, kimi, thinks=thinking != UNKNOWN.thinking or _named(shown))
@@ -188,7 +188,7 @@ def _enclosing(template: str, shown: str) -> tuple[CallMarkers, ...]:
     found = tuple(call for call in CALLS if call.start in shown)
     if any(call.start == "]<]minimax[>[<tool_call>" for call in found):
         found = tuple(call for call in found if call.start != "<tool_call>")
-    if "<|tool_list_start|>" in shown:  # LFM2 names its call markers nowhere
+    if "<|tool_list_start|>" in shown:  # LFM2's templates do not name their call markers
         found += tuple(call for call in CALLS if call.start == "<|tool_call_start|>" and call not in found)
     if found or not (learnt := learnt_call(compiled(template))):
         return found
@@ -197,7 +197,7 @@ def _enclosing(template: str, shown: str) -> tuple[CallMarkers, ...]:
 
 @lru_cache(maxsize=32)
 def compiled(template: str) -> Template | None:
-    """The template, None where it cannot be compiled; compiled once."""
+    """Compile a template once; None if it cannot be compiled."""
     try:
         return Template(template)
     except BadTemplate:
@@ -205,6 +205,6 @@ def compiled(template: str) -> Template | None:
 
 
 def _render(template: str) -> str:
-    """The template with a tool and a call: markers that it puts together are seen in it."""
+    """Render the template with a tool and a call, which shows markers that the template assembles."""
     known = compiled(template)
     return known.shown() if known else ""

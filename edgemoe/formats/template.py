@@ -1,7 +1,7 @@
-"""Chat templates: rendered as Hugging Face's tokenizers do, and asked what they can express.
+"""Render chat templates as Hugging Face's tokenizers do, and find out which messages a template can express.
 
-What a template can express is found by rendering small conversations and looking whether their words come out. Nothing
-here needs a model. Jinja is imported when a template is compiled.
+For this, small conversations are rendered, and their words are searched in the result. Nothing here needs a model.
+Jinja is imported when a template is compiled.
 
 **Source**: filters, functions and settings of the environment are those of transformers' ``apply_chat_template``.
 """
@@ -39,19 +39,19 @@ TOOLS = [
 
 
 class Template:
-    """One chat template.
+    """Render one chat template, and tell its abilities.
 
     Attributes:
-        text: its Jinja source.
-        bos_token: text of the model's first token, empty when it has none.
-        eos_token: text of the model's last token, empty when it has none.
+        text: Jinja source of the template.
+        bos_token: text of the model's first token; empty if it has none.
+        eos_token: text of the model's last token; empty if it has none.
     """
 
     def __init__(self, text: str, bos_token: str = "", eos_token: str = "") -> None:
         """Compile ``text``.
 
         Raises:
-            BadTemplate: it is no Jinja template.
+            BadTemplate: the text is no Jinja template.
         """
         self.text, self.bos_token, self.eos_token = text, bos_token, eos_token
         self._compiled = _compile(text)
@@ -59,17 +59,17 @@ class Template:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, generate: bool = True, **keywords: Any
     ) -> str:
-        """The prompt for ``messages``.
+        """Render the prompt for ``messages``.
 
         Args:
-            messages: as the template takes them, see :func:`edgemoe.formats.history.prepared`.
-            tools: in OpenAI's shape.
-            generate: end where the model's answer begins.
-            **keywords: of the template, such as ``enable_thinking``.
+            messages: messages in the template's form, see :func:`edgemoe.formats.history.prepared`.
+            tools: tools in OpenAI's shape.
+            generate: True ends the prompt at the begin of the model's answer.
+            **keywords: variables of the template, such as ``enable_thinking``.
 
         Raises:
             BadMessages: the template refuses these messages.
-            BadTemplate: it fails.
+            BadTemplate: the template fails.
         """
         return self._render(self._compiled, messages, tools, generate, self.defaults | keywords)
 
@@ -88,12 +88,12 @@ class Template:
             )
         except BadMessages:
             raise
-        except Exception as error:  # a template is a program of somebody else
+        except Exception as error:  # a template is a foreign program and may raise any error
             raise BadTemplate(f"the chat template failed: {type(error).__name__}: {error}", HINT) from error
         return text
 
     def attempt(self, messages: Sequence[Message], **keywords: Any) -> str:
-        """The render, empty where the template refuses or fails."""
+        """Render the prompt; empty if the template refuses or fails."""
         try:
             return self.render(messages, **keywords)
         except (BadMessages, BadTemplate):
@@ -101,10 +101,10 @@ class Template:
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Keywords that the template takes for granted.
+        """Find the keywords that the template expects to be defined.
 
-        One that uses ``enable_thinking`` without asking whether it is defined was written for programs that always
-        define it, and those say true.
+        Some templates use ``enable_thinking`` without a check that it is defined. They were written for programs that
+        always define it as true.
         """
         asked: set[str] = set()
         try:
@@ -114,26 +114,26 @@ class Template:
         return {"enable_thinking": True} if "enable_thinking" in asked else {}
 
     def check(self) -> None:
-        """Render a question.
+        """Check the template with one question.
 
         Raises:
-            BadTemplate: the question is not in the prompt, as with a template in another language than Jinja.
+            BadTemplate: the prompt lacks the question, for example because the template is in another language.
         """
         with contextlib.suppress(BadMessages):
             if QUESTION not in self.render([_user()]):
-                raise BadTemplate("the chat template leaves the messages out: is it one of another program?", HINT)
+                raise BadTemplate("the chat template leaves the messages out: it may be for another program", HINT)
 
-    # What it can express.
+    # The template's abilities.
 
     @cached_property
     def opening(self) -> str:
-        """What the template writes before an answer: the difference that asking for one makes."""
+        """Give the text that the template writes before an answer."""
         whole, without = self.attempt([_user()]), self.attempt([_user()], generate=False)
         return whole[len(without) :] if whole.startswith(without) else whole
 
     @cached_property
     def levels(self) -> tuple[str, ...]:
-        """Of ``LEVELS`` those that change the prompt."""
+        """List the words of ``LEVELS`` that change the prompt."""
         shown = {level: self.attempt([_user()], **keywords_of(level)) for level in LEVELS}
         if len({shown[level] for level in ("low", "medium", "high")}) > 1:
             switched = ("on", "off") if shown["on"] != shown["off"] else ()
@@ -142,19 +142,22 @@ class Template:
 
     @cached_property
     def takes_system(self) -> bool:
-        """A system message comes out."""
+        """Tell whether the template writes a system message."""
         return SYSTEM in self.attempt([{"role": "system", "content": SYSTEM}, _user()])
 
     @cached_property
     def takes_later_system(self) -> bool:
-        """So does one that stands between other messages, and neither takes the place of the other."""
+        """Tell whether the template writes both a first system message and one between other messages."""
         later = {"role": "system", "content": f"{SYSTEM} again"}
         shown = self.attempt([{"role": "system", "content": SYSTEM}, _user(), _assistant(), later, _user()])
         return shown.count(SYSTEM) == 2 and f"{SYSTEM} again" in shown
 
     @cached_property
     def call_form(self) -> tuple[bool, str | None] | None:
-        """How a call has to be given: whether its arguments are an object, and the content; None if in no way."""
+        """Find the form of a call that the template writes; None if it writes no calls.
+
+        The form tells whether the arguments are an object, and which content goes with the call.
+        """
         for content in ("", None):
             for as_object in (True, False):
                 shown = self.attempt(self.called(as_object, content))
@@ -164,14 +167,14 @@ class Template:
 
     @cached_property
     def takes_content_with_calls(self) -> bool:
-        """An answer's text and its calls both come out."""
+        """Tell whether the template writes both the text and the calls of an answer."""
         form = self.call_form
         shown = self.attempt(self.called(form[0], ANSWER)) if form else ""
         return ANSWER in shown and TOOL in shown
 
     @cached_property
     def takes_answers_in_a_row(self) -> bool:
-        """An answer in words and then one that calls need no question between them."""
+        """Tell whether an answer in words and an answer with calls need no question between them."""
         form = self.call_form
         if form is None:
             return False
@@ -181,25 +184,25 @@ class Template:
 
     @cached_property
     def takes_several_calls(self) -> bool:
-        """The second call of a message comes out as well."""
+        """Tell whether the template writes the second call of a message."""
         form = self.call_form
         return form is not None and f"{TOOL}_too" in self.attempt(self.called(*form, 2))
 
     @cached_property
     def takes_results(self) -> bool:
-        """A message of the role ``tool`` comes out."""
+        """Tell whether the template writes a message of the role ``tool``."""
         form = self.call_form
         return "Resultwords" in (self.attempt(self.called(*form)) if form else "")
 
     @cached_property
     def turn_end(self) -> str:
-        """The marker behind an answer, empty where there is none of the usual looks."""
+        """Find the marker after an answer; empty if no text there looks like a marker."""
         shown = self.attempt([_user(), _assistant(), _user()])
         match = re.match(r"\s*(<\|?[^<>\s]{1,40}\|?>|\[[^\[\]\s]{1,20}\[?)", shown.partition(ANSWER)[2])
         return match[1] if match else ""
 
     def shown(self) -> str:
-        """A conversation with thinking, a call and its result: the markers that the template puts together."""
+        """Render a conversation with thinking, a call and its result, to see markers that the template assembles."""
         as_object, content = self.call_form or (True, "")
         thinking = {"enable_thinking": True, "thinking": True}
         messages = self.called(as_object, content)
@@ -212,7 +215,7 @@ class Template:
         )
 
     def called(self, as_object: bool, content: str | None, count: int = 1) -> list[Message]:
-        """A question, an answer that calls a tool ``count`` times, and the results."""
+        """Make a question, an answer that calls a tool ``count`` times, and the results."""
         arguments: Any = {KEY: VALUE} if as_object else json.dumps({KEY: VALUE})
         calls, results = [], []
         for number in range(1, count + 1):
@@ -224,7 +227,7 @@ class Template:
 
 
 def keywords_of(level: str) -> dict[str, Any]:
-    """What templates call a level of thinking: ``on``, ``off`` (also ``none``), or an effort such as ``low``."""
+    """Give the templates' variables for a level of thinking: ``on``, ``off``, ``none``, or an effort like ``low``."""
     thinks = level not in ("off", "none")
     keywords: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}
     if level not in ("on", "off", "none"):
@@ -241,7 +244,7 @@ def _assistant() -> Message:
 
 
 def _is_plain(shown: str) -> bool:
-    """Whether arguments came out neither as Python writes a dictionary nor with a second layer of quotes."""
+    """Tell whether the arguments are proper JSON: not a Python dictionary, and without a second layer of quotes."""
     return f"'{VALUE}'" not in shown and f'\\"{VALUE}' not in shown
 
 
@@ -262,18 +265,18 @@ def _tojson(
 
 
 def _compile(text: str, asked: set[str] | None = None) -> Any:
-    """Compile a template; ``asked`` gets the undefined names whose truth it asks for."""
+    """Compile a template. ``asked`` collects undefined names that the template tests for truth."""
     import jinja2
     import jinja2.ext
     from jinja2.sandbox import SandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """The tag that marks what a model learns from: what stands in it is taken as it is."""
+        """Support the tag that marks text for training. Its content is rendered as it is."""
 
         tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
-            """Leave the tag out."""
+            """Drop the tag and keep its content."""
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -283,7 +286,7 @@ def _compile(text: str, asked: set[str] | None = None) -> Any:
                 asked.add(str(self._undefined_name))
             return False
 
-    # Messages are copies, so a template that keeps a list of its own may change it (Kimi K2 does).
+    # Templates such as Kimi K2's change lists of their own. This is safe, because messages are copies.
     environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=Asked, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -291,6 +294,6 @@ def _compile(text: str, asked: set[str] | None = None) -> Any:
     environment.filters["from_json"] = json.loads
     try:
         return environment.from_string(text)
-    except Exception as error:  # of a damaged text the compiler may fail in any way
+    except Exception as error:  # the compiler may raise any error for a damaged text
         where = f" in line {line}" if (line := getattr(error, "lineno", None)) else ""
         raise BadTemplate(f"the chat template cannot be compiled: {error}{where}", HINT) from error

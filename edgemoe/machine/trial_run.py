@@ -33,8 +33,8 @@ RAM_SHARE, MOST_SHARE = 0.25, 0.5  # shares of the free memory: the target for a
 CONTEXT = 1024
 TOKENS, WARM_UP = 40, 8
 PATIENCE_S = 2.0  # longest time for the measured prefills together
-# Some architectures repeat their kinds of attention after this many layers, and need one layer of each kind to run.
-# llama.cpp recognises other architectures by the number of layers. Copies of these have all layers and few experts.
+# Some architectures alternate kinds of attention and need one layer of each kind. The kinds repeat after PERIOD layers.
+# llama.cpp tells some other models apart by their number of layers. Copies of these have all layers and few experts.
 PERIOD = 4
 
 

@@ -117,7 +117,7 @@ def _require_space(folder: Path) -> None:
 @contextlib.contextmanager
 def _claimed(part: Path) -> Iterator[None]:
     """Lock the file ``part`` against all other builders. Afterwards the file is removed, unless it was renamed."""
-    # A file of its own: Windows does not rename one that is open.
+    # The lock is on a separate file, because Windows does not rename an open file.
     claim = part.with_suffix(".lock")
     while True:
         with claim.open("ab") as stream:
@@ -129,7 +129,7 @@ def _claimed(part: Path) -> Iterator[None]:
                 yield
             finally:
                 part.unlink(missing_ok=True)
-                with contextlib.suppress(PermissionError):  # Windows does not remove one either
+                with contextlib.suppress(PermissionError):  # Windows does not remove an open file, either
                     claim.unlink()
             return
 

@@ -54,7 +54,7 @@ def entry(name: str) -> Model | None:
 
 
 # Keys of a header from which llama.cpp's tools read sampling settings, and llama_cpp's names of these settings.
-_OF_THE_FILE = {
+_SAMPLING_KEYS = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repeat_penalty",
 }  # fmt: skip
 # The quantisation in a file's name, and the rest of the name.
@@ -67,7 +67,7 @@ _PUBLISHERS = frozenset({
     "zai",
 })  # fmt: skip
 # Words that mark another model made from the same base.
-_OTHERS = frozenset({
+_RELATIVES = frozenset({
     "abliterated", "base", "chat", "code", "coder", "distill", "heretic", "instruct", "it", "math", "reasoning",
     "safeguard", "thinking", "uncensored", "vision", "vl",
 })  # fmt: skip
@@ -87,7 +87,7 @@ def recommended_sampling(name: str, path: Path) -> dict[str, float | int]:
     try:
         model = entry(name)
     except ConfigError:
-        model = None  # a catalogue that cannot be read stops no file
+        model = None  # a file opens even if the catalogue cannot be read
     if model is not None and (settings := _given(model.sampling)):
         return settings
     try:
@@ -110,7 +110,7 @@ def published(path: Path, file: gguf.GgufFile | None) -> Model | None:
     for model in models:
         own = [_words(text) for text in (model.id, model.name, *map(_stem, model.variants))]
         known = frozenset().union(*own)
-        if any((words & _OTHERS) - known or _dates(words) - known for words in (stem, *headed)):
+        if any((words & _RELATIVES) - known or _dates(words) - known for words in (stem, *headed)):
             continue
         of_file = [stem] if model.differences(shape) else [stem, *headed]
         if any(name <= words and words <= known | _PUBLISHERS for words in of_file for name in own):
@@ -125,7 +125,7 @@ def _given(sampling: Sampling) -> dict[str, float | int]:
 def _own_sampling(file: gguf.GgufFile) -> dict[str, float | int]:
     """Read the sampling settings of a header. Values that no sampler accepts are left out."""
     found: dict[str, float | int] = {}
-    for key, keyword in _OF_THE_FILE.items():
+    for key, keyword in _SAMPLING_KEYS.items():
         value = file.metadata.get(f"general.sampling.{key}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             try:

@@ -42,7 +42,7 @@ TYPES: dict[int, tuple[str, int, int]] = {
 _FORMER_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
 # A newer program may use type numbers below this limit. A larger number is damage.
 _MOST_TYPES = 128
-# Types that ggml cannot multiply with: as a weight they crash it.
+# Types that ggml cannot multiply with. A weight of such a type crashes ggml.
 NOT_WEIGHTS = {9, 15, 24, 25, 27, 28}
 F32, I32 = 0, 26
 
@@ -372,7 +372,7 @@ class _Cursor:
 
 
 # Other files that users take for models: pattern of the first bytes, the kind of file, and a hint.
-_GLANCE = 256
+_FIRST_BYTES = 256
 _GET = "edgemoe pull ORG/REPO:QUANT downloads a model"
 _FOREIGN = (
     (
@@ -394,7 +394,7 @@ def foreign(path: Path) -> str:
     """Name the kind of a file that is not GGUF, such as "a web page"; empty for GGUF and for an unreadable file."""
     try:
         with path.open("rb") as stream:
-            what = _foreign(stream.read(_GLANCE))
+            what = _foreign(stream.read(_FIRST_BYTES))
     except OSError:
         return ""
     return what[0] if what else ""
@@ -442,7 +442,7 @@ def read_one(path: Path) -> GgufFile:
     """
     try:
         with path.open("rb") as stream:
-            if what := _foreign(stream.read(_GLANCE)):
+            if what := _foreign(stream.read(_FIRST_BYTES)):
                 raise BadGguf(f"{path.name}: not a GGUF file: this is {what[0]}", what[1])
             if path.stat().st_size < 24:
                 raise BadGguf(f"{path.name}: too short for a GGUF file", HINT)
@@ -501,7 +501,7 @@ def _value(cursor: _Cursor, key: str) -> Value:
         if length > len(cursor.data) // 8:
             raise cursor.fail(f"key {key!r} has {length} strings")
         data, at, end, unpack = cursor.data, cursor.at, len(cursor.data), struct.Struct("<Q").unpack_from
-        for _ in range(length):  # the hot loop of reading: a vocabulary has 100,000s of them
+        for _ in range(length):  # the hot loop of reading: a vocabulary has more than 100,000 strings
             if at + 8 > end:
                 raise cursor.fail("the header is cut off")
             at += 8 + int(unpack(data, at)[0])

@@ -44,7 +44,7 @@ def header_from(parts: Sequence[Part]) -> GgufFile:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / part.name for part in parts]
         for part, path in zip(parts, paths, strict=True):
-            _bring(part, path)
+            _download_header(part, path)
         file = gguf.check(paths[0])
     names = tuple(Path(part.name) for part in parts)
     return replace(file, path=names[0], shards=names)
@@ -71,7 +71,7 @@ def header_of(plan: Download) -> GgufFile:
     return header_from([Part(Path(file.name).name, *opened(plan, file)) for file in plan.files])
 
 
-def _bring(part: Part, path: Path) -> None:
+def _download_header(part: Part, path: Path) -> None:
     """Download the header of a file to ``path``. The weights become a hole in the file, which takes no disk space."""
     done, wanted = 0, FIRST_BYTES
     with path.open("wb") as stream:

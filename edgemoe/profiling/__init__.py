@@ -1,4 +1,4 @@
-"""Measures a model on this machine, beside llama.cpp's own way of running it."""
+"""Measure a model on this machine, beside llama.cpp's own placements of the model."""
 
 from __future__ import annotations
 

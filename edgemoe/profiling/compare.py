@@ -1,4 +1,4 @@
-"""Whether two profiles differ: ratios of medians, and whether chance alone would have given them."""
+"""Compare two profiles: ratios of medians, and tests against chance."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .figures import SCHEMA
 from .report import test_name
 
 REAL = 0.05  # p below which a difference is called real
-EXACT = 200_000  # most arrangements that are counted out one by one
-DRAWS = 2000  # of the bootstrap
+EXACT = 200_000  # up to this many arrangements, the test counts each one
+DRAWS = 2000  # number of resamplings of the bootstrap
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of both profiles.
+    """Hold one row that both profiles have.
 
     Attributes:
         name: placement and test.
         before: tokens per second of each repetition of A.
-        after: of B.
+        after: tokens per second of each repetition of B.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Median of B over median of A."""
+        """Divide the median of B by the median of A."""
         return median(self.after) / median(self.before)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A profile that ``edgemoe profile -o json`` wrote.
+    """Read a profile that ``edgemoe profile -o json`` wrote.
 
     Raises:
-        ConfigError: it cannot be read or is something else.
+        ConfigError: the file cannot be read or is no profile.
     """
     hint = "compare files that edgemoe profile -o json wrote"
     try:
@@ -67,12 +67,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def report(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """A table of the rows that both have, warnings, and a sentence on each difference."""
+    """Write a table of the rows that both profiles have, with warnings and a sentence about each row."""
     ours, theirs = _by_row(before), _by_row(after)
     pairs = [Pair(" ".join(key), ours[key], theirs[key]) for key in ours if key in theirs]
     parts = _warnings(before, after)
     if not pairs:
-        return "\n\n".join([*parts, "No placement and test is in both."])
+        return "\n\n".join([*parts, "The profiles have no placement and test in common."])
     lines, words = [], []
     for pair in pairs:
         p, low, high, effect = p_value(pair), *interval(pair), superiority(pair)
@@ -83,12 +83,12 @@ def report(before: dict[str, Any], after: dict[str, Any]) -> str:
         words.append(f"{pair.name}: {_in_words(pair, p, effect)}")
     header = ["test", "A t/s", "B t/s", "B / A", "95 %", "p", "B faster"]
     if left_out := sorted(" ".join(key) for key in ours.keys() ^ theirs.keys()):
-        words.append(f"Only in one of them: {', '.join(left_out)}.")
+        words.append(f"Only in one profile: {', '.join(left_out)}.")
     return "\n\n".join([*parts, table(header, lines), "\n".join(words)])
 
 
 def p_value(pair: Pair) -> float:
-    """Mann-Whitney's test, two-sided: how often chance alone would set the two apart as far as this."""
+    """Apply Mann-Whitney's test, two-sided: the probability of a difference this large by chance alone."""
     a, b = pair.before, pair.after
     ranks = _ranks([*a, *b])
     n, m = len(a), len(b)
@@ -104,7 +104,7 @@ def p_value(pair: Pair) -> float:
 
 
 def interval(pair: Pair) -> tuple[float, float]:
-    """Where the ratio of medians lies in 95 of 100 resamplings; the same numbers each time."""
+    """Estimate the interval that holds the ratio of medians in 95 of 100 resamplings. The seed is fixed."""
     random = np.random.default_rng(0)
     a, b = (np.median(random.choice(values, (DRAWS, len(values))), axis=1) for values in (pair.before, pair.after))
     low, high = np.quantile(b / a, [0.025, 0.975])
@@ -112,7 +112,7 @@ def interval(pair: Pair) -> tuple[float, float]:
 
 
 def superiority(pair: Pair) -> float:
-    """How often a repetition of B beats one of A; ties count half, 0.5 is no difference."""
+    """Compute how often a repetition of B beats one of A. Ties count half; 0.5 means no difference."""
     won = sum((y > x) + (y == x) / 2 for x in pair.before for y in pair.after)
     return won / (len(pair.before) * len(pair.after))
 
@@ -130,13 +130,13 @@ def _in_words(pair: Pair, p: float, effect: float) -> str:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, ties share the middle of theirs."""
+    """Rank values from 1. Equal values share the mean of their ranks."""
     ordered = sorted(values)
     return [(ordered.index(v) + 1 + len(ordered) - ordered[::-1].index(v)) / 2 for v in values]
 
 
 def _by_row(profile: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
-    """Tokens per second of each repetition by placement and test; a profile has one model."""
+    """Collect the tokens per second of each repetition by placement and test. A profile has one model."""
     found = {}
     for row in profile["rows"]:
         speeds = [float(speed) for speed in row["samples_ts"]]

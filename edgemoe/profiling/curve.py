@@ -1,4 +1,4 @@
-"""What a cache of another size would have hit: the observed routing, replayed with the engine's own policies."""
+"""Hit rates of caches of other sizes: the observed routing is replayed with the engine's own policies."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..routing.predictor import untrained
 from ..types import IdArray, ModelShape
 
 SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-LEAST_TOKENS = 8  # fewer say nothing about reuse
+LEAST_TOKENS = 8  # with fewer tokens there is hardly any reuse to measure
 
 
 def hit_rates(ids: IdArray, experts: int) -> dict[str, Any]:
-    """Hit rate by cache size, and the knee; empty when there are too few tokens.
+    """Compute the hit rate by cache size, and the knee of the curve; empty if there are too few tokens.
 
-    Every replay begins with an empty cache. The first use of an expert is left out: no cache could have served it, and
-    in a short run it would hide what comes after.
+    Every replay begins with an empty cache. The first use of an expert is left out, because no cache could have served
+    it. In a short run the first uses would hide the later hits.
 
     Args:
-        ids: ``(tokens, layers, used)``.
-        experts: per layer.
+        ids: expert ids, ``(tokens, layers, used)``.
+        experts: routed experts per layer.
     """
     tokens, layers, used = ids.shape
     if tokens < LEAST_TOKENS:
@@ -43,9 +43,9 @@ def hit_rates(ids: IdArray, experts: int) -> dict[str, Any]:
 
 
 def bounds(ids: IdArray, experts: int, slots: IdArray) -> list[float]:
-    """Most that any cache without prefetch could have hit in each layer, whatever it held at first.
+    """Compute an upper limit of the hit rate in each layer, for any cache without prefetch and any initial content.
 
-    Belady's optimum from an empty cache, and one more hit for every place that something was in.
+    The limit is Belady's optimum from an empty cache, plus one hit for every slot that may have held an expert.
     """
     found = []
     for layer, places in enumerate(slots):

@@ -1,4 +1,4 @@
-"""The figures of a profile: what was measured, brought into the form of ``profile.schema.json``."""
+"""Bring the measurements of a profile into the form of ``profile.schema.json``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .placements import PLAIN, SIMULATED
 from .suggest import suggestion
 
 SCHEMA = "edgemoe.profile.v1"
-BATCH = 512  # llama-cpp-python's default, of both kinds
+BATCH = 512  # llama-cpp-python's default for n_batch and n_ubatch
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
-    """One row per placement and test: llama-bench's fields, then ours."""
+    """Make one row per placement and test: llama-bench's fields, then ours."""
     file = result.file
     size = sum(tensor.bytes for tensor in file.tensors.values())
     params = sum(tensor.elements for tensor in file.tensors.values())
@@ -35,7 +35,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
         "cpu_info": _cpu(),
         "gpu_info": "" if result.device == "none" else result.device,
         "model_filename": file.path.name,
-        "model_type": f"{file.architecture} {_mostly(result)}",
+        "model_type": f"{file.architecture} {_main_type(result)}",
         "model_size": size,
         "model_n_params": params,
         "n_batch": BATCH,
@@ -73,7 +73,7 @@ def _row(sample: Samples, result: Result) -> dict[str, Any]:
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """Everything, in the form of `SCHEMA`."""
+    """Give the whole profile in the form of `SCHEMA`."""
     shape = moe_shape(result.file)
     seen = result.observed
     observed = _observed(seen, shape.experts) if seen is not None and shape is not None else None
@@ -98,7 +98,7 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the measurement ran on."""
+    """Describe the machine of the measurement."""
     return {
         "cpu": _cpu(),
         "cores": physical_cores(),
@@ -108,7 +108,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name as the system tells it."""
+    """Read the processor's name from the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -125,7 +125,7 @@ def _latency(result: Result) -> list[dict[str, Any]]:
 
 
 def memory_figures(result: Result) -> dict[str, Any]:
-    """What was allocated by tier, and what of the process is in RAM, part by part, beside the system's own count."""
+    """List the allocated bytes by tier, and the bytes in RAM by part, beside the system's own count."""
     ram = result.ram
     return {
         "allocated": [{"tier": tier, "what": what, "bytes": size} for tier, what, size in allocated(result)],
@@ -140,13 +140,13 @@ def memory_figures(result: Result) -> dict[str, Any]:
 
 
 def allocated(result: Result) -> list[tuple[str, str, int]]:
-    """Tier, what, bytes: what was asked for, by those who asked."""
+    """List allocations as (tier, purpose, bytes), as the allocating part reports them."""
     shape = moe_shape(result.file)
     experts = sum(shape.expert_bytes) * shape.experts if shape else 0
     total = sum(tensor.bytes for tensor in result.file.run_tensors.values())
     found = [("file", "routed experts", experts), ("file", "all else", total - experts)]
     for (kind, where), size in sorted(result.buffers.items()):
-        name = where.partition("[")[0]  # RPC devices bring their address
+        name = where.partition("[")[0]  # the name of an RPC device contains its address
         found.append(("RAM" if _on_host(name) else name, f"{kind} buffer of {name}", size))
     if result.slots:
         found.append((result.device.upper(), f"{result.slots} resident experts", result.slot_bytes))
@@ -156,7 +156,7 @@ def allocated(result: Result) -> list[tuple[str, str, int]]:
 
 
 def _part_name(part: str, result: Result) -> str:
-    """A kind of llama.cpp's buffers, in words."""
+    """Describe a kind of llama.cpp's buffers in words."""
     later = "resident experts, staging" if result.slots and result.device == "sim" else "staging, logits"
     names = {
         "model": "weights copied into buffers, vocabulary", "KV": "KV cache", "RS": "recurrent state",
@@ -166,7 +166,7 @@ def _part_name(part: str, result: Result) -> str:
 
 
 def time_split(result: Result) -> list[dict[str, Any]]:
-    """Milliseconds per generated token by part, each measured; ``token_ms`` is the whole, measured apart."""
+    """Split the milliseconds per generated token into measured parts. ``token_ms`` is the total, measured apart."""
     found = []
     for sample in result.samples:
         if sample.placement != OURS or not sample.test.generate or not sample.ns or sample.stats is None:
@@ -189,7 +189,7 @@ def time_split(result: Result) -> list[dict[str, Any]]:
 
 
 def verdict(result: Result) -> str:
-    """What bounds the speed, and what would change it."""
+    """Describe the speed beside llama.cpp, the largest part of a token's time, and the hit rate."""
     ratios = []
     for sample in result.samples:
         others = [s for s in result.samples if s.test == sample.test and s.placement.startswith(PLAIN) and s.ns]
@@ -238,8 +238,8 @@ def _step(step: Step) -> dict[str, int]:
     }
 
 
-def _mostly(result: Result) -> str:
-    """The type that most of the file is in."""
+def _main_type(result: Result) -> str:
+    """Name the type with the most bytes in the file."""
     size: dict[int, int] = {}
     for tensor in result.file.tensors.values():
         size[tensor.type] = size.get(tensor.type, 0) + tensor.bytes
@@ -255,5 +255,5 @@ def _on_host(where: str) -> bool:
 
 
 def physical_cores() -> int:
-    """Cores without their second threads, 1 where unknown."""
+    """Count the physical cores; 1 if unknown."""
     return psutil.cpu_count(logical=False) or 1

@@ -1,4 +1,4 @@
-"""Runs the same prompts through llama.cpp as it is and through ours, in turns, and keeps every sample."""
+"""Run the same prompts through plain llama.cpp and through EdgeMoE, in turns, and keep every sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .prompts import PROMPTS
 
 Progress = Callable[[float, str], None]
 OURS = "edgemoe"
-OPENING = 32  # tokens of a prompt that a generation begins with
+OPENING = 32  # tokens of the prompt before each generation
 WARM_UP = 8
 GAUGES = {
     "slots",
@@ -35,15 +35,21 @@ GAUGES = {
     "fused_layers",
     "plain_layers",
 }  # states, not counts
-OBSERVED = 128  # tokens, at most, of the observation
+OBSERVED = 128  # most tokens that are generated under observation
 INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
 class Test:
-    """One thing to measure: a prefill of ``prompt`` tokens, or ``generate`` tokens, after ``depth`` others."""
+    """Describe one measurement: a prefill or a generation, after some tokens of context.
 
-    __test__ = False  # of pytest's business
+    Attributes:
+        prompt: tokens of the prefill; 0 for a generation.
+        generate: tokens to generate; 0 for a prefill.
+        depth: tokens of context before.
+    """
+
+    __test__ = False  # pytest must not collect this class
 
     prompt: int = 0
     generate: int = 0
@@ -51,25 +57,25 @@ class Test:
 
     @property
     def name(self) -> str:
-        """llama-bench's name of it."""
+        """Give llama-bench's name of this test."""
         kind = f"pp{self.prompt}" if self.prompt else f"tg{self.generate}"
         return kind + (f" @ d{self.depth}" if self.depth else "")
 
 
 @dataclass
 class Samples:
-    """What was measured of one placement and test.
+    """Collect the measurements of one placement and test.
 
     Attributes:
-        placement: `OURS`, or one of llama.cpp, whose names begin with `PLAIN`.
-        test: what was run.
+        placement: `OURS`, or a placement of llama.cpp with a name that begins with `PLAIN`.
+        test: the test that ran.
         ns: wall time of each repetition.
-        first_ns: of each repetition, the time to the first token of a generation, opening included.
-        between_ns: times between tokens, all repetitions together.
-        computing_ns: of these, the time inside ``eval``.
-        sampling_ns: of these, the time to wait for the logits and to choose a token.
-        scheduler_ns: time in Python between tokens that the scheduler took, all repetitions together.
-        stats: differences of the counters over all repetitions, `GAUGES` as they are; None for llama.cpp.
+        first_ns: time to the first token of a generation for each repetition, prompt included.
+        between_ns: times between tokens of all repetitions.
+        computing_ns: part of ``between_ns`` inside ``eval``.
+        sampling_ns: part of ``between_ns`` for the wait for logits and the choice of a token.
+        scheduler_ns: time of the scheduler in Python between tokens, over all repetitions.
+        stats: differences of the counters over all repetitions; `GAUGES` have their last value. None for llama.cpp.
     """
 
     placement: str
@@ -84,34 +90,34 @@ class Samples:
 
     @property
     def per_second(self) -> list[float]:
-        """Tokens per second of each repetition."""
+        """Compute the tokens per second of each repetition."""
         tokens = self.test.prompt or self.test.generate
         return [tokens / ns * 1e9 for ns in self.ns]
 
 
 @dataclass
 class Result:
-    """All samples of a run, and where the memory was.
+    """Hold all samples of a run, and its use of memory.
 
     Attributes:
-        file: the model's header.
-        threads: of the CPU.
-        device: where hot experts were.
-        samples: by placement and test.
-        load_ms: of each placement.
-        cold: what each placement did first after loading: one prefill, and a few tokens.
-        buffers: llama.cpp's buffers of our model, bytes by (kind, where).
-        slot_bytes: device memory of resident experts.
-        slots: resident experts there is room for, all layers.
-        ram: of the process, with our model loaded and warm and no other, see ``memory.Account``.
-        plain_bytes: by which the process grew when llama.cpp loaded the model for itself and was warm.
-        stage_bytes: device memory through which a prefill streams experts.
-        device_used: bytes in use as the device counts them, None without one.
-        notes: sentences of the engine, and of what could not be measured.
-        observed: tokens generated under observation after the measurements; None where there were none.
-        spans: what was done when.
+        file: header of the model.
+        threads: number of CPU threads.
+        device: device with the resident experts.
+        samples: samples by placement and test.
+        load_ms: loading time of each placement.
+        buffers: bytes of llama.cpp's buffers for our model, by (kind, device).
+        slot_bytes: device memory of the slots.
+        slots: number of slots over all layers.
+        ram: memory of the process with only our model loaded and warm.
+        plain_bytes: growth of the process after llama.cpp also loaded the model and was warm.
+        stage_bytes: device memory for the experts that a prefill streams.
+        device_used: bytes in use by the device's own count; None without a device.
+        notes: sentences from the engine, and sentences about missing measurements.
+        observed: decode steps under observation after the measurements; None if there were none.
+        spans: steps of the run with their times.
         build: name and version of the llama-cpp-python that ran.
-        stopped: why the run ended early, empty when it did not.
+        stopped: reason for an early end; empty if the run was complete.
+        cold: first prefill and first tokens of each placement after loading.
     """
 
     file: GgufFile
@@ -135,7 +141,7 @@ class Result:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user ended the run."""
+        """Tell whether the user ended the run."""
         return self.stopped == INTERRUPTED
 
 
@@ -148,16 +154,16 @@ def profile(
     progress: Progress = lambda share, step: None,
     synthetic: bool = False,
 ) -> Result:
-    """Measure ``tests`` on both placements in turns; what ends the run early costs only what was not measured yet.
+    """Measure ``tests`` on both placements in turns. If the run ends early, the samples so far are kept.
 
     Args:
-        path: the model.
-        tests: what to run.
-        repetitions: of each test; every one begins with another prompt.
-        offload: where our experts live.
-        threads: of the CPU, for both.
-        progress: told the share done and what is being done.
-        synthetic: random tokens instead of text; they route unlike text, so the figures of a cache mean little.
+        path: file of the model.
+        tests: tests to run.
+        repetitions: repetitions of each test. Each repetition begins with another prompt.
+        offload: settings of EdgeMoE.
+        threads: number of CPU threads for both placements.
+        progress: called with the share done in 0..1 and the name of the current step.
+        synthetic: True uses random tokens. They are routed unlike text, so hit rates then mean little.
 
     Raises:
         EdgeMoEError: our model does not load.
@@ -207,7 +213,7 @@ def profile(
 
 
 class _Run:
-    """Does the steps of a profile, one after the other, and keeps when."""
+    """Run the steps of a profile one after the other, and record their times."""
 
     def __init__(self, progress: Progress) -> None:
         self.spans: list[Span] = []
@@ -216,7 +222,7 @@ class _Run:
 
     @contextmanager
     def step(self, what: str, placement: str, share: float = 0.0) -> Iterator[None]:
-        """Announce a step and keep its time."""
+        """Announce a step and record its time."""
         self._progress(share, f"{what}: {placement}")
         started = time.perf_counter_ns()
         try:
@@ -228,7 +234,7 @@ class _Run:
                 self.load_ms[placement] = (ended - started) / 1e6
 
     def open_plain(self, placement: Placement, path: Path, keywords: dict[str, Any], result: Result) -> Any:
-        """llama.cpp as it is; None, and a note, where it does not load: memory may suffice for ours only."""
+        """Open plain llama.cpp; None and a note if it does not load, since memory may only suffice for EdgeMoE."""
         try:
             with self.step("loading", placement.name):
                 return placement.open(path, keywords)
@@ -253,7 +259,10 @@ class _Run:
                 model.close()
 
     def warm_up(self, name: str, model: Any, tokens: Any, prompt: int) -> list[Samples]:
-        """Compute once what will be measured, so that lazy allocations and uploads are over; gives what that took."""
+        """Run a prefill and some tokens before the measurement, and return their samples.
+
+        They bring lazy allocations and uploads to an end.
+        """
         first = [Samples(name, Test(prompt=prompt))] if prompt else []
         first.append(Samples(name, Test(generate=WARM_UP)))
         with self.step("warm-up", name):
@@ -264,7 +273,7 @@ class _Run:
         return first
 
     def measure(self, models: dict[str, Any], samples: list[Samples], tokens: Any, repetitions: int) -> None:
-        """All repetitions, placements in turns."""
+        """Run all repetitions, with the placements in turns."""
         for repetition in range(repetitions):
             for done, sample in enumerate(samples):
                 share = (repetition + done / len(samples)) / repetitions
@@ -273,11 +282,14 @@ class _Run:
 
 
 def _tokens(llm: Any, most: int, synthetic: bool) -> Callable[[int], Iterator[list[int]]]:
-    """Gives, for each repetition, a source of token lists of ``most`` tokens that begin with another prompt."""
+    """Make a function that gives each repetition a source of token lists with ``most`` tokens.
+
+    Each list begins with another prompt.
+    """
     texts: list[list[int]] = []
     if not synthetic and llm.metadata.get("tokenizer.ggml.model") != "no_vocab":
         texts = [llm.tokenize(text.encode(), add_bos=False) for text in PROMPTS]
-    if not any(texts):  # a vocabulary without letters gives nothing for a text
+    if not any(texts):  # a vocabulary without letters gives no tokens for a text
         random = np.random.default_rng(0)
         texts = [random.integers(0, llm.n_vocab(), most).tolist() for _ in PROMPTS]
 
@@ -318,7 +330,7 @@ def _sample(llm: Any, sample: Samples, source: Iterator[list[int]]) -> None:
 
 
 def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[str, int] | None:
-    """Greedy decoding, timed token by token; gives the counters after the opening, which only the first token pays."""
+    """Generate greedily and time each token. Return the counters after the prompt, so that they only cover tokens."""
     opened = time.perf_counter_ns()
     llm.eval(text[:OPENING])
     token = likeliest(llm)
@@ -361,10 +373,10 @@ def _scheduler_ns(llm: Any) -> int:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the others lie; 0 for none."""
+    """Compute the quantile ``share`` of some values; 0 for an empty list."""
     return float(np.quantile(np.array(values), share)) if values else 0.0
 
 
 def middle(values: Sequence[float]) -> float:
-    """Median, 0 for none."""
+    """Compute the median; 0 for an empty list."""
     return float(median(values)) if values else 0.0

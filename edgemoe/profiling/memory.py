@@ -1,8 +1,8 @@
-"""Where the memory of a loaded model is: what llama.cpp says of its buffers, and which pages are really there.
+"""Count the memory of a loaded model: llama.cpp's buffers, and the pages that are in RAM.
 
-On Linux every page of the process is counted once, by the place it lies at: the model file's mapping (split by the
-offsets of its tensors), address ranges that appeared while a buffer was allocated, and the rest. The sum is compared
-with what the operating system reports, which is another count of the same pages.
+On Linux every page of the process is counted once, by its address. It belongs to the mapped model file, to an address
+range that appeared while a buffer was allocated, or to the rest. The file's pages are split by the offsets of its
+tensors. The sum is compared with the operating system's own count of the same pages.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..models.gguf import GgufFile
 BEFORE = "Python and libraries, before loading"
 SINCE = "vocabulary, small objects, code, since loading"
 EXPERTS = "routed experts, mapped from the file"
-DENSE = "other weights, mapped from the file"  # all of them where a model is split into files
-LATER = "after"  # the kind of what is allocated when llama.cpp has made its buffers
+DENSE = "other weights, mapped from the file"  # for a model in shards: all weights
+LATER = "after"  # kind of the memory that is allocated after llama.cpp has made its buffers
 
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
 _MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ *(.*)$")
@@ -36,14 +36,14 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Account:
-    """Memory of the process at one moment, bytes.
+    """Hold the memory of the process at one moment, in bytes.
 
     Attributes:
-        parts: pages that are in RAM, by what they are for; empty where the system does not tell.
+        parts: bytes in RAM by purpose; empty if the system does not report pages.
         resident: RSS, as the operating system reports it.
-        shared: of it, pages that other processes map as well, None where unknown.
-        proportional: PSS: shared pages divided by their users, None where unknown.
-        free: what programs could still have.
+        shared: part of ``resident`` that other processes map, too; None if unknown.
+        proportional: PSS: shared pages divided by the number of their users; None if unknown.
+        free: bytes that programs could still allocate.
     """
 
     parts: dict[str, int]
@@ -54,16 +54,16 @@ class Account:
 
     @classmethod
     def nothing(cls) -> Account:
-        """Not measured yet."""
+        """Make an account without any measurement."""
         return cls({}, 0, None, None, 0)
 
 
 @dataclass
 class Ledger:
-    """Which addresses appeared when. Made before a model loads.
+    """Record which address ranges appear while a model loads. Make the ledger before the load.
 
     Attributes:
-        buffers: llama.cpp's buffers, bytes by (kind, where).
+        buffers: bytes of llama.cpp's buffers by (kind, device).
     """
 
     buffers: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Ledger:
     _claims: dict[str, Ranges] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Note what is there already."""
+        """Record the memory that the process already has."""
         self._before = resident()
         self._known = _anonymous()
 
     def claim(self, kind: str) -> None:
-        """Address ranges that are new since the last claim are of ``kind``."""
+        """Assign the address ranges that are new since the last claim to ``kind``."""
         now = _anonymous()
         self._claims.setdefault(kind, []).extend(_without(now, self._known))
         self._known = now
@@ -87,7 +87,7 @@ class Ledger:
         parts = _count(file, self._claims) if sys.platform == "linux" else {}
         if parts:
             others = parts.pop(SINCE)
-            before = min(self._before, others)  # some of it may have been given back meanwhile
+            before = min(self._before, others)  # the process may have freed some of it meanwhile
             parts = {BEFORE: before, SINCE: others - before, **parts}
         full = psutil.Process().memory_full_info()
         pss, uss = getattr(full, "pss", None), getattr(full, "uss", None)
@@ -96,7 +96,7 @@ class Ledger:
 
 
 class _Buffers(logging.Handler):
-    """Reads what llama.cpp says about its buffers into a ledger; it says so right after it allocated them."""
+    """Copy llama.cpp's messages about its buffers to a ledger. A message comes right after the allocation."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(logging.DEBUG)
@@ -112,9 +112,9 @@ class _Buffers(logging.Handler):
 
 @contextmanager
 def watch() -> Iterator[Ledger]:
-    """Keep a ledger of a model of ours that is loaded inside the ``with`` block.
+    """Keep a ledger of the EdgeMoE model that is loaded inside the ``with`` block.
 
-    Kinds of buffers are llama.cpp's: model, KV, RS (recurrent state), compute, output; and `LATER`.
+    The kinds of buffers are llama.cpp's (model, KV, RS for recurrent state, compute, output) and `LATER`.
     """
     logger, ledger = logging.getLogger("edgemoe.llama"), Ledger()
     handler, level = _Buffers(ledger), logger.level
@@ -129,12 +129,12 @@ def watch() -> Iterator[Ledger]:
 
 
 def resident() -> int:
-    """Bytes of this process in RAM, files that it maps included."""
+    """Count the bytes of this process in RAM, mapped files included."""
     return int(psutil.Process().memory_info().rss)
 
 
 def _count(file: GgufFile, claims: dict[str, Ranges]) -> dict[str, int]:
-    """Bytes in RAM of every mapping of this process, by what it is for; empty where the kernel does not say."""
+    """Count the bytes in RAM of this process's mappings, by purpose; empty if the kernel does not report pages."""
     experts = _expert_ranges(file)
     parts = dict.fromkeys((SINCE, EXPERTS, DENSE), 0)
     try:
@@ -158,7 +158,7 @@ def _count(file: GgufFile, claims: dict[str, Ranges]) -> dict[str, int]:
 
 
 def _expert_ranges(file: GgufFile) -> dict[str, Ranges]:
-    """Where the routed experts lie in the files of the model, by path; unknown, so empty, for a split model."""
+    """Give the byte ranges of the routed experts in the model's file, by path; empty for a model in shards."""
     found: dict[str, Ranges] = {str(path.resolve()): [] for path in file.shards}
     if len(found) == 1:
         for name, tensor in file.run_tensors.items():
@@ -168,7 +168,7 @@ def _expert_ranges(file: GgufFile) -> dict[str, Ranges]:
 
 
 def _present(pagemap: BinaryIO, ranges: Ranges) -> int:
-    """Bytes of ``ranges`` that are in RAM: bit 63 of a page's entry."""
+    """Count the bytes of ``ranges`` in RAM. Bit 63 of a page's entry marks a page in RAM."""
     total = 0
     for start, end in ranges:
         first, last = start // _PAGE, -(-end // _PAGE)
@@ -179,7 +179,7 @@ def _present(pagemap: BinaryIO, ranges: Ranges) -> int:
 
 
 def _smaps() -> Iterator[tuple[int, int, int, str, int]]:
-    """Start, end, offset in the file, path (empty for anonymous memory) and bytes in RAM of every mapping."""
+    """Yield every mapping: start, end, offset in the file, path (empty for anonymous memory) and bytes in RAM."""
     place: tuple[int, int, int, str] | None = None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if match := _MAP.match(line):
@@ -189,7 +189,7 @@ def _smaps() -> Iterator[tuple[int, int, int, str, int]]:
 
 
 def _anonymous() -> Ranges:
-    """Address ranges without a file, the heap and the stacks left out, in rising order."""
+    """List the address ranges without a file in rising order, without the heap and the stacks."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -199,7 +199,7 @@ def _anonymous() -> Ranges:
 
 
 def _without(ranges: Ranges, known: Ranges) -> Ranges:
-    """The parts of ``ranges`` that are in none of ``known``; both in rising order."""
+    """Subtract ``known`` from ``ranges``. Both are in rising order."""
     found = []
     for start, end in ranges:
         at = start

@@ -1,4 +1,4 @@
-"""Tokens under observation: what the counters say of each single one, and which experts it used."""
+"""Observe single tokens: the counters of each decode step, and the experts that it used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ COUNTERS = (
 
 @dataclass(frozen=True)
 class Span:
-    """Something that was done from ``start_ns`` to ``end_ns`` of the process's clock, and the memory after it."""
+    """Describe one step of a run.
+
+    Attributes:
+        what: the step, in words.
+        placement: placement that the step belongs to.
+        start_ns: begin, on the process's clock.
+        end_ns: end, on the process's clock.
+        resident_bytes: bytes of the process in RAM after the step.
+    """
 
     what: str
     placement: str
@@ -34,16 +42,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """One decode step.
+    """Describe one decode step.
 
     Attributes:
-        start_ns: when it began.
-        computing_ns: inside ``eval``.
-        sampling_ns: from there to the choice of a token.
-        scheduler_ns: of ``computing_ns``, in Python after the computation.
+        start_ns: begin of the step.
+        computing_ns: time inside ``eval``.
+        sampling_ns: time from the end of ``eval`` to the choice of a token.
+        scheduler_ns: part of ``computing_ns`` in Python after the computation.
         counts: differences of ``COUNTERS``.
-        resident: experts in device memory after it.
-        pending: uploads queued or under way after it.
+        resident: resident experts after the step.
+        pending: uploads queued or under way after the step.
     """
 
     start_ns: int
@@ -57,14 +65,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of some decode steps.
+    """Hold the observation of some decode steps.
 
     Attributes:
-        steps: in running order.
-        ids: experts used, ``(steps, layers, used)``, -1 where not known.
-        resident: hot experts at the end, ``(layers, experts)``.
+        steps: the steps in order.
+        ids: expert ids, ``(steps, layers, used)``; -1 if unknown.
+        resident: marks the resident experts at the end, ``(layers, experts)``.
         heat: uses of each expert since the model was loaded, ``(layers, experts)``.
-        hit_rate: of each layer, by what was resident when a step began, ``(layers,)``.
+        hit_rate: hit rate of each layer by the experts that were resident at the begin of a step, ``(layers,)``.
     """
 
     steps: list[Step]
@@ -75,7 +83,7 @@ class Observation:
 
 
 def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation | None:
-    """Generate ``count`` tokens after ``opening`` tokens of ``text``; None where there are no routed experts."""
+    """Generate ``count`` tokens after ``opening`` tokens of ``text``; None if the model has no routed experts."""
     if llm.experts.shape is None:
         return None
     llm.reset()
@@ -85,7 +93,7 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.npz"
         with llm.experts.record(path):
-            for _ in range(count):  # whatever is done here costs decoding: figures are made afterwards
+            for _ in range(count):  # work in this loop slows decoding, so the figures are computed afterwards
                 states.append(llm.experts.residency())
                 started, scheduled = time.perf_counter_ns(), llm.experts.scheduler_ns
                 llm.eval([token])
@@ -101,7 +109,12 @@ def observe(llm: Any, text: list[int], opening: int, count: int) -> Observation 
 
 
 def _hit_rate(ids: IdArray, resident: BoolArray) -> FloatArray:
-    """Of each layer: what was resident when its token began, of ``(tokens, layers, used)`` and ``(.., experts)``."""
+    """Compute the hit rate of each layer, from experts resident at the begin of a token.
+
+    Args:
+        ids: expert ids, ``(tokens, layers, used)``.
+        resident: marks the resident experts, ``(tokens, layers, experts)``.
+    """
     known = ids >= 0
     hit = np.take_along_axis(resident, np.maximum(ids, 0), axis=2) & known
     rate: FloatArray = (hit.sum(axis=2) / np.maximum(known.sum(axis=2), 1)).mean(axis=0).astype(np.float32)
@@ -114,6 +127,6 @@ def _step(started: int, computed: int, sampled: int, scheduler: int, before: Exp
 
 
 def likeliest(llm: Any) -> int:
-    """The token with the largest logit of the last position; waits for the device."""
+    """Give the token with the largest logit of the last position. This waits for the device."""
     logits = np.ctypeslib.as_array(llm._ctx.get_logits_ith(-1), shape=(llm.n_vocab(),))
     return int(logits.argmax())

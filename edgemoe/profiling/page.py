@@ -1,4 +1,4 @@
-"""A profile as one page that needs nothing else: no network, no library, dark and light."""
+"""Write a profile as one self-contained page: without network and libraries, for dark and light."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .measure import OPENING, OURS
 from .placements import PLAIN
 from .report import cache_figures, loading, test_name
 
-LEVELS = 7  # of heat, the first for never used
+LEVELS = 7  # shades of heat; the first one means never used
 _MIB = 2**20
 _DASHES = ("", "d1", "d2", "d3")
 
 
 def page(profile: dict[str, Any]) -> str:
-    """HTML of a profile in the form of ``profile.schema.json``."""
+    """Write the HTML of a profile in the form of ``profile.schema.json``."""
     name = profile["rows"][0]["model_filename"] if profile["rows"] else "nothing measured"
     cards = [*_speeds(profile), _time(profile), _latency(profile), _memory(profile), _memory_over_time(profile)]
     cards += [*_observed(profile), _tables(profile)]
@@ -46,7 +46,7 @@ def _head(profile: dict[str, Any], name: str) -> str:
         facts = [kind, *facts, f"device {rows[0]['gpu_info'] or 'none'}", f"{rows[0]['n_threads']} threads"]
         facts.append(rows[0]["test_time"].replace("T", " ").replace("Z", " UTC"))
     said = f"{profile['verdict']} {profile['suggestion']}".strip()
-    early = f"<p class='verdict early'>Ended early: {escape(profile['stopped'])}. What was finished is shown.</p>"
+    early = f"<p class='verdict early'>Ended early: {escape(profile['stopped'])}. The finished tests are shown.</p>"
     return (
         f"<h1>{escape(name)}</h1><p class='soft'>{escape(' · '.join(facts))} · edgemoe {escape(profile['version'])}</p>"
         f"{early if profile['stopped'] else ''}<p class='verdict'>{escape(said)}</p>"
@@ -125,7 +125,7 @@ def _latency(profile: dict[str, Any]) -> str:
         plot.line([(points[0][0], 0.0), *points], style)
         legend.append((f"line {style}", f"{one['placement']} {one['test']}", f"p95 {_quantile(values, 0.95)} ms"))
     return _card(
-        "Latency, cumulative", plot.svg("Share of tokens by time"), "Slower ones lie at the right edge.", legend
+        "Latency, cumulative", plot.svg("Share of tokens by time"), "Slower tokens are drawn at the right edge.", legend
     )
 
 
@@ -155,7 +155,7 @@ def _memory_over_time(profile: dict[str, Any]) -> str:
             at = [(span[key] - zero) / 1e9 for key in ("start_ns", "end_ns")]
             plot.band(at[0], at[1], "load", f"{span['what']}: {span['placement']}")
     plot.line(points, "ours", marks=len(points) < 40)
-    about = "After each step of the run; ours is loaded first."
+    about = "After each step of the run. EdgeMoE's model is loaded first."
     legend = [("line ours", "process in RAM", ""), ("load", "a model loads or warms up", "")]
     return _card("Memory over time", plot.svg("Memory over time"), about, legend)
 
@@ -253,7 +253,7 @@ def _tables(profile: dict[str, Any]) -> str:
     lines = [
         [a["tier"], a["what"], f"{a['bytes'] / _MIB:,.0f}".replace(",", " ")] for a in profile["memory"]["allocated"]
     ]
-    about = "By those who asked for it; pages that were never touched are not in RAM."
+    about = "As the allocating part reports it. Pages that were never touched are not in RAM."
     if used := profile["memory"]["device_used_bytes"]:
         about += f" The device itself counts {used / _MIB:.0f} MiB in use, other programs included."
     return cards + _card(
@@ -276,7 +276,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> 
 
 
 def _card(heading: str, inside: str, about: str, legend: Sequence[tuple[str, str, str]] = (), extra: str = "") -> str:
-    """A figure; its legend has classes, names and values."""
+    """Write one figure. An entry of its legend has a class, a name and a value."""
     keys = "".join(
         f"<li>{_key(style)}<span>{escape(name)} <b>{escape(value)}</b></span></li>" for style, name, value in legend
     )

@@ -1,4 +1,4 @@
-"""llama.cpp's own ways to place a model, to compare with: the CPU alone, or whole layers on a GPU at equal memory."""
+"""llama.cpp's own placements for comparison: the CPU alone, or whole layers on a GPU at equal memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIMULATED = ("none", "sim")
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to place a model.
+    """Describe one placement of a model.
 
     Attributes:
-        name: of its rows.
-        gpu_layers: ``n_gpu_layers``, -1 for all.
-        on_cpu: blocks whose experts stay on the CPU.
+        name: name of the placement in rows of the profile.
+        gpu_layers: value of ``n_gpu_layers``; -1 means all layers.
+        on_cpu: blocks with experts that stay on the CPU.
     """
 
     name: str
@@ -33,22 +33,25 @@ class Placement:
     on_cpu: tuple[int, ...] = ()
 
     def open(self, path: Path, keywords: dict[str, Any]) -> Any:
-        """llama.cpp's model, placed so.
+        """Open the model with llama.cpp in this placement.
 
         Raises:
-            ValueError: llama.cpp does not load it.
+            ValueError: llama.cpp cannot load the model.
         """
         with _overridden(self.on_cpu):
             return llama_cpp.Llama(str(path), n_gpu_layers=self.gpu_layers, **keywords)
 
 
 def placements(file: GgufFile, device: str, slot_bytes: int) -> list[Placement]:
-    """What to compare with: the CPU alone without a GPU, else all experts on the CPU, and the last N layers.
+    """Choose llama.cpp's placements for the comparison.
+
+    Without a GPU it is the CPU alone. With a GPU there are two: all experts on the CPU, and the experts of the last N
+    layers on the GPU.
 
     Args:
-        file: the model.
-        device: where our hot experts are.
-        slot_bytes: the memory that they have there: the last N layers get no more.
+        file: header of the model.
+        device: device with our resident experts.
+        slot_bytes: device memory of our slots. The last N layers get no more than this.
     """
     if device in SIMULATED:
         return [Placement(PLAIN, 0)]
@@ -67,7 +70,7 @@ def placements(file: GgufFile, device: str, slot_bytes: int) -> list[Placement]:
 
 
 def fitting(sizes: Sequence[int], most: int) -> int:
-    """How many of the last ``sizes`` add up to no more than ``most``."""
+    """Count how many of the last ``sizes`` add up to at most ``most``."""
     count = total = 0
     for size in reversed(sizes):
         total += size
@@ -83,7 +86,7 @@ class _Override(ctypes.Structure):
 
 @contextmanager
 def _overridden(blocks: Sequence[int]) -> Iterator[None]:
-    """While it lasts, llama_cpp's default parameters keep the experts of ``blocks`` in the CPU's buffers."""
+    """Change llama_cpp's default parameters for a while: they keep the experts of ``blocks`` in the CPU's buffers."""
     plain: Callable[[], Any] = binding.llama_model_default_params
     buffer_type = binding._lib.ggml_backend_cpu_buffer_type
     buffer_type.restype, buffer_type.argtypes = ctypes.c_void_p, []

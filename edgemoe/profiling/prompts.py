@@ -1,4 +1,4 @@
-"""Varied text to measure with: repetitive or random tokens route unlike text, and would flatter or slander a cache."""
+"""Varied text for measurements. Repetitive or random tokens are routed unlike text and give wrong hit rates."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A profile as text: Markdown for people, JSON, JSON lines and CSV for programs.
+"""Write a profile as text: Markdown for people, JSON, JSON lines and CSV for programs.
 
-All of it is made from the form of ``profile.schema.json``, so a file that was kept can be shown again.
+All forms are made from the form of ``profile.schema.json``, so a saved file can be shown again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _LATENCIES = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms")
 
 
 def as_json(profile: dict[str, Any]) -> str:
-    """The whole profile."""
+    """Write the whole profile as JSON."""
     return json.dumps(profile, indent=1)
 
 
 def as_jsonl(profile: dict[str, Any]) -> str:
-    """The rows, one per line."""
+    """Write the rows as JSON, one per line."""
     return "\n".join(json.dumps(row) for row in profile["rows"])
 
 
 def as_csv(profile: dict[str, Any]) -> str:
-    """The rows as llama-bench writes them; nested figures are left out."""
+    """Write the rows as CSV in llama-bench's form, without nested figures."""
     flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in profile["rows"]]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(flat[0]) if flat else [])
@@ -37,7 +37,7 @@ def as_csv(profile: dict[str, Any]) -> str:
 
 
 def as_markdown(profile: dict[str, Any]) -> str:
-    """Tables and a verdict."""
+    """Write tables and a verdict as Markdown."""
     rows = profile["rows"]
     parts = []
     if rows:
@@ -55,7 +55,7 @@ def as_markdown(profile: dict[str, Any]) -> str:
 
 
 def loading(profile: dict[str, Any]) -> str:
-    """How long each placement took to load, and how fast it was right after that."""
+    """Describe the loading time of each placement, and its speed right after the load."""
     first = {name: [f"{name} {ms:.0f} ms"] for name, ms in profile["load_ms"].items()}
     for cold in profile["cold"]:
         first[cold["placement"]].append(f"{cold['test']} {cold['ts']:.2f} t/s")
@@ -63,13 +63,13 @@ def loading(profile: dict[str, Any]) -> str:
 
 
 def test_name(row: dict[str, Any]) -> str:
-    """llama-bench's name of the test of a row."""
+    """Give llama-bench's name of the test of a row."""
     kind = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
     return kind + (f" @ d{row['n_depth']}" if row["n_depth"] else "")
 
 
 def cache_figures(row: dict[str, Any]) -> dict[str, float] | None:
-    """What the cache did in a row of ours; None where nothing was resident or counted."""
+    """Compute the figures of the cache for a row of EdgeMoE; None if no expert was resident or counted."""
     counts = row["cache"]
     if not counts or not counts["slots"]:
         return None
@@ -112,9 +112,9 @@ def _cache(rows: list[dict[str, Any]]) -> str:
 
 
 def _resident(memory: dict[str, Any]) -> str:
-    """What is in RAM beside the system's own count, or a sentence where the system does not tell."""
+    """List the bytes in RAM beside the system's own count. If the system does not report pages, say so."""
     if not memory["resident"]:
-        return f"The process has {memory['resident_bytes'] / _MIB:.0f} MiB in RAM; this system does not say of what."
+        return f"The process has {memory['resident_bytes'] / _MIB:.0f} MiB in RAM; this system does not list the parts."
     found = [(part["what"], part["bytes"]) for part in memory["resident"]]
     found += [("sum", sum(size for _, size in found)), ("as the system counts it (RSS)", memory["resident_bytes"])]
     if memory["plain_bytes"]:

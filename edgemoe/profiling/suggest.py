@@ -1,4 +1,4 @@
-"""What to try next: one sentence, from what a profile measured."""
+"""Suggest the next thing to try, in one sentence, from the measurements of a profile."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from .measure import Result
 
-GAIN = 0.05  # of the hit rate, below which more memory is not worth a sentence
-NEAR = 0.02  # of the hit rate, that nobody misses
+GAIN = 0.05  # smallest gain in hit rate that is worth a sentence about more memory
+NEAR = 0.02  # largest loss in hit rate that does not matter
 
 
 def suggestion(result: Result, curve: dict[str, Any], devices: Sequence[str]) -> str:
-    """What would make this model faster or smaller here; empty where nothing was seen that would.
+    """Suggest a setting that makes this model faster or smaller here; empty if the profile shows none.
 
     Args:
-        result: the profile.
-        curve: hit rate by cache size, as `curve.hit_rates` gives it; may be empty.
-        devices: GPUs that this machine has.
+        result: measurements of the profile.
+        curve: hit rate by cache size, as `curve.hit_rates` gives it. It may be empty.
+        devices: GPUs of this machine.
     """
     if result.device == "none":
         return f"Try --device {devices[0]}: this machine has a GPU." if devices else ""
@@ -30,7 +30,7 @@ def suggestion(result: Result, curve: dict[str, Any], devices: Sequence[str]) ->
         least = next(point for point in points if point["adaptive"] >= now["adaptive"] - NEAR)
         if least is now:
             return ""
-        return f"{_budget(least, layers, size)} would hit {least['adaptive']:.0%} all the same."
+        return f"{_budget(least, layers, size)} would still hit {least['adaptive']:.0%}."
     knee = next(point for point in points if point["slots"] == curve["knee"]["slots"])
     if knee["slots"] > now["slots"] and knee["adaptive"] > now["adaptive"] + GAIN:
         return (

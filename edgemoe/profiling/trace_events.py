@@ -1,15 +1,15 @@
-"""A profile as Chrome trace events, which Perfetto and chrome://tracing open.
+"""Write a profile as Chrome trace events, which Perfetto and chrome://tracing open.
 
-What is known of a decode step is when it began and ended, and of each part its sum over the layers. The spans of parts
-are therefore these sums, all drawn from the beginning of their step, and their tracks say so: where inside the step a
-layer was computed or waited is not measured and not shown.
+A decode step is measured by its begin, its end, and the time of each part summed over the layers. The span of a part
+shows this sum and begins with the step; the name of its track says so. The order of the layers inside a step is
+neither measured nor shown.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-STEPS = 16  # the last ones of the observation: a few explain as much as all
+STEPS = 16  # number of steps at the end of the observation that are shown
 RUN, DECODE = 1, 2  # process ids of the two groups of tracks
 SUMS = {
     3: ("device stream: hot pairs (sum over layers)", "hot pairs", "device_ns"),
@@ -25,7 +25,7 @@ _ABOUT = (
 
 
 def trace(profile: dict[str, Any]) -> dict[str, Any]:
-    """Trace events of a profile in the form of ``profile.schema.json``: the whole run, and its last decode steps."""
+    """Make the trace events of a profile in the form of ``profile.schema.json``: the run, and its last decode steps."""
     seen = profile["observed"]
     steps = seen["steps"][-STEPS:] if seen else []
     starts = [span["start_ns"] for span in profile["spans"]] + [step["start_ns"] for step in steps]

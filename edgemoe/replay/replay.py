@@ -125,15 +125,15 @@ def split(tests: Sequence[Trace], trains: Sequence[Trace]) -> Split:
     (learnt, their_tokens), (judged, tokens) = (
         (np.concatenate(column) for column in zip(nothing, *half, strict=True)) for half in (train, test)
     )
-    told = tests[0].expert_bytes
-    sizes = None if told is None else tuple(map(float, told))
+    recorded = tests[0].expert_bytes
+    sizes = None if recorded is None else tuple(map(float, recorded))
     return Split(learnt, judged, experts, their_tokens, tokens, sizes)
 
 
 def _sequences(trace: Trace) -> list[tuple[IdArray, IdArray]]:
     bounds = zip(trace.seq_start[:-1], trace.seq_start[1:], strict=True)
-    told = trace.meta if isinstance(trace.meta, list) and len(trace.meta) == len(trace.seq_start) - 1 else None
-    looped = [bool(told) and bool(info.get("repetition")) for info in told or [{}] * (len(trace.seq_start) - 1)]
+    infos = trace.meta if isinstance(trace.meta, list) and len(trace.meta) == len(trace.seq_start) - 1 else None
+    looped = [bool(infos) and bool(info.get("repetition")) for info in infos or [{}] * (len(trace.seq_start) - 1)]
     tokens = np.full(len(trace.ids), -1) if trace.tokens is None else trace.tokens
     kept = [np.arange(a, b)[trace.is_decode[a:b]] for (a, b), loop in zip(bounds, looped, strict=True) if not loop]
     return [(trace.ids[rows], tokens[rows].astype(np.int32)) for rows in kept]
@@ -182,8 +182,8 @@ def simulate(
             for load in predictor.choose(layer, LEAD, state[layer], cache.free(layer), most, GAIN):
                 cache.load(*load, ahead=True)
 
-    told = np.full(len(ids), -1) if tokens is None else tokens
-    for at, (token, token_id) in enumerate(zip(ids, told, strict=True), start=1):
+    token_ids = np.full(len(ids), -1) if tokens is None else tokens
+    for at, (token, token_id) in enumerate(zip(ids, token_ids, strict=True), start=1):
         cache.spent[:] = 0
         if prefetch and predictor is not None:
             predictor.begin(int(token_id))

@@ -144,7 +144,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def main() -> None:
-    """Serve the parent through the standard input and output; it first sends the search path and the opener."""
+    """Serve the parent through the standard input and output. The parent first sends search path and opener."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl+C
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(OOM_SCORE))

@@ -27,7 +27,7 @@ from .pipe import Pipe
 
 # A child gets this long to write the routing profile and end. Then it is killed.
 CLOSE_SECONDS = 2.5
-# Exit statuses: those of signals that only POSIX has, and the first of those by which Windows names a crash.
+# Exit statuses: of two signals that only POSIX has, and the lowest one of a crash on Windows.
 KILLED, ABORTED, WINDOWS_CRASH = -9, -6, 0xC000_0000
 _REASON_BYTES = 4096  # end of the child's output that is searched for a reason
 
@@ -225,14 +225,14 @@ class RemoteEngine:
             pass
         status = self._process.wait()
         with self._lock:
-            self._failure = EngineDied(*_cause(status, self._last_words(), _oom_kills() > self._kills))
+            self._failure = EngineDied(*_cause(status, self._end_of_output(), _oom_kills() > self._kills))
             for queue in list(self._waiting.values()):
                 queue.put(("error", self._failure))
             self._pipe.close()
         if not self._closing:
             self._died()
 
-    def _last_words(self) -> str:
+    def _end_of_output(self) -> str:
         with self._words as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _REASON_BYTES))
@@ -289,18 +289,18 @@ class RemoteExperts:
 
 def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
     """Describe the end of a child with this exit status, with a hint that may help."""
-    told = f": {words}" if words else ""
+    reason = f": {words}" if words else ""
     if status == KILLED and out_of_memory:
         return "the system ran out of memory and ended the engine", "a smaller --ctx or --vram, or a smaller model"
     if status == KILLED:
         return "the engine was killed", "if nobody did that, memory ran out: a smaller --ctx or --vram"
     if status == ABORTED:
-        return f"the engine aborted{told}", "a failed check inside llama.cpp; the same question may do it again"
+        return f"the engine aborted{reason}", "a failed check inside llama.cpp; the same question may do it again"
     if status < 0:
-        return f"the engine crashed ({signal.Signals(-status).name}){told}", ""
+        return f"the engine crashed ({signal.Signals(-status).name}){reason}", ""
     if status >= WINDOWS_CRASH:
-        return f"the engine crashed (0x{status:08X}){told}", ""
-    return f"the engine ended by itself (exit code {status}){told}", ""
+        return f"the engine crashed (0x{status:08X}){reason}", ""
+    return f"the engine ended by itself (exit code {status}){reason}", ""
 
 
 def _oom_kills() -> int:

@@ -1,4 +1,4 @@
-"""Pickled objects through the two pipes between an engine and its parent: the same code on every system."""
+"""Send pickled objects through the two pipes between an engine and its parent, with the same code on every system."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from io import FileIO
 from typing import Any
 
 _SIZE = struct.Struct("<Q")
-# The first bytes of a child. Before them something else may have printed while its interpreter started.
+# The first bytes that a child sends. Other output may come before them while its interpreter starts.
 _READY = b"\x00edgemoe engine\x00"
 
 
 class Pipe:
-    """One end of a conversation. Sending and receiving may be in two threads, each in one at a time."""
+    """Hold one end of the pipes. One thread at a time may send, and one thread at a time may receive."""
 
     def __init__(self, incoming: FileIO, outgoing: FileIO) -> None:
         """Take both files, which must be unbuffered."""
@@ -25,13 +25,13 @@ class Pipe:
 
     @classmethod
     def to_child(cls, process: subprocess.Popen[bytes]) -> Pipe:
-        """Make the parent's end, of a child that was started with pipes for its standard input and output."""
+        """Make the parent's end. The child must have been started with pipes as its standard input and output."""
         assert isinstance(process.stdin, FileIO) and isinstance(process.stdout, FileIO), "bufsize=0 is needed"
         return cls(process.stdout, process.stdin)
 
     @classmethod
     def to_parent(cls) -> Pipe:
-        """Make the child's end of its standard input and output, and free both: the output becomes the error output."""
+        """Make the child's end from its standard input and output. Later output goes to the error output."""
         sys.stdout.flush()
         incoming, outgoing = (FileIO(os.dup(number), mode) for number, mode in ((0, "rb"), (1, "wb")))
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -43,10 +43,10 @@ class Pipe:
         return pipe
 
     def await_child(self) -> None:
-        """Read up to where the child begins to speak.
+        """Skip all output before the child's first bytes.
 
         Raises:
-            EOFError: it ended first.
+            EOFError: the child ended first.
         """
         seen = b""
         while not seen.endswith(_READY):
@@ -56,7 +56,7 @@ class Pipe:
         """Send an object.
 
         Raises:
-            OSError: the other side is gone.
+            OSError: the other side has ended.
         """
         data = pickle.dumps(value)
         self._write(_SIZE.pack(len(data)) + data)
@@ -65,7 +65,7 @@ class Pipe:
         """Wait for an object.
 
         Raises:
-            EOFError: the other side is gone.
+            EOFError: the other side has ended.
         """
         (size,) = _SIZE.unpack(self._read(_SIZE.size))
         return pickle.loads(self._read(size))

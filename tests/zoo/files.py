@@ -1,4 +1,4 @@
-"""Writes the model files of the zoo."""
+"""Write the model files of the zoo."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def build(name: str, folder: Path, quant: str | None = None, seed: int = 0, mtp:
     """Write the model ``name`` into ``folder`` unless it is there, and return its path.
 
     Args:
-        name: one of `ARCHITECTURES`, or of the dense ones in `HEADLESS`.
-        folder: where the file goes; made if missing.
-        quant: one of `QUANTS` or `MIXES`, or None for the usual type of this architecture's files.
-        seed: of all weights.
-        mtp: add an MTP head behind the last layer; of `WITH_MTP`.
+        name: a name from `ARCHITECTURES`, or a dense architecture from `HEADLESS`.
+        folder: folder of the file. A missing folder is made.
+        quant: a name from `QUANTS` or `MIXES`, or None for the usual type of this architecture's files.
+        seed: seed of all weights.
+        mtp: True adds an MTP head after the last layer, for architectures in `WITH_MTP`.
 
     Raises:
-        KeyError: an unknown name.
+        KeyError: the name is unknown.
         RuntimeError: llama.cpp does not know the architecture, or wants other metadata.
     """
     spec = SPECS[name] if name in SPECS else HEADLESS[name]
@@ -103,7 +103,7 @@ def _widths(types: list[str]) -> Geometry:
 
 
 def _type(tensor: str, dims: int, types: list[str]) -> str:
-    """Type of a tensor: ``types`` for routed experts, halves for plain matrices, floats for the rest."""
+    """Choose the type of a tensor: ``types`` for routed experts, halves for plain matrices, floats for the rest."""
     if re.search(ROUTED, tensor):
         layer = int(tensor.split(".")[1])
         return types[-1] if "down" in tensor and layer % 2 else types[0]
@@ -127,7 +127,7 @@ def _header(spec: Spec, widths: Geometry, name: str, mtp: bool) -> GGUFWriter:
 
 
 def _add_vocabulary(writer: GGUFWriter) -> None:
-    """A byte-level BPE vocabulary: any text can be tokenised."""
+    """Make a byte-level BPE vocabulary that can tokenise any text."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {byte: chr(byte) for byte in visible}

@@ -1,4 +1,4 @@
-"""Dense architectures with layers without attention heads: no experts, but llama.cpp runs them, so they must pass."""
+"""Dense architectures with layers without attention heads. llama.cpp runs them, so they must pass."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from .spec import Geometry, Keys, Spec
 
 
 def dense(g: Geometry) -> Keys:
-    """No experts."""
+    """Remove the experts."""
     return {"expert_count": None, "expert_used_count": None, "expert_feed_forward_length": None}
 
 
 def no_heads(g: Geometry) -> Keys:
-    """As llama.cpp's converters write it for models without any attention."""
+    """Give the keys of llama.cpp's converters for models without attention."""
     return {
         **dense(g),
         "attention.head_count": 0,
@@ -23,7 +23,7 @@ def no_heads(g: Geometry) -> Keys:
 
 
 def rwkv(g: Geometry) -> Keys:
-    """Keys of both generations of RWKV."""
+    """Give the keys of both generations of RWKV."""
     return {
         **no_heads(g),
         "feed_forward_length": g.dense,

@@ -9,12 +9,12 @@ SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS = 1, 2, 3, 4
 
 
 def experts_are_the_ffn(g: Geometry) -> Keys:
-    """Older files give the width of an expert as ``feed_forward_length``."""
+    """Give an expert's width as ``feed_forward_length``, as older files do."""
     return {"feed_forward_length": g.expert, "expert_feed_forward_length": None}
 
 
 def latent_attention(g: Geometry) -> Keys:
-    """Multi-head latent attention: one compressed key and value of 32, eight rotated elements."""
+    """Give keys of multi-head latent attention: one compressed key and value of 32, eight rotated elements."""
     return {
         "attention.head_count_kv": 1,
         "attention.q_lora_rank": 24,
@@ -28,17 +28,17 @@ def latent_attention(g: Geometry) -> Keys:
 
 
 def shared_experts(count: int, dense_first: int = 1) -> Keys:
-    """``count`` shared experts and ``dense_first`` leading layers without experts."""
+    """Give keys of ``count`` shared experts and ``dense_first`` leading layers without experts."""
     return {"expert_shared_count": count, "leading_dense_block_count": dense_first}
 
 
 def routing(gate: int, norm: bool, scale: float = 1.0) -> Keys:
-    """How router logits become weights."""
+    """Give the keys that turn router logits into weights."""
     return {"expert_gating_func": gate, "expert_weights_norm": norm, "expert_weights_scale": scale}
 
 
 def window(pattern: list[bool] | int, base: float = 10000.0) -> Keys:
-    """Sliding window of 16 tokens on the layers that ``pattern`` marks."""
+    """Give keys of a sliding window of 16 tokens on the layers that ``pattern`` marks."""
     return {
         "attention.sliding_window": 16,
         "attention.sliding_window_pattern": pattern,
@@ -47,7 +47,7 @@ def window(pattern: list[bool] | int, base: float = 10000.0) -> Keys:
 
 
 def state_space(g: Geometry, groups: int, state: int = 16, heads: int = 8) -> Keys:
-    """Mamba-like layers with an inner width twice the residual stream."""
+    """Give keys of Mamba-like layers with an inner width twice the residual stream."""
     return {
         "ssm.conv_kernel": 4,
         "ssm.inner_size": 2 * g.embedding,
@@ -58,7 +58,7 @@ def state_space(g: Geometry, groups: int, state: int = 16, heads: int = 8) -> Ke
 
 
 def delta_net(g: Geometry) -> Keys:
-    """Gated delta net: two key heads, four value heads of 16, full attention in every second layer."""
+    """Give keys of a gated delta net: two key heads, four value heads of 16, full attention in every second layer."""
     return {
         "ssm.conv_kernel": 4,
         "ssm.inner_size": 64,
@@ -74,12 +74,12 @@ def delta_net(g: Geometry) -> Keys:
 
 
 def recurrent(g: Geometry, marks: str) -> Keys:
-    """Attention where ``marks`` has an A, something recurrent elsewhere."""
+    """Give attention to the layers with an A in ``marks``. The other layers are recurrent."""
     return {"attention.head_count_kv": [g.kv_heads if mark == "A" else 0 for mark in marks]}
 
 
 def delta_attention(g: Geometry) -> Keys:
-    """Kimi's delta attention in layers 0 and 1, latent attention in layer 2."""
+    """Give keys of Kimi's delta attention in layers 0 and 1, and latent attention in layer 2."""
     return {
         **latent_attention(g),
         "attention.head_count_kv": [0, 0, 1],
@@ -91,7 +91,7 @@ def delta_attention(g: Geometry) -> Keys:
 
 
 def nemotron(g: Geometry, marks: str) -> Keys:
-    """Layers of one kind each: M(amba), A(ttention), E(xperts)."""
+    """Give keys of layers of one kind each: M(amba), A(ttention), E(xperts)."""
     return {
         **state_space(g, groups=2),
         "attention.layer_norm_epsilon": 1e-5,
@@ -104,12 +104,12 @@ def nemotron(g: Geometry, marks: str) -> Keys:
 
 
 def every_head(g: Geometry) -> Keys:
-    """As many heads of keys and values as of queries."""
+    """Give the keys and values as many heads as the queries."""
     return {"attention.head_count_kv": g.heads}
 
 
 def granite_scales(logits: float = 2.0) -> Keys:
-    """Granite's four multipliers."""
+    """Give Granite's four multipliers."""
     return {"logit_scale": logits, "residual_scale": 0.5, "embedding_scale": 2.0, "attention.scale": 0.25}
 
 

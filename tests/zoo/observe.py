@@ -36,11 +36,11 @@ GGML.ggml_get_data.argtypes = [ctypes.c_void_p]
 
 @dataclass
 class Observation:
-    """Nodes of the graphs that ran.
+    """Record the nodes of the graphs that ran.
 
     Attributes:
-        multiplied: names of the MUL_MAT_ID nodes in the order they ran, such as ``ffn_moe_up-1``.
-        chosen: experts per layer, shape ``(tokens, used)``, in the order of the router.
+        multiplied: names of the MUL_MAT_ID nodes in running order, such as ``ffn_moe_up-1``.
+        chosen: chosen experts per layer, ``(tokens, used)``, in the router's order.
     """
 
     multiplied: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ def observe(path: Path, ids: Sequence[int]) -> Observation:
             seen.chosen.setdefault(int(topk[1]), _ids(tensor))
         return bool(topk) or not ask
 
-    native = llama_cpp.ggml_backend_sched_eval_callback(callback)  # must outlive the context
+    native = llama_cpp.ggml_backend_sched_eval_callback(callback)  # this object must outlive the context
     with defaults("context", cb_eval=native):
         llm = plain(path, logits_all=True)
     # A warm-up at creation uses every expert; its routing does not count.

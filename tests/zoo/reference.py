@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 
 def greedy(llm: llama_cpp.Llama, prompt_ids: list[int], n: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """``n`` greedy tokens after ``prompt_ids`` and the logits behind each, shape ``(n, n_vocab)``.
+    """Generate ``n`` greedy tokens after ``prompt_ids``, and give the logits after each, shape ``(n, n_vocab)``.
 
-    The prompt is one batch, every token after it a decode step. Starts from an empty context.
+    The prompt is one batch, and every token after it is a decode step. The context is empty at first.
     """
     llm.reset()
     vocabulary = llm.n_vocab()
@@ -35,9 +35,9 @@ def greedy(llm: llama_cpp.Llama, prompt_ids: list[int], n: int) -> tuple[list[in
 
 
 def forced(llm: llama_cpp.Llama, ids: Sequence[int], batch: int) -> npt.NDArray[np.float32]:
-    """Logits after every ``batch`` tokens of ``ids``, evaluated ``batch`` at a time, from an empty context.
+    """Evaluate ``ids`` in batches from an empty context, and give the logits after each batch.
 
-    Shape ``(len(ids) // batch, n_vocab)``. One wrong token cannot hide the difference of the next.
+    Shape ``(len(ids) // batch, n_vocab)``. The ids are given, so a wrong token cannot hide the difference at the next.
     """
     llm.reset()
     vocabulary = llm.n_vocab()
@@ -49,7 +49,7 @@ def forced(llm: llama_cpp.Llama, ids: Sequence[int], batch: int) -> npt.NDArray[
 
 
 def plain(path: Path, **kw: Any) -> llama_cpp.Llama:
-    """llama-cpp-python without weight repacking, on the CPU, silent.
+    """Open llama-cpp-python without weight repacking, on the CPU, without a log.
 
     Args:
         path: a GGUF file.
@@ -69,10 +69,10 @@ def last_logits(llm: llama_cpp.Llama, vocabulary: int) -> npt.NDArray[np.float32
 
 @contextmanager
 def defaults(kind: str, **fields: Any) -> Iterator[None]:
-    """While this lasts, ``llama_model_default_params`` (or ``context`` for ``kind``) give other ``fields``.
+    """Change the ``fields`` that ``llama_model_default_params`` (or ``context`` for ``kind``) gives, for a while.
 
-    The constructor of ``Llama`` reads them from the module ``llama_cpp.llama_cpp``; the name of the same
-    function in the package is another reference, and replacing that does nothing.
+    The constructor of ``Llama`` reads the function from the module ``llama_cpp.llama_cpp``. The package has another
+    reference to it; replacing that one has no effect.
     """
     name = f"llama_{kind}_default_params"
     original = getattr(binding, name)
@@ -92,11 +92,11 @@ def defaults(kind: str, **fields: Any) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[list[str]]:
-    """No log of llama.cpp on the terminal and, unlike ``verbose=False``, no redirected file descriptors.
+    """Keep llama.cpp's log off the terminal, without the redirected file descriptors of ``verbose=False``.
 
-    Yields the list that the log goes to.
+    The context gives the list that gets the log.
 
-    Output of the tests would vanish with them, and so would the last words of a crash.
+    With redirected descriptors, output of the tests and the last lines of a crash would be lost.
     """
     lines: list[str] = []
 

@@ -1,7 +1,7 @@
-"""Asks llama.cpp itself which tensors an architecture has, so that no shape is written down twice.
+"""Ask llama.cpp itself for the tensors of an architecture, so that no shape is written down twice.
 
 ``llama_model_init_from_user`` builds a model from metadata alone and calls back for every tensor, optional
-ones included. That is how llama.cpp tests its own architectures; here the callback only takes notes.
+ones included. llama.cpp tests its own architectures in this way. Here the callback only records the tensors.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ GGML.gguf_free.argtypes = [ctypes.c_void_p]
 
 @dataclass(frozen=True)
 class TensorShape:
-    """A tensor of a model file.
+    """Describe a tensor of a model file.
 
     Attributes:
-        name: as in the file.
-        shape: numpy's order, the contiguous dimension last.
+        name: name of the tensor in the file.
+        shape: shape in numpy's order, with the contiguous dimension last.
     """
 
     name: str
@@ -61,12 +61,12 @@ class TensorShape:
 
 
 def all_tensors(metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
-    """Every tensor that llama.cpp would take for a GGUF file without tensors, sorted by name.
+    """List every tensor that llama.cpp would read for this metadata, sorted by name.
 
-    ``mtp``: those of an MTP head, too.
+    ``mtp`` adds the tensors of an MTP head.
 
     Raises:
-        RuntimeError: llama.cpp rejects the metadata; with its reason.
+        RuntimeError: llama.cpp rejects the metadata; the message has its reason.
     """
     found: dict[str, tuple[int, ...]] = {}
 
@@ -86,7 +86,7 @@ def all_tensors(metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
     GGML.gguf_free(file)
     if not model:
         said = "".join(log[-3:])
-        if host.version() != f"llama-cpp-python=={host.NEWEST}":  # which knows all of them
+        if host.version() != f"llama-cpp-python=={host.NEWEST}":  # this file knows all tensors
             pytest.skip(f"{host.version()} does not know {metadata_file.name}: {said}")
         raise RuntimeError(f"llama.cpp rejects the metadata in {metadata_file}: {said}")
     llama_cpp.llama_model_free(model)
@@ -94,7 +94,7 @@ def all_tensors(metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
 
 
 def tensors_of(spec: Spec, metadata_file: Path, mtp: bool = False) -> list[TensorShape]:
-    """The tensors that the zoo's file of ``spec`` has: without the optional ones it leaves out."""
+    """List the tensors of the zoo's file of ``spec``, without the optional tensors that it leaves out."""
     chosen = []
     for tensor in all_tensors(metadata_file, mtp):
         optional = re.search(ALWAYS_OPTIONAL, tensor.name) and not re.search(spec.keep, tensor.name)
@@ -108,7 +108,7 @@ def tensors_of(spec: Spec, metadata_file: Path, mtp: bool = False) -> list[Tenso
 
 
 def _split(tensor: TensorShape) -> list[TensorShape]:
-    # Without a file, llama.cpp always asks for the merged form first, which hardly any file has.
+    # Without a file, llama.cpp asks for the merged form first, but hardly any file has it.
     experts, rows, columns = tensor.shape
     names = [tensor.name.replace("gate_up_exps", kind) for kind in ("gate_exps", "up_exps")]
     return [TensorShape(name, (experts, rows // 2, columns)) for name in names]

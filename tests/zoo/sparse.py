@@ -18,7 +18,7 @@ from .spec import Geometry, Keys, Spec
 
 
 def indexer(heads: int = 4) -> Keys:
-    """An indexer that selects everything: a choice among equals would hinge on rounding."""
+    """Give keys of an indexer that selects every token. A choice among equals would depend on rounding."""
     return {
         "attention.indexer.head_count": heads,
         "attention.indexer.key_length": 64,
@@ -27,7 +27,7 @@ def indexer(heads: int = 4) -> Keys:
 
 
 def hyper_connections() -> Keys:
-    """Four parallel residual streams."""
+    """Give keys of four parallel residual streams."""
     return {
         "hyper_connection.count": 4,
         "hyper_connection.sinkhorn_iterations": 2,
@@ -36,7 +36,7 @@ def hyper_connections() -> Keys:
 
 
 def deepseek4(g: Geometry) -> Keys:
-    """One hash-routed layer, compressed attention in the last two."""
+    """Give keys of one hash-routed layer, and compressed attention in the last two layers."""
     return {
         **hyper_connections(),
         **indexer(),

@@ -1,4 +1,4 @@
-"""Specification of one architecture of the zoo, and the metadata that all of them share."""
+"""Specification of one architecture of the zoo, and the metadata that all architectures share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ VOCABULARY = 264
 
 @dataclass(frozen=True)
 class Geometry:
-    """Widths of a model, in elements.
+    """Hold the widths of a model, in elements.
 
     Attributes:
         embedding: width of the residual stream.
         dense: width of a dense feed-forward layer.
         expert: width of a routed expert.
         shared: width of a shared expert.
-        heads: attention heads.
-        kv_heads: heads of keys and values.
+        heads: number of attention heads.
+        kv_heads: number of heads of keys and values.
     """
 
     embedding: int
@@ -46,13 +46,13 @@ WIDE = Geometry(embedding=256, dense=256, expert=256, shared=128)
 
 
 def no_keys(_: Geometry) -> Keys:
-    """Nothing beyond the shared metadata."""
+    """Add nothing to the shared metadata."""
     return {}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One architecture: the metadata of its file and its optional tensors.
+    """Describe one architecture: the metadata of its file and its optional tensors.
 
     Attributes:
         arch: llama.cpp's name of the architecture.
@@ -62,9 +62,9 @@ class Spec:
         used: experts per token.
         keys: metadata beyond the shared part, without the architecture prefix; None removes a shared key.
         drop: pattern of optional tensors that the file leaves out.
-        keep: pattern of tensors to have although `ALWAYS_OPTIONAL` says to leave them out.
-        merged: gate and up lie in one tensor.
-        type: ggml type of the experts when the caller names none.
+        keep: pattern of tensors that the file has although `ALWAYS_OPTIONAL` names them.
+        merged: True puts gate and up into one tensor.
+        type: ggml type of the experts if the caller names none.
     """
 
     arch: str
@@ -84,7 +84,7 @@ ALWAYS_OPTIONAL = r"\.(scale|input_scale)$|rope_(freqs|factors)|attn_(q|k|v|qkv|
 
 
 def metadata(spec: Spec, widths: Geometry, mtp: bool = False) -> dict[str, Value]:
-    """All keys of a file but ``general.*`` and the tokenizer, with the architecture's prefix.
+    """Give all keys of a file except ``general.*`` and the tokenizer, with the architecture's prefix.
 
     ``mtp`` adds the block of an MTP head, which is like the last layer.
     """

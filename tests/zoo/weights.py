@@ -1,4 +1,4 @@
-"""Random weights with which a model says something, and their quantisation by ggml."""
+"""Random weights that give a model useful logits, and their quantisation by ggml."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ GGML.ggml_quantize_chunk.argtypes = [
 ]
 
 GAINS: tuple[tuple[str, float], ...] = (
-    (r"ffn_gate_inp\.weight", 3.0),  # router: apart from each other, so that the choice has no near ties
-    (r"ffn_down_(ch)?exps\.weight", 3.0),  # experts: most of the layers' sum in the residual stream
+    (r"ffn_gate_inp\.weight", 3.0),  # router: far apart from each other, so that the choice has no near ties
+    (r"ffn_down_(ch)?exps\.weight", 3.0),  # experts: they give most of the layers' sum in the residual stream
     (r"^output\.weight", 3.0),
     (r"attn_(q|k)\.weight", 1.5),
 )
@@ -36,17 +36,17 @@ GAINS: tuple[tuple[str, float], ...] = (
 
 
 def values(tensor: TensorShape, seed: int) -> Floats:
-    """Float32 values of ``tensor``: the same for the same name, shape and seed."""
+    """Make the float32 values of ``tensor``. Equal name, shape and seed give equal values."""
     random = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
     noise: Floats = random.standard_normal(tensor.shape, dtype=np.float32)
     return _shaped(tensor, noise).astype(np.float32)
 
 
 def _shaped(tensor: TensorShape, noise: Floats) -> npt.NDArray[np.floating]:
-    """``noise`` brought to where the values of such a tensor lie in a trained model."""
+    """Scale ``noise`` to the range of such a tensor's values in a trained model."""
     name = tensor.name
     if "ssm_a" in name:
-        return -0.1 - np.abs(noise)  # a decay: negative, or the state grows without bound
+        return -0.1 - np.abs(noise)  # a decay must be negative, or the state grows without bound
     if "rope_freqs" in name:
         return 1.0 + np.abs(noise)
     if name.endswith("scale") or "layer_output_scale" in name:
@@ -62,7 +62,7 @@ def _shaped(tensor: TensorShape, noise: Floats) -> npt.NDArray[np.floating]:
 
 
 def experts_by_token(tensor: TensorShape, experts: int, seed: int) -> npt.NDArray[np.int32]:
-    """For every token id different experts, shape ``(tokens, used)``: the table of a hash-routed layer."""
+    """Make the table of a hash-routed layer: different experts for every token id, shape ``(tokens, used)``."""
     random = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
     tokens, used = tensor.shape
     return np.stack([random.permutation(experts)[:used] for _ in range(tokens)]).astype(np.int32)
@@ -73,10 +73,10 @@ SLOW = ("IQ1", "IQ2", "IQ3")
 
 
 def encoded(tensor: TensorShape, type_name: str, seed: int) -> npt.NDArray[np.uint8]:
-    """The values of ``tensor`` as `quantised`.
+    """Give the values of ``tensor`` in the form of `quantised`.
 
-    Of experts in a slow type only the first is made; the others are the same rows in another order, which
-    makes them other functions all the same.
+    For a slow type only the first expert is quantised. The other experts have its rows in another order, so they are
+    different functions.
     """
     if len(tensor.shape) != 3 or not type_name.startswith(SLOW):
         return quantised(values(tensor, seed), type_name)
@@ -87,7 +87,7 @@ def encoded(tensor: TensorShape, type_name: str, seed: int) -> npt.NDArray[np.ui
 
 
 def quantised(array: Floats, type_name: str) -> npt.NDArray[np.uint8]:
-    """``array`` in ggml's own encoding of ``type_name``: bytes, the last dimension in bytes.
+    """Encode ``array`` in ggml's ``type_name``. The last dimension of the result is in bytes.
 
     Raises:
         ValueError: the last dimension is no multiple of the type's block.

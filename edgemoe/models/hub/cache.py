@@ -154,7 +154,7 @@ def _scan(repo: str) -> CachedRepoInfo:
 
 def _unlinking(links: Iterable[Path], blobs: Iterable[Path]) -> Callable[[], None]:
     def unlink() -> None:
-        for path in (*links, *blobs):  # no link may point to nothing, not even for a moment
+        for path in (*links, *blobs):  # links first, so that no link ever points to a removed file
             path.unlink(missing_ok=True)
 
     return unlink
@@ -175,7 +175,7 @@ def _holder(paths: Iterable[Path]) -> tuple[int, str] | None:
 
 def _mapped(pid: int) -> set[str]:
     """List the files that a process has mapped. llama.cpp closes a model file but keeps it mapped."""
-    maps = Path(f"/proc/{pid}/maps")  # psutil would add up every page of every mapping
+    maps = Path(f"/proc/{pid}/maps")  # psutil is slow here: it adds up every page of every mapping
     if not maps.exists():
         return set()
     fields = (line.split(maxsplit=5) for line in maps.read_text(errors="replace").splitlines())

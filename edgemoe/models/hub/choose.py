@@ -64,7 +64,7 @@ def choose(everything: Download, quantisation: str | None, free_bytes: int) -> D
     """Choose one model from ``everything``, all files of a repository. Pure; raises as :func:`plan_download`."""
     items = items_of(everything.files)
     if not items:
-        raise ModelNotFound(f"{everything.repo} has no GGUF files", "look for a repository whose name ends in -GGUF")
+        raise ModelNotFound(f"{everything.repo} has no GGUF files", "look for a repository with -GGUF in its name")
     item = _best(items, free_bytes) if quantisation is None else _named(items, quantisation, everything.repo)
     if not item.whole:
         raise ModelNotFound(
@@ -94,7 +94,7 @@ def _best(items: Sequence[Item], free_bytes: int) -> Item:
         return items[0]
     fitting = [item for item in whole if item.bytes <= free_bytes * MEMORY_SHARE]
     if not fitting:
-        suggestion = f"name one to download it all the same; the smallest is {whole[-1].label}"
+        suggestion = f"name a quantisation to download it anyway; the smallest is {whole[-1].label}"
         raise DoesNotFit(whole[-1].bytes, free_bytes, suggestion)
     mixes = {item.quantisation.upper(): item for item in fitting}
     return next((mixes[name] for name in FOUR_BITS if name in mixes), fitting[0])

@@ -162,7 +162,7 @@ def remote_of(plan: Download, file: RemoteFile) -> Remote:
     if found.size is None or not _DIGEST.match(digest):
         raise EdgeMoEError(NO_HUB.format(constants.ENDPOINT), NO_HUB_HINT)
     if file.sha256 not in (None, digest) or file.bytes not in (None, found.size):
-        raise EdgeMoEError(f"{what} is not the file that is meant", "the hub has another one by now: give --revision")
+        raise EdgeMoEError(f"{what} is not the expected file", "the hub has another version by now: give --revision")
     blob = cache.folder(plan.repo) / "blobs" / digest
     return Remote(file.name, what, url, digest, found.size, _commit(found.commit_hash), blob)
 
@@ -306,7 +306,7 @@ def _pause(attempt: int, error: BaseException, say: Callable[[str], None] | None
     """Wait as long as the server asks, or longer with each attempt. Without ``say`` only short waits are accepted."""
     asked = wait_asked_for(error)
     if asked is not None and asked > (LONGEST_WAIT_S if say else SILENT_WAIT_S):
-        raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: what has arrived is kept")
+        raise EdgeMoEError(f"the hub takes no requests for {asked:.0f} s", "try again then: all bytes so far are kept")
     pause = min(PAUSE_S * 2 ** max(attempt - 1, 0), LONGEST_PAUSE_S) if asked is None else asked
     if say and pause >= 1:
         say(f"waiting {pause:.0f} s")

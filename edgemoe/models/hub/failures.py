@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from ...errors import DoesNotFit, EdgeMoEError, ModelNotFound
 
 _RESET = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
-PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone at the next attempt
+PASSING = (408, 429, 500, 502, 503, 504)  # with these statuses the next attempt may succeed
 
 
 class DiskTooSmall(DoesNotFit):
@@ -31,7 +31,7 @@ class DiskTooSmall(DoesNotFit):
         self.args = (f"the download needs {needed:.0f} MiB, the disk of the cache has {free:.0f} MiB free",)
 
     def __reduce__(self) -> tuple[type[DoesNotFit], tuple[int, int, str]]:
-        """Cross process boundaries whole."""
+        """Support pickling, so that the error crosses process boundaries."""
         return DiskTooSmall, (self.needed_bytes, self.free_bytes, self.suggestion)
 
 
@@ -90,8 +90,8 @@ def explained(error: BaseException, what: str) -> EdgeMoEError:
     if status == 429:
         return EdgeMoEError(f"the hub takes no more requests for now ({status})", "wait some minutes, or set HF_TOKEN")
     if status is not None:
-        return EdgeMoEError(f"the hub answers {status} for {what}", "try again later: what has arrived is kept")
+        return EdgeMoEError(f"the hub answers {status} for {what}", "try again later: all bytes so far are kept")
     return EdgeMoEError(
         f"no connection to {constants.ENDPOINT} ({type(error).__name__})",
-        "check the network; HF_HUB_OFFLINE=1 uses what is on the disk",
+        "check the network; HF_HUB_OFFLINE=1 uses the files on the disk",
     )

@@ -388,14 +388,16 @@ def test_a_backend_is_compiled_and_says_how_far_it_is(machine: Path) -> None:
     assert shares == sorted(shares) and seen[1][1] == "fetching the sources" and "one.cpp" in seen[-2][1]
 
 
-def test_a_build_goes_on_and_other_options_begin_anew(machine: Path) -> None:
+def test_a_build_goes_on_and_other_options_have_a_folder_of_their_own(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = compiled(order(machine)).library.parent
     (first / "object").touch()
     compiled(order(machine))
     assert (first / "object").exists(), "what was compiled is used"
-    (first / "options.txt").write_text("-DOTHER=ON")
-    compiled(order(machine))
-    assert not (first / "object").exists()
+    monkeypatch.setitem(build.KINDS, "rpc", (*build.KINDS["rpc"], "OTHER=ON"))
+    assert compiled(order(machine)).library.parent != first
+    assert (first / "object").exists()
 
 
 def test_what_cmake_does_not_find_is_named_and_not_remembered(machine: Path) -> None:
@@ -413,9 +415,12 @@ def test_a_toolkit_that_cmake_refuses_makes_room_for_the_next(machine: Path, mon
         "#!/bin/sh\nPATH=/usr/bin:/bin\n" + refuses + CMAKE.replace("{tmp}", str(machine))
     )
     steps: list[str] = []
-    compiled(order(machine), lambda share, step: steps.append(step))
+    made = compiled(order(machine), lambda share, step: steps.append(step)).library.parent
     assert "preparing, with without cuBLAS" in steps and "preparing, with from PyPI" in steps
     assert "PLACE=ours" in (machine / "cmake.log").read_text()
+    (made / "object").touch()
+    compiled(order(machine))
+    assert (made / "object").exists(), "the refused toolkit leaves the other's build alone"
 
 
 def test_an_error_of_the_compiler_is_shown(machine: Path) -> None:

@@ -7,6 +7,7 @@ compiler inherits it, so a compiler that outlives its parent still holds it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -99,8 +100,7 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
         first = next(toolchains)  # a compiler that is missing is named before anything is fetched
         progress(0.0, "fetching the sources")
         source = unpacked(order.work, order.archive)
-        out = order.work / "-".join(["build", order.kind, version(), *order.architectures])
-        toolchain, ninja = _configured(order, chain((first,), toolchains), source, out, progress)
+        toolchain, ninja, out = _configured(order, chain((first,), toolchains), source, progress)
         target = LIBRARIES[order.kind]
         _compile([ninja, "-C", str(out), "-j", str(_jobs(order.kind)), target], toolchain, lock, progress)
         library = next((path for name in (f"lib{target}.so", f"lib{target}.dylib") for path in out.rglob(name)), None)
@@ -157,25 +157,24 @@ def _fetched(work: Path) -> Path:
 
 
 def _configured(
-    order: Order, toolchains: Iterable[Toolchain], source: Path, out: Path, progress: Progress
-) -> tuple[Toolchain, str]:
-    """Run CMake with the first toolchain that it accepts; give Ninja's path as well."""
+    order: Order, toolchains: Iterable[Toolchain], source: Path, progress: Progress
+) -> tuple[Toolchain, str, Path]:
+    """Run CMake with the first toolchain that it accepts; give Ninja's path and the folder of the build as well."""
     program, ninja = cmake(order.work)
     failure: SetupFailed | None = None
     for toolchain in toolchains:
         progress(0.0, f"preparing, with {toolchain.words}")
         options = [f"-D{option}" for option in (*_ALONE, *KINDS[order.kind], *toolchain.options)]
+        out = _folder(order, options)
         # Vulkan's shader compiler is a project of its own, which looks for both programs on the path.
         places = (str(Path(program).parent), str(Path(ninja).parent), os.environ.get("PATH", ""))
         environment = {**toolchain.environment, "PATH": os.pathsep.join(places)}
         command = [program, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", str(source), "-B", str(out)]
         try:
-            _forget_other_settings(out, options)
             run([*command, *options], order.kind, environment)
             if order.kind == "vulkan" and not _vulkan_is_recent(out):
                 raise Missing("the Vulkan headers are from before 2024", "install Vulkan's SDK and set VULKAN_SDK")
-            (out / "options.txt").write_text("\n".join(options))
-            return replace(toolchain, environment=environment), ninja
+            return replace(toolchain, environment=environment), ninja, out
         except SetupFailed as error:
             remove_folder(out)  # CMake would remember the failure
             failure = error
@@ -183,11 +182,10 @@ def _configured(
     raise Missing(str(failure), failure.hint or needs(order.kind)) from failure
 
 
-def _forget_other_settings(out: Path, options: Sequence[str]) -> None:
-    """Empty the folder of a build that was begun with other options."""
-    kept = out / "options.txt"
-    if kept.exists() and kept.read_text() != "\n".join(options):
-        remove_folder(out)
+def _folder(order: Order, options: Sequence[str]) -> Path:
+    """Name the folder of a build: one for each set of options, so that a failed one leaves the others alone."""
+    digest = hashlib.sha256("\n".join(options).encode()).hexdigest()[:8]
+    return order.work / "-".join(["build", order.kind, version(), *order.architectures, digest])
 
 
 def _vulkan_is_recent(out: Path) -> bool:

@@ -405,11 +405,11 @@ class Experts:
         infos = self._native.layers()
         for layers, what in (
             (
-                [i.block for i in infos if i.understood == 0],
+                [i.block for i in infos if i.pattern == 0],
                 "a pattern that is not understood: it runs as in llama.cpp",
             ),
             (
-                [i.block for i in infos if i.device_can == 0],
+                [i.block for i in infos if i.support == 0],
                 f"operations that {self.device} lacks: the CPU computes them",
             ),
         ):

@@ -1,10 +1,10 @@
 #pragma once
 
-// The tables through which ggml and llama.cpp see us: a registry with two devices, the accelerator and sim, and the device
-// that stands in for an engine's own.
+// The tables through which ggml and llama.cpp see us: a registry with two devices, the accelerator and sim, and the device that
+// stands in for an engine's own.
 //
-// Owner: these tables are the process's, filled when they are first asked for and fixed afterwards. No lock. A stand-in is its
-// engine's; llama.cpp's calls on its streams hold em_turn::computing.
+// Owner: the tables belong to the process and are fixed after their first use. No lock. A stand-in belongs to its engine;
+// llama.cpp's calls on its streams hold em_turn::computing.
 
 #include "ggml/api.h"
 

@@ -1,8 +1,7 @@
-// See sim_stream.h.
+// Streams and events of sim; see sim_parts.h.
 
-#include "device/sim_stream.h"
-
-#include "device/sim_link.h"
+#include "device/sim_parts.h"
+#include "ggml/owned.h"
 
 #include <algorithm>
 #include <atomic>
@@ -18,7 +17,7 @@
 
 namespace {
 
-// Tasks that a thread does one after the other.
+// A thread that does its tasks one after the other.
 class sim_queue {
   public:
     sim_queue() : thread([this] { run(); }) {}
@@ -30,7 +29,7 @@ class sim_queue {
         changed.notify_all();
         thread.join();
     }
-    int64_t submit(std::function<void()> task) { // gives the task's number
+    int64_t submit(std::function<void()> task) { // returns the task's number
         int64_t n;
         {
             std::lock_guard<std::mutex> lock(mutex);
@@ -70,21 +69,21 @@ class sim_queue {
     std::deque<std::function<void()>> tasks;
     int64_t                           submitted = 0, done = 0;
     bool                              stopping  = false;
-    std::thread                       thread; // last: it uses all of the above
+    std::thread                       thread; // last: the thread uses everything above
 };
 
 struct sim_stream {
-    ggml_backend *                     cpu    = nullptr;
-    bool                               faulty = false; // errors are injected, and its user asks for them
-    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes
-    std::unique_ptr<sim_queue>         transfer;       // null: what is sent goes the way of the computations
-    std::vector<std::function<void()>> unsent;         // for the transfer queue, which gets them together
-    int64_t                            sent = 0;    // the latest submission to that queue
-    int64_t                            awaited = 0; // the one that the computations wait for
-    int64_t                            latest = 0;  // task of the computations
+    em_stream                          cpu;
+    bool                               faulty = false; // errors are injected, and the user of the stream asks for them
+    std::vector<std::function<void()>> unsent;         // copies for the transfer queue, submitted together
+    int64_t                            sent = 0;       // latest submission to the transfer queue
+    int64_t                            awaited = 0;    // submission that the computations wait for
+    int64_t                            latest = 0;     // latest task of the compute queue
     std::atomic<bool>                  failed{false};
+    std::unique_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
+    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes. Ends first: its tasks wait for the other
 
-    // The next task of the computations. What went to the transfer queue before it is done first.
+    // Adds a task to the computations. Copies that were sent before are done first.
     void submit(std::function<void()> task) {
         if (!compute) {
             task();
@@ -124,7 +123,7 @@ struct sim_stream {
     }
 };
 
-// A graph as it was when it was submitted: like a device's command buffer it outlives what it was made from.
+// A copy of a graph at the moment of submission. Like a device's command buffer, the copy outlives the original.
 class sim_graph {
   public:
     explicit sim_graph(const ggml_cgraph * from) : copies(size_t(from->n_nodes)) {
@@ -155,8 +154,6 @@ class sim_graph {
             G.ggml_graph_add_node(graph, &t);
         }
     }
-    ~sim_graph() { G.ggml_free(ctx); }
-    sim_graph(const sim_graph &) = delete;
 
     ggml_cgraph * get() const { return graph; }
 
@@ -164,7 +161,7 @@ class sim_graph {
     std::vector<ggml_tensor> copies;
     std::deque<ggml_tensor>  leaves;
     std::vector<char>        arena;
-    ggml_context *           ctx;
+    em_arena                 ctx;
     ggml_cgraph *            graph;
 };
 
@@ -175,12 +172,8 @@ const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 
 const char * backend_name(ggml_backend *) { return "SIM"; }
 
 void backend_free(ggml_backend * b) {
-    sim_stream * s = stream_of(b);
-    s->wait();
-    s->compute.reset(); // it may wait for the other
-    s->transfer.reset();
-    G.ggml_backend_free(s->cpu);
-    delete s;
+    stream_of(b)->wait();
+    delete stream_of(b);
     delete b;
 }
 
@@ -188,7 +181,7 @@ void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, siz
     sim_stream * s  = stream_of(b);
     char *       to = static_cast<char *>(t->data) + offset;
     s->send([=] {
-        if (s->faulty && em_sim_nth(em_sim_state_now().copies, em_sim_state_now().options.fail_copy, false)) {
+        if (s->faulty && em_sim_fails(SIM_COPY)) {
             memset(to, 0xff, size); // NaN in every float format
             s->failed = true;
             return;
@@ -202,7 +195,7 @@ void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, siz
     stream_of(b)->submit([=] { em_sim_transfer(data, from, size, true); });
 }
 
-// On the device, in the order of the computations. Without a worker ggml waits and copies, which is the same.
+// Copies on the device, in the order of the computations. Without a worker ggml waits and copies, to the same effect.
 bool backend_copy_async(ggml_backend * from, ggml_backend * b, const ggml_tensor * source, ggml_tensor * target) {
     if (from != b || !stream_of(b)->compute) {
         return false;
@@ -221,14 +214,14 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     s->send_now();
     s->submit([s, kept = std::make_shared<sim_graph>(graph)] {
         if (s->failed) {
-            return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
+            return; // after an error a stream runs nothing until the error is taken: inputs may be garbage
         }
-        const int64_t rate = s->faulty ? em_sim_state_now().options.compute_rate : 0;
+        const int64_t rate = s->faulty ? em_sim_options_now().compute_rate : 0;
         if (rate > 0) {
             em_sim_pretend(kept->get(), rate);
             return;
         }
-        const bool fails = s->faulty && em_sim_nth(em_sim_state_now().computations, em_sim_state_now().options.fail_compute, false);
+        const bool fails = s->faulty && em_sim_fails(SIM_COMPUTE);
         if (fails || G.ggml_backend_graph_compute(s->cpu, kept->get()) != STATUS_SUCCESS) {
             s->failed = true;
         }
@@ -276,43 +269,34 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     const int64_t n = e->latest();
     s->submit([=] { e->wait(n); });
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // what is sent together waits together
+        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // copies that are sent together wait together
     }
 }
+
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async     */ backend_name, backend_free, backend_set_async, backend_get_async,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr, nullptr, backend_copy_async, backend_synchronize,
+    /* graph_plan_create, _free, _update, _compute            */ nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute, event_record, event_wait, backend_optimize};
 
 } // namespace
 
 ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {
-    ggml_backend * cpu = G.ggml_backend_cpu_init();
-    if (!cpu) {
+    auto s = std::make_unique<sim_stream>();
+    s->cpu = G.ggml_backend_cpu_init();
+    if (!s->cpu) {
         return nullptr;
     }
-    sim_stream * s = new sim_stream;
-    s->cpu    = cpu;
     s->faulty = params && strcmp(params, "async") == 0;
     const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
-        G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
+        G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // several threads would spin against the CPU side's
         s->compute = std::make_unique<sim_queue>();
         if (streams == EM_SIM_TRANSFER) {
             s->transfer = std::make_unique<sim_queue>();
         }
     }
-    ggml_backend * b = new ggml_backend{};
-    b->guid                   = GUID;
-    b->iface.get_name         = backend_name;
-    b->iface.free             = backend_free;
-    b->iface.set_tensor_async = backend_set_async;
-    b->iface.get_tensor_async = backend_get_async;
-    b->iface.cpy_tensor_async = backend_copy_async;
-    b->iface.synchronize      = backend_synchronize;
-    b->iface.graph_compute    = backend_compute;
-    b->iface.event_record     = event_record;
-    b->iface.event_wait       = event_wait;
-    b->iface.graph_optimize   = backend_optimize;
-    b->device                 = dev;
-    b->context                = s;
-    return b;
+    return new ggml_backend{GUID, STREAM, dev, s.release()};
 }
 
 ggml_backend_event * em_sim_event_new(ggml_backend_device * dev) { return new ggml_backend_event{dev, new sim_event}; }

@@ -36,7 +36,7 @@ void * em_memory_alloc(std::size_t bytes) {
     }
 #    if defined(__linux__)
     if (alignment == PAGE) {
-        madvise(p, bytes, MADV_HUGEPAGE); // a wish: small pages work too
+        madvise(p, bytes, MADV_HUGEPAGE); // if the system refuses, small pages work too
     }
 #    endif
     return p;

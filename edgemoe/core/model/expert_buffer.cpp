@@ -4,6 +4,7 @@
 
 #include "memory/huge_pages.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -18,7 +19,7 @@ struct buffer_context {
     bool       owned;
 };
 
-constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
+constexpr size_t ALIGNMENT = 64; // a cache line; ggml-cpu's is 32
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
 
@@ -112,21 +113,11 @@ bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * d
 }
 void buffer_clear(ggml_backend_buffer * buffer, uint8_t value) { memset(context_of(buffer)->base, value, buffer->size); }
 
-ggml_backend_buffer_i buffer_table() {
-    ggml_backend_buffer_i i{};
-    i.free_buffer   = buffer_free;
-    i.get_base      = buffer_base;
-    i.init_tensor   = buffer_init_tensor;
-    i.memset_tensor = buffer_memset;
-    i.set_tensor    = buffer_set;
-    i.get_tensor    = buffer_get;
-    i.set_tensor_2d = nullptr;
-    i.get_tensor_2d = nullptr;
-    i.cpy_tensor    = buffer_copy;
-    i.clear         = buffer_clear;
-    i.reset         = nullptr;
-    return i;
-}
+constexpr ggml_backend_buffer_i BUFFER = {
+    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, buffer_init_tensor,
+    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
+    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, buffer_copy,
+    /* clear, reset                             */ buffer_clear, nullptr};
 
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
@@ -135,7 +126,7 @@ ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
     if (!base) {
         return nullptr;
     }
-    return G.ggml_backend_buffer_init(buft, buffer_table(), new buffer_context{loading, base, true}, size);
+    return G.ggml_backend_buffer_init(buft, BUFFER, new buffer_context{loading, base, true}, size);
 }
 
 size_t buft_alignment(ggml_backend_buffer_type *) { return ALIGNMENT; }
@@ -157,11 +148,11 @@ void em_set_loading(em_model * model, bool stands_in) {
 }
 
 ggml_backend_buffer * em_expert_buffer_from(void * memory, size_t size) {
-    return G.ggml_backend_buffer_init(em_buft(), buffer_table(), new buffer_context{loading, memory, false}, size);
+    return G.ggml_backend_buffer_init(em_buft(), BUFFER, new buffer_context{loading, memory, false}, size);
 }
 
 void em_model_loaded(em_model & m) {
-    for (size_t i = 0; i < m.layers.size();) { // biases without weights, or a down projection missing
+    for (size_t i = 0; i < m.layers.size();) {
         em_layer_t & l     = *m.layers[i];
         const bool   whole = l.weight[PROJ_DOWN] && (l.weight[PROJ_UP] || l.weight[PROJ_GATE_UP]);
         if (whole) {
@@ -189,24 +180,14 @@ em_layer_t * em_layer_of(const ggml_tensor * weight, em_engine ** engine) {
 }
 
 int em_projection_of(const em_layer_t & layer, const ggml_tensor * weight) {
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (layer.weight[p] == weight) {
-            return p;
-        }
-    }
-    return -1;
+    const auto at = std::find(std::begin(layer.weight), std::end(layer.weight), weight);
+    return at == std::end(layer.weight) ? -1 : int(at - std::begin(layer.weight));
 }
 
 ggml_backend_buffer_type * em_buft() {
-    static ggml_backend_buffer_type buft = [] {
-        ggml_backend_buffer_type b{};
-        b.iface.get_name       = buft_name;
-        b.iface.alloc_buffer   = buft_alloc;
-        b.iface.get_alignment  = buft_alignment;
-        b.iface.get_max_size   = nullptr;
-        b.iface.get_alloc_size = nullptr;
-        b.iface.is_host        = buft_is_host;
-        return b;
-    }();
+    static ggml_backend_buffer_type buft = {
+        /* get_name, alloc_buffer, get_alignment, get_max_size */ {buft_name, buft_alloc, buft_alignment, nullptr,
+        /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
+        nullptr, nullptr};
     return &buft;
 }

@@ -24,9 +24,8 @@ bool em_tables_make(em_pass * p) {
     p->tables.ctx = G.ggml_init({G.ggml_tensor_overhead() * n * (2 + PROJ_COUNT) + 256, nullptr, true});
     p->tables.bias.assign(n * PROJ_COUNT, nullptr);
     p->rows.arena.resize(em_put_rows::bytes());
-    ggml_context * asking = G.ggml_init({p->rows.arena.size(), p->rows.arena.data(), true});
+    const em_arena asking = G.ggml_init({p->rows.arena.size(), p->rows.arena.data(), true});
     p->rows.supported = G.ggml_backend_dev_supports_op(e->device.handle, em_put_rows(asking, 32, 2, 1).put);
-    G.ggml_free(asking);
     std::vector<ggml_tensor *> all;
     size_t host = 0, device = align;
     auto make = [&](int type, int64_t ne0, int64_t ne1) {
@@ -46,9 +45,9 @@ bool em_tables_make(em_pass * p) {
                 p->tables.bias[l * PROJ_COUNT + size_t(i)] = make(b->type, b->ne[0], b->ne[1]);
             }
         }
-        p->graphs.hot.push_back(std::make_unique<em_device_graph>());
-        p->graphs.staged.push_back(std::make_unique<em_device_graph>());
-        p->graphs.fetched.push_back(std::make_unique<em_device_graph>());
+        for (auto * graphs : {&p->graphs.hot, &p->graphs.staged, &p->graphs.fetched}) {
+            graphs->push_back(std::make_unique<em_device_graph>());
+        }
     }
     p->tables.sent_version.assign(n, -1);
     p->tables.whole_version.assign(n, -1);

@@ -2,11 +2,11 @@
 
 #include "residency/residency.h"
 
-// Tensors for a number of experts of a layer's shape, without memory; bytes of what is needed first, and of the down projection.
-void em_places_make(em_places & p, ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]) {
+em_places em_places_make(ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]) {
     ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(device);
     const size_t               align = G.ggml_backend_buft_get_alignment(buft);
     static std::atomic<int64_t> serials{0};
+    em_places p;
     p.ctx    = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT * 2, nullptr, true});
     p.count  = count;
     p.serial = ++serials;
@@ -22,12 +22,11 @@ void em_places_make(em_places & p, ggml_backend_device * device, const em_layer_
         p.weight[i] = layer.weight[i] ? make(layer.weight[i], false, total) : nullptr;
         p.bias[i]   = layer.bias[i] ? make(layer.bias[i], true, total) : nullptr;
     }
+    return p;
 }
 
-// Gives them memory: the down projection's begins `second` bytes on.
 void em_places_put(em_places & p, ggml_backend_buffer * buffer, size_t second) {
-    ggml_backend_buffer_type * buft  = buffer->buft;
-    const size_t               align = G.ggml_backend_buft_get_alignment(buft);
+    const size_t align = G.ggml_backend_buft_get_alignment(buffer->buft);
     char *       base  = em_align(G.ggml_backend_buffer_get_base(buffer), align);
     char *       at[2] = {base, base + second};
     for (int i = 0; i < PROJ_COUNT; ++i) {
@@ -35,32 +34,20 @@ void em_places_put(em_places & p, ggml_backend_buffer * buffer, size_t second) {
             if (t) {
                 char *& to = at[i == PROJ_DOWN];
                 G.ggml_backend_tensor_alloc(buffer, t, to);
-                to += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
+                to += em_align(G.ggml_backend_buft_get_alloc_size(buffer->buft, t), align);
             }
         }
     }
 }
 
-// Both at once. False when there is no memory to be had.
-bool em_places_alloc(em_places & p, ggml_backend_device * device, const em_layer_t & layer, int32_t count) {
-    size_t bytes[2];
-    em_places_make(p, device, layer, count, bytes);
-    p.buffer = em_device_alloc(device, bytes[0] + bytes[1]);
+em_places em_places_alloc(ggml_backend_device * device, const em_layer_t & layer, int32_t count) {
+    size_t    bytes[2];
+    em_places p = em_places_make(device, layer, count, bytes);
+    p.buffer    = em_device_alloc(device, bytes[0] + bytes[1]);
     if (!p.buffer) {
-        em_places_free(p);
-        return false;
+        return {};
     }
     p.bytes = p.buffer->size;
     em_places_put(p, p.buffer, bytes[0]);
-    return true;
-}
-
-void em_places_free(em_places & p) {
-    if (p.buffer) {
-        G.ggml_backend_buffer_free(p.buffer);
-    }
-    if (p.ctx) {
-        G.ggml_free(p.ctx);
-    }
-    p = {};
+    return p;
 }

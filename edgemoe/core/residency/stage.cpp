@@ -2,52 +2,58 @@
 
 #include "residency/residency.h"
 
-bool em_device_usable(const em_device & device, const em_layer_t & layer) { return device.exec && layer.device_can != 0; }
+#include <algorithm>
 
-// All of a layer, or two halves that take turns.
-static int32_t stage_places(const em_options & options, const em_layer_t & layer) {
+bool em_device_usable(const em_device & device, const em_layer_t & layer) { return device.exec && !layer.unsupported(); }
+
+namespace {
+
+// All experts of a layer, or two halves that take turns.
+int32_t places_of(const em_options & options, const em_layer_t & layer) {
     return options.stream_slots >= layer.experts ? layer.experts : options.stream_slots / 2 * 2;
 }
 
-// ggml-cuda reads rows in pieces of 256 numbers, 512 of the types with four bits of float, and past the end of a matrix where they
-// do not divide it: what lies there must be numbers, and bytes of another type may be none.
-static bool shares_stage(const em_layer_t & layer) {
-    constexpr int FOUR_BIT_FLOATS = 39; // file format number of the first of them
-    bool all = true;
-    for (const ggml_tensor * w : layer.weight) {
-        all = all && (!w || w->ne[0] % (w->type >= FOUR_BIT_FLOATS ? 512 : 256) == 0);
-    }
-    return all;
+// ggml-cuda reads rows in pieces of 256 numbers, 512 for the types with four bits of float, and past the end of a matrix that
+// the pieces do not divide. Numbers must lie there, and bytes of another type may not be numbers.
+bool shares_memory(const em_layer_t & layer) {
+    constexpr int FOUR_BIT_FLOATS = 39; // file format number of the first such type
+    return std::all_of(std::begin(layer.weight), std::end(layer.weight), [](const ggml_tensor * w) {
+        return !w || w->ne[0] % (w->type >= FOUR_BIT_FLOATS ? 512 : 256) == 0;
+    });
 }
 
-em_stage * em_stage_for(em_residence & r, const em_layer_t & layer) {
-    auto same = [&](const em_layer_t & other) {
-        for (int p = 0; p < PROJ_COUNT; ++p) {
-            const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
-            if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
-                return false;
-            }
+bool same_shape(const em_layer_t & layer, const em_layer_t & other) {
+    for (int p = 0; p < PROJ_COUNT; ++p) {
+        const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
+        if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
+            return false;
         }
-        return layer.experts == other.experts;
-    };
+    }
+    return layer.experts == other.experts;
+}
+
+} // namespace
+
+em_stage * em_stage_for(em_residence & r, const em_layer_t & layer) {
     for (auto & s : r.stages.all) {
-        if (same(*s->like)) {
+        if (same_shape(layer, *s->like)) {
             return s->places.count ? s.get() : nullptr;
         }
     }
-    const int32_t count = stage_places(r.options, layer);
-    if (count < 2 || (shares_stage(layer) && !r.stages.memory)) {
+    const int32_t count = places_of(r.options, layer);
+    if (count < 2 || (shares_memory(layer) && !r.stages.memory)) {
         return nullptr;
     }
     auto s  = std::make_unique<em_stage>();
     s->like = &layer;
-    if (shares_stage(layer)) {
+    if (shares_memory(layer)) {
         size_t bytes[2];
-        em_places_make(s->places, r.device.handle, layer, count, bytes);
+        s->places = em_places_make(r.device.handle, layer, count, bytes);
         em_places_put(s->places, r.stages.memory, r.stages.second);
-    } else if (em_places_alloc(s->places, r.device.handle, layer, count)) {
+    } else { // without memory the stage has no places, and is not tried again
+        s->places = em_places_alloc(r.device.handle, layer, count);
         r.stages.bytes += int64_t(s->places.bytes);
-    } // else it stays without places, and is not tried again
+    }
     r.stages.all.push_back(std::move(s));
     return r.stages.all.back()->places.count ? r.stages.all.back().get() : nullptr;
 }
@@ -58,17 +64,15 @@ void em_stages_make(em_residence & r) {
         return;
     }
     r.stages.made = true;
-    size_t first = 0, second = 0; // of the largest layer: one is staged at a time
+    size_t first = 0, second = 0; // of the largest layer: the stage holds one layer at a time
     for (const auto & layer : r.model.layers) {
-        if (em_device_usable(r.device, *layer) && stage_places(r.options, *layer) >= 2 && shares_stage(*layer)) {
-            em_places places;
-            size_t    bytes[2];
-            em_places_make(places, r.device.handle, *layer, stage_places(r.options, *layer), bytes);
-            em_places_free(places);
+        if (em_device_usable(r.device, *layer) && places_of(r.options, *layer) >= 2 && shares_memory(*layer)) {
+            size_t bytes[2];
+            em_places_make(r.device.handle, *layer, places_of(r.options, *layer), bytes);
             first = std::max(first, bytes[0]), second = std::max(second, bytes[1]);
         }
     }
-    r.stages.memory = first + second ? em_device_alloc(r.device.handle, first + second) : nullptr;
+    r.stages.memory = first + second ? em_device_alloc(r.device.handle, first + second) : em_buffer();
     r.stages.second = first;
     r.stages.bytes  = r.stages.memory ? int64_t(r.stages.memory->size) : 0;
     for (const auto & layer : r.model.layers) {
@@ -79,12 +83,6 @@ void em_stages_make(em_residence & r) {
 }
 
 void em_stages_release(em_stages & s) {
-    for (auto & stage : s.all) {
-        em_places_free(stage->places);
-    }
     s.all.clear();
-    if (s.memory) {
-        G.ggml_backend_buffer_free(s.memory);
-        s.memory = nullptr;
-    }
+    s.memory = nullptr;
 }

@@ -1,23 +1,20 @@
-// Where a layer's pairs are cut into graphs, and whose kernels compute them.
+// Cuts a layer's pairs into graphs, and chooses their kernels. See run.h.
 
 #include "cpu/kernels/kernels.h"
 #include "split/run.h"
 
+#include <algorithm>
 #include <limits>
-
-// From so many rows of an expert on ggml takes other kernels for some types, which round otherwise (tiled/tiled.cpp), and so many
-// stay together that a cut changes none.
-static constexpr int64_t MANY_ROWS = 8, TOGETHER = 64;
 
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most) {
     int64_t end = at;
     while (end < all) {
         const int32_t expert = pairs[size_t(end)].expert;
         int64_t       rows   = 1;
-        while (rows < 2 * TOGETHER && end + rows < all && pairs[size_t(end + rows)].expert == expert) {
+        while (rows < 2 * EM_ROWS_TOGETHER && end + rows < all && pairs[size_t(end + rows)].expert == expert) {
             ++rows;
         }
-        rows = rows < 2 * TOGETHER ? rows : TOGETHER;
+        rows = rows < 2 * EM_ROWS_TOGETHER ? rows : EM_ROWS_TOGETHER;
         if (end > at && end + rows > at + most) {
             break;
         }
@@ -26,14 +23,14 @@ int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all
     return end;
 }
 
-int64_t em_rows_for_us(const em_block & b) {
+int64_t em_row_product_limit(const em_block & b) {
     int64_t fewer = std::numeric_limits<int64_t>::max();
     for (const ggml_tensor * w : b.layer->weight) {
         if (w && !em_rows_supported(w)) {
             return 0;
         }
         if (w && (em_kernel_many(w->type) || !em_kernel_own(w->type, w->ne[0]))) {
-            fewer = MANY_ROWS;
+            fewer = EM_MANY_ROWS;
         }
     }
     return fewer;
@@ -54,13 +51,13 @@ int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer) {
     return few - pairs.begin();
 }
 
-bool em_mostly_for_us(const em_block & b) {
-    const int64_t fewer = em_rows_for_us(b);
-    int64_t       ours = 0, others = 0;
+bool em_mostly_row_products(const em_block & b) {
+    const int64_t fewer = em_row_product_limit(b);
+    int64_t       few = 0, many = 0;
     for (int64_t n : em_tokens_of_experts(b.ids, b.layer->experts)) {
-        (n < fewer ? ours : others) += n > 0;
+        (n < fewer ? few : many) += n > 0;
     }
-    return ours >= others;
+    return few >= many;
 }
 
-bool em_fusable(const em_block & b) { return b.tokens == 1 && em_rows_for_us(b) > 0; }
+bool em_fusable(const em_block & b) { return b.tokens == 1 && em_row_product_limit(b) > 0; }

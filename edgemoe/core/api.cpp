@@ -8,15 +8,11 @@
 #include <algorithm>
 #include <cstring>
 
-namespace {
-
-bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
-
-} // namespace
+static bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
 
 int32_t em_struct_bytes(int32_t which) {
-    const size_t sizes[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load), sizeof(em_stats_t)};
-    return which >= 0 && which < 5 ? int32_t(sizes[which]) : -1;
+    constexpr int32_t SIZES[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load), sizeof(em_stats_t)};
+    return which >= 0 && which < 5 ? SIZES[which] : -1;
 }
 
 int32_t em_decode(void * llama_decode, void * context, const void * batch, int32_t * result) {
@@ -45,13 +41,11 @@ em_engine * em_engine_new(const em_options * options) {
         if (!em_device_open(e->device, options->device)) {
             const bool known = e->device.handle != nullptr;
             em_fail(EM_ERROR_DEVICE, (known ? "cannot open device " : "no device named ") + e->device.name);
-            em_engine_free(e.release());
-            return nullptr;
+            return nullptr; // no thread runs yet
         }
-        ggml_backend_buffer_type * host = e->device.host_memory();
         e->exchange.device.buft = e->device.memory();
         for (em_region * r : {&e->exchange.host, &e->exchange.stage, &e->residence.uploads.staging}) {
-            r->buft = host;
+            r->buft = e->device.host_memory();
         }
     }
     return e.release();
@@ -127,25 +121,19 @@ int32_t em_set_slots(em_engine * e, const int32_t * slots, int32_t count) {
         return em_fail(EM_ERROR_ARGUMENT, "no device, or not one slot count per layer");
     }
     em_queue_clear(e->residence.uploads);
-    const int32_t status = em_slots_set(e->residence, slots);
-    if (status == EM_OK) {
-        em_stages_make(e->residence);
+    if (const int32_t status = em_slots_set(e->residence, slots)) {
+        return status;
     }
-    return status;
+    em_stages_make(e->residence);
+    return EM_OK;
 }
 
 int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
     int32_t taken = 0;
     for (int32_t i = 0; i < count; ++i) {
-        const em_load & l = loads[i];
-        if (l.layer < 0 || l.layer >= em_layer_count(e)) {
-            continue;
-        }
-        const em_layer_t & layer = *e->model.layers[size_t(l.layer)];
-        if (l.expert < 0 || l.expert >= layer.experts || l.victim >= layer.experts) {
-            continue;
-        }
-        taken += em_queue(e->residence, l, -1);
+        const em_load & l       = loads[i];
+        const int32_t   experts = l.layer < 0 || l.layer >= em_layer_count(e) ? 0 : e->model.layers[size_t(l.layer)]->experts;
+        taken += l.expert >= 0 && l.expert < experts && l.victim < experts && em_queue(e->residence, l, -1);
     }
     e->residence.uploads.wake();
     return taken;

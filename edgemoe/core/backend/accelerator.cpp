@@ -3,17 +3,19 @@
 // llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. On every thread that
 // is not loading a model of ours the device reports the type CPU, and llama.cpp ignores it: a plain Llama never opens the device.
 // If a GPU computes the rest of the model, the device only holds the tensors, and a pass computes (pass/pass.h).
+//
+// At the end: the registry through which ggml meets the accelerator and sim. It is fixed after its first use. No lock.
 
-#include "backend/backend.h"
+#include "device/sim.h"
 #include "model/expert_buffer.h"
 #include "split/split.h"
 
-namespace {
+#include <cstring>
 
+namespace {
 const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 0x51, 0x70, 0x6f, 0x72, 0x74, 0x73, 0x01};
 
 em_context * context_of(ggml_backend * b) { return static_cast<em_context *>(b->context); }
-
 const char * backend_name(ggml_backend *) { return "EdgeMoE"; }
 
 void backend_free(ggml_backend * b) {
@@ -22,7 +24,6 @@ void backend_free(ggml_backend * b) {
 }
 
 int backend_compute(ggml_backend * b, ggml_cgraph * graph) { return em_graph_compute(context_of(b), graph); }
-
 const char * device_name(ggml_backend_device *) { return "EdgeMoE"; }
 const char * device_description(ggml_backend_device *) { return "EdgeMoE expert placement"; }
 void device_memory(ggml_backend_device *, size_t * free, size_t * total) { *free = *total = 0; }
@@ -119,12 +120,56 @@ ggml_backend_device device = {
      /* event_new, event_free, event_synchronize             */ nullptr, nullptr, nullptr},
     nullptr, nullptr};
 
-} // namespace
+// ---- the registry ----
 
-void em_accelerator_set_threads(ggml_backend * b, int n) { G.ggml_backend_cpu_set_n_threads(context_of(b)->cpu, n); }
+// Settings for the streams of a registry arrive here for both devices.
+bool is_sim(const ggml_backend * b) { return b->device == em_sim_device(); }
 
-void em_accelerator_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
-    G.ggml_backend_cpu_set_abort_callback(context_of(b)->cpu, fn, data);
+void set_n_threads(ggml_backend * b, int n) {
+    if (is_sim(b)) {
+        em_sim_set_threads(b, n);
+    } else {
+        G.ggml_backend_cpu_set_n_threads(context_of(b)->cpu, n);
+    }
 }
 
-ggml_backend_device * em_accelerator() { return &device; }
+void set_abort_callback(ggml_backend * b, ggml_abort_callback fn, void * data) {
+    if (is_sim(b)) {
+        em_sim_set_abort(b, fn, data);
+    } else {
+        G.ggml_backend_cpu_set_abort_callback(context_of(b)->cpu, fn, data);
+    }
+}
+
+const char * reg_name(ggml_backend_reg *) { return "EdgeMoE"; }
+size_t       reg_count(ggml_backend_reg *) { return 2; }
+ggml_backend_device * reg_device(ggml_backend_reg *, size_t i) { return i == 0 ? &device : em_sim_device(); }
+
+void * reg_proc(ggml_backend_reg *, const char * name) {
+    const struct { const char * name; void * address; } functions[] = {
+        {"ggml_backend_set_n_threads", reinterpret_cast<void *>(set_n_threads)},
+        {"ggml_backend_set_abort_callback", reinterpret_cast<void *>(set_abort_callback)},
+        {"ggml_backend_register_host_buffer", reinterpret_cast<void *>(em_sim_register)}, // ggml-cuda's names
+        {"ggml_backend_unregister_host_buffer", reinterpret_cast<void *>(em_sim_unregister)},
+        {"edgemoe_take_error", reinterpret_cast<void *>(em_sim_take_error)},
+    };
+    for (const auto & f : functions) {
+        if (strcmp(name, f.name) == 0) {
+            return f.address;
+        }
+    }
+    return nullptr;
+}
+
+ggml_backend_reg * registry() {
+    static ggml_backend_reg reg = {
+        GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
+    device.reg           = &reg;
+    em_sim_device()->reg = &reg;
+    em_buft()->device    = &device;
+    return &reg;
+}
+} // namespace
+
+void * ggml_backend_init(void) { return em_host_checked() ? registry() : nullptr; }
+void * em_buffer_type(void) { return em_buft(); }

@@ -8,7 +8,6 @@
 #include <cstring>
 
 namespace {
-
 const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 0x51, 0x70, 0x6f, 0x72, 0x74, 0x73, 0x03};
 
 // ---- streams ----
@@ -18,7 +17,6 @@ em_pass * pass_of(ggml_backend * b) { return static_cast<em_pass *>(b->context);
 // llama.cpp's calls between its graphs hold the compute mutex, and so does the thread that waits in em_slots_set: in ggml-vulkan
 // a wait for an event may reset memory that the event's stream records into.
 std::lock_guard<std::mutex> alone(ggml_backend * b) { return std::lock_guard<std::mutex>(pass_of(b)->e->turn.computing); }
-
 const char * stream_name(ggml_backend * b) { return pass_of(b)->compute->iface.get_name(pass_of(b)->compute); }
 
 void stream_free(ggml_backend * b) {
@@ -61,7 +59,6 @@ constexpr ggml_backend_i STREAM = {
 
 em_engine *           engine_of(ggml_backend_device * dev) { return static_cast<em_engine *>(dev->context); }
 ggml_backend_device * device_of(ggml_backend_device * dev) { return engine_of(dev)->device.handle; }
-
 const char * device_name(ggml_backend_device * dev) { return device_of(dev)->iface.get_name(device_of(dev)); }
 const char * device_description(ggml_backend_device * dev) { return device_of(dev)->iface.get_description(device_of(dev)); }
 void         device_memory(ggml_backend_device * dev, size_t * free, size_t * total) { G.ggml_backend_dev_memory(device_of(dev), free, total); }
@@ -85,10 +82,11 @@ ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     if (!p->cpu.cpu || !em_readers_join(e->residence.readers, p->compute)) {
         return nullptr;
     }
+    const bool events = p->compute->iface.event_record && p->compute->iface.event_wait;
     for (em_event * event : p->sync.all()) {
-        *event = G.ggml_backend_event_new(device);
+        *event = events ? G.ggml_backend_event_new(device) : nullptr;
     }
-    p->events = p->sync.ready && p->compute->iface.event_record && p->compute->iface.event_wait;
+    p->events = p->sync.ready;
     p->early  = p->events && e->device.traits.starts_early;
     for (em_region * r : std::initializer_list<em_region *>{&p->memory.mirror, &p->tables.host, &p->memory.prompt_ids, &p->memory.places,
                                                             &p->memory.forced_ids}) {
@@ -168,7 +166,6 @@ void * reg_proc(ggml_backend_reg *, const char * name) {
 
 ggml_backend_reg registry = {
     GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
-
 } // namespace
 
 void * em_stand_in_device(em_engine * e) {

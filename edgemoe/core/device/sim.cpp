@@ -18,7 +18,6 @@
 #include <cstring>
 
 namespace {
-
 constexpr size_t ALIGNMENT = 128;
 
 void buffer_free(ggml_backend_buffer * b) {
@@ -64,7 +63,6 @@ ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
 const char * buft_name(ggml_backend_buffer_type *) { return "SIM"; }
 size_t       buft_alignment(ggml_backend_buffer_type *) { return ALIGNMENT; }
 bool         buft_is_host(ggml_backend_buffer_type *) { return false; }
-
 const char * device_name(ggml_backend_device *) { return "sim"; }
 const char * device_description(ggml_backend_device *) { return "simulated GPU"; }
 int          device_type(ggml_backend_device *) { return DEV_CPU; }
@@ -100,7 +98,6 @@ ggml_backend_device device = {
      /* supports_op, supports_buft, offload_op                 */ device_supports_op, device_supports_buft, nullptr,
      /* event_new, event_free, event_synchronize               */ em_sim_event_new, em_sim_event_free, em_sim_event_synchronize},
     nullptr, nullptr};
-
 } // namespace
 
 ggml_backend_device * em_sim_device() { return &device; }

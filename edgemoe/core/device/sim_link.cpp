@@ -10,7 +10,6 @@
 #include <thread>
 
 namespace {
-
 struct {
     std::mutex      mutex; // guards everything here but the link
     em_sim_options  options{sizeof(em_sim_options), 0, 0, int64_t(1) << 40, 0, 0, 0, 0, 0, 1, 0, 0, 0, EM_SIM_CALLER};
@@ -33,7 +32,6 @@ void read_once(const char * from, size_t size) {
     }
     seen = sum;
 }
-
 } // namespace
 
 // Allocations and registrations fail once, copies and computations again and again.

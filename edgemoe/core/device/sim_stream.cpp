@@ -16,7 +16,6 @@
 #include <vector>
 
 namespace {
-
 // A thread that does its tasks one after the other.
 class sim_queue {
   public:
@@ -80,8 +79,8 @@ struct sim_stream {
     int64_t                            awaited = 0;    // submission that the computations wait for
     int64_t                            latest = 0;     // latest task of the compute queue
     std::atomic<bool>                  failed{false};
-    std::unique_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
-    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes. Ends first: its tasks wait for the other
+    std::shared_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
+    std::shared_ptr<sim_queue>         compute;        // null: the calling thread computes. Ends first: its tasks wait for the other
 
     // Adds a task to the computations. Copies that were sent before are done first.
     void submit(std::function<void()> task) {
@@ -126,43 +125,35 @@ struct sim_stream {
 // A copy of a graph at the moment of submission. Like a device's command buffer, the copy outlives the original.
 class sim_graph {
   public:
-    explicit sim_graph(const ggml_cgraph * from) : copies(size_t(from->n_nodes)) {
-        const size_t n = copies.size();
-        std::unordered_map<const ggml_tensor *, ggml_tensor *> known;
-        for (size_t i = 0; i < n; ++i) {
-            copies[i] = *from->nodes[i];
-            known[from->nodes[i]] = &copies[i];
-        }
-        auto copy = [&](ggml_tensor * t) {
-            auto [at, is_new] = known.insert({t, nullptr});
-            if (is_new) {
-                leaves.push_back(*t);
-                at->second = &leaves.back();
-                std::fill(std::begin(at->second->src), std::end(at->second->src), nullptr);
-                at->second->view_src = nullptr;
-            }
-            return at->second;
-        };
-        arena.resize(G.ggml_graph_overhead_custom(n, false) + 256);
-        ctx   = G.ggml_init({arena.size(), arena.data(), true});
-        graph = G.ggml_new_graph_custom(ctx, n, false);
-        for (ggml_tensor & t : copies) {
-            for (ggml_tensor *& s : t.src) {
-                s = s ? copy(s) : nullptr;
-            }
-            t.view_src = t.view_src ? copy(t.view_src) : nullptr;
-            G.ggml_graph_add_node(graph, &t);
+    explicit sim_graph(const ggml_cgraph * from) : ctx(G.ggml_init({G.ggml_graph_overhead_custom(size_t(from->n_nodes), false) + 256, nullptr, true})) {
+        graph = G.ggml_new_graph_custom(ctx, size_t(from->n_nodes), false);
+        for (int n = 0; n < from->n_nodes; ++n) {
+            const ggml_tensor * node = from->nodes[n];
+            ggml_tensor *       c    = copy(node);
+            std::transform(std::begin(node->src), std::end(node->src), c->src, [&](const ggml_tensor * s) { return copy(s); });
+            c->view_src = copy(node->view_src);
+            G.ggml_graph_add_node(graph, c);
         }
     }
+    sim_graph(const sim_graph &) = delete;
 
     ggml_cgraph * get() const { return graph; }
 
   private:
-    std::vector<ggml_tensor> copies;
-    std::deque<ggml_tensor>  leaves;
-    std::vector<char>        arena;
-    em_arena                 ctx;
-    ggml_cgraph *            graph;
+    ggml_tensor * copy(const ggml_tensor * t) { // without sources; each tensor once
+        ggml_tensor *& known = copies[t];
+        if (t && !known) {
+            tensors.push_back(*t);
+            known = &tensors.back();
+            std::fill(std::begin(known->src), std::end(known->src), nullptr);
+            known->view_src = nullptr;
+        }
+        return known;
+    }
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> copies; // null -> null
+    std::deque<ggml_tensor> tensors;
+    em_arena                ctx;
+    ggml_cgraph *           graph;
 };
 
 sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
@@ -231,45 +222,39 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
 
 void backend_optimize(ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {}
 
+// The latest task before the record, and the queue of that task; null: the calling thread has done everything.
 struct sim_event {
-    std::mutex              mutex;
-    std::condition_variable changed;
-    int64_t                 recorded = 0, reached = 0;
+    std::mutex                 mutex;
+    std::shared_ptr<sim_queue> queue;
+    int64_t                    task = 0;
 
-    void wait(int64_t n) {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return reached >= n; });
-    }
-    int64_t latest() {
+    std::function<void()> wait() { // for the state of now
         std::lock_guard<std::mutex> lock(mutex);
-        return recorded;
+        return [queue = queue, task = task] {
+            if (queue) {
+                queue->wait(task);
+            }
+        };
     }
 };
 
 sim_event * event_of(ggml_backend_event * event) { return static_cast<sim_event *>(event->context); }
 
 void event_record(ggml_backend * b, ggml_backend_event * event) {
-    sim_event * e = event_of(event);
-    int64_t     n;
-    stream_of(b)->send_now();
-    {
-        std::lock_guard<std::mutex> lock(e->mutex);
-        n = ++e->recorded;
-    }
-    stream_of(b)->submit([=] {
-        std::lock_guard<std::mutex> lock(e->mutex);
-        e->reached = std::max(e->reached, n);
-        e->changed.notify_all();
-    });
+    sim_stream * s = stream_of(b);
+    s->send_now();
+    s->await_sent();
+    std::lock_guard<std::mutex> lock(event_of(event)->mutex);
+    event_of(event)->queue = s->compute;
+    event_of(event)->task  = s->latest;
 }
 
 void event_wait(ggml_backend * b, ggml_backend_event * event) {
-    sim_event *   e = event_of(event);
-    sim_stream *  s = stream_of(b);
-    const int64_t n = e->latest();
-    s->submit([=] { e->wait(n); });
+    sim_stream * s    = stream_of(b);
+    const auto   wait = event_of(event)->wait();
+    s->submit(wait);
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // copies that are sent together wait together
+        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait together
     }
 }
 
@@ -278,7 +263,6 @@ constexpr ggml_backend_i STREAM = {
     /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr, nullptr, backend_copy_async, backend_synchronize,
     /* graph_plan_create, _free, _update, _compute            */ nullptr, nullptr, nullptr, nullptr,
     /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute, event_record, event_wait, backend_optimize};
-
 } // namespace
 
 ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {
@@ -291,9 +275,9 @@ ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params)
     const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
         G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // several threads would spin against the CPU side's
-        s->compute = std::make_unique<sim_queue>();
+        s->compute = std::make_shared<sim_queue>();
         if (streams == EM_SIM_TRANSFER) {
-            s->transfer = std::make_unique<sim_queue>();
+            s->transfer = std::make_shared<sim_queue>();
         }
     }
     return new ggml_backend{GUID, STREAM, dev, s.release()};
@@ -306,12 +290,11 @@ void em_sim_event_free(ggml_backend_device *, ggml_backend_event * event) {
     delete event;
 }
 
-void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait(event_of(event)->latest()); }
-
+void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait()(); }
 bool em_sim_take_error(ggml_backend * b) { return b->guid == GUID && stream_of(b)->failed.exchange(false); }
 
 void em_sim_set_threads(ggml_backend * b, int n) {
-    if (!stream_of(b)->compute) {
+    if (!stream_of(b)->compute) { // a worker computes alone
         G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
     }
 }

@@ -1,7 +1,6 @@
 // See traits.h.
 
 #include "device/traits.h"
-
 #include "device/sim.h"
 
 #include <algorithm>

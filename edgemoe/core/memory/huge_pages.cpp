@@ -11,11 +11,7 @@
 #    include <malloc.h>
 #endif
 
-namespace {
-
-constexpr std::size_t CACHE_LINE = 64;
-
-} // namespace
+static constexpr std::size_t CACHE_LINE = 64;
 
 #if defined(_WIN32)
 

@@ -10,7 +10,6 @@
 #include <cstring>
 
 namespace {
-
 bool in_block(const em_block & b, const ggml_tensor * t) { return std::find(b.node, b.node + b.count, t) != b.node + b.count; }
 
 bool host_readable(const em_block & b, const ggml_tensor * t) {
@@ -77,17 +76,12 @@ bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
     }
     return b.on_device || em_ids_ok(ids, experts);
 }
-
 } // namespace
 
 bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = em_ids_row(ids, t);
-        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
-            return false;
-        }
-    }
-    return true;
+    bool ok = true;
+    em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) { ok = ok && expert >= 0 && expert < experts; });
+    return ok;
 }
 
 void em_sort_by_expert(std::vector<em_pair> & pairs) {
@@ -96,10 +90,7 @@ void em_sort_by_expert(std::vector<em_pair> & pairs) {
 
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts) {
     std::vector<int64_t> tokens(static_cast<size_t>(experts));
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = em_ids_row(ids, t);
-        std::for_each(row, row + ids->ne[0], [&](int32_t id) { tokens[size_t(id)] += 1; });
-    }
+    em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) { tokens[size_t(expert)] += 1; });
     return tokens;
 }
 

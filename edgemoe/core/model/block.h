@@ -45,6 +45,14 @@ void em_tail_compute(const em_block & block, const em_tail & tail);
 inline const int32_t * em_ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
+// Calls f(token, k, expert) for every pair, with ids in host memory.
+template <typename F> void em_each_pair(const ggml_tensor * ids, F f) {
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        for (int64_t k = 0; k < ids->ne[0]; ++k) {
+            f(int32_t(t), int32_t(k), em_ids_row(ids, t)[k]);
+        }
+    }
+}
 bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // every id is the number of an expert
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // counts the tokens that chose each expert
 
@@ -54,7 +62,12 @@ struct em_pair {
 
 void em_sort_by_expert(std::vector<em_pair> & pairs); // stable
 
-// Where a pair's row begins in a tensor of the block: [width, k or 1, tokens or 1].
+inline bool em_overlap(const ggml_tensor & a, const ggml_tensor & b) { // of the data
+    const char * from = static_cast<const char *>(a.data), * other = static_cast<const char *>(b.data);
+    return from && other && from < other + G.ggml_nbytes(&b) && other < from + G.ggml_nbytes(&a);
+}
+
+// Offset of a pair's row in a tensor of the block: [width, k or 1, tokens or 1].
 inline size_t em_row_offset(const ggml_tensor * t, const em_pair & p) {
     return size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2];
 }

@@ -1,15 +1,13 @@
 // See expert_buffer.h.
 
 #include "model/expert_buffer.h"
-
 #include "memory/huge_pages.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <cstdio>
 #include <cstring>
 
 namespace {
-
 thread_local em_model * loading     = nullptr;
 thread_local bool       accelerates = false;
 
@@ -23,46 +21,30 @@ constexpr size_t ALIGNMENT = 64; // a cache line; ggml-cpu's is 32
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
 
-struct tensor_name {
+struct tensor_name { // projection -1: not a tensor of experts
     int  block = -1, projection = -1;
     bool bias = false;
 };
 
 tensor_name parse_name(const char * name) {
-    static const struct { const char * text; int projection; } PARTS[] = {
-        {"ffn_gate_up_exps", PROJ_GATE_UP}, {"ffn_gate_exps", PROJ_GATE}, {"ffn_up_exps", PROJ_UP}, {"ffn_down_exps", PROJ_DOWN}};
-    tensor_name n;
-    char * end = nullptr;
-    if (strncmp(name, "blk.", 4) != 0) {
-        return n;
+    constexpr const char * PARTS[PROJ_COUNT] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"};
+    char part[20], kind[8];
+    int  block = -1, end = 0;
+    if (sscanf(name, "blk.%9d.%19[^.].%7s%n", &block, part, kind, &end) != 3 || name[end]) {
+        return {};
     }
-    const long block = strtol(name + 4, &end, 10);
-    if (end == name + 4 || *end != '.') {
-        return n;
-    }
-    for (const auto & p : PARTS) {
-        const size_t length = strlen(p.text);
-        if (strncmp(end + 1, p.text, length) == 0) {
-            const char * rest = end + 1 + length;
-            n.bias       = strcmp(rest, ".bias") == 0;
-            n.projection = n.bias || strcmp(rest, ".weight") == 0 ? p.projection : -1;
-            n.block      = int(block);
-            return n;
-        }
-    }
-    return n;
+    const auto at   = std::find_if(PARTS, PARTS + PROJ_COUNT, [&](const char * known) { return strcmp(known, part) == 0; });
+    const bool bias = strcmp(kind, "bias") == 0;
+    return at == PARTS + PROJ_COUNT || (!bias && strcmp(kind, "weight") != 0) ? tensor_name{} : tensor_name{block, int(at - PARTS), bias};
 }
 
 em_layer_t * layer_for(em_model & m, int block) {
-    size_t i = 0;
-    for (; i < m.layers.size() && m.layers[i]->block <= block; ++i) {
-        if (m.layers[i]->block == block) {
-            return m.layers[i].get();
-        }
+    auto at = std::find_if(m.layers.begin(), m.layers.end(), [&](const auto & l) { return l->block >= block; });
+    if (at == m.layers.end() || (*at)->block != block) {
+        at = m.layers.insert(at, std::make_unique<em_layer_t>());
+        (*at)->block = block;
     }
-    auto layer   = std::make_unique<em_layer_t>();
-    layer->block = block;
-    return m.layers.insert(m.layers.begin() + long(i), std::move(layer))->get();
+    return at->get();
 }
 
 int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
@@ -131,7 +113,6 @@ ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
 
 size_t buft_alignment(ggml_backend_buffer_type *) { return ALIGNMENT; }
 bool   buft_is_host(ggml_backend_buffer_type *) { return true; }
-
 } // namespace
 
 em_model * em_loading() { return loading; }

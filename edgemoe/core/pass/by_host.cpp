@@ -4,17 +4,12 @@
 #include "model/expert_buffer.h"
 #include "pass/pass.h"
 
-int em_by_host_unforced(em_pass * p, em_block & b) {
+int em_by_host(em_pass * p, em_block & b) {
     if (!em_view_start(p, b)) {
         return STATUS_ALLOC_FAILED;
     }
     em_view_wait(p);
     return em_by_host_seen(p, b);
-}
-
-int em_by_host(em_pass * p, em_block & b) {
-    em_force_ids(p, b);
-    return em_by_host_unforced(p, b);
 }
 
 int em_by_host_seen(em_pass * p, em_block & b) {

@@ -6,7 +6,6 @@
 #include <cstring>
 
 namespace {
-
 struct builder {
     em_pass *             p;
     em_device_graph &     g;
@@ -99,7 +98,6 @@ bool unchanged(const em_device_graph & g, const em_block & b) {
     auto   same = [&](const ggml_tensor * t) { return at < g.made_of.size() && memcmp(&g.made_of[at++], t, sizeof(*t)) == 0; };
     return all_sources(b, same) && at == g.made_of.size();
 }
-
 } // namespace
 
 size_t em_ids_bytes(const em_block & b) { return em_align(size_t(b.k * b.tokens) * 4, EM_PASS_ALIGN); }

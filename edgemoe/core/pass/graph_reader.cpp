@@ -19,7 +19,7 @@ void em_read_graph(em_pass * p, ggml_cgraph * graph) {
         if (t->op == OP.add_id && em_is_ours(t->src[1])) { // the last projection's bias: after the block
             for (size_t x = 0; x < p->tables.bias.size(); ++x) {
                 if (p->tables.bias[x] && e->model.layers[x / PROJ_COUNT]->bias[x % PROJ_COUNT] == t->src[1]) {
-                    r.biases.push_back({&t->src[1], const_cast<ggml_tensor *>(p->tables.bias[x])});
+                    r.biases.push_back({&t->src[1], p->tables.bias[x]});
                 }
             }
         }

@@ -4,9 +4,7 @@
 #include "model/expert_buffer.h"
 #include "pass/pass.h"
 
-namespace {
-
-ggml_tensor scratch_copy(em_pass * p, const em_host_view::arrival & a) {
+static ggml_tensor scratch_copy(em_pass * p, const em_host_view::arrival & a) {
     ggml_tensor t = em_leaf(*a.from);
     t.data   = p->memory.scratch.base + a.scratch;
     t.buffer = p->memory.scratch.buffer;
@@ -15,19 +13,12 @@ ggml_tensor scratch_copy(em_pass * p, const em_host_view::arrival & a) {
 
 // llama.cpp gives a block's nodes the memory of inputs that the nodes no longer need. Copies those inputs before they are
 // overwritten, for later readers.
-bool save_inputs(em_pass * p, const em_block & b) {
+static bool save_inputs(em_pass * p, const em_block & b) {
     if (!em_ensure_scratch(p, b, b.tokens == 1)) { // with room for a fetch: a later growth would lose the copies
         return false;
     }
     auto overwritten = [&](const ggml_tensor * t) {
-        const char * from = static_cast<const char *>(t->data), * to = from + G.ggml_nbytes(t);
-        for (int i = 0; i < b.count; ++i) {
-            const char * n = static_cast<const char *>(b.node[i]->data);
-            if (n < to && from < n + G.ggml_nbytes(b.node[i])) {
-                return true;
-            }
-        }
-        return false;
+        return std::any_of(b.node, b.node + b.count, [&](const ggml_tensor * node) { return em_overlap(*t, *node); });
     };
     size_t at = em_ids_bytes(b);
     for (int i = 0; i < p->view.arrival_count; ++i) {
@@ -43,7 +34,7 @@ bool save_inputs(em_pass * p, const em_block & b) {
 }
 
 // Copies the block's tensors; the data of the copies is to lie in host memory.
-void clone_block(em_host_view & v, const em_block & b) {
+static void clone_block(em_host_view & v, const em_block & b) {
     em_clones clones;
     int       count = 0;
     auto make = [&](const ggml_tensor & t) {
@@ -69,8 +60,6 @@ void clone_block(em_host_view & v, const em_block & b) {
     }
 }
 
-} // namespace
-
 bool em_view_start(em_pass * p, const em_block & b) {
     em_host_view & v = p->view;
     clone_block(v, b);
@@ -89,10 +78,8 @@ bool em_view_start(em_pass * p, const em_block & b) {
         return false;
     }
     ggml_backend * stream = p->events ? p->to_host : p->compute;
-    if (p->events) {
-        G.ggml_backend_event_record(p->sync.ready, p->compute);
-        G.ggml_backend_event_wait(p->to_host, p->sync.ready);
-    }
+    em_event_record(p->sync.ready, p->compute);
+    em_event_wait(p->to_host, p->sync.ready);
     for (int i = 0; i < v.arrival_count; ++i) {
         const em_host_view::arrival & a     = v.arrivals[i];
         const size_t                  bytes = G.ggml_nbytes(a.from);
@@ -101,17 +88,14 @@ bool em_view_start(em_pass * p, const em_block & b) {
         G.ggml_backend_tensor_get_async(stream, &copy, at, 0, bytes);
         at += em_align(bytes, EM_PASS_ALIGN);
     }
-    if (p->events) {
-        G.ggml_backend_event_record(p->sync.arrived, p->to_host);
-    }
+    em_event_record(p->sync.arrived, p->to_host);
     return true;
 }
 
 void em_view_wait(em_pass * p) {
     const int64_t began = em_now_ns();
-    if (p->events) {
-        G.ggml_backend_event_synchronize(p->sync.arrived);
-    } else {
+    em_event_synchronize(p->sync.arrived);
+    if (!p->events) {
         G.ggml_backend_synchronize(p->compute);
     }
     const int64_t took = em_now_ns() - began;

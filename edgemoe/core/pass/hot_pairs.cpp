@@ -4,27 +4,23 @@
 
 #include <algorithm>
 
-namespace {
-
-bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
+static bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
     if (G.ggml_backend_graph_compute_async(p->compute, g.part[EM_FIRST]) != STATUS_SUCCESS) {
         p->e->count.device_fallbacks += 1;
         return false;
     }
-    if (layer.residents.read && p->events) {
-        G.ggml_backend_event_record(layer.residents.read, p->compute);
-    }
+    em_event_record(layer.residents.read, p->compute);
     return true;
 }
 
 // Some slot that holds an expert; there is one.
-int32_t any_slot(const em_layer_t & layer) {
+static int32_t any_slot(const em_layer_t & layer) {
     return *std::find_if(layer.residents.slot_of.begin(), layer.residents.slot_of.end(), [](int32_t slot) { return slot >= 0; });
 }
 
 // Chooses slots for a token's pairs: the experts' own; for cold experts other slots, all different, or any slot where pairs may
 // share one. False: too few slots.
-bool choose_slots(const em_layer_t & layer, const int32_t * experts, int64_t k, bool may_share, int32_t * places) {
+static bool choose_slots(const em_layer_t & layer, const int32_t * experts, int64_t k, bool may_share, int32_t * places) {
     const em_residents & here = layer.residents;
     std::vector<uint8_t> taken(here.slots.size(), 0);
     for (int64_t i = 0; i < k; ++i) {
@@ -49,8 +45,6 @@ bool choose_slots(const em_layer_t & layer, const int32_t * experts, int64_t k, 
     return true;
 }
 
-} // namespace
-
 bool em_has_hot(const em_layer_t & layer) { return layer.residents.count > 0 && !layer.unsupported(); }
 
 // Other kernels, for more tokens and for floats, require that a token's experts differ.
@@ -69,7 +63,7 @@ bool em_start_by_table(em_pass * p, const em_block & b) {
         return false;
     }
     if (p->tables.sent_version[l] != here.version) {
-        int32_t *     to  = em_host_table(p, l, false);
+        int32_t *     to  = p->tables.host_table(l, false);
         const int32_t any = any_slot(layer);
         std::transform(here.slot_of.begin(), here.slot_of.end(), to, [&](int32_t slot) { return slot >= 0 ? slot : any; });
         em_before_sending(p);

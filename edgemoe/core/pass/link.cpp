@@ -73,16 +73,14 @@ void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggm
 bool em_sent(em_pass * p, em_stage_part part) {
     ggml_backend * stream  = p->e->device.stream;
     const bool     reports = p->e->device.traits.reports_failed_copies;
-    if (p->events) {
-        G.ggml_backend_event_record(p->sync.filled[part], stream);
-    }
+    em_event_record(p->sync.filled[part], stream);
     if (!p->events || reports) {
         G.ggml_backend_synchronize(stream);
     }
     return !reports || !em_device_failed(stream);
 }
 
-em_put_rows::em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int64_t n) {
+em_put_rows::em_put_rows(int64_t width, int64_t height, int64_t n) {
     const int64_t ne[3][2] = {{width, height}, {width, n}, {n, 1}};
     all     = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[0]);
     rows    = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[1]);
@@ -92,13 +90,10 @@ em_put_rows::em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int6
     G.ggml_build_forward_expand(graph, put);
 }
 
-namespace {
-
 // Copies rows and their numbers to scratch memory of the view's inputs; from there the device puts the rows in place.
-int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
+static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
     const size_t row = size_t(out->ne[0]) * 4;
-    const em_arena    ctx = G.ggml_init({p->rows.arena.size(), p->rows.arena.data(), true});
-    const em_put_rows r(ctx, out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
+    const em_put_rows r(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
     r.rows->data = scratch, r.rows->buffer = p->memory.scratch.buffer;
     r.numbers->data = scratch + n * row, r.numbers->buffer = p->memory.scratch.buffer;
     r.put->data = r.all->data = out->data;
@@ -109,13 +104,11 @@ int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * num
     return G.ggml_backend_graph_compute_async(p->compute, r.graph);
 }
 
-} // namespace
-
 int em_send_rows(em_pass * p, const em_block & b) {
     ggml_tensor * out  = b.down();
     char *        rows = static_cast<char *>(p->view.block.down()->data);
     const size_t  row  = size_t(out->ne[0]) * 4, n = p->misses.cold.size(), ids = em_ids_bytes(b);
-    const size_t  most = p->rows.supported && p->memory.scratch.size > ids ? (p->memory.scratch.size - ids) / (row + 4) : 0;
+    const size_t  most = p->tables.puts_rows && p->memory.scratch.size > ids ? (p->memory.scratch.size - ids) / (row + 4) : 0;
     std::vector<int32_t> number;
     for (const em_pair & c : p->misses.cold) {
         number.push_back(int32_t(c.token * b.k + c.k)); // rows of a multiplication lie one behind the other

@@ -30,34 +30,33 @@ struct em_pass_events {
 
 // Tables and biases on the device, by layer.
 struct em_tables {
-    em_region                        host; // host side: per layer a table of the slots, and a table of the stage
+    em_layer_region                  host; // host side: per layer a table of the slots, and a table of the stage
     em_arena                         ctx;  // of the tensors that follow
     em_buffer                        buffer;
     std::vector<ggml_tensor *>       slots, stage; // [1, experts]
-    std::vector<const ggml_tensor *> bias;         // [layer * PROJ_COUNT + projection] all experts' biases
+    std::vector<ggml_tensor *>       bias;         // [layer * PROJ_COUNT + projection] all experts' biases
     std::vector<int64_t>             sent_version;  // version of slot_of in the table that was sent
     std::vector<int64_t>             whole_version; // version of slot_of that had each expert in the slot of its number
+    bool                             puts_rows = false; // the device supports em_put_rows
+
+    int32_t * host_table(size_t layer, bool stage_side) const {
+        return reinterpret_cast<int32_t *>(host.base + host.stride * (2 * layer + stage_side));
+    }
 };
 
-// Puts n rows in place by their numbers, in a matrix `all` of `height` rows.
+// A graph that puts n rows in place by their numbers, in a matrix `all` of `height` rows.
 struct em_put_rows {
+    em_arena      ctx = G.ggml_init({G.ggml_tensor_overhead() * 4 + G.ggml_graph_overhead_custom(8, false) + 256, nullptr, true});
     ggml_tensor * all, * rows, * numbers, * put;
     ggml_cgraph * graph;
 
-    em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int64_t n);
-    static size_t bytes() { return G.ggml_tensor_overhead() * 4 + G.ggml_graph_overhead_custom(8, false) + 256; }
-};
-
-struct em_row_putting {
-    std::vector<char> arena;
-    bool              supported = false; // by the device
+    em_put_rows(int64_t width, int64_t height, int64_t n);
 };
 
 ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n); // n rows of a matrix, as a tensor of their own
 
 // tables.cpp
 bool      em_tables_make(em_pass * p); // and the graphs of each layer, once. False: no memory
-int32_t * em_host_table(em_pass * p, size_t layer, bool stage);
 
 // link.cpp
 // Memory of a layer, rewritten only for the next token: until then the device may read it. Null: no memory.

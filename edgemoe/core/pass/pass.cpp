@@ -6,7 +6,6 @@
 #include <initializer_list>
 
 namespace {
-
 // Numbers of parts, far from ggml's own.
 constexpr uint64_t PARTS_UID = uint64_t(1) << 62;
 
@@ -54,17 +53,12 @@ void wait_for_all(em_pass * p) {
     for (ggml_backend * stream : std::initializer_list<ggml_backend *>{p->compute, p->to_host, e->device.stream}) {
         G.ggml_backend_synchronize(stream);
     }
-    auto wait = [](ggml_backend_event * event) {
-        if (event) {
-            G.ggml_backend_event_synchronize(event);
-        }
-    };
     for (const em_event * event : p->sync.all()) {
-        wait(*event);
+        em_event_synchronize(*event);
     }
-    wait(e->residence.readers.read);
+    em_event_synchronize(e->residence.readers.read);
     for (auto & layer : e->model.layers) {
-        wait(layer->residents.read);
+        em_event_synchronize(layer->residents.read);
     }
 }
 
@@ -124,6 +118,7 @@ int compute_stop(em_pass * p, ggml_cgraph * graph, size_t i, mode how, int & tur
     if (!b) {
         return em_run_unrecognised(p, graph->nodes[stops[i].first]);
     }
+    em_force_ids(p, *b);
     if (how == mode::PROMPT && many(i)) {
         return em_prompt_layer(p, *b, many(i + 1) ? stops[i + 1].block : nullptr, turn++);
     }
@@ -181,7 +176,6 @@ int run_graph(em_pass * p, ggml_cgraph * graph) {
     }
     return status;
 }
-
 } // namespace
 
 int em_pass_compute(em_pass * p, ggml_cgraph * graph) {

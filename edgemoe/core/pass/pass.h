@@ -59,7 +59,6 @@ struct em_pass {
     em_pass_memory   memory;
     em_device_graphs graphs;
     em_pass_events   sync;
-    em_row_putting   rows;
     em_reading       reading;
     em_edits         edits;
     em_whole         whole;
@@ -81,14 +80,9 @@ bool em_start_by_table(em_pass * p, const em_block & b);
 // too few such slots.
 bool em_start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids);
 
-// fetched_pairs.cpp: misses.fetched, over the stage
-bool em_send_fetched(em_pass * p, const em_block & b); // sends the experts; false: nothing was sent
-int  em_compute_fetched(em_pass * p, const em_block & b);
-
 // by_host.cpp: layers whose rows the host computes: of a prompt that the stage is too small for, and of a batch without hot pairs
 int em_by_host(em_pass * p, em_block & b);
-int em_by_host_unforced(em_pass * p, em_block & b); // the ids are final
-int em_by_host_seen(em_pass * p, em_block & b);     // the view has arrived, too
+int em_by_host_seen(em_pass * p, em_block & b); // the view has arrived
 int em_run_unrecognised(em_pass * p, ggml_tensor * t); // an operation on experts outside any block
 
 // whole_graph.cpp

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 namespace {
-
 bool send_part(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part) {
     em_send_runs(p, layout, stage, part);
     return em_sent(p, part);
@@ -38,11 +37,12 @@ void note_routing(em_pass * p, em_block & b, int turn) {
 }
 
 int all_hot(em_pass * p, em_block & b, int turn) {
-    std::unique_lock<std::mutex> lock(b.layer->residents.mutex);
-    const bool                   started = em_start_by_table(p, b);
-    lock.unlock();
-    if (!started) {
-        return em_by_host_unforced(p, b);
+    const auto start = [&] {
+        std::lock_guard<std::mutex> lock(b.layer->residents.mutex);
+        return em_start_by_table(p, b);
+    };
+    if (!start()) {
+        return em_by_host(p, b);
     }
     p->e->count.prefill_hits += b.k * b.tokens;
     note_routing(p, b, turn);
@@ -57,9 +57,9 @@ struct staged {
     em_stage_layout & layout, & next_layout;
     em_stage *        stage, * next_stage; // of this layer; of the layer after it, null if that layer needs none
     em_layer_t *      next;
-    bool              arrives = true;      // every copy to the stage works
-    bool              sent_next = false;   // something of the next layer was sent
-    int               status = STATUS_SUCCESS;
+    bool              arrives   = true;  // every copy to the stage works
+    bool              sent_next = false; // something of the next layer was sent
+    int               status    = STATUS_SUCCESS;
 
     // Starts the device's part. `send`: the layer was not sent before; `which`: experts to send now, null: all.
     void start(bool send, const std::vector<uint8_t> * which, bool send_next) {
@@ -68,14 +68,14 @@ struct staged {
         if (send) {
             em_host_register(p->e->residence, layer);
             em_lay_out(layout, layer, which);
-            const bool first = send_part(p, layout, *stage, EM_FIRST), second = send_part(p, layout, *stage, EM_SECOND);
-            arrives = first && second;
+            const bool first = send_part(p, layout, *stage, EM_FIRST);
+            arrives          = send_part(p, layout, *stage, EM_SECOND) && first;
             if (!arrives) {
                 return;
             }
         }
         note_routing(p, b, turn);
-        int32_t * table = em_host_table(p, l, true);
+        int32_t * table = p->tables.host_table(l, true);
         std::copy(layout.place.begin(), layout.place.end(), table);
         G.ggml_backend_tensor_set_async(p->compute, p->tables.stage[l], table, 0, layout.place.size() * 4);
         sent_next = send_next && next_stage;
@@ -88,16 +88,12 @@ struct staged {
             if (layout.hot) {
                 copy_hot(p, layer, *stage, part);
             }
-            if (p->events) {
-                G.ggml_backend_event_wait(p->compute, p->sync.filled[part]);
-            }
+            em_event_wait(p->compute, p->sync.filled[part]);
             status = G.ggml_backend_graph_compute_async(p->compute, p->graphs.staged[l]->part[part]);
             if (status != STATUS_SUCCESS) {
                 return;
             }
-            if (p->events) {
-                G.ggml_backend_event_record(p->sync.vacant[part], p->compute);
-            }
+            em_event_record(p->sync.vacant[part], p->compute);
             sent_next = sent_next && send_part(p, next_layout, *next_stage, part);
         }
     }
@@ -123,13 +119,11 @@ struct staged {
         c.prefill_hits += met - streamed;
     }
 };
-
 } // namespace
 
 int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) {
     em_engine *  e     = p->e;
     em_layer_t & layer = *b.layer;
-    em_force_ids(p, b);
     if (layer.all_resident()) {
         return all_hot(p, b, turn);
     }
@@ -152,7 +146,7 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
     }
     if (!em_graph_for(p, *p->graphs.staged[size_t(layer.index)], b, {&s.stage->places, p->tables.stage[size_t(layer.index)], true, false})) {
         s.layout.layer = -1;
-        return seen ? em_by_host_seen(p, b) : em_by_host_unforced(p, b);
+        return seen ? em_by_host_seen(p, b) : em_by_host(p, b);
     }
     if (!known || (all && !sent)) { // nothing that was sent counts
         s.layout.sent = 0;
@@ -169,7 +163,7 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
     s.layout.layer = -1;
     if (!s.arrives) {
         e->count.device_fallbacks += 1;
-        return seen ? em_by_host_seen(p, b) : em_by_host_unforced(p, b);
+        return seen ? em_by_host_seen(p, b) : em_by_host(p, b);
     }
     if (s.status != STATUS_SUCCESS) {
         return s.status;
@@ -180,11 +174,9 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
     }
     s.next_layout.layer = s.sent_next ? s.next_layout.layer : -1;
     // No more than two layers are under way, so that a stop comes soon.
-    if (p->events) {
-        G.ggml_backend_event_record(p->sync.done[turn % 2], p->compute);
-        if (turn > 0) {
-            G.ggml_backend_event_synchronize(p->sync.done[(turn + 1) % 2]);
-        }
+    em_event_record(p->sync.done[turn % 2], p->compute);
+    if (turn > 0) {
+        em_event_synchronize(p->sync.done[(turn + 1) % 2]);
     }
     s.count();
     return STATUS_SUCCESS;

@@ -51,14 +51,11 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
     for (size_t i = 0; i < cold.size(); ++i) {
         (i < p->prompt.shared.plan.kept ? ours : sent)[size_t(cold[i])] = 1;
     }
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = em_ids_row(ids, t);
-        for (int64_t i = 0; i < ids->ne[0]; ++i) {
-            if (ours[size_t(row[i])]) {
-                p->misses.cold.push_back({int32_t(t), int32_t(i), row[i], -1});
-            }
+    em_each_pair(ids, [&](int32_t token, int32_t k, int32_t expert) {
+        if (ours[size_t(expert)]) {
+            p->misses.cold.push_back({token, k, expert, -1});
         }
-    }
+    });
     em_sort_by_expert(p->misses.cold);
     return sent;
 }

@@ -44,9 +44,8 @@ static void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & 
 void em_send_runs(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part) {
     em_engine *        e     = p->e;
     const em_layer_t & layer = *e->model.layers[size_t(layout.layer)];
-    if (p->events) {
-        G.ggml_backend_event_wait(e->device.stream, p->sync.vacant[part]);
-    } else {
+    em_event_wait(e->device.stream, p->sync.vacant[part]);
+    if (!p->events) {
         G.ggml_backend_synchronize(p->compute);
     }
     for (int i = 0; i < PROJ_COUNT; ++i) {

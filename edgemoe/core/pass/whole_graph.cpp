@@ -60,8 +60,6 @@ int em_run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> &
     const int64_t began  = em_now_ns();
     const int     status = G.ggml_backend_graph_compute_async(p->compute, &all);
     e->count.device_ns += em_now_ns() - began;
-    if (p->events) {
-        G.ggml_backend_event_record(e->residence.readers.read, p->compute);
-    }
+    em_event_record(e->residence.readers.read, p->compute);
     return status;
 }

@@ -6,7 +6,7 @@
 // Writer of em_residents (model/layer.h): this room only, under the mutex of the layer.
 // em_uploads: `queue_mutex` guards the queue. `mutex` is held during one upload, during a prompt (hold), and while slots are
 // reallocated. The thread that computes calls begin_step and begin_layer; their fields are atomic.
-// em_readers and em_stages: the thread that computes, under em_turn::computing; the list of streams has a lock of its own.
+// em_readers and em_stages: the thread that computes, under em_turn::computing; the stream of the pass has a lock of its own.
 // Order of locks: computing, uploads.mutex, residents.mutex, queue_mutex.
 
 #include "device/device.h"
@@ -53,11 +53,11 @@ struct em_uploads {
     }
 };
 
-// Streams and events of the computations that may read slots.
+// The stream and the event of computations that may read slots.
 struct em_readers {
-    em_event                    read; // on a pass's stream: a graph over the slots of all layers has read them
-    std::mutex                  mutex;
-    std::vector<ggml_backend *> streams; // of passes
+    em_event       read; // on the pass's stream: a graph over the slots of all layers has read them
+    std::mutex     mutex;
+    ggml_backend * stream = nullptr; // of the pass: there is one at a time
 };
 
 // Places for experts that are streamed through in a prefill; one set of tensors per weight shape.
@@ -97,8 +97,8 @@ int  em_slots_set(em_residence & r, const int32_t * slots); // of each layer
 int  em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned);
 bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: another stream is there
 void em_readers_leave(em_readers & readers, ggml_backend * stream);
-void em_readers_wait(em_readers & readers); // until the streams have done everything that was started
-void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n); // needs the layer's mutex
+void em_readers_wait(em_readers & readers); // until the stream has done everything that was started
+void em_note_use(em_layer_t & layer, const ggml_tensor * ids); // needs the layer's mutex
 
 // uploads.cpp
 void   em_copy_start(em_residence & r);
@@ -112,13 +112,8 @@ size_t em_urgent_waiting(em_uploads & u); // uploads before the next prefetch
 void   em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
                         int32_t expert, int32_t place);
 
-// places.cpp: device memory for experts
-// Tensors without memory; bytes of the first part, and of the second part, the down projection.
-em_places em_places_make(ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]);
-void      em_places_put(em_places & places, ggml_backend_buffer * buffer, size_t second); // gives the tensors memory
-em_places em_places_alloc(ggml_backend_device * device, const em_layer_t & layer, int32_t count); // both; no buffer: no memory
-
 // stage.cpp
+em_places  em_places_alloc(ggml_backend_device * device, const em_layer_t & layer, int32_t count); // no buffer: no memory
 bool       em_device_usable(const em_device & device, const em_layer_t & layer);
 em_stage * em_stage_for(em_residence & r, const em_layer_t & layer); // null: no memory
 void       em_stages_make(em_residence & r); // ahead of use, so that missing memory is known while the model loads

@@ -8,7 +8,6 @@
 #include <cstdlib>
 
 namespace {
-
 // Legal transitions, [from][to]. A slot that loads holds an expert that is pending.
 constexpr bool SLOT_MOVES[3][3]   = {/* FREE */ {0, 1, 0}, /* LOADING */ {1, 0, 1}, /* RESIDENT */ {0, 1, 0}};
 constexpr bool EXPERT_MOVES[3][3] = {/* COLD */ {0, 1, 0}, /* PENDING */ {1, 0, 1}, /* RESIDENT */ {1, 0, 0}};
@@ -101,29 +100,24 @@ int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
     const auto at = std::find_if(slots.begin(), slots.end(), free);
     return at == slots.end() ? -1 : int32_t(at - slots.begin());
 }
-
 } // namespace
 
-// One pass at a time: the events and tables that order the readers of slots and stage exist once.
 bool em_readers_join(em_readers & readers, ggml_backend * stream) {
     std::lock_guard<std::mutex> lock(readers.mutex);
-    if (!readers.streams.empty()) {
-        return false;
-    }
-    readers.streams.push_back(stream);
-    return true;
+    const bool first = !readers.stream;
+    readers.stream   = first ? stream : readers.stream;
+    return first;
 }
 
 void em_readers_leave(em_readers & readers, ggml_backend * stream) {
     std::lock_guard<std::mutex> lock(readers.mutex);
-    auto & all = readers.streams;
-    all.erase(std::remove(all.begin(), all.end(), stream), all.end());
+    readers.stream = readers.stream == stream ? nullptr : readers.stream;
 }
 
 void em_readers_wait(em_readers & readers) {
     std::lock_guard<std::mutex> lock(readers.mutex);
-    for (ggml_backend * stream : readers.streams) {
-        G.ggml_backend_synchronize(stream);
+    if (readers.stream) {
+        G.ggml_backend_synchronize(readers.stream);
     }
 }
 
@@ -171,9 +165,7 @@ int em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_bac
         return -1;
     }
     move_slot(here, slot, em_slot_state::LOADING, load.expert);
-    if (here.read) {
-        G.ggml_backend_event_wait(copy, here.read); // computations that were started before read the slot
-    }
+    em_event_wait(copy, here.read); // computations that were started before read the slot
     return slot;
 }
 
@@ -221,13 +213,11 @@ int em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned) 
     return EM_OK;
 }
 
-void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n) {
+void em_note_use(em_layer_t & layer, const ggml_tensor * ids) {
     em_residents & here = layer.residents;
-    for (int64_t i = 0; i < n; ++i) {
-        uint8_t & prefetched = here.prefetched[size_t(ids[i])];
-        if (prefetched) {
-            prefetched = 0;
-            (here.slot_of[size_t(ids[i])] >= 0 ? here.useful : here.late) += 1;
-        }
-    }
+    em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) {
+        uint8_t & prefetched = here.prefetched[size_t(expert)];
+        (here.slot_of[size_t(expert)] >= 0 ? here.useful : here.late) += prefetched;
+        prefetched = 0;
+    });
 }

@@ -28,10 +28,8 @@ void em_upload_expert(em_counters & count, ggml_backend * backend, char * stagin
     }
 }
 
-namespace {
-
 // Copies an expert into a slot. False: the device failed.
-bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
+static bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
     const int64_t started = em_now_ns();
     bool          ok      = r.uploads.staging.ensure(layer.expert_bytes);
     if (ok) {
@@ -44,7 +42,7 @@ bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t s
 }
 
 // Serves one request; uploads.mutex is held, so the layer's slots stay allocated.
-void upload(em_residence & r, const em_request & request) {
+static void upload(em_residence & r, const em_request & request) {
     const em_load & load   = request.load;
     em_layer_t &    layer  = *r.model.layers[size_t(load.layer)];
     const bool      missed = request.step >= 0 && (request.step != r.uploads.step || load.layer <= r.uploads.layer_now);
@@ -59,7 +57,7 @@ void upload(em_residence & r, const em_request & request) {
     r.count.upload_bytes += ok ? int64_t(layer.expert_bytes) : 0;
 }
 
-void copy_loop(em_residence & r) {
+static void copy_loop(em_residence & r) {
     em_uploads &                 u = r.uploads;
     std::unique_lock<std::mutex> lock(u.queue_mutex);
     for (;;) {
@@ -84,8 +82,6 @@ void copy_loop(em_residence & r) {
         u.queue_changed.notify_all();
     }
 }
-
-} // namespace
 
 bool em_queue(em_residence & r, const em_load & load, int64_t step) {
     if (!em_slots_claim(*r.model.layers[size_t(load.layer)], load, step >= 0)) {

@@ -1,7 +1,6 @@
 // See log.h.
 
 #include "routing/log.h"
-
 #include "errors.h"
 
 #include <cstring>

@@ -14,7 +14,6 @@
 #endif
 
 namespace {
-
 constexpr float SHARE = 1.0f / 255; // unit of em_token_memory
 // All experts of a layer correct the same weight of a token's shares or of a router, so each corrects less.
 constexpr float FEW_STEP = 0.1f;
@@ -73,6 +72,14 @@ void touch(const float * row, int32_t n) {
 #endif
 }
 
+// Calls f with every id that is known.
+template <typename F> void each_known(const int32_t * ids, int64_t n, F f) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (ids[i] >= 0) {
+            f(ids[i]);
+        }
+    }
+}
 } // namespace
 
 void em_predictor::begin(int32_t id) {
@@ -95,11 +102,7 @@ size_t em_predictor::token_weights(int32_t layer, int32_t lead) const {
 
 // Touches all rows that token() will read of a layer.
 void em_predictor::touch_rows(const int32_t * latest, int32_t l) const {
-    for (int32_t i = 0; l < layers && i < top_k; ++i) {
-        const int32_t e = latest[l * top_k + i];
-        if (e < 0) {
-            continue;
-        }
+    each_known(latest + l * top_k, l < layers ? top_k : 0, [&](int32_t e) {
         touch(row(keep_again, l, e), experts);
         for (int32_t m = 0; m < memories; ++m) {
             touch(row(keep_memory, m * layers + l, e), experts);
@@ -107,7 +110,7 @@ void em_predictor::touch_rows(const int32_t * latest, int32_t l) const {
         for (int32_t a = 0; a < leads; ++a) {
             touch(row(next_again, a * layers + l, e), experts);
         }
-    }
+    });
 }
 
 void em_predictor::token(const int32_t * now) {
@@ -120,21 +123,13 @@ void em_predictor::token(const int32_t * now) {
         for (int32_t d = 0; d < decays; ++d) {
             float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
             scale(f, decay[size_t(d)], experts);
-            for (int32_t i = 0; i < top_k; ++i) {
-                if (row_ids[i] >= 0) {
-                    f[row_ids[i]] += 1.0f - decay[size_t(d)];
-                }
-            }
+            each_known(row_ids, top_k, [&](int32_t e) { f[e] += 1.0f - decay[size_t(d)]; });
         }
         for (int32_t m = 0; m < memories; ++m) {
             float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
             const float rate = memory_rate[size_t(m)];
             scale(h, rate, experts);
-            for (int32_t i = 0; i < top_k; ++i) {
-                if (row_ids[i] >= 0) {
-                    add_scaled(h, row(keep_memory, m * layers + l, row_ids[i]), 1.0f - rate, experts);
-                }
-            }
+            each_known(row_ids, top_k, [&](int32_t e) { add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
         }
         std::copy_n(&keep[size_t(l) * size_t(experts)], experts, chance.begin());
         refresh(l, now);
@@ -154,11 +149,9 @@ void em_predictor::token(const int32_t * now) {
 float em_predictor::quickness() const { return rate * (1.0f + 3.0f / (1.0f + float(tokens) / 500.0f)); }
 
 void em_predictor::add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values) {
-    for (int32_t i = 0; i < top_k; ++i) {
-        if (of[i] >= 0) {
-            add(&table[(size_t(block) * size_t(experts) + size_t(of[i])) * size_t(experts)], values, experts);
-        }
-    }
+    each_known(of, top_k, [&](int32_t e) {
+        add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts);
+    });
 }
 
 void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
@@ -169,11 +162,7 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
     for (int32_t e = 0; e < experts; ++e) {
         error[size_t(e)] = -step * p[e];
     }
-    for (int64_t i = 0; i < n; ++i) {
-        if (chosen[i] >= 0) {
-            error[size_t(chosen[i])] += step;
-        }
-    }
+    each_known(chosen, n, [&](int32_t e) { error[size_t(e)] += step; });
     add(&next_bias[block * size_t(experts)], error.data(), experts);
     add_to_rows(next_again, int64_t(block), &latest[size_t(l * top_k)], error.data());
     for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
@@ -207,11 +196,7 @@ void em_predictor::learn_keep(int32_t l, const int32_t * now, const float * befo
     for (int32_t e = 0; e < experts; ++e) {
         error[size_t(e)] = step * (horizon * after[e] - before[e]);
     }
-    for (int32_t i = 0; i < top_k; ++i) {
-        if (now[l * top_k + i] >= 0) {
-            error[size_t(now[l * top_k + i])] += step * (1 - horizon);
-        }
-    }
+    each_known(now + l * top_k, top_k, [&](int32_t e) { error[size_t(e)] += step * (1 - horizon); });
     add(&keep_bias[size_t(l) * size_t(experts)], error.data(), experts);
     add_to_rows(keep_again, l, &latest[size_t(l * top_k)], error.data());
 }
@@ -224,9 +209,9 @@ void em_predictor::seed(const float * use) {
             memcpy(&frequency[size_t(l * decays + d) * size_t(experts)], use + size_t(l) * size_t(experts), size_t(experts) * 4);
         }
         for (int32_t m = 0; m < memories; ++m) {
+            const int32_t block = m * layers + l;
             for (int32_t e = 0; e < experts; ++e) {
-                add_scaled(&memory[size_t(m * layers + l) * size_t(experts)], row(keep_memory, m * layers + l, e), use[l * experts + e],
-                           experts);
+                add_scaled(&memory[size_t(block) * size_t(experts)], row(keep_memory, block, e), use[l * experts + e], experts);
             }
         }
         refresh(l, nullptr);
@@ -239,11 +224,7 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
         for (int32_t d = 0; d < decays; ++d) {
             add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
         }
-        for (int32_t i = 0; latest && i < top_k; ++i) {
-            if (latest[l * top_k + i] >= 0) {
-                add(to, row(again, block, latest[l * top_k + i]), experts);
-            }
-        }
+        each_known(latest + l * top_k, latest ? top_k : 0, [&](int32_t e) { add(to, row(again, block, e), experts); });
     };
     float * k = &keep[size_t(l) * size_t(experts)];
     logits(k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
@@ -253,8 +234,8 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
     to_probabilities(k, experts);
     for (int32_t a = 0; a < leads; ++a) {
         const size_t block = size_t(a * layers + l);
-        logits(&base[block * size_t(experts)], &next_bias[block * size_t(experts)], &next_decay[block * size_t(decays)], next_again,
-               int64_t(block));
+        const size_t at    = block * size_t(experts);
+        logits(&base[at], &next_bias[at], &next_decay[block * size_t(decays)], next_again, int64_t(block));
     }
 }
 
@@ -282,12 +263,10 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     for (int32_t j = 0; j < reach && layer - lead - j >= 0; ++j) {
         const int32_t * from  = &ids[size_t((layer - lead - j) * top_k)];
         const int64_t   block = (int64_t(lead - 1) * reach + j) * layers + layer;
-        for (int32_t i = 0; i < top_k && count < 128; ++i) {
-            if (from[i] >= 0) {
-                rows[count] = row(next_rows, block, from[i]);
-                touch(rows[count++], experts);
-            }
-        }
+        each_known(from, std::min(top_k, 128 - count), [&](int32_t e) {
+            rows[count] = row(next_rows, block, e);
+            touch(rows[count++], experts);
+        });
     }
     memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
     int32_t done_rows = 0;
@@ -313,80 +292,48 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
 int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out) {
     next(layer, lead, chance.data());
     add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
-    std::vector<uint8_t> gone(size_t(experts), 0);
+    std::vector<uint8_t> left(state, state + experts); // EM_PENDING: not to be exchanged any more
     int32_t n = 0;
     for (; n < most; ++n) {
         int32_t newcomer = -1, victim = -1;
         for (int32_t e = 0; e < experts; ++e) {
             const float c = chance[size_t(e)];
-            if (gone[size_t(e)]) {
-                continue;
-            }
-            if (state[e] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)])) {
-                newcomer = e;
-            }
-            if (state[e] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)])) {
-                victim = e;
-            }
+            newcomer = left[size_t(e)] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)]) ? e : newcomer;
+            victim   = left[size_t(e)] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)]) ? e : victim;
         }
-        const bool free_slot = n < free_slots;
-        if (newcomer < 0 || (!free_slot && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
+        victim = n < free_slots ? -1 : victim;
+        if (newcomer < 0 || (n >= free_slots && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
             break;
         }
-        out[n] = {layer, newcomer, free_slot ? -1 : victim};
-        gone[size_t(newcomer)] = 1;
-        if (!free_slot) {
-            gone[size_t(victim)] = 1;
-        }
+        out[n] = {layer, newcomer, victim};
+        left[size_t(newcomer)] = left[size_t(victim < 0 ? newcomer : victim)] = EM_PENDING;
     }
     return n;
 }
 
 // ---- the C interface ----
 
-namespace {
-
-std::vector<float> copied(const float * from, int64_t n) { return std::vector<float>(from, from + n); }
-em_table           rows_of(const float * from, int64_t n) { return em_table(from, from + n); }
-
-} // namespace
-
 em_predictor * em_predictor_new(const em_predictor_tables * t) {
     if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->top_k < 1 || t->leads < 1 || t->reach < 1) {
         return nullptr;
     }
-    auto *        p = new em_predictor;
+    auto * p = new em_predictor;
     p->layers = t->layers, p->experts = t->experts, p->top_k = t->top_k, p->decays = t->decays, p->memories = t->memories;
-    p->leads = t->leads, p->reach = t->reach;
+    p->leads = t->leads, p->reach = t->reach, p->rate = t->rate, p->horizon = t->horizon, p->tokens = t->tokens;
     const int64_t le = int64_t(t->layers) * t->experts, lee = le * t->experts, ld = int64_t(t->layers) * t->decays;
-    p->decay       = copied(t->decay, t->decays);
-    p->keep_bias   = copied(t->keep_bias, le);
-    p->keep_decay  = copied(t->keep_decay, ld);
-    p->keep_again  = rows_of(t->keep_again, lee);
-    p->memory_rate = copied(t->memory_rate, t->memories);
-    p->keep_memory = rows_of(t->keep_memory, t->memories * lee);
-    p->next_bias   = copied(t->next_bias, t->leads * le);
-    p->next_decay  = copied(t->next_decay, t->leads * ld);
-    p->next_again  = rows_of(t->next_again, t->leads * lee);
-    p->next_rows   = rows_of(t->next_rows, int64_t(t->leads) * t->reach * lee);
-    p->next_token  = copied(t->next_token, le / t->experts * t->leads * EM_TOKEN_TIMES * 2);
-    p->next_router = copied(t->next_router, int64_t(t->leads) * t->layers);
-    p->margins.assign(size_t(le), 0.0f);
-    p->looked.assign(size_t(t->layers), 0);
+    const int64_t leads = t->leads, lk = int64_t(t->layers) * t->top_k;
+    auto copy = [](auto & to, const float * from, int64_t n) { to.assign(from, from + n); };
+    auto fill = [](auto & to, int64_t n, auto value) { to.assign(size_t(n), value); };
+    copy(p->decay, t->decay, t->decays);
+    copy(p->keep_bias, t->keep_bias, le), copy(p->keep_decay, t->keep_decay, ld), copy(p->keep_again, t->keep_again, lee);
+    copy(p->memory_rate, t->memory_rate, t->memories), copy(p->keep_memory, t->keep_memory, t->memories * lee);
+    copy(p->next_bias, t->next_bias, leads * le), copy(p->next_decay, t->next_decay, leads * ld);
+    copy(p->next_again, t->next_again, leads * lee), copy(p->next_rows, t->next_rows, leads * t->reach * lee);
+    copy(p->next_token, t->next_token, leads * t->layers * EM_TOKEN_TIMES * 2), copy(p->next_router, t->next_router, leads * t->layers);
     p->seen.make(t->layers, t->experts);
-    p->frequency.assign(size_t(le * t->decays), 0.0f);
-    p->memory.assign(size_t(le * t->memories), 0.0f);
-    p->keep.assign(size_t(le), 0.0f);
-    p->base.assign(size_t(le * t->leads), 0.0f);
-    p->ids.assign(size_t(t->layers) * size_t(t->top_k), -1);
-    p->chance.assign(size_t(t->experts), 0.0f);
-    p->error.assign(size_t(t->experts), 0.0f);
-    p->rate    = t->rate;
-    p->horizon = t->horizon;
-    p->tokens  = t->tokens;
-    p->latest.assign(p->ids.size(), -1);
-    p->predicted.assign(size_t(le), 0.0f);
-    p->predicted_lead.assign(size_t(t->layers), 0);
+    fill(p->frequency, le * t->decays, 0.0f), fill(p->memory, le * t->memories, 0.0f), fill(p->keep, le, 0.0f), fill(p->base, le * leads, 0.0f);
+    fill(p->margins, le, 0.0f), fill(p->looked, t->layers, uint8_t(0)), fill(p->ids, lk, -1), fill(p->latest, lk, -1);
+    fill(p->predicted, le, 0.0f), fill(p->predicted_lead, t->layers, 0), fill(p->chance, t->experts, 0.0f), fill(p->error, t->experts, 0.0f);
     p->seed(std::vector<float>(size_t(le), 0.0f).data());
     return p;
 }

@@ -1,13 +1,11 @@
 // See prefetch.h.
 
 #include "routing/prefetch.h"
-
 #include "routing/predictor.h"
 
 #include <algorithm>
 
 namespace {
-
 using lookahead = em_lookahead_thread;
 
 void clock_layers(em_prefetch & a, int32_t layer) {
@@ -109,12 +107,10 @@ void lookahead_main(em_prefetch & a) {
 // Copies the input of the block's experts, for the router of the layer to prefetch for. False: that router cannot read the input.
 bool copy_input(em_prefetch & a, const em_block & block, std::vector<float> & input) {
     const size_t at = size_t(block.layer->index + a.lead);
-    input.clear();
-    if (a.most == 0 || at >= a.routers.size() || a.routers[at].experts != a.predictor->experts) {
-        return false;
-    }
     const ggml_tensor * x = block.node[0]->src[1];
-    if (!x || x->type != TYPE_F32 || x->ne[0] != a.routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {
+    input.clear();
+    if (a.most == 0 || at >= a.routers.size() || a.routers[at].experts != a.predictor->experts || !x || x->type != TYPE_F32 ||
+        x->ne[0] != a.routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {
         return false;
     }
     const float * values = static_cast<const float *>(x->data);
@@ -134,7 +130,6 @@ void settle(em_prefetch & a) {
     }
     l.changed.wait(lock, [&] { return l.state != lookahead::RUNNING; });
 }
-
 } // namespace
 
 void em_prefetch_stop(em_prefetch & a) {

@@ -12,9 +12,7 @@
 #    define EM_CLONES
 #endif
 
-namespace {
-
-EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
+static EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
     float lanes[32] = {};
     int32_t i = 0;
     for (; i + 32 <= n; i += 32) {
@@ -37,8 +35,6 @@ EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
     }
     return sum;
 }
-
-} // namespace
 
 void em_router::margins(const float * x, int32_t top_k, float * out) const {
     for (int32_t e = 0; e < experts; ++e) {

@@ -6,14 +6,10 @@
 #include <cstring>
 #include <new>
 
-namespace {
-
-constexpr size_t  MOST_BYTES  = size_t(64) << 20;
-constexpr int32_t MOST_PLACES = 1 << 18;
+static constexpr size_t  MOST_BYTES  = size_t(64) << 20;
+static constexpr int32_t MOST_PLACES = 1 << 18;
 // A share follows the latest uses of a token; earlier uses matter less and less.
-constexpr int32_t LATEST_TIMES = 8;
-
-} // namespace
+static constexpr int32_t LATEST_TIMES = 8;
 
 void em_token_memory::make(int32_t layer_count, int32_t expert_count) {
     layers = layer_count, experts = expert_count;

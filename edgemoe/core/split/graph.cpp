@@ -2,10 +2,8 @@
 
 #include "split/run.h"
 
-namespace {
-
 // Runs nodes [from, to) as they are, on ggml-cpu.
-int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
+static int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     if (from >= to) {
         return STATUS_SUCCESS;
     }
@@ -23,7 +21,7 @@ int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
 }
 
 // No expert of this layer is or can be on the device.
-bool all_cold(em_engine * e, em_layer_t & layer) {
+static bool all_cold(em_engine * e, em_layer_t & layer) {
     if (!em_device_usable(e->device, layer)) {
         return true;
     }
@@ -32,14 +30,14 @@ bool all_cold(em_engine * e, em_layer_t & layer) {
 }
 
 // As one graph on the CPU, which stops only between its matrices, the layer would go on for too long.
-bool is_long(const em_block & b) {
+static bool is_long(const em_block & b) {
     constexpr double MATRICES = 3;
     const double     pair     = em_pair_ns(b.layer->pair_multiplications(), b.engine->rates.cold_pair_ns);
     return pair * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
 }
 
 // Whether the block runs as in llama.cpp, with the nodes around it. Such a layer still counts its misses.
-bool runs_plain(const em_block & b) {
+static bool runs_plain(const em_block & b) {
     em_engine * e      = b.engine;
     const bool  decode = e->decodes(b.tokens), streams = e->options.stream_tokens > 0 && !decode && em_device_usable(e->device, *b.layer);
     if (streams || !all_cold(e, *b.layer) || em_fusable(b) || is_long(b) || em_mostly_row_products(b)) {
@@ -48,8 +46,6 @@ bool runs_plain(const em_block & b) {
     (decode ? e->count.misses : e->count.prefill_misses) += b.k * b.tokens;
     return true;
 }
-
-} // namespace
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     const int64_t started = em_now_ns();

@@ -2,55 +2,28 @@
 
 #include "split/run.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace {
-
-// Redirects the rows if they would overwrite an input that later pairs still read.
-class block_output {
-  public:
-    explicit block_output(em_block & b) : block(b), original(b.down()->data) {
-        if (overlaps_input()) {
-            memory.resize(G.ggml_nbytes(b.down()));
-            b.down()->data = memory.data();
-        }
-    }
-    ~block_output() {
-        if (block.down()->data != original) {
-            memcpy(original, memory.data(), memory.size());
-            block.down()->data = original;
-        }
-    }
-
-  private:
-    bool overlaps_input() const {
-        const char * lo = static_cast<const char *>(original);
-        const char * hi = lo + G.ggml_nbytes(block.down());
-        for (int i = 0; i < block.count; ++i) {
-            for (const ggml_tensor * s : block.node[i]->src) {
-                const char * d = s ? static_cast<const char *>(s->data) : nullptr;
-                if (d && d < hi && lo < d + G.ggml_nbytes(s)) {
-                    return true;
-                }
+// Whether the rows would overwrite an input that later pairs still read.
+bool overwrites_input(const em_block & b) {
+    for (int i = 0; i < b.count; ++i) {
+        for (const ggml_tensor * s : b.node[i]->src) {
+            if (s && em_overlap(*s, *b.down())) {
+                return true;
             }
         }
-        return false;
     }
-    em_block &        block;
-    void *            original;
-    std::vector<char> memory;
-};
+    return false;
+}
 
 // Needs the layer's mutex; the caller keeps it until the device is done.
 em_split split_pairs(const em_block & b, bool device) {
     em_split s;
-    for (int64_t t = 0; t < b.tokens; ++t) {
-        const int32_t * row = em_ids_row(b.ids, t);
-        for (int64_t i = 0; i < b.k; ++i) {
-            const int32_t slot = device ? b.layer->residents.slot_of[size_t(row[i])] : -1;
-            (slot >= 0 ? s.hot : s.cold).push_back({int32_t(t), int32_t(i), row[i], slot});
-        }
-    }
+    em_each_pair(b.ids, [&](int32_t token, int32_t k, int32_t expert) {
+        const int32_t slot = device ? b.layer->residents.slot_of[size_t(expert)] : -1;
+        (slot >= 0 ? s.hot : s.cold).push_back({token, k, expert, slot});
+    });
     if (b.tokens > 1) { // pairs of a single token keep their order, for the sum
         em_sort_by_expert(s.hot);
         em_sort_by_expert(s.cold);
@@ -84,7 +57,6 @@ int compute_split(em_run & r, em_split & s, bool decode) {
     }
     return status;
 }
-
 } // namespace
 
 int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
@@ -94,9 +66,7 @@ int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
     const bool decode = e->decodes(b.tokens), device = em_device_usable(e->device, *b.layer);
     em_split   s      = split_pairs(b, device);
     if (decode) {
-        for (int64_t t = 0; t < b.tokens; ++t) {
-            em_note_use(*b.layer, em_ids_row(b.ids, t), b.k);
-        }
+        em_note_use(*b.layer, b.ids);
         e->count.hits += int64_t(s.hot.size());
         e->count.misses += int64_t(s.cold.size());
     }
@@ -106,8 +76,12 @@ int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
     if (s.hot.empty() && s.fetched.empty() && tail && em_fusable(b)) {
         return compute_sum(r, s, *tail);
     }
-    block_output output(b);
-    const int    status = compute_split(r, s, decode);
+    void * const      rows = b.down()->data;
+    std::vector<char> apart(overwrites_input(b) ? G.ggml_nbytes(b.down()) : 0);
+    b.down()->data   = apart.empty() ? rows : apart.data();
+    const int status = compute_split(r, s, decode);
+    b.down()->data   = rows;
+    std::copy(apart.begin(), apart.end(), static_cast<char *>(rows));
     if (tail && status == STATUS_SUCCESS) {
         em_tail_compute(b, *tail);
     }

@@ -1,14 +1,12 @@
-// Misses of a decode step: computed on the CPU, or fetched to the device now. pass/fetched_pairs.cpp uses the same choice, and
+// Misses of a decode step: computed on the CPU, or fetched to the device now. pass/decode_layer.cpp uses the same choice, and
 // leaves the rows on the device.
 
 #include "split/run.h"
 
 #include <algorithm>
 
-namespace {
-
 // How many of n cold pairs the device should fetch while the CPU computes the others.
-int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
+static int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
     if (!e->options.stream_tokens) {
         return 0;
     }
@@ -24,7 +22,7 @@ int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, doubl
 }
 
 // If the device cannot read the expert by itself, the CPU would have to copy it, and has better work to do.
-bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
+static bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
     bool all = e->device.stream && e->device.stream->iface.set_tensor_async;
     for (int p = 0; p < PROJ_COUNT && all; ++p) {
         all = !layer.weight[p] || em_host_readable(layer, p, expert);
@@ -33,7 +31,7 @@ bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
 }
 
 // Sends experts to the stage. False: nothing is under way.
-bool start_fetch(em_run & r, em_split & s) {
+static bool start_fetch(em_run & r, em_split & s) {
     em_engine *        e = r.e;
     const em_layer_t & layer = *r.b.layer;
     em_stage *         stage = em_stage_for(e->residence, layer);
@@ -49,8 +47,6 @@ bool start_fetch(em_run & r, em_split & s) {
     }
     return true;
 }
-
-} // namespace
 
 std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after, double beside,
                                      double * both_ns) {

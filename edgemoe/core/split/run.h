@@ -11,7 +11,7 @@ struct em_split {
     double  both_ns = 0; // expected time of the longer side, the fetch or the cold pairs
 };
 
-// cut.cpp: cuts a layer's pairs into graphs, and chooses their kernels
+// executor.cpp
 // The end of a graph of pairs [at, all) that begins at `at`, about `most` later.
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most);
 // An expert with fewer rows goes to row products: faster than ggml there, and equal to the last bit.
@@ -21,7 +21,6 @@ int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer);
 bool    em_mostly_row_products(const em_block & b); // for most of the experts that are used
 bool    em_fusable(const em_block & b); // a single token whose last projection and sum can be one operation
 
-// executor.cpp
 struct em_run {
     em_context *   c;
     em_engine *    e;

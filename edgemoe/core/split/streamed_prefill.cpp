@@ -3,7 +3,6 @@
 #include "split/run.h"
 
 namespace {
-
 using pairs_by_expert = std::vector<std::vector<em_pair>>;
 
 // Streams experts in waves of half the stage: while one half computes, the other half is filled.
@@ -68,7 +67,6 @@ pairs_by_expert take_streamed(em_run & r, std::vector<em_pair> & cold) {
     }
     return streamed;
 }
-
 } // namespace
 
 int em_compute_prefill(em_run & r, em_split s) {

@@ -2,7 +2,6 @@
 
 // What the core's own tests share: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
 
-#include "backend/backend.h"
 #include "device/sim.h"
 #include "model/expert_buffer.h"
 #include "pass/pass.h"

@@ -5,9 +5,6 @@
 #include "model/expert_buffer.h"
 #include "routing/predictor.h"
 
-#include <algorithm>
-#include <cstring>
-
 static bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
 
 int32_t em_struct_bytes(int32_t which) {

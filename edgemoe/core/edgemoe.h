@@ -49,7 +49,7 @@ typedef struct {
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 
-// Where the streams of a pass on sim compute, see device/sim.cpp.
+// The threads that the streams of a pass on sim compute in, see device/sim.cpp.
 enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER = 2 };
 
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.

@@ -24,16 +24,16 @@ struct builder {
     int64_t          n;
     const em_tail *  tail = nullptr;
     bool             placed = false; // the rows go where they belong
-    em_rows_job *    jobs[EM_BLOCK_NODES];
-    ggml_tensor *    job_output[EM_BLOCK_NODES];
-    const ggml_tensor * job_input[EM_BLOCK_NODES];
-    int              job_count = 0;
+    struct rows_job { // row products as a node
+        em_rows_job *       job;
+        ggml_tensor *       output;
+        const ggml_tensor * input;
+    };
+    std::vector<rows_job> jobs;
     em_arena         ctx;
     em_clones        map;
     ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; null while no projection needs them
-    ggml_tensor *    inputs[EM_BLOCK_NODES];
-    const ggml_tensor * input_of[EM_BLOCK_NODES];
-    int              input_count = 0;
+    std::vector<std::pair<ggml_tensor *, const ggml_tensor *>> inputs; // and their originals
 
     bool single() const { return block.tokens == 1; }
 
@@ -48,17 +48,17 @@ struct builder {
             return ids = single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1);
         }
         ggml_tensor * c = t->ne[1] == 1 && single() ? make(TYPE_F32, t->ne[0], 1, 1) : make_rows(t->ne[0]);
-        inputs[input_count] = c, input_of[input_count] = t, ++input_count;
+        inputs.push_back({c, t});
         return c;
     }
     ggml_tensor * clone(const ggml_tensor * t);
     ggml_tensor * clone_rows(const ggml_tensor * t);
     ~builder() {
-        for (int i = 0; i < job_count; ++i) {
-            em_rows_free(jobs[i]);
+        for (const rows_job & j : jobs) {
+            em_rows_free(j.job);
         }
     }
-    void          fill_input(int i, char * to) const;
+    void          fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const;
     void          fill_ids(int32_t * to) const;
 };
 
@@ -67,18 +67,18 @@ struct builder {
 ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
     ggml_tensor *       cloned = map.find(t->src[1]);
     const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // an input is read where it lies
-    for (int i = 0; i < job_count; ++i) {
-        if (job_input[i] == x.tensor && em_rows_second(jobs[i], t->src[0])) {
+    for (const rows_job & j : jobs) {
+        if (j.input == x.tensor && em_rows_second(j.job, t->src[0])) {
             ggml_tensor * c = make_rows(t->ne[0]);
-            c->src[0]       = job_output[i];
-            em_rows_connect(jobs[i], x, {job_output[i]}, {c});
+            c->src[0]       = j.output;
+            em_rows_connect(j.job, x, {j.output}, {c});
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], job_count == 0 ? side.task : nullptr);
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], jobs.empty() ? side.task : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
-    jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
+    jobs.push_back({job, c, x.tensor});
     placed = t == block.down();
     em_rows_connect(job, x, placed ? em_rows_place{block.down(), true} : em_rows_place{c}, {});
     if (placed && tail) {
@@ -103,11 +103,10 @@ ggml_tensor * builder::clone(const ggml_tensor * t) {
     return c;
 }
 
-void builder::fill_input(int i, char * to) const {
-    const ggml_tensor * t    = input_of[i];
-    const char *        from = static_cast<const char *>(t->data);
-    const size_t        row  = size_t(t->ne[0]) * 4;
-    if (inputs[i]->ne[1] == 1 && inputs[i]->ne[2] == 1) {
+void builder::fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const {
+    const char * from = static_cast<const char *>(t->data);
+    const size_t row  = size_t(t->ne[0]) * 4;
+    if (input->ne[1] == 1 && input->ne[2] == 1) {
         memcpy(to, from + em_row_offset(t, pairs[0]), row);
         return;
     }
@@ -165,8 +164,8 @@ bool place_all(builder & b) {
 // Sends inputs and ids to the device, computes, and brings the result back; everything asynchronous.
 const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
     size_t total = host_bytes(result) + HOST_ALIGN + em_align(size_t(b.n) * 4, HOST_ALIGN);
-    for (int i = 0; i < b.input_count; ++i) {
-        total += host_bytes(b.inputs[i]);
+    for (const auto & input : b.inputs) {
+        total += host_bytes(input.first);
     }
     if (!b.side.staging->ensure(total)) {
         status = STATUS_ALLOC_FAILED;
@@ -177,9 +176,9 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
         G.ggml_backend_tensor_set_async(b.side.backend, t, at, 0, G.ggml_nbytes(t));
         at += host_bytes(t);
     };
-    for (int i = 0; i < b.input_count; ++i) {
-        b.fill_input(i, at);
-        send(b.inputs[i]);
+    for (const auto & [input, original] : b.inputs) {
+        b.fill_input(input, original, at);
+        send(input);
     }
     b.fill_ids(reinterpret_cast<int32_t *>(at));
     send(b.ids);
@@ -191,13 +190,13 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
 }
 
 const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
-    for (int i = 0; i < b.input_count; ++i) {
-        b.fill_input(i, static_cast<char *>(b.inputs[i]->data));
+    for (const auto & [input, original] : b.inputs) {
+        b.fill_input(input, original, static_cast<char *>(input->data));
     }
     if (b.ids) {
         b.fill_ids(static_cast<int32_t *>(b.ids->data));
     }
-    if (b.side.task && b.job_count == 0) {
+    if (b.side.task && b.jobs.empty()) {
         b.side.task->run();
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
@@ -222,8 +221,8 @@ em_launch em_pairs_launch(const em_side & side, const em_block & block, const em
     ggml_cgraph * graph  = G.ggml_new_graph_custom(b.ctx, nodes, false);
     G.ggml_build_forward_expand(graph, result);
     bool memory = place_all(b);
-    for (int i = 0; i < b.job_count; ++i) {
-        memory = memory && em_rows_ready(b.jobs[i], block, *side.prepared);
+    for (const auto & j : b.jobs) {
+        memory = memory && em_rows_ready(j.job, block, *side.prepared);
     }
     if (!memory) {
         launch.status = STATUS_ALLOC_FAILED;

@@ -1,5 +1,3 @@
-// See device.h.
-
 #include "device/device.h"
 
 bool em_device_open(em_device & d, const std::string & name) {

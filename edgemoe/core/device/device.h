@@ -1,6 +1,6 @@
 #pragma once
 
-// The device that holds experts: its streams, its traits, and the lock of whoever computes.
+// The device that holds experts: its streams, its traits, and the lock of the thread that computes.
 //
 // Owner: the engine. em_device_open fills em_device, em_engine_stop empties it; in between em_device is fixed.
 // Streams: `exec` and `stream` belong to the thread that computes, under em_turn::computing; `copy` to the copy thread.
@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <mutex>
-#include <string>
 
 // All members are null when there is no device.
 struct em_device {

@@ -15,7 +15,6 @@
 #include "memory/region.h"
 
 #include <cstdlib>
-#include <cstring>
 
 namespace {
 constexpr size_t ALIGNMENT = 128;

@@ -4,7 +4,6 @@
 #include "errors.h"
 
 #include <chrono>
-#include <cstring>
 #include <mutex>
 #include <random>
 #include <thread>

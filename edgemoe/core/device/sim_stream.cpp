@@ -3,17 +3,12 @@
 #include "device/sim_parts.h"
 #include "ggml/owned.h"
 
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <thread>
 #include <unordered_map>
-#include <utility>
-#include <vector>
 
 namespace {
 // A thread that does its tasks one after the other.

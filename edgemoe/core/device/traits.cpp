@@ -1,12 +1,7 @@
-// See traits.h.
-
 #include "device/traits.h"
 #include "device/sim.h"
 
-#include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <iterator>
 
 em_device_traits em_traits_of_registry(const char * name) {
     // ggml-cuda has three names. ggml-vulkan sends beside its computations on some cards, and no function names the cards.

@@ -2,9 +2,7 @@
 
 // Objects of ggml that are freed with their owner. Writer: the owner. No lock.
 
-#include "ggml/abi.h"
-
-#include <utility>
+#include "ggml/api.h"
 
 template <typename T, void (*ggml_api::*FREE)(T *)> class em_owned {
   public:

@@ -1,5 +1,3 @@
-// See rates.h.
-
 #include "measures/rates.h"
 
 #include <algorithm>
@@ -53,7 +51,7 @@ int64_t em_stream_from(const em_rates & rates, size_t expert_bytes, int64_t give
     if (rates.cold_pair_ns <= 0 || rates.stream_byte_ns <= 0) {
         return given;
     }
-    // A copy pays from the first number of tokens whose computation takes longer.
+    // A copy pays from so many tokens on that their computation takes longer.
     const int64_t tokens = int64_t(rates.stream_byte_ns * double(expert_bytes) / rates.cold_pair_ns) + 1;
     return std::clamp(tokens, std::max<int64_t>(given / LEAST_SHARE, 1), given * MOST_TIMES);
 }

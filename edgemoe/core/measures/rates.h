@@ -46,7 +46,7 @@ double em_cold_ns(const em_rates & rates, int64_t n);
 void   em_note_cold(em_rates & rates, int64_t n, double ns);
 void   em_note_fetch(em_rates & rates, double ns); // one slow moment counts for at most four times the known rate
 
-// How to divide the misses of a layer: the device fetches `fetches` of them, and both sides are done after `both_ns`.
+// A division of a layer's misses: the device fetches `fetches` of them, and both sides are done after `both_ns`.
 struct em_division {
     int64_t fetches = 0;
     double  both_ns = 0;

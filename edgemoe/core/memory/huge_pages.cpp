@@ -1,5 +1,3 @@
-// See huge_pages.h.
-
 #include "memory/huge_pages.h"
 
 #include <cstdlib>

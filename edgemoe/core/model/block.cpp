@@ -6,9 +6,6 @@
 #include "model/block.h"
 #include "model/expert_buffer.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace {
 bool in_block(const em_block & b, const ggml_tensor * t) { return std::find(b.node, b.node + b.count, t) != b.node + b.count; }
 

@@ -6,8 +6,6 @@
 
 #include "model/layer.h"
 
-#include <initializer_list>
-
 constexpr int EM_BLOCK_NODES = 24;
 
 struct em_block {

@@ -4,9 +4,6 @@
 
 #include "model/block.h"
 
-#include <algorithm>
-#include <iterator>
-
 // A copy of a tensor that no node computes.
 inline ggml_tensor em_leaf(const ggml_tensor & t) {
     ggml_tensor leaf = t;

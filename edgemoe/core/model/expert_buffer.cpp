@@ -1,11 +1,7 @@
-// See expert_buffer.h.
-
 #include "model/expert_buffer.h"
 #include "memory/huge_pages.h"
 
-#include <algorithm>
 #include <cstdio>
-#include <cstring>
 
 namespace {
 thread_local em_model * loading     = nullptr;

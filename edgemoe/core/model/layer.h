@@ -11,11 +11,8 @@
 #include "ggml/owned.h"
 
 #include <atomic>
-#include <cstdint>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
-#include <vector>
 
 struct em_engine;
 

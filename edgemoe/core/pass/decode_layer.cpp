@@ -2,8 +2,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-
 // Fetched experts take the first places of the stage.
 static bool send_fetched(em_pass * p, const em_block & b) {
     em_engine *        e       = p->e;
@@ -90,7 +88,7 @@ static int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
     return status == STATUS_SUCCESS ? fetch_status : status;
 }
 
-// Finds the cold pairs, and counts. `hot`: the device computes the pairs whose experts are in slots.
+// Finds the cold pairs, and counts. `hot`: the device computes the pairs of experts in slots.
 static void find_misses(em_pass * p, const em_block & b, bool hot, bool decode) {
     em_counters & c = p->e->count;
     em_layer_t &  layer = *b.layer;

@@ -3,8 +3,6 @@
 #include "model/clones.h"
 #include "pass/pass.h"
 
-#include <cstring>
-
 namespace {
 struct builder {
     em_pass *             p;

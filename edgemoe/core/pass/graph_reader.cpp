@@ -3,8 +3,6 @@
 #include "model/expert_buffer.h"
 #include "pass/pass.h"
 
-#include <algorithm>
-
 void em_read_graph(em_pass * p, ggml_cgraph * graph) {
     em_engine *  e = p->e;
     em_reading & r = p->reading;

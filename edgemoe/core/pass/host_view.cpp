@@ -1,4 +1,4 @@
-// The CPU's view of a block whose tensors lie on the device.
+// The CPU's view of a block on the device.
 
 #include "model/clones.h"
 #include "model/expert_buffer.h"

@@ -1,8 +1,6 @@
-// Pairs of a few tokens whose experts are in slots: the device computes them over the activations.
+// Pairs of a few tokens, for experts in slots: the device computes them over the activations.
 
 #include "pass/pass.h"
-
-#include <algorithm>
 
 static bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
     if (G.ggml_backend_graph_compute_async(p->compute, g.part[EM_FIRST]) != STATUS_SUCCESS) {

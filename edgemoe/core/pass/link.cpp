@@ -3,9 +3,6 @@
 #include "model/clones.h"
 #include "pass/pass.h"
 
-#include <algorithm>
-#include <cstring>
-
 ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n) {
     ggml_tensor r = em_leaf(t);
     r.ne[1] = n;

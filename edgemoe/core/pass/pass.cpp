@@ -2,9 +2,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-#include <initializer_list>
-
 namespace {
 // Numbers of parts, far from ggml's own.
 constexpr uint64_t PARTS_UID = uint64_t(1) << 62;

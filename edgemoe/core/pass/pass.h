@@ -80,7 +80,7 @@ bool em_start_by_table(em_pass * p, const em_block & b);
 // too few such slots.
 bool em_start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids);
 
-// by_host.cpp: layers whose rows the host computes: of a prompt that the stage is too small for, and of a batch without hot pairs
+// by_host.cpp: layers that the host computes: if the stage is too small for a prompt, or a batch gains nothing from hot pairs
 int em_by_host(em_pass * p, em_block & b);
 int em_by_host_seen(em_pass * p, em_block & b); // the view has arrived
 int em_run_unrecognised(em_pass * p, ggml_tensor * t); // an operation on experts outside any block

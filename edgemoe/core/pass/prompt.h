@@ -11,7 +11,7 @@ struct em_stage_run {
     int32_t from, n, place;
 };
 
-// How a layer's experts lie in the stage.
+// The places of a layer's experts in the stage.
 struct em_stage_layout {
     int32_t                   layer = -1;
     std::vector<int32_t>      place; // of each expert

@@ -2,8 +2,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-
 namespace {
 bool send_part(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part) {
     em_send_runs(p, layout, stage, part);

@@ -6,8 +6,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-
 // An expert that is not copied from its slot has to be sent.
 static bool needs_sending(const em_layer_t & layer, int32_t expert) {
     const bool filling = layer.residents.count != int32_t(layer.residents.slots.size());

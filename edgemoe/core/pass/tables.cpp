@@ -2,8 +2,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-
 bool em_tables_make(em_pass * p) {
     if (p->tables.ctx) {
         return p->tables.buffer && p->tables.host.base;

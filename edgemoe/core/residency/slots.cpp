@@ -3,7 +3,6 @@
 #include "errors.h"
 #include "residency/residency.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -52,7 +51,7 @@ void move_slot(em_residents & here, int32_t slot, em_slot_state to, int32_t expe
 }
 
 // Waits until nothing reads a layer's slots any more. Needs the compute mutex: in ggml-vulkan the wait resets memory that the
-// computing thread's stream records into. Needs the layer's mutex, so that nothing else is started meanwhile. Where there are
+// computing thread's stream records into. Needs the layer's mutex, so that nothing else is started meanwhile. If there are
 // events, a stream that another thread uses is not waited for: that stream might be capturing a graph.
 void wait_for_readers(em_readers & readers, const em_residents & here) {
     if (here.read && readers.read) {

@@ -3,8 +3,6 @@
 
 #include "residency/residency.h"
 
-#include <algorithm>
-
 // Makes tensors without memory; bytes of the first part, and of the second part, the down projection.
 static em_places make_places(ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]) {
     ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(device);

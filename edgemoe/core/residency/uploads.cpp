@@ -2,8 +2,6 @@
 
 #include "residency/residency.h"
 
-#include <cstring>
-
 void em_upload_expert(em_counters & count, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
                       int32_t expert, int32_t place) {
     const bool waits = !backend->iface.set_tensor_async; // copies before it returns, and needs no staging either

@@ -1,9 +1,5 @@
-// See log.h.
-
 #include "routing/log.h"
 #include "errors.h"
-
-#include <cstring>
 
 // Events that do not fit are counted and dropped; older events stay.
 void em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids) {

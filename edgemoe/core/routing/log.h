@@ -9,7 +9,6 @@
 #include "model/block.h"
 
 #include <mutex>
-#include <vector>
 
 struct em_routing_log {
     const em_model & model;

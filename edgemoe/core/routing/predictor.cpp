@@ -1,5 +1,3 @@
-// See predictor.h.
-
 #include "routing/predictor.h"
 
 #include <algorithm>

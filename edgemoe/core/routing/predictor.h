@@ -13,7 +13,7 @@
 #include <new>
 #include <vector>
 
-// Memory for tables, whose rows are read in no order.
+// Memory for tables: their rows are read in no order.
 template <typename T> struct em_huge_pages {
     typedef T value_type;
     em_huge_pages() = default;

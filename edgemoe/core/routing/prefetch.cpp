@@ -1,9 +1,5 @@
-// See prefetch.h.
-
 #include "routing/prefetch.h"
 #include "routing/predictor.h"
-
-#include <algorithm>
 
 namespace {
 using lookahead = em_lookahead_thread;

@@ -1,5 +1,3 @@
-// See router.h.
-
 #include "routing/router.h"
 
 #include <algorithm>

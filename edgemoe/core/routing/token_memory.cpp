@@ -1,5 +1,3 @@
-// See token_memory.h.
-
 #include "routing/token_memory.h"
 
 #include <algorithm>

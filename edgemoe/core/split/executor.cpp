@@ -3,7 +3,6 @@
 #include "cpu/kernels/kernels.h"
 #include "split/run.h"
 
-#include <algorithm>
 #include <limits>
 
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most) {

@@ -2,11 +2,8 @@
 
 #include "split/run.h"
 
-#include <algorithm>
-
-namespace {
 // Whether the rows would overwrite an input that later pairs still read.
-bool overwrites_input(const em_block & b) {
+static bool overwrites_input(const em_block & b) {
     for (int i = 0; i < b.count; ++i) {
         for (const ggml_tensor * s : b.node[i]->src) {
             if (s && em_overlap(*s, *b.down())) {
@@ -18,7 +15,7 @@ bool overwrites_input(const em_block & b) {
 }
 
 // Needs the layer's mutex; the caller keeps it until the device is done.
-em_split split_pairs(const em_block & b, bool device) {
+static em_split split_pairs(const em_block & b, bool device) {
     em_split s;
     em_each_pair(b.ids, [&](int32_t token, int32_t k, int32_t expert) {
         const int32_t slot = device ? b.layer->residents.slot_of[size_t(expert)] : -1;
@@ -32,7 +29,7 @@ em_split split_pairs(const em_block & b, bool device) {
 }
 
 // A single token without hot pairs and with the usual tail: the CPU computes the sum at once.
-int compute_sum(em_run & r, const em_split & s, const em_tail & tail) {
+static int compute_sum(em_run & r, const em_split & s, const em_tail & tail) {
     const int64_t   started = em_now_ns();
     const em_launch launch  = em_pairs_launch(r.cpu_side(true), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
     const int64_t   took    = em_now_ns() - started;
@@ -42,7 +39,7 @@ int compute_sum(em_run & r, const em_split & s, const em_tail & tail) {
 }
 
 // If there are hot pairs, the caller holds the layer's mutex.
-int compute_split(em_run & r, em_split & s, bool decode) {
+static int compute_split(em_run & r, em_split & s, bool decode) {
     em_engine *   e      = r.e;
     const int64_t cpu_ns = e->count.cpu_ns;
     int           status = decode ? r.compute(s) : em_compute_prefill(r, s);
@@ -57,7 +54,6 @@ int compute_split(em_run & r, em_split & s, bool decode) {
     }
     return status;
 }
-} // namespace
 
 int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
     em_engine * e = b.engine;

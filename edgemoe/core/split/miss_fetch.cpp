@@ -3,9 +3,7 @@
 
 #include "split/run.h"
 
-#include <algorithm>
-
-// How many of n cold pairs the device should fetch while the CPU computes the others.
+// Gives how many of n cold pairs the device should fetch while the CPU computes the others.
 static int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
     if (!e->options.stream_tokens) {
         return 0;

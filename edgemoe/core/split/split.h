@@ -1,6 +1,6 @@
 #pragma once
 
-// One layer whose inputs are in host memory: hot pairs on the device, cold pairs on the CPU at the same time, joined once.
+// One layer with inputs in host memory: hot pairs on the device, cold pairs on the CPU at the same time, joined once.
 //
 // Owner: the thread that computes. The caller holds em_turn::computing; em_graph_compute takes it itself, layer by layer. If
 // there are hot pairs, the layer's mutex is held until the device is done.

@@ -1,4 +1,4 @@
-// A prefill whose cold experts are streamed through the stage.
+// A prefill with cold experts that are streamed through the stage.
 
 #include "split/run.h"
 

@@ -287,7 +287,7 @@ class NativeEngine:
             raise EdgeMoEError("the engine is closed")
         return self._handle
 
-    def shown_device(self) -> int:
+    def stand_in_device(self) -> int:
         """Address of the device that llama.cpp is to use in the place of this engine's, 0 without one."""
         return int(self._lib.em_stand_in_device(self.handle) or 0)
 
@@ -295,9 +295,9 @@ class NativeEngine:
         """Make layers of the experts of the first ``blocks`` blocks only; call it before the model loads."""
         self._check(self._lib.em_set_blocks(self.handle, blocks))
 
-    def begin_load(self, shown: bool) -> None:
-        """Take the experts of the model that this thread loads next; ``shown``: llama.cpp uses `shown_device`."""
-        self._check(self._lib.em_begin_load(self.handle, int(shown)))
+    def begin_load(self, stands_in: bool) -> None:
+        """Take the experts of the model that this thread loads next; ``stands_in``: llama.cpp uses `stand_in_device`."""
+        self._check(self._lib.em_begin_load(self.handle, int(stands_in)))
 
     def end_load(self) -> None:
         """Hide our devices again and take stock of the expert layers."""

@@ -193,7 +193,7 @@ def loading(
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
     _scope.errors, _scope.verbose = errors, verbose
     engine.begin_load(on_device)
-    devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
+    devices = (ctypes.c_void_p * 2)(engine.stand_in_device(), None) if on_device else None
     binding.llama_model_default_params = _params_of_ours(plain_params, devices, _overrides(tuple(head)))
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()

@@ -92,7 +92,7 @@ static int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
 static void find_misses(em_pass * p, const em_block & b, bool hot, bool decode) {
     em_counters & c = p->e->count;
     em_layer_t &  layer = *b.layer;
-    p->misses = {};
+    p->misses.cold.clear(), p->misses.fetched.clear();
     em_each_pair(p->view.block.ids, [&](int32_t token, int32_t k, int32_t expert) {
         if (!hot || layer.residents.slot_of[size_t(expert)] < 0) {
             p->misses.cold.push_back({token, k, expert, -1});

@@ -1,7 +1,7 @@
 // The expert device as llama.cpp sees it: an accelerator (ACCEL) with a host buffer type of its own.
 //
-// llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. On every thread that
-// is not loading a model of ours the device reports the type CPU, and llama.cpp ignores it: a plain Llama never opens the device.
+// llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. The device
+// reports the type CPU on every thread that does not load a model of ours. llama.cpp ignores CPUs, so a plain Llama never opens it.
 // If a GPU computes the rest of the model, the device only holds the tensors, and a pass computes (pass/pass.h).
 //
 // At the end: the registry through which ggml meets the accelerator and sim. It is fixed after its first use. No lock.

@@ -1,5 +1,5 @@
-// A ggml device as llama.cpp sees it while a model of ours is on it: every call goes straight through, and graphs go to
-// em_pass_compute.
+// The device that llama.cpp sees in the place of a ggml device that holds a model of ours. Every call goes straight through to the
+// ggml device; graphs go to em_pass_compute.
 
 #include "model/expert_buffer.h"
 #include "pass/pass.h"
@@ -11,7 +11,7 @@ const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 
 
 em_pass * pass_of(ggml_backend * b) { return static_cast<em_pass *>(b->context); }
 
-// llama.cpp's calls between its graphs hold the compute mutex, and so does the thread that waits in em_slots_set: in ggml-vulkan
+// llama.cpp's calls between its graphs hold the compute mutex, and so does the thread that waits in em_slots_set. In ggml-vulkan
 // a wait for an event may reset memory that the event's stream records into.
 std::lock_guard<std::mutex> alone(ggml_backend * b) { return std::lock_guard<std::mutex>(pass_of(b)->e->turn.computing); }
 const char * stream_name(ggml_backend * b) { return pass_of(b)->compute->iface.get_name(pass_of(b)->compute); }

@@ -31,7 +31,7 @@ static bool send_fetched(em_pass * p, const em_block & b) {
     return true;
 }
 
-// Once the experts have arrived, the device computes all pairs over the stage, to scratch memory, and copies the rows of the
+// Once the experts have arrived, the device computes all pairs over the stage, to scratch memory. Then it copies the rows of the
 // fetched pairs to their places.
 static int compute_fetched(em_pass * p, const em_block & b) {
     const em_device_graph & g      = *p->graphs.fetched[size_t(b.layer->index)];

@@ -35,8 +35,8 @@ void em_read_graph(em_pass * p, ggml_cgraph * graph) {
 }
 
 // A device in another process would be sent everything that a node hangs on, so a computed node becomes a leaf. The leaf is a view
-// of nothing and not a tensor without an operation: before ggml-cuda and ggml-vulkan fuse nodes, they look for sources that the
-// result would overwrite, and take a source without an operation for a constant.
+// of nothing, not a tensor without an operation. Before ggml-cuda and ggml-vulkan fuse nodes, they look for sources that the
+// result would overwrite. They would take a source without an operation for a constant.
 void em_cut_off(em_edits & edits, ggml_tensor * t) {
     em_cut c{t, t->op, {}};
     std::copy(std::begin(t->src), std::end(t->src), c.src);

@@ -30,9 +30,9 @@ bool takes_long(const em_pass * p, const em_block & b) {
     return p->e->device.traits.shares_cpu && us > GRAPHS * double(p->e->options.graph_us);
 }
 
-// ggml-vulkan and ggml-metal free the commands of a stream when somebody waits for the stream, and ggml-vulkan takes a new event
-// for every record until somebody waits for the event. In a pass only streams wait. So the computing thread waits for all
-// streams and events now and then, between two graphs, when nothing is under way.
+// ggml-vulkan and ggml-metal free the commands of a stream when a thread waits for the stream. ggml-vulkan takes a new event for
+// every record until a thread waits for the event. In a pass only streams wait. So the thread that computes waits for all streams
+// and events now and then, between two graphs, when nothing is under way.
 void wait_for_all(em_pass * p) {
     constexpr int64_t EVERY = 64, LATEST = 256; // graphs; a token is one
     em_engine * e = p->e;

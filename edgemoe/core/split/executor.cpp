@@ -127,8 +127,8 @@ int em_run::compute_cold(std::vector<em_pair> pairs) {
     return compute(s);
 }
 
-// The device gets its next graph when the last one should be done. By the rates measured so far, no graph takes much longer than
-// options.graph_us: nothing can stop a graph on the device, and on the CPU a graph stops only between its matrices.
+// The device gets its next graph when the last one should be done. Nothing can stop a graph on the device, and on the CPU a graph
+// stops only between its matrices. So the measured rates keep every graph to about options.graph_us.
 int em_run::compute(const em_split & s) {
     const int64_t   cold_all = int64_t(s.cold.size()), cold_most = em_pairs_of_graph(e->options.graph_us, cold_ns());
     auto            colds    = s.cold;

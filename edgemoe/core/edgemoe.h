@@ -22,7 +22,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 3
+#define EM_ABI_VERSION 4
 
 enum em_status {
     EM_OK               = 0,

@@ -18,7 +18,7 @@ from ..errors import BackendMismatch, ConfigError, DoesNotFit, EdgeMoEError
 from ..types import ExpertStats, Load
 
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 UNSEEN = 1

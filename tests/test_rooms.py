@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe.planning.placement import FEW_TOKENS
+
 CORE = Path(__file__).parent.parent / "edgemoe" / "core"
 
 # The rooms, the lowest first. A file at the top of the core is its own room.
@@ -45,6 +47,7 @@ OWNED = {
     "traits": "device",
 }
 MOST_LINES_OF_A_HEADER = 150
+MOST_LINES_OF_A_FUNCTION = 60
 MOST_FIELDS = 20
 ABI = "ggml/abi.h"  # ggml's own declarations
 INTERFACE = "edgemoe.h"  # records that Python fills and reads
@@ -286,6 +289,11 @@ def upward(graph: Graph) -> list[str]:
     ]
 
 
+def lines_of(body: str) -> int:
+    """Count the lines of a function, from its head to its closing brace."""
+    return body.strip().count("\n") + 1
+
+
 def written_from_outside(sources: dict[str, Source]) -> list[str]:
     """Name the fields of big structs that a file of another room writes.
 
@@ -363,6 +371,22 @@ def test_nothing_reaches_up(core: dict[str, Source]) -> None:
 def test_headers_are_short(core: dict[str, Source]) -> None:
     long = {s.path: s.lines for s in core.values() if s.path.endswith(".h") and s.lines > MOST_LINES_OF_A_HEADER}
     assert set(long) <= {ABI, INTERFACE}, long
+
+
+def test_functions_are_short(core: dict[str, Source]) -> None:
+    long = [
+        f"{s.path}: {body.split('{')[0].strip()}"
+        for s in core.values()
+        for body in s.bodies
+        if lines_of(body) > MOST_LINES_OF_A_FUNCTION
+    ]
+    assert long == []
+
+
+def test_python_knows_the_size_of_a_small_batch(core: dict[str, Source]) -> None:
+    """Placement sizes buffers for batches that the core does not put together in the stage."""
+    found = re.search(r"EM_STAGE_TOKENS = (\d+)", core["measures/batches.h"].code)
+    assert found and int(found[1]) == FEW_TOKENS
 
 
 def test_big_structs_are_written_in_their_room(core: dict[str, Source]) -> None:

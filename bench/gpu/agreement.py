@@ -150,7 +150,7 @@ def _answers(path: Path, device: str, layers: int, share: int) -> tuple[list[tup
         if share:
             parity.heat(llm, share)
         answers = [greedy(llm, prompt, STEPS) for prompt in PROMPTS]
-        able = any(layer.device_can != 0 for layer in llm._native.layers())
+        able = any(layer.support != 0 for layer in llm._native.layers())
         return answers, llm.experts.stats().hits, able
     finally:
         llm.close()

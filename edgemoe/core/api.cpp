@@ -1,4 +1,4 @@
-// The C interface: engines, and what may be asked of them. Each room does its part; here are arguments and locks.
+// The C interface to engines: checks of arguments, and locks. The rooms do the work.
 
 #include "cpu/kernels/kernels.h"
 #include "engine.h"
@@ -6,17 +6,11 @@
 #include "model/expert_buffer.h"
 #include "routing/predictor.h"
 
-#include <cstring>
-
-namespace {
-
-bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
-
-} // namespace
+static bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
 
 int32_t em_struct_bytes(int32_t which) {
-    const size_t sizes[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load), sizeof(em_stats_t)};
-    return which >= 0 && which < 5 ? int32_t(sizes[which]) : -1;
+    constexpr int32_t SIZES[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load), sizeof(em_stats_t)};
+    return which >= 0 && which < 5 ? SIZES[which] : -1;
 }
 
 int32_t em_decode(void * llama_decode, void * context, const void * batch, int32_t * result) {
@@ -46,7 +40,7 @@ int32_t em_kernels_know(int32_t type, int64_t width) { return em_kernel_own(type
 
 em_engine * em_engine_new(const em_options * options) {
     if (!em_host_checked() || !options || options->struct_bytes != int32_t(sizeof(*options)) || options->graph_us <= 0) {
-        em_fail(EM_ERROR_STATE, "the core was not checked against ggml, or the options are not such");
+        em_fail(EM_ERROR_STATE, "the core was not checked against ggml, or the options are invalid");
         return nullptr;
     }
     auto e = std::make_unique<em_engine>();
@@ -56,26 +50,24 @@ em_engine * em_engine_new(const em_options * options) {
         if (!em_device_open(e->device, options->device)) {
             const bool known = e->device.handle != nullptr;
             em_fail(EM_ERROR_DEVICE, (known ? "cannot open device " : "no device named ") + e->device.name);
-            em_engine_free(e.release());
-            return nullptr;
+            return nullptr; // no thread runs yet
         }
-        ggml_backend_buffer_type * host = e->device.host_memory();
         e->exchange.device.buft = e->device.memory();
         for (em_region * r : {&e->exchange.host, &e->exchange.stage, &e->residence.uploads.staging}) {
-            r->buft = host;
+            r->buft = e->device.host_memory();
         }
     }
     return e.release();
 }
 
 int32_t em_engine_stop(em_engine * e) {
-    em_look_stop(e->prefetch);
+    em_prefetch_stop(e->prefetch);
     em_copy_stop(e->residence);
     std::lock_guard<std::mutex> compute(e->turn.computing);
     if (e->device.exec) {
         G.ggml_backend_synchronize(e->device.exec);
     }
-    em_readers_wait(e->residence.readers); // what passes started last, the stage included; nothing captures: computing is ours
+    em_readers_wait(e->residence.readers); // for the latest work of passes; nothing captures a graph while we hold `computing`
     em_residents_end(e->residence);
     em_host_unregister(e->residence);
     em_stages_release(e->residence.stages);
@@ -95,11 +87,11 @@ void em_engine_free(em_engine * e) {
     }
 }
 
-int32_t em_begin_load(em_engine * e, int32_t shown) {
+int32_t em_begin_load(em_engine * e, int32_t stands_in) {
     if (em_loading()) {
         return em_fail(EM_ERROR_STATE, "this thread is loading another model");
     }
-    em_set_loading(&e->model, shown != 0);
+    em_set_loading(&e->model, stands_in != 0);
     return EM_OK;
 }
 
@@ -128,7 +120,8 @@ int32_t em_layer(em_engine * e, int32_t i, em_layer_info * out) {
     }
     em_layer_t & l = *e->model.layers[size_t(i)];
     std::lock_guard<std::mutex> lock(l.residents.mutex);
-    *out = {int32_t(sizeof(*out)), l.block, l.experts, int32_t(l.residents.slots.size()), l.recognised, l.device_can, int64_t(l.expert_bytes)};
+    const auto pattern = int32_t(l.pattern.load()), support = int32_t(l.support.load());
+    *out = {int32_t(sizeof(*out)), l.block, l.experts, int32_t(l.residents.slots.size()), pattern, support, int64_t(l.expert_bytes)};
     return EM_OK;
 }
 
@@ -137,25 +130,19 @@ int32_t em_set_slots(em_engine * e, const int32_t * slots, int32_t count) {
         return em_fail(EM_ERROR_ARGUMENT, "no device, or not one slot count per layer");
     }
     em_queue_clear(e->residence.uploads);
-    const int32_t status = em_slots_set(e->residence, slots);
-    if (status == EM_OK) {
-        em_stages_make(e->residence);
+    if (const int32_t status = em_slots_set(e->residence, slots)) {
+        return status;
     }
-    return status;
+    em_stages_make(e->residence);
+    return EM_OK;
 }
 
 int32_t em_submit(em_engine * e, const em_load * loads, int32_t count) {
     int32_t taken = 0;
     for (int32_t i = 0; i < count; ++i) {
-        const em_load & l = loads[i];
-        if (l.layer < 0 || l.layer >= em_layer_count(e)) {
-            continue;
-        }
-        const em_layer_t & layer = *e->model.layers[size_t(l.layer)];
-        if (l.expert < 0 || l.expert >= layer.experts || l.victim >= layer.experts) {
-            continue;
-        }
-        taken += em_queue(e->residence, l, -1);
+        const em_load & l       = loads[i];
+        const int32_t   experts = l.layer < 0 || l.layer >= em_layer_count(e) ? 0 : e->model.layers[size_t(l.layer)]->experts;
+        taken += l.expert >= 0 && l.expert < experts && l.victim < experts && em_queue(e->residence, l, -1);
     }
     e->residence.uploads.wake();
     return taken;
@@ -199,11 +186,9 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
         s->slots += int64_t(here.slots.size());
         s->slot_bytes += int64_t(here.places.bytes);
         s->resident += here.count;
-        for (uint8_t state : here.state) {
-            s->pending += state == EM_PENDING;
-        }
-        s->fused_layers += layer->recognised == 1;
-        s->plain_layers += layer->recognised == 0;
+        s->pending += std::count(here.state.begin(), here.state.end(), uint8_t(EM_PENDING));
+        s->fused_layers += layer->pattern == em_pattern::BLOCK;
+        s->plain_layers += layer->pattern == em_pattern::UNKNOWN;
     }
     return EM_OK;
 }
@@ -254,7 +239,7 @@ int32_t em_begin_token(em_engine * e, int32_t token_id) {
     return EM_OK;
 }
 
-int32_t em_set_ahead(em_engine * e, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait) {
+int32_t em_set_prefetch(em_engine * e, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait) {
     std::lock_guard<std::mutex> compute(e->turn.computing);
     if (predictor && (predictor->layers != em_layer_count(e) || lead < 1 || lead > predictor->leads)) {
         return em_fail(EM_ERROR_ARGUMENT, "the predictor is for another model");
@@ -263,7 +248,7 @@ int32_t em_set_ahead(em_engine * e, em_predictor * predictor, int32_t lead, int3
     return EM_OK;
 }
 
-int32_t em_ahead_spent(em_engine * e, int32_t * out, int32_t capacity) {
+int32_t em_prefetch_spent(em_engine * e, int32_t * out, int32_t capacity) {
     const std::vector<int32_t> & spent = e->prefetch.spent;
     if (capacity < int32_t(spent.size())) {
         return em_fail(EM_ERROR_ARGUMENT, "the buffer is too small");
@@ -277,7 +262,7 @@ int32_t em_end_step(em_engine * e) {
     return e->watching.unseen.exchange(false) ? EM_UNSEEN : EM_OK;
 }
 
-int32_t em_force(em_engine * e, const int32_t * ids, int64_t tokens, int32_t used) {
+int32_t em_force(em_engine * e, const int32_t * ids, int64_t tokens, int32_t top_k) {
     std::lock_guard<std::mutex> compute(e->turn.computing);
-    return em_force_set(e->forced, e->model, ids, tokens, used);
+    return em_force_set(e->forced, e->model, ids, tokens, top_k);
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole C interface between the core and Python. Mechanism here, policy there.
+// The whole C interface between the core and Python. The core is mechanism; policy is Python's.
 //
 // Ownership: every pointer handed in stays the caller's; every output buffer is the caller's and comes with its capacity.
 // Errors: functions return EM_OK or a negative EM_ERROR_*; em_last_error() gives the text for the calling thread.
@@ -9,9 +9,9 @@
 //
 // Ordering, and why no computation reads a slot that a copy writes:
 //   - a slot is in exactly one state of em_slot_state (model/layer.h), changed only under its layer's mutex;
-//   - the compute thread holds the layer's mutex from looking an expert up until the device has finished with it, or has been
-//     started and an event recorded behind it, for which the copy stream waits (pass/pass.h);
-//   - the copy thread writes a slot's bytes only in state LOADING, in which no lookup can return it;
+//   - the thread that computes looks an expert up under the layer's mutex. It holds the mutex until the device has finished, or
+//     until the computation is started and an event recorded behind it, for which the copy stream waits (pass/pass.h);
+//   - the copy thread writes a slot's bytes only in state LOADING, and no lookup returns a slot in that state;
 //   - LOADING becomes RESIDENT under the mutex, after the copy stream was synchronised.
 
 #include <stdint.h>
@@ -22,14 +22,14 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 3
+#define EM_ABI_VERSION 5
 
 enum em_status {
     EM_OK               = 0,
     EM_ERROR_ARGUMENT   = -1,
     EM_ERROR_MISMATCH   = -2, // the loaded ggml is not the one the core was written against
     EM_ERROR_DEVICE     = -3, // no such device, or it cannot be opened
-    EM_ERROR_NO_MEMORY  = -4, // the device has no room for what was asked
+    EM_ERROR_NO_MEMORY  = -4, // the device has too little memory
     EM_ERROR_STATE      = -5, // called in the wrong order
     EM_UNSEEN           = 1,  // no error
 };
@@ -38,18 +38,18 @@ enum em_expert_state { EM_COLD = 0, EM_PENDING = 1, EM_RESIDENT = 2 };
 
 typedef struct em_engine em_engine;
 
-// What Python asks of an engine when it is made.
+// Settings of a new engine.
 typedef struct {
     int32_t struct_bytes;
-    int32_t prefill_tokens;   // a batch of at least so many tokens is a prefill
-    int32_t stream_tokens;    // prefill: a cold expert with so many tokens is streamed; 0 never
-    int32_t register_host;    // 1: let the device read experts from host memory by itself, where its driver can
-    int32_t stream_slots;     // staging places of an expert on the device for prefill, an even number; 0 none
-    int32_t graph_us;         // about how long one graph of a prefill may take, for nothing can stop it
+    int32_t prefill_tokens;   // fewest tokens of a prefill
+    int32_t stream_tokens;    // prefill: fewest tokens for which a cold expert is streamed; 0 never
+    int32_t register_host;    // 1: let the device read experts from host memory by itself, if the driver can
+    int32_t stream_slots;     // experts that the stage on the device holds, an even number; 0 none
+    int32_t graph_us;         // aim for the time of one graph of a prefill: nothing can stop a graph
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 
-// Where the streams of a pass on sim compute, see device/sim.cpp.
+// The threads that the streams of a pass on sim compute in, see device/sim.cpp.
 enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER = 2 };
 
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
@@ -76,8 +76,8 @@ typedef struct {
     int32_t block;        // number in the tensor names
     int32_t experts;
     int32_t slots;
-    int32_t understood;   // 1 fused, 0 runs as plain llama.cpp, -1 not seen yet
-    int32_t device_can;   // 1 the device has every operation, 0 not: the CPU computes, -1 not asked yet
+    int32_t pattern;      // 1 recognised, 0 unknown: runs as in llama.cpp, -1 not seen yet
+    int32_t support;      // 1 the device has every operation, 0 it lacks one: the CPU computes, -1 not asked yet
     int64_t expert_bytes; // one expert, all projections
 } em_layer_info;
 
@@ -88,7 +88,7 @@ typedef struct {
     int32_t victim;
 } em_load;
 
-// Counters since the engine was made; nanoseconds and bytes. Meanings in types.py, ExpertStats.
+// Counters since the engine was made; nanoseconds and bytes. ExpertStats in types.py describes each.
 typedef struct {
     int64_t tokens;
     int64_t hits, misses, fetched;
@@ -109,11 +109,11 @@ typedef struct em_predictor em_predictor;
 // Log-linear tables, float32, copied. E experts, L layers, D decays, M memories; lead a + 1 is that many layers ahead.
 typedef struct {
     int32_t struct_bytes;
-    int32_t layers, experts, used, decays, memories, leads, reach;
+    int32_t layers, experts, top_k, decays, memories, leads, reach;
     float   rate;    // of learning from every token; 0: the tables stay as they are
     float   horizon; // use soon: a use n tokens from now counts (1 - horizon) * horizon^(n - 1)
     int64_t tokens;  // the tables have learnt from
-    const float * decay;       // [D] what is left of a frequency after a token
+    const float * decay;       // [D] share of a frequency that is left after a token
     const float * keep_bias;   // [L, E] use soon: logit = bias + decay . frequency + rows of the latest token + memories
     const float * keep_decay;  // [L, D]
     const float * keep_again;  // [L, E, E]
@@ -123,28 +123,28 @@ typedef struct {
     const float * next_decay;  // [leads, L, D]
     const float * next_again;  // [leads, L, E, E] rows: experts of layer l of the token before
     const float * next_rows;   // [leads, reach, L, E, E] rows: experts of layer l - lead - j
-    const float * next_token;  // [leads, L, 3, 2] of how often the token's id used an expert before, where it came once, 2 to 4 times,
-                               // more often: weight of that share, and a constant
-    const float * next_router; // [leads, L] of how far an expert lies above the border of what the layer's router would choose if it
-                               // saw what an earlier layer sees, in standard deviations
+    // [leads, L, 3, 2] weight of an expert's share in the earlier uses of the token's id, and a constant; for an id that came once,
+    // 2 to 4 times, more often.
+    const float * next_token;
+    const float * next_router; // [leads, L] weight of the margins of the layer's router, run ahead (routing/router.h)
 } em_predictor_tables;
 
 EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: sizes make no sense
 EM_API void           em_predictor_free(em_predictor * p);
 EM_API void           em_predictor_seed(em_predictor * p, const float * use);   // [L, E] uses per token so far
-// Learn from a computed token, [L, used], -1 unknown; nothing where an engine has done that already, see em_set_ahead.
+// Learn from a computed token, [L, top_k], -1 unknown; nothing if an engine has done that already, see em_set_prefetch.
 EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids);
 EM_API void           em_predictor_begin(em_predictor * p, int32_t token_id);    // of the token under way, -1 unknown
-// What n computed tokens of these ids used, [n, L, used].
+// Learn the experts of n computed tokens of these ids, [n, L, top_k].
 EM_API void           em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n);
-EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // of the one under way
+EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // of the token under way
 EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out);      // [E] probabilities
 EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
-// The tables as they are now; returns the tokens they have learnt from.
+// Copies the tables; returns the number of tokens that they have learnt from.
 EM_API int64_t        em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias,
                                           float * next_again, float * next_rows, float * next_token,
                                           float * next_router);
-// Exchanges that gain at least so much expected use; state is em_expert_state [E]. Returns how many of at most `most`.
+// Chooses exchanges that gain at least `gain` expected uses, at most `most`; state is em_expert_state [E]. Returns how many.
 EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
                                           int32_t most, float gain, em_load * out);
 
@@ -157,7 +157,7 @@ EM_API const char * em_symbol_name(int32_t i);
 EM_API int32_t      em_symbol_set(int32_t i, void * address);
 // The std::__throw_runtime_error of the C++ library that ggml uses; NULL where that is this core's own.
 EM_API void         em_set_thrower(void * function);
-// Compare everything assumed of ggml with what is loaded. On EM_ERROR_MISMATCH em_last_error names the difference.
+// Compare everything assumed of ggml with the ggml that is loaded. On EM_ERROR_MISMATCH em_last_error names the difference.
 EM_API int32_t      em_check(void);
 // The registry entry, for ggml_backend_load; NULL before a successful em_check.
 EM_API void *       ggml_backend_init(void);
@@ -182,17 +182,17 @@ EM_API int32_t em_sim_configure(const em_sim_options * options);
 // --- engines: one per loaded model ---
 EM_API em_engine * em_engine_new(const em_options * options);
 EM_API void        em_engine_free(em_engine * engine);
-// The device that llama.cpp is to use in the place of the engine's: it computes the whole graph there, and the experts where
-// they are. For llama_model_params.devices; NULL without a device. It is the engine's.
-EM_API void *      em_shown_device(em_engine * engine);
+// The device that llama.cpp uses in the place of the engine's device: the whole graph is computed there, and experts where they
+// are. For llama_model_params.devices; NULL without a device. The engine owns it.
+EM_API void *      em_stand_in_device(em_engine * engine);
 // The model runs its first blocks only: experts of later blocks (an MTP head) get no layer. Call it before em_begin_load;
 // otherwise all blocks run.
 EM_API int32_t     em_set_blocks(em_engine * engine, int32_t blocks);
-// Between begin and end, on the same thread, expert tensors may be given to our buffer type. shown: llama.cpp uses
-// em_shown_device for its graph; else it sees an accelerator that computes expert layers in host memory, and never otherwise.
-EM_API int32_t     em_begin_load(em_engine * engine, int32_t shown);
+// Between begin and end, on the same thread, expert tensors may be given to our buffer type. stands_in: llama.cpp uses
+// em_stand_in_device for its graph. Otherwise llama.cpp sees, only now, an accelerator that computes expert layers in host memory.
+EM_API int32_t     em_begin_load(em_engine * engine, int32_t stands_in);
 EM_API int32_t     em_end_load(em_engine * engine);
-// Stop copies and let go of the device; must precede the freeing of the model.
+// Stop copies and release the device; call it before the model is freed.
 EM_API int32_t     em_engine_stop(em_engine * engine);
 EM_API int32_t     em_layer_count(em_engine * engine);
 EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
@@ -201,27 +201,27 @@ EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * o
 EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
 // Queue uploads; returns how many were taken.
 EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);
-// Let the predictor learn from every token that is decoded alone, and load ahead of need: at most `most` experts per layer and
-// step, `lead` layers ahead, where an exchange gains `gain` expected uses. NULL: neither. The predictor stays the caller's and must
-// outlive its use here; between em_begin_token and em_end_step it is the engine's. wait: compute goes on only when they have arrived.
-EM_API int32_t     em_set_ahead(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
-// Routers, for looking ahead: layer's, as seen from `lead` layers before it. weight is bfloat16 [experts, width] and copied, bias
-// [experts], select [experts] or NULL: added to sigmoids, see routing/router.h.
+// Let the predictor learn from every token that is decoded alone, and prefetch: at most `most` experts per layer and step, `lead`
+// layers ahead, if an exchange gains `gain` expected uses. NULL: neither. The predictor stays the caller's and must outlive its use
+// here; between em_begin_token and em_end_step it belongs to the engine. wait: the computation waits for every prefetch.
+EM_API int32_t     em_set_prefetch(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
+// Set the router of a layer, to be run `lead` layers ahead. weight is bfloat16 [experts, width] and copied, bias [experts], select
+// [experts] or NULL: added to sigmoids, see routing/router.h.
 EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
                                  int32_t experts, int32_t width);
-// A token of this id is about to be decoded (-1 unknown): load ahead for the layers that come too soon for anything else.
+// A token of this id is about to be decoded (-1 unknown): prefetch for the first `lead` layers.
 EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
-// A step is over, or was cut short: the predictor is the caller's again. Returns EM_UNSEEN where it passed without a look at its
-// routing, because every expert is resident; there are no events of it then.
+// A step is over, or was cut short: the predictor is the caller's again. Returns EM_UNSEEN if every expert was resident and the
+// step's routing was not read; then the step has no events.
 EM_API int32_t     em_end_step(em_engine * engine);
-// Look at the routing of every n-th token at least, also where every expert is resident; 1: of every token and prompt.
+// Read the routing of every n-th token at least, also if every expert is resident; 1: of every token and prompt.
 EM_API int32_t     em_watch(em_engine * engine, int32_t every);
 // Prefetches of each layer in the latest step.
-EM_API int32_t     em_ahead_spent(em_engine * engine, int32_t * out, int32_t capacity);
-// Decode steps take their experts from this trace, [tokens, layers, used], over and over, instead of from the router; 0 tokens:
-// from the router again. For benchmarks.
-EM_API int32_t     em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t used);
-// Never evict this expert, or allow it again. It is not loaded by this.
+EM_API int32_t     em_prefetch_spent(em_engine * engine, int32_t * out, int32_t capacity);
+// Take the experts from this trace, [tokens, layers, top_k], over and over, instead of from the routers; 0 tokens: from the routers
+// again. For benchmarks.
+EM_API int32_t     em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t top_k);
+// Never evict this expert, or allow that again. Does not load the expert.
 EM_API int32_t     em_pin(em_engine * engine, int32_t layer, int32_t expert, int32_t pinned);
 // Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
 EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);

@@ -9,16 +9,16 @@
 #include "routing/log.h"
 #include "routing/prefetch.h"
 
-// Memory of the thread that computes for what it exchanges with the device, under em_turn::computing.
+// Host and device memory for one layer's exchange. Writer: the thread that computes, under em_turn::computing.
 struct em_exchange {
     em_region device, host; // of the hot pairs
     em_region stage;        // host side of the stage
 };
 
-// Steps of a model that is resident as a whole make no difference to the policy, so few of them are looked at.
+// The policy learns little from steps of a model that is resident as a whole, so the core reads the routing of few of them.
 struct em_watching {
-    std::atomic<int32_t> every{64};     // look at the routing of every n-th token at least; by any thread
-    std::atomic<bool>    unseen{false}; // the latest step was not looked at; by the thread that computes
+    std::atomic<int32_t> every{64};     // read the routing of every n-th token at least; any thread writes
+    std::atomic<bool>    unseen{false}; // the latest step was not read; the thread that computes writes
 };
 
 struct em_engine {
@@ -35,5 +35,7 @@ struct em_engine {
     em_cpu         cpu;
     em_exchange    exchange;
     em_watching    watching;
-    ggml_backend_device stand_in{}; // what llama.cpp gets in the place of the device, see backend/stand_in.cpp
+    ggml_backend_device stand_in{}; // llama.cpp's device in the place of `device`, see backend/stand_in.cpp
+
+    bool decodes(int64_t tokens) const { return tokens < options.prefill_tokens; } // otherwise a batch is a prefill
 };

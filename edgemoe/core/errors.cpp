@@ -1,5 +1,3 @@
-// See errors.h.
-
 #include "errors.h"
 
 static thread_local std::string last_error;

@@ -20,7 +20,7 @@ from ..types import ExpertStats, Load
 # std::__throw_runtime_error of GNU's C++ library.
 _THROW = "_ZSt21__throw_runtime_errorPKc"
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 3
+ABI_VERSION = 5
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 UNSEEN = 1
@@ -61,15 +61,15 @@ class _SimOptions(ctypes.Structure):
 
 
 class LayerInfo(ctypes.Structure):
-    """One expert layer: its number in the tensor names, its shape, and whether its pattern is understood."""
+    """One expert layer: its number in the tensor names, its shape, and whether its pattern is recognised."""
 
     _fields_ = [
         ("struct_bytes", _i32),
         ("block", _i32),
         ("experts", _i32),
         ("slots", _i32),
-        ("understood", _i32),
-        ("device_can", _i32),
+        ("pattern", _i32),
+        ("support", _i32),
         ("expert_bytes", _i64),
     ]
 
@@ -120,7 +120,7 @@ _SIGNATURES = {
     ),
     "em_engine_new": (ctypes.c_void_p, [ctypes.POINTER(_Options)]),
     "em_engine_free": (None, [ctypes.c_void_p]),
-    "em_shown_device": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "em_stand_in_device": (ctypes.c_void_p, [ctypes.c_void_p]),
     "em_set_blocks": (_i32, [ctypes.c_void_p, _i32]),
     "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
     "em_end_load": (_i32, [ctypes.c_void_p]),
@@ -129,13 +129,13 @@ _SIGNATURES = {
     "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
     "em_set_slots": (_i32, [ctypes.c_void_p, ctypes.POINTER(_i32), _i32]),
     "em_submit": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
-    "em_set_ahead": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
+    "em_set_prefetch": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, _i32, ctypes.c_float, _i32]),
     "em_set_router": (_i32, [ctypes.c_void_p, _i32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _i32, _i32]),
     "em_begin_token": (_i32, [ctypes.c_void_p, _i32]),
     "em_pin": (_i32, [ctypes.c_void_p, _i32, _i32, _i32]),
     "em_end_step": (_i32, [ctypes.c_void_p]),
     "em_watch": (_i32, [ctypes.c_void_p, _i32]),
-    "em_ahead_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
+    "em_prefetch_spent": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32]),
     "em_force": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64, _i32]),
     "em_wait_uploads": (_i32, [ctypes.c_void_p, _i32]),
     "em_residency": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
@@ -312,17 +312,17 @@ class NativeEngine:
             raise EdgeMoEError("the engine is closed")
         return self._handle
 
-    def shown_device(self) -> int:
+    def stand_in_device(self) -> int:
         """Address of the device that llama.cpp is to use in the place of this engine's, 0 without one."""
-        return int(self._lib.em_shown_device(self.handle) or 0)
+        return int(self._lib.em_stand_in_device(self.handle) or 0)
 
     def set_blocks(self, blocks: int) -> None:
         """Make layers of the experts of the first ``blocks`` blocks only; call it before the model loads."""
         self._check(self._lib.em_set_blocks(self.handle, blocks))
 
-    def begin_load(self, shown: bool) -> None:
-        """Take the experts of the model that this thread loads next; ``shown``: llama.cpp uses `shown_device`."""
-        self._check(self._lib.em_begin_load(self.handle, int(shown)))
+    def begin_load(self, stands_in: bool) -> None:
+        """Take the experts of the next model of this thread; ``stands_in``: llama.cpp uses `stand_in_device`."""
+        self._check(self._lib.em_begin_load(self.handle, int(stands_in)))
 
     def end_load(self) -> None:
         """Hide our devices again and take stock of the expert layers."""
@@ -373,7 +373,7 @@ class NativeEngine:
 
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
         """Learn and load ahead of need from now on, see ``edgemoe.h``; ``predictor`` is a handle, None for neither."""
-        self._check(self._lib.em_set_ahead(self.handle, predictor, lead, most, gain, int(wait)))
+        self._check(self._lib.em_set_prefetch(self.handle, predictor, lead, most, gain, int(wait)))
 
     def set_router(
         self,
@@ -405,7 +405,7 @@ class NativeEngine:
     def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
         """Prefetches of each layer in the latest step, ``(layers,)``."""
         out = np.empty(layers, dtype=np.int32)
-        self._check(self._lib.em_ahead_spent(self.handle, out.ctypes.data, layers))
+        self._check(self._lib.em_prefetch_spent(self.handle, out.ctypes.data, layers))
         return out
 
     def force(self, ids: npt.NDArray[np.int32]) -> None:

@@ -204,7 +204,7 @@ def loading(
     overrides = _overrides(tuple(head)) if experts else None
     if experts:  # otherwise llama.cpp does not see our devices
         engine.begin_load(on_device)
-    devices = (ctypes.c_void_p * 2)(engine.shown_device(), None) if on_device else None
+    devices = (ctypes.c_void_p * 2)(engine.stand_in_device(), None) if on_device else None
     binding.llama_model_default_params = _params_of_ours(plain_params, devices, overrides)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()

@@ -201,8 +201,8 @@ class Scheduler:
             return
         self._layers_noted = True
         infos = self._native.layers()
-        unknown = [info.block for info in infos if info.understood == 0]
-        lacking = [info.block for info in infos if info.device_can == 0]
+        unknown = [info.block for info in infos if info.pattern == 0]
+        lacking = [info.block for info in infos if info.support == 0]
         reasons = (
             (unknown, "a pattern that is not understood: it runs as in llama.cpp"),
             (lacking, f"operations that {self._hot.device or 'none'} lacks: the CPU computes them"),

@@ -170,7 +170,7 @@ class ModelNeeds:
         """
         if self.shape is None:
             return 0
-        # Sizes share the memory where rows are read in whole pieces, see core/moe.cpp.
+        # Sizes share the memory where rows are read in whole pieces, see core/residency/stage.cpp.
         sizes = set(self.shape.expert_bytes)
         shared = self.width % 256 == 0 == self.expert_width % 256
         places = (max(sizes) if shared else sum(sizes)) * min(stream_slots, self.shape.experts)

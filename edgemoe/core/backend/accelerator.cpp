@@ -1,19 +1,19 @@
 // The expert device as llama.cpp sees it: an accelerator (ACCEL) with a host buffer type of its own.
 //
-// llama.cpp places the expert tensors there straight from its mmap, and hands us the operations on them. To every thread that
-// is not loading a model of ours the device says that it is a CPU, which llama.cpp passes over: a plain Llama never opens it.
-// Where a GPU computes the rest of the model it holds the tensors only, and a pass does the rest (pass/pass.h).
+// llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. The device
+// reports the type CPU on every thread that does not load a model of ours. llama.cpp ignores CPUs, so a plain Llama never opens it.
+// If a GPU computes the rest of the model, the device only holds the tensors, and a pass computes (pass/pass.h).
+//
+// At the end: the registry through which ggml meets the accelerator and sim. It is fixed after its first use. No lock.
 
-#include "backend/backend.h"
+#include "device/sim.h"
 #include "model/expert_buffer.h"
 #include "split/split.h"
 
 namespace {
-
 const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 0x51, 0x70, 0x6f, 0x72, 0x74, 0x73, 0x01};
 
 em_context * context_of(ggml_backend * b) { return static_cast<em_context *>(b->context); }
-
 const char * backend_name(ggml_backend *) { return "EdgeMoE"; }
 
 void backend_free(ggml_backend * b) {
@@ -22,37 +22,26 @@ void backend_free(ggml_backend * b) {
 }
 
 int backend_compute(ggml_backend * b, ggml_cgraph * graph) { return em_graph_compute(context_of(b), graph); }
-
-ggml_backend_device expert_device;
-
 const char * device_name(ggml_backend_device *) { return "EdgeMoE"; }
 const char * device_description(ggml_backend_device *) { return "EdgeMoE expert placement"; }
 void device_memory(ggml_backend_device *, size_t * free, size_t * total) { *free = *total = 0; }
 int  device_type(ggml_backend_device *) { return em_accelerates() ? DEV_ACCEL : DEV_CPU; }
 
 void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
-    *props = {};
-    props->name        = device_name(dev);
-    props->description = device_description(dev);
-    props->type        = device_type(dev);
-    props->caps.buffer_from_host_ptr = true;
-    props->caps.mmap_support         = true;
+    const ggml_backend_dev_caps caps = {false, false, /* buffer_from_host_ptr */ true, false, /* mmap_support */ true};
+    *props = {device_name(dev), device_description(dev), 0, 0, device_type(dev), nullptr, caps};
 }
 
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async             */ backend_name, backend_free, nullptr, nullptr,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr, nullptr, nullptr,
+    /* synchronize, graph_plan_create, _free, _update, _compute       */ nullptr, nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize        */ backend_compute, nullptr, nullptr, nullptr};
+
 ggml_backend * device_init(ggml_backend_device * dev, const char *) {
-    ggml_backend * cpu = G.ggml_backend_cpu_init();
-    if (!cpu) {
-        return nullptr;
-    }
-    ggml_backend * b = new ggml_backend{};
-    b->guid                = GUID;
-    b->iface.get_name      = backend_name;
-    b->iface.free          = backend_free;
-    b->iface.graph_compute = backend_compute;
-    b->device              = dev;
-    b->context             = new em_context;
-    context_of(b)->cpu     = cpu;
-    return b;
+    auto c = std::make_unique<em_context>();
+    c->cpu = G.ggml_backend_cpu_init();
+    return c->cpu ? new ggml_backend{GUID, STREAM, dev, c.release()} : nullptr;
 }
 
 ggml_backend_buffer_type * device_buft(ggml_backend_device *) { return em_buft(); }
@@ -68,8 +57,8 @@ const ggml_tensor * through_views(const ggml_tensor * t) {
     return t;
 }
 
-// Does t come from an expert projection of ours by operations that work on each pair alone? Adds of two different rows, such
-// as the sum over the k experts, are followed only along views of one such tensor: a residual stays with the device it is on.
+// Whether t comes from an expert projection of ours by operations that work on each pair alone. Adds of two different rows, such
+// as the sum over the k experts, are not followed: a residual stays with the device it is on.
 bool hangs_on_experts(const ggml_tensor * t, int depth) {
     t = through_views(t);
     if (!t || depth > 12) {
@@ -90,7 +79,7 @@ bool hangs_on_experts(const ggml_tensor * t, int depth) {
     return false;
 }
 
-// The sum over the k experts: each term a view of the weighted rows, the first of them twice.
+// Recognises the sum over the k experts: the first add has two views of the weighted rows, each later add one.
 bool is_expert_sum(const ggml_tensor * t) {
     const ggml_tensor * term = t->src[1];
     if (!term || term->op != OP.view || !term->src[0] || term->src[0]->ne[1] < 2) {
@@ -121,33 +110,64 @@ bool device_supports_buft(ggml_backend_device *, ggml_backend_buffer_type * buft
     return buft == em_buft() || G.ggml_backend_buft_is_host(buft);
 }
 
+ggml_backend_device device = {
+    {/* get_name, get_description, get_memory, get_type      */ device_name, device_description, device_memory, device_type,
+     /* get_props, init_backend, get_buffer_type             */ device_props, device_init, device_buft,
+     /* get_host_buffer_type, buffer_from_host_ptr           */ nullptr, device_from_host,
+     /* supports_op, supports_buft, offload_op               */ device_supports_op, device_supports_buft, nullptr,
+     /* event_new, event_free, event_synchronize             */ nullptr, nullptr, nullptr},
+    nullptr, nullptr};
+
+// ---- the registry ----
+
+// Settings for the streams of a registry arrive here for both devices.
+bool is_sim(const ggml_backend * b) { return b->device == em_sim_device(); }
+
+void set_n_threads(ggml_backend * b, int n) {
+    if (is_sim(b)) {
+        em_sim_set_threads(b, n);
+    } else {
+        G.ggml_backend_cpu_set_n_threads(context_of(b)->cpu, n);
+    }
+}
+
+void set_abort_callback(ggml_backend * b, ggml_abort_callback fn, void * data) {
+    if (is_sim(b)) {
+        em_sim_set_abort(b, fn, data);
+    } else {
+        G.ggml_backend_cpu_set_abort_callback(context_of(b)->cpu, fn, data);
+    }
+}
+
+const char * reg_name(ggml_backend_reg *) { return "EdgeMoE"; }
+size_t       reg_count(ggml_backend_reg *) { return 2; }
+ggml_backend_device * reg_device(ggml_backend_reg *, size_t i) { return i == 0 ? &device : em_sim_device(); }
+
+void * reg_proc(ggml_backend_reg *, const char * name) {
+    const struct { const char * name; void * address; } functions[] = {
+        {"ggml_backend_set_n_threads", reinterpret_cast<void *>(set_n_threads)},
+        {"ggml_backend_set_abort_callback", reinterpret_cast<void *>(set_abort_callback)},
+        {"ggml_backend_register_host_buffer", reinterpret_cast<void *>(em_sim_register)}, // ggml-cuda's names
+        {"ggml_backend_unregister_host_buffer", reinterpret_cast<void *>(em_sim_unregister)},
+        {"edgemoe_take_error", reinterpret_cast<void *>(em_sim_take_error)},
+    };
+    for (const auto & f : functions) {
+        if (strcmp(name, f.name) == 0) {
+            return f.address;
+        }
+    }
+    return nullptr;
+}
+
+ggml_backend_reg * registry() {
+    static ggml_backend_reg reg = {
+        GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
+    device.reg           = &reg;
+    em_sim_device()->reg = &reg;
+    em_buft()->device    = &device;
+    return &reg;
+}
 } // namespace
 
-void em_accelerator_set_threads(ggml_backend * b, int n) { G.ggml_backend_cpu_set_n_threads(context_of(b)->cpu, n); }
-
-void em_accelerator_set_abort(ggml_backend * b, ggml_abort_callback fn, void * data) {
-    G.ggml_backend_cpu_set_abort_callback(context_of(b)->cpu, fn, data);
-}
-
-ggml_backend_device * em_accelerator() {
-    [[maybe_unused]] static const bool filled = [] {
-        ggml_backend_device_i & d = expert_device.iface;
-        d.get_name             = device_name;
-        d.get_description      = device_description;
-        d.get_memory           = device_memory;
-        d.get_type             = device_type;
-        d.get_props            = device_props;
-        d.init_backend         = device_init;
-        d.get_buffer_type      = device_buft;
-        d.get_host_buffer_type = nullptr;
-        d.buffer_from_host_ptr = device_from_host;
-        d.supports_op          = device_supports_op;
-        d.supports_buft        = device_supports_buft;
-        d.offload_op           = nullptr;
-        d.event_new            = nullptr;
-        d.event_free           = nullptr;
-        d.event_synchronize    = nullptr;
-        return true;
-    }();
-    return &expert_device;
-}
+void * ggml_backend_init(void) { return em_host_checked() ? registry() : nullptr; }
+void * em_buffer_type(void) { return em_buft(); }

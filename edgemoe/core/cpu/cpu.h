@@ -1,6 +1,6 @@
 #pragma once
 
-// Pairs of a block computed as a graph of their own: on ggml-cpu, by ggml's kernels or by ours, or on the device.
+// Computes pairs of a block as a graph of their own: on ggml-cpu, by ggml's kernels or by ours, or on the device.
 //
 // Owner: the thread that computes, under em_turn::computing. em_cpu belongs to the engine. Inside a graph the threads of
 // ggml-cpu's team share a job (row_products.cpp), by atomics alone.
@@ -17,13 +17,13 @@ struct em_cpu {
     em_region prepared;           // activations as the kernels want them
 };
 
-// Another job of the calling thread, once: while the other threads of a pair graph are at work already, where there are any.
+// Another job of the calling thread, done once, while the other threads of a pair graph are at work already.
 struct em_side_task {
     std::function<void()> work;
-    int64_t               apart_ns = 0;     // the part of its time that it has counted elsewhere
+    int64_t               apart_ns = 0;     // the part of the job's time that is counted elsewhere
     bool                  done     = false;
     bool                  late     = false; // the others' work was over before
-    std::exception_ptr    thrown;           // a team must come to its end
+    std::exception_ptr    thrown;           // kept, because a team must come to its end
 
     void run() {
         if (!done) {
@@ -49,8 +49,8 @@ struct em_side { // where a pair graph runs
     bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
 };
 
-struct em_launch { // a pair graph under way
-    ggml_context * ctx    = nullptr;
+struct em_launch { // a pair graph under way; no ctx: none
+    em_arena       ctx;
     const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: rows are where they belong
     int            status = STATUS_SUCCESS;
 };

@@ -4,34 +4,18 @@
 // activation row per pair. Kernels, and so results, are those ggml would have used for the undivided block.
 
 #include "cpu/cpu.h"
+#include "model/clones.h"
 
 #include <algorithm>
 #include <cstring>
 
 namespace {
 
-struct clone_map {
-    const ggml_tensor * from[EM_BLOCK_NODES * 3];
-    ggml_tensor *       to[EM_BLOCK_NODES * 3];
-    int                 count = 0;
-
-    ggml_tensor * find(const ggml_tensor * t) const {
-        for (int i = 0; i < count; ++i) {
-            if (from[i] == t) {
-                return to[i];
-            }
-        }
-        return nullptr;
-    }
-    ggml_tensor * add(const ggml_tensor * t, ggml_tensor * c) {
-        from[count] = t, to[count] = c, ++count;
-        return c;
-    }
-};
-
 struct builder {
     builder(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n)
-        : side(side), block(block), pairs(pairs), n(n) {}
+        : side(side), block(block), pairs(pairs), n(n) {
+        map.bind(*block.layer, side.weight, side.bias);
+    }
     builder(const builder &) = delete;
 
     const em_side &  side;
@@ -39,17 +23,17 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             placed = false; // the rows: where they belong
-    em_rows_job *    jobs[EM_BLOCK_NODES];
-    ggml_tensor *    job_output[EM_BLOCK_NODES];
-    const ggml_tensor * job_input[EM_BLOCK_NODES];
-    int              job_count = 0;
-    ggml_context *   ctx = nullptr;
-    clone_map        map;
-    ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; absent when no projection needs them
-    ggml_tensor *    inputs[EM_BLOCK_NODES];
-    const ggml_tensor * input_of[EM_BLOCK_NODES];
-    int              input_count = 0;
+    bool             placed = false; // the rows go where they belong
+    struct rows_job { // row products as a node
+        em_rows_job *       job;
+        ggml_tensor *       output;
+        const ggml_tensor * input;
+    };
+    std::vector<rows_job> jobs;
+    em_arena         ctx;
+    em_clones        map;
+    ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; null while no projection needs them
+    std::vector<std::pair<ggml_tensor *, const ggml_tensor *>> inputs; // and their originals
 
     bool single() const { return block.tokens == 1; }
 
@@ -58,60 +42,43 @@ struct builder {
         return G.ggml_new_tensor(ctx, type, 3, ne);
     }
     ggml_tensor * make_rows(int64_t width) { return single() ? make(TYPE_F32, width, n, 1) : make(TYPE_F32, width, 1, n); }
-    ggml_tensor * need_ids() {
-        if (!ids) {
-            ids = single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1);
+    // A source from outside the block: the ids, or an input, gathered unless one row is for all pairs.
+    ggml_tensor * outside(const ggml_tensor * t) {
+        if (t == block.ids) {
+            return ids = single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1);
         }
-        return ids;
-    }
-    // One row for all pairs: no gathering needed.
-    static bool shared(const em_block & b, const ggml_tensor * t) { return t->ne[1] == 1 && (t->ne[2] == 1 || b.tokens == 1); }
-
-    ggml_tensor * source(const ggml_tensor * t) {
-        if (ggml_tensor * c = map.find(t)) {
-            return c;
-        }
-        ggml_tensor * c = shared(block, t) && single() ? make(TYPE_F32, t->ne[0], 1, 1) : make_rows(t->ne[0]);
-        inputs[input_count] = c, input_of[input_count] = t, ++input_count;
-        return map.add(t, c);
+        ggml_tensor * c = t->ne[1] == 1 && single() ? make(TYPE_F32, t->ne[0], 1, 1) : make_rows(t->ne[0]);
+        inputs.push_back({c, t});
+        return c;
     }
     ggml_tensor * clone(const ggml_tensor * t);
     ggml_tensor * clone_rows(const ggml_tensor * t);
     ~builder() {
-        for (int i = 0; i < job_count; ++i) {
-            em_rows_free(jobs[i]);
+        for (const rows_job & j : jobs) {
+            em_rows_free(j.job);
         }
     }
-    void          fill_input(int i, char * to) const;
+    void          fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const;
     void          fill_ids(int32_t * to) const;
 };
-
-int projection_of(const ggml_tensor * const * table, const ggml_tensor * t) {
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (table[p] == t) {
-            return p;
-        }
-    }
-    return -1;
-}
 
 // A projection as a custom operation. Two projections of the same input become one; the second's output is a leaf that
 // waits for the first.
 ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
     ggml_tensor *       cloned = map.find(t->src[1]);
-    const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // what comes from outside is read where it lies
-    for (int i = 0; i < job_count; ++i) {
-        if (job_input[i] == x.tensor && em_rows_second(jobs[i], t->src[0])) {
+    const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // an input is read where it lies
+    for (const rows_job & j : jobs) {
+        if (j.input == x.tensor && em_rows_second(j.job, t->src[0])) {
             ggml_tensor * c = make_rows(t->ne[0]);
-            c->src[0]       = job_output[i];
-            em_rows_connect(jobs[i], x, {job_output[i]}, {c});
+            c->src[0]       = j.output;
+            em_rows_connect(j.job, x, {j.output}, {c});
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], job_count == 0 ? side.task : nullptr);
+    em_rows_job * job = em_rows_new(pairs, n, t->src[0], jobs.empty() ? side.task : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
-    jobs[job_count] = job, job_output[job_count] = c, job_input[job_count] = x.tensor, ++job_count;
+    jobs.push_back({job, c, x.tensor});
     placed = t == block.down();
     em_rows_connect(job, x, placed ? em_rows_place{block.down(), true} : em_rows_place{c}, {});
     if (placed && tail) {
@@ -127,32 +94,19 @@ ggml_tensor * builder::clone(const ggml_tensor * t) {
     ggml_tensor * c = make_rows(t->ne[0]);
     c->op = t->op;
     memcpy(c->op_params, t->op_params, sizeof(c->op_params));
-    if (t->op == OP.mul_mat_id) {
-        c->src[0] = side.weight[projection_of(block.layer->weight, t->src[0])];
-        c->src[1] = source(t->src[1]);
-        c->src[2] = need_ids();
-    } else if (t->op == OP.add_id) {
-        c->src[0] = source(t->src[0]);
-        c->src[1] = side.bias[projection_of(block.layer->bias, t->src[1])];
-        c->src[2] = need_ids();
-    } else {
-        for (int i = 0; i < GGML_SOURCES; ++i) {
-            c->src[i] = t->src[i] ? source(t->src[i]) : nullptr;
-        }
-        if (t->op == OP.view) {
-            memcpy(c->nb, c->src[0]->nb, sizeof(c->nb));
-            c->view_src  = c->src[0];
-            c->view_offs = t->view_offs;
-        }
+    map.connect(t, c, [&](const ggml_tensor * s) { return outside(s); });
+    if (t->op == OP.view) {
+        memcpy(c->nb, c->src[0]->nb, sizeof(c->nb));
+        c->view_src  = c->src[0];
+        c->view_offs = t->view_offs;
     }
-    return map.add(t, c);
+    return c;
 }
 
-void builder::fill_input(int i, char * to) const {
-    const ggml_tensor * t    = input_of[i];
-    const char *        from = static_cast<const char *>(t->data);
-    const size_t        row  = size_t(t->ne[0]) * 4;
-    if (inputs[i]->ne[1] == 1 && inputs[i]->ne[2] == 1) {
+void builder::fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const {
+    const char * from = static_cast<const char *>(t->data);
+    const size_t row  = size_t(t->ne[0]) * 4;
+    if (input->ne[1] == 1 && input->ne[2] == 1) {
         memcpy(to, from + em_row_offset(t, pairs[0]), row);
         return;
     }
@@ -171,47 +125,47 @@ constexpr size_t HOST_ALIGN = 64;
 
 size_t host_bytes(const ggml_tensor * t) { return em_align(G.ggml_nbytes(t), HOST_ALIGN); }
 
-// Lays every tensor without memory one behind the other. Returns false when there is no room to be had.
-bool place_all(builder & b, ggml_tensor ** all, int count) {
-    em_region & m     = *b.side.memory;
-    const bool  dev   = b.side.device;
+// Lays every tensor without memory one behind the other. False: no memory.
+bool place_all(builder & b) {
+    em_region &  m     = *b.side.memory;
+    const bool   dev   = b.side.device;
     const size_t align = dev ? G.ggml_backend_buft_get_alignment(m.buft) : HOST_ALIGN;
     auto bytes = [&](const ggml_tensor * t) {
         return em_align(dev ? G.ggml_backend_buft_get_alloc_size(m.buft, t) : G.ggml_nbytes(t), align);
     };
+    const std::vector<ggml_tensor *> all(b.map.to, b.map.to + b.map.count); // the source of a view comes before the view
     size_t total = align;
-    for (int i = 0; i < count; ++i) {
-        total += all[i]->view_src ? 0 : bytes(all[i]);
+    for (const ggml_tensor * t : all) {
+        total += t->view_src || t->data ? 0 : bytes(t);
     }
     if (!m.ensure(total)) {
         return false;
     }
     char * at = em_align(m.base, align);
-    for (int i = 0; i < count; ++i) {
-        ggml_tensor * t = all[i];
-        if (t->view_src) {
-            if (dev) {
-                G.ggml_backend_view_init(t);
-            } else {
-                t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
-            }
-            continue;
+    for (ggml_tensor * t : all) {
+        if (t->data) {
+            continue; // weights
         }
-        if (dev) {
-            G.ggml_backend_tensor_alloc(m.buffer, t, at);
+        if (t->view_src && dev) {
+            G.ggml_backend_view_init(t);
+        } else if (t->view_src) {
+            t->data = static_cast<char *>(t->view_src->data) + t->view_offs;
         } else {
+            if (dev) {
+                G.ggml_backend_tensor_alloc(m.buffer, t, at);
+            }
             t->data = at;
+            at += bytes(t);
         }
-        at += bytes(t);
     }
     return true;
 }
 
-// Inputs and ids to the device, the graph, and the way back of the result; everything asynchronous.
+// Sends inputs and ids to the device, computes, and brings the result back; everything asynchronous.
 const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
     size_t total = host_bytes(result) + HOST_ALIGN + em_align(size_t(b.n) * 4, HOST_ALIGN);
-    for (int i = 0; i < b.input_count; ++i) {
-        total += host_bytes(b.inputs[i]);
+    for (const auto & input : b.inputs) {
+        total += host_bytes(input.first);
     }
     if (!b.side.staging->ensure(total)) {
         status = STATUS_ALLOC_FAILED;
@@ -222,9 +176,9 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
         G.ggml_backend_tensor_set_async(b.side.backend, t, at, 0, G.ggml_nbytes(t));
         at += host_bytes(t);
     };
-    for (int i = 0; i < b.input_count; ++i) {
-        b.fill_input(i, at);
-        send(b.inputs[i]);
+    for (const auto & [input, original] : b.inputs) {
+        b.fill_input(input, original, at);
+        send(input);
     }
     b.fill_ids(reinterpret_cast<int32_t *>(at));
     send(b.ids);
@@ -236,29 +190,17 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
 }
 
 const float * run_on_cpu(builder & b, ggml_cgraph * graph, ggml_tensor * result, int & status) {
-    for (int i = 0; i < b.input_count; ++i) {
-        b.fill_input(i, static_cast<char *>(b.inputs[i]->data));
+    for (const auto & [input, original] : b.inputs) {
+        b.fill_input(input, original, static_cast<char *>(input->data));
     }
     if (b.ids) {
         b.fill_ids(static_cast<int32_t *>(b.ids->data));
     }
-    if (b.side.task && b.job_count == 0) {
+    if (b.side.task && b.jobs.empty()) {
         b.side.task->run();
     }
     status = G.ggml_backend_graph_compute(b.side.backend, graph);
     return b.placed ? nullptr : static_cast<const float *>(result->data);
-}
-
-// Asked once per layer: a device may lack an operation or a weight type, and would end the process rather than say so.
-bool device_can(ggml_backend_device * device, const em_block & block, ggml_cgraph * graph) {
-    if (block.layer->device_can < 0) {
-        bool all = true;
-        for (int i = 0; i < G.ggml_graph_n_nodes(graph); ++i) {
-            all = all && G.ggml_backend_dev_supports_op(device, G.ggml_graph_node(graph, i));
-        }
-        block.layer->device_can = all;
-    }
-    return block.layer->device_can == 1;
 }
 
 } // namespace
@@ -270,36 +212,26 @@ em_launch em_pairs_launch(const em_side & side, const em_block & block, const em
 
     builder   b(side, block, pairs, n);
     em_launch launch;
-    b.tail  = tail;
-    launch.ctx = b.ctx = G.ggml_init({needed, nullptr, true});
+    b.tail = tail;
+    b.ctx  = G.ggml_init({needed, nullptr, true});
     for (int i = 0; i < block.count; ++i) {
         b.clone(block.node[i]);
     }
     ggml_tensor * result = b.map.find(block.down());
     ggml_cgraph * graph  = G.ggml_new_graph_custom(b.ctx, nodes, false);
     G.ggml_build_forward_expand(graph, result);
-
-    ggml_tensor * all[EM_BLOCK_NODES * 3 + 1];
-    int           count = 0;
-    if (b.ids) {
-        all[count++] = b.ids;
-    }
-    for (int i = 0; i < b.map.count; ++i) { // sources come before the views of them
-        all[count++] = b.map.to[i];
-    }
-    bool memory = place_all(b, all, count);
-    for (int i = 0; i < b.job_count; ++i) {
-        memory = memory && em_rows_ready(b.jobs[i], block, *side.prepared);
+    bool memory = place_all(b);
+    for (const auto & j : b.jobs) {
+        memory = memory && em_rows_ready(j.job, block, *side.prepared);
     }
     if (!memory) {
         launch.status = STATUS_ALLOC_FAILED;
-        return launch;
-    }
-    if (side.device && !device_can(side.backend->device, block, graph)) {
+    } else if (side.device && !em_device_supports(side.backend->device, *block.layer, {graph})) {
         launch.status = STATUS_FAILED;
-        return launch;
+    } else {
+        launch.result = side.device ? run_on_device(b, graph, result, launch.status) : run_on_cpu(b, graph, result, launch.status);
     }
-    launch.result = side.device ? run_on_device(b, graph, result, launch.status) : run_on_cpu(b, graph, result, launch.status);
+    launch.ctx = std::move(b.ctx);
     return launch;
 }
 

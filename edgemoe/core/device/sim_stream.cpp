@@ -1,24 +1,17 @@
-// See sim_stream.h.
+// Streams and events of sim; see sim_parts.h.
 
-#include "device/sim_stream.h"
+#include "device/sim_parts.h"
+#include "ggml/owned.h"
 
-#include "device/sim_link.h"
-
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <thread>
 #include <unordered_map>
-#include <utility>
-#include <vector>
 
 namespace {
-
-// Tasks that a thread does one after the other.
+// A thread that does its tasks one after the other.
 class sim_queue {
   public:
     sim_queue() : thread([this] { run(); }) {}
@@ -30,7 +23,7 @@ class sim_queue {
         changed.notify_all();
         thread.join();
     }
-    int64_t submit(std::function<void()> task) { // gives the task's number
+    int64_t submit(std::function<void()> task) { // returns the task's number
         int64_t n;
         {
             std::lock_guard<std::mutex> lock(mutex);
@@ -70,21 +63,21 @@ class sim_queue {
     std::deque<std::function<void()>> tasks;
     int64_t                           submitted = 0, done = 0;
     bool                              stopping  = false;
-    std::thread                       thread; // last: it uses all of the above
+    std::thread                       thread; // last: the thread uses everything above
 };
 
 struct sim_stream {
-    ggml_backend *                     cpu    = nullptr;
-    bool                               faulty = false; // errors are injected, and its user asks for them
-    std::unique_ptr<sim_queue>         compute;        // null: the calling thread computes
-    std::unique_ptr<sim_queue>         transfer;       // null: what is sent goes the way of the computations
-    std::vector<std::function<void()>> unsent;         // for the transfer queue, which gets them together
-    int64_t                            sent = 0;    // the latest submission to that queue
-    int64_t                            awaited = 0; // the one that the computations wait for
-    int64_t                            latest = 0;  // task of the computations
+    em_stream                          cpu;
+    bool                               faulty = false; // errors are injected, and the user of the stream asks for them
+    std::vector<std::function<void()>> unsent;         // copies for the transfer queue, submitted together
+    int64_t                            sent = 0;       // latest submission to the transfer queue
+    int64_t                            awaited = 0;    // submission that the computations wait for
+    int64_t                            latest = 0;     // latest task of the compute queue
     std::atomic<bool>                  failed{false};
+    std::shared_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
+    std::shared_ptr<sim_queue>         compute;        // null: the calling thread computes. Ends first: its tasks wait for the other
 
-    // The next task of the computations. What went to the transfer queue before it is done first.
+    // Adds a task to the computations. Copies that were sent before are done first.
     void submit(std::function<void()> task) {
         if (!compute) {
             task();
@@ -124,48 +117,38 @@ struct sim_stream {
     }
 };
 
-// A graph as it was when it was submitted: like a device's command buffer it outlives what it was made from.
+// A copy of a graph at the moment of submission. Like a device's command buffer, the copy outlives the original.
 class sim_graph {
   public:
-    explicit sim_graph(const ggml_cgraph * from) : copies(size_t(from->n_nodes)) {
-        const size_t n = copies.size();
-        std::unordered_map<const ggml_tensor *, ggml_tensor *> known;
-        for (size_t i = 0; i < n; ++i) {
-            copies[i] = *from->nodes[i];
-            known[from->nodes[i]] = &copies[i];
-        }
-        auto copy = [&](ggml_tensor * t) {
-            auto [at, is_new] = known.insert({t, nullptr});
-            if (is_new) {
-                leaves.push_back(*t);
-                at->second = &leaves.back();
-                std::fill(std::begin(at->second->src), std::end(at->second->src), nullptr);
-                at->second->view_src = nullptr;
-            }
-            return at->second;
-        };
-        arena.resize(G.ggml_graph_overhead_custom(n, false) + 256);
-        ctx   = G.ggml_init({arena.size(), arena.data(), true});
-        graph = G.ggml_new_graph_custom(ctx, n, false);
-        for (ggml_tensor & t : copies) {
-            for (ggml_tensor *& s : t.src) {
-                s = s ? copy(s) : nullptr;
-            }
-            t.view_src = t.view_src ? copy(t.view_src) : nullptr;
-            G.ggml_graph_add_node(graph, &t);
+    explicit sim_graph(const ggml_cgraph * from) : ctx(G.ggml_init({G.ggml_graph_overhead_custom(size_t(from->n_nodes), false) + 256, nullptr, true})) {
+        graph = G.ggml_new_graph_custom(ctx, size_t(from->n_nodes), false);
+        for (int n = 0; n < from->n_nodes; ++n) {
+            const ggml_tensor * node = from->nodes[n];
+            ggml_tensor *       c    = copy(node);
+            std::transform(std::begin(node->src), std::end(node->src), c->src, [&](const ggml_tensor * s) { return copy(s); });
+            c->view_src = copy(node->view_src);
+            G.ggml_graph_add_node(graph, c);
         }
     }
-    ~sim_graph() { G.ggml_free(ctx); }
     sim_graph(const sim_graph &) = delete;
 
     ggml_cgraph * get() const { return graph; }
 
   private:
-    std::vector<ggml_tensor> copies;
-    std::deque<ggml_tensor>  leaves;
-    std::vector<char>        arena;
-    ggml_context *           ctx;
-    ggml_cgraph *            graph;
+    ggml_tensor * copy(const ggml_tensor * t) { // without sources; each tensor once
+        ggml_tensor *& known = copies[t];
+        if (t && !known) {
+            tensors.push_back(*t);
+            known = &tensors.back();
+            std::fill(std::begin(known->src), std::end(known->src), nullptr);
+            known->view_src = nullptr;
+        }
+        return known;
+    }
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> copies; // null -> null
+    std::deque<ggml_tensor> tensors;
+    em_arena                ctx;
+    ggml_cgraph *           graph;
 };
 
 sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
@@ -175,12 +158,8 @@ const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 
 const char * backend_name(ggml_backend *) { return "SIM"; }
 
 void backend_free(ggml_backend * b) {
-    sim_stream * s = stream_of(b);
-    s->wait();
-    s->compute.reset(); // it may wait for the other
-    s->transfer.reset();
-    G.ggml_backend_free(s->cpu);
-    delete s;
+    stream_of(b)->wait();
+    delete stream_of(b);
     delete b;
 }
 
@@ -188,7 +167,7 @@ void backend_set_async(ggml_backend * b, ggml_tensor * t, const void * data, siz
     sim_stream * s  = stream_of(b);
     char *       to = static_cast<char *>(t->data) + offset;
     s->send([=] {
-        if (s->faulty && em_sim_nth(em_sim_state_now().copies, em_sim_state_now().options.fail_copy, false)) {
+        if (s->faulty && em_sim_fails(SIM_COPY)) {
             memset(to, 0xff, size); // NaN in every float format
             s->failed = true;
             return;
@@ -202,7 +181,7 @@ void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, siz
     stream_of(b)->submit([=] { em_sim_transfer(data, from, size, true); });
 }
 
-// On the device, in the order of the computations. Without a worker ggml waits and copies, which is the same.
+// Copies on the device, in the order of the computations. Without a worker ggml waits and copies, to the same effect.
 bool backend_copy_async(ggml_backend * from, ggml_backend * b, const ggml_tensor * source, ggml_tensor * target) {
     if (from != b || !stream_of(b)->compute) {
         return false;
@@ -221,14 +200,14 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     s->send_now();
     s->submit([s, kept = std::make_shared<sim_graph>(graph)] {
         if (s->failed) {
-            return; // after an error nothing more runs on a stream until the error is taken: inputs may be garbage
+            return; // after an error a stream runs nothing until the error is taken: inputs may be garbage
         }
-        const int64_t rate = s->faulty ? em_sim_state_now().options.compute_rate : 0;
+        const int64_t rate = s->faulty ? em_sim_options_now().compute_rate : 0;
         if (rate > 0) {
             em_sim_pretend(kept->get(), rate);
             return;
         }
-        const bool fails = s->faulty && em_sim_nth(em_sim_state_now().computations, em_sim_state_now().options.fail_compute, false);
+        const bool fails = s->faulty && em_sim_fails(SIM_COMPUTE);
         if (fails || G.ggml_backend_graph_compute(s->cpu, kept->get()) != STATUS_SUCCESS) {
             s->failed = true;
         }
@@ -238,81 +217,65 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
 
 void backend_optimize(ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {}
 
+// The latest task before the record, and the queue of that task; null: the calling thread has done everything.
 struct sim_event {
-    std::mutex              mutex;
-    std::condition_variable changed;
-    int64_t                 recorded = 0, reached = 0;
+    std::mutex                 mutex;
+    std::shared_ptr<sim_queue> queue;
+    int64_t                    task = 0;
 
-    void wait(int64_t n) {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return reached >= n; });
-    }
-    int64_t latest() {
+    std::function<void()> wait() { // for the state of now
         std::lock_guard<std::mutex> lock(mutex);
-        return recorded;
+        return [queue = queue, task = task] {
+            if (queue) {
+                queue->wait(task);
+            }
+        };
     }
 };
 
 sim_event * event_of(ggml_backend_event * event) { return static_cast<sim_event *>(event->context); }
 
 void event_record(ggml_backend * b, ggml_backend_event * event) {
-    sim_event * e = event_of(event);
-    int64_t     n;
-    stream_of(b)->send_now();
-    {
-        std::lock_guard<std::mutex> lock(e->mutex);
-        n = ++e->recorded;
-    }
-    stream_of(b)->submit([=] {
-        std::lock_guard<std::mutex> lock(e->mutex);
-        e->reached = std::max(e->reached, n);
-        e->changed.notify_all();
-    });
+    sim_stream * s = stream_of(b);
+    s->send_now();
+    s->await_sent();
+    std::lock_guard<std::mutex> lock(event_of(event)->mutex);
+    event_of(event)->queue = s->compute;
+    event_of(event)->task  = s->latest;
 }
 
 void event_wait(ggml_backend * b, ggml_backend_event * event) {
-    sim_event *   e = event_of(event);
-    sim_stream *  s = stream_of(b);
-    const int64_t n = e->latest();
-    s->submit([=] { e->wait(n); });
+    sim_stream * s    = stream_of(b);
+    const auto   wait = event_of(event)->wait();
+    s->submit(wait);
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), [=] { e->wait(n); }); // what is sent together waits together
+        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait together
     }
 }
 
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async     */ backend_name, backend_free, backend_set_async, backend_get_async,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr, nullptr, backend_copy_async, backend_synchronize,
+    /* graph_plan_create, _free, _update, _compute            */ nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute, event_record, event_wait, backend_optimize};
 } // namespace
 
 ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {
-    ggml_backend * cpu = G.ggml_backend_cpu_init();
-    if (!cpu) {
+    auto s = std::make_unique<sim_stream>();
+    s->cpu = G.ggml_backend_cpu_init();
+    if (!s->cpu) {
         return nullptr;
     }
-    sim_stream * s = new sim_stream;
-    s->cpu    = cpu;
     s->faulty = params && strcmp(params, "async") == 0;
     const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
-        G.ggml_backend_cpu_set_n_threads(cpu, 1); // a team of its own would spin against ggml-cpu's
-        s->compute = std::make_unique<sim_queue>();
+        G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // several threads would spin against the CPU side's
+        s->compute = std::make_shared<sim_queue>();
         if (streams == EM_SIM_TRANSFER) {
-            s->transfer = std::make_unique<sim_queue>();
+            s->transfer = std::make_shared<sim_queue>();
         }
     }
-    ggml_backend * b = new ggml_backend{};
-    b->guid                   = GUID;
-    b->iface.get_name         = backend_name;
-    b->iface.free             = backend_free;
-    b->iface.set_tensor_async = backend_set_async;
-    b->iface.get_tensor_async = backend_get_async;
-    b->iface.cpy_tensor_async = backend_copy_async;
-    b->iface.synchronize      = backend_synchronize;
-    b->iface.graph_compute    = backend_compute;
-    b->iface.event_record     = event_record;
-    b->iface.event_wait       = event_wait;
-    b->iface.graph_optimize   = backend_optimize;
-    b->device                 = dev;
-    b->context                = s;
-    return b;
+    return new ggml_backend{GUID, STREAM, dev, s.release()};
 }
 
 ggml_backend_event * em_sim_event_new(ggml_backend_device * dev) { return new ggml_backend_event{dev, new sim_event}; }
@@ -322,12 +285,11 @@ void em_sim_event_free(ggml_backend_device *, ggml_backend_event * event) {
     delete event;
 }
 
-void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait(event_of(event)->latest()); }
-
+void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event) { event_of(event)->wait()(); }
 bool em_sim_take_error(ggml_backend * b) { return b->guid == GUID && stream_of(b)->failed.exchange(false); }
 
 void em_sim_set_threads(ggml_backend * b, int n) {
-    if (!stream_of(b)->compute) {
+    if (!stream_of(b)->compute) { // a worker computes alone
         G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
     }
 }

@@ -1,17 +1,10 @@
-// See traits.h.
-
 #include "device/traits.h"
-
 #include "device/sim.h"
-#include "edgemoe.h"
 
-#include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <iterator>
 
 em_device_traits em_traits_of_registry(const char * name) {
-    // ggml-cuda has three names. ggml-vulkan sends beside its computations on some cards; no function tells on which.
+    // ggml-cuda has three names. ggml-vulkan sends beside its computations on some cards, and no function names the cards.
     constexpr const char * CUDA[] = {"CUDA", "ROCm", "MUSA"};
     const auto   same  = [&](const char * known) { return strcmp(name, known) == 0; };
     const bool   cuda  = std::any_of(std::begin(CUDA), std::end(CUDA), same);
@@ -24,14 +17,14 @@ em_device_traits em_traits_of_registry(const char * name) {
 }
 
 static em_device_traits traits_of_sim() {
-    const em_sim_options_read o = em_sim_options_now();
-    em_device_traits          traits;
+    const em_sim_options o = em_sim_options_now();
+    em_device_traits     traits;
     traits.sends_in_order         = o.streams != EM_SIM_TRANSFER;
     traits.optimizes_in_place     = true;
-    traits.starts_early           = o.early;
+    traits.starts_early           = o.early != 0;
     traits.takes_pairs_one_by_one = true;
     traits.shares_cpu             = true;
-    traits.reports_failed_copies  = o.copies_fail;
+    traits.reports_failed_copies  = o.fail_copy != 0;
     traits.fetches_all_but        = o.fetch_all;
     traits.stream_params          = "async";
     return traits;

@@ -220,7 +220,7 @@ struct llama_batch {
 };
 typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
 
-// What a plan of the CPU begins with; the rest is only room.
+// The first field of a plan of the CPU; the rest is only room.
 struct ggml_cplan {
     size_t work_size;
     char   rest[120];

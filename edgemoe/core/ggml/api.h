@@ -7,6 +7,15 @@
 
 #include "ggml/abi.h"
 
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
 // Op numbers of the ggml that is loaded, looked up by name.
 struct em_ops {
     int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom, get_rows;

@@ -1,4 +1,4 @@
-// Meeting ggml: the symbol table, and the proof that what was loaded is what this core was written against.
+// Meets ggml: the symbol table, and the proof that the loaded ggml is one that this core was written for.
 
 #include "errors.h"
 #include "ggml/api.h"
@@ -6,8 +6,6 @@
 
 #include <atomic>
 #include <cmath>
-#include <cstring>
-#include <vector>
 
 ggml_api G = {};
 em_ops   OP = {};

@@ -1,6 +1,6 @@
 // Probes of the ggml that is loaded: every table that crosses the boundary, the weight types, and the kernels for many tokens.
 //
-// A table is probed from outside: ggml's public functions get an object whose slots all hold functions of ours, and each
+// A table is probed from outside: ggml's public functions get an object with functions of ours in all slots, and each
 // function must reach the slot that ggml/abi.h names. An entry more, or in another place, is found before anything breaks.
 
 #include "ggml/probes.h"
@@ -9,15 +9,12 @@
 
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <functional>
-#include <utility>
-#include <vector>
 
 namespace {
 
 constexpr size_t SLOTS = 40; // more than any table has
-// Of a plan with kernels for many tokens: ggml takes 512 KiB a thread for them. Without them this plan takes a few hundred bytes.
+// A plan with kernels for many tokens takes 512 KiB a thread. Without such kernels this plan takes a few hundred bytes.
 constexpr size_t MANY_BYTES = 64 * 1024;
 
 int       reached;
@@ -50,7 +47,7 @@ std::string check_entries(const std::vector<probe> & probes) {
     return "";
 }
 
-// What ggml reads from behind a table.
+// Fields that ggml reads behind a table.
 bool is_slot(const stand_in & object, size_t offset, const void * found) {
     return found == reinterpret_cast<const void *>(object[offset / sizeof(void *)]);
 }

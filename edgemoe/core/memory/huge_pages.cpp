@@ -1,5 +1,3 @@
-// See huge_pages.h.
-
 #include "memory/huge_pages.h"
 
 #include <cstdlib>
@@ -11,11 +9,7 @@
 #    include <malloc.h>
 #endif
 
-namespace {
-
-constexpr std::size_t CACHE_LINE = 64;
-
-} // namespace
+static constexpr std::size_t CACHE_LINE = 64;
 
 #if defined(_WIN32)
 
@@ -36,7 +30,7 @@ void * em_memory_alloc(std::size_t bytes) {
     }
 #    if defined(__linux__)
     if (alignment == PAGE) {
-        madvise(p, bytes, MADV_HUGEPAGE); // a wish: small pages work too
+        madvise(p, bytes, MADV_HUGEPAGE); // if the system refuses, small pages work too
     }
 #    endif
     return p;

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-// Host memory for what is read in long streams or all over: on cache lines, large pieces in pages of 2 MiB where the system has them,
-// which spare most of the searches for where they are. Null: there is none.
+// Host memory for long or scattered reads: aligned to cache lines, and in pages of 2 MiB where the piece is large and the
+// system has such pages. Null: no memory.
 void * em_memory_alloc(std::size_t bytes);
 void   em_memory_free(void * p);

@@ -1,35 +1,23 @@
-// Finding the expert block of a layer in a graph, and proving that it can be computed pair by pair.
+// Finds the expert block of a layer in a graph, and proves that the block can be computed pair by pair.
 //
-// A pair is (token, i-th of its k experts). The block runs from the first projection to the down projection. Every node in
-// between must be of shape [n, k, tokens] and work on each pair alone; anything else makes the pattern unknown, and the nodes
-// run as they are on ggml-cpu.
+// A block runs from the first projection to the down projection. Every node in between must be of shape [n, k, tokens] and
+// work on each pair alone. Any other node makes the pattern unknown, and ggml-cpu runs the nodes as they are.
 
 #include "model/block.h"
 #include "model/expert_buffer.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace {
-
-bool in_block(const em_block & b, const ggml_tensor * t) {
-    for (int i = 0; i < b.count; ++i) {
-        if (b.node[i] == t) {
-            return true;
-        }
-    }
-    return false;
-}
+bool in_block(const em_block & b, const ggml_tensor * t) { return std::find(b.node, b.node + b.count, t) != b.node + b.count; }
 
 bool host_readable(const em_block & b, const ggml_tensor * t) {
     if (b.on_device) {
-        return t->data != nullptr; // not by the host, but nothing is to be read now
+        return t->data != nullptr; // the host cannot read the tensor, but need not read it now
     }
     const ggml_backend_buffer * buffer = em_buffer_of(t);
     return t->data && (!buffer || G.ggml_backend_buft_is_host(buffer->buft));
 }
 
-// An input from outside the block: one row per pair, per token, or for all.
+// Accepts an input from outside the block: one row per pair, per token, or for all.
 bool gatherable(const em_block & b, const ggml_tensor * t) {
     return t->type == TYPE_F32 && t->nb[0] == 4 && t->ne[3] == 1 && (t->ne[1] == 1 || t->ne[1] == b.k) &&
            (t->ne[2] == 1 || t->ne[2] == b.tokens) && host_readable(b, t);
@@ -46,18 +34,13 @@ bool projection_ok(const em_block & b, const ggml_tensor * t) {
 }
 
 bool bias_ok(const em_block & b, const ggml_tensor * t) {
-    if (t->src[2] != b.ids || !in_block(b, t->src[0])) {
+    if (t->src[2] != b.ids || !in_block(b, t->src[0]) || !t->src[1]) {
         return false;
     }
-    for (const ggml_tensor * bias : b.layer->bias) {
-        if (bias && bias == t->src[1]) {
-            return true;
-        }
-    }
-    return false;
+    return std::find(std::begin(b.layer->bias), std::end(b.layer->bias), t->src[1]) != std::end(b.layer->bias);
 }
 
-// A view that keeps the rows of its source apart, such as one half of a merged gate and up projection.
+// Accepts a view that keeps the rows of its source apart, such as one half of a merged gate and up projection.
 bool view_ok(const em_block & b, const ggml_tensor * t) {
     const ggml_tensor * s = t->src[0];
     return in_block(b, s) && s->op != OP.view && t->view_src == s && t->nb[1] == s->nb[1] && t->nb[2] == s->nb[2] &&
@@ -76,20 +59,11 @@ bool elementwise_ok(const em_block & b, const ggml_tensor * t) {
 }
 
 bool node_ok(const em_block & b, const ggml_tensor * t) {
-    if (!pair_shaped(b, t)) {
-        return false;
-    }
-    if (t->op == OP.mul_mat_id) {
-        return projection_ok(b, t);
-    }
-    if (t->op == OP.add_id) {
-        return bias_ok(b, t);
-    }
-    if (t->op == OP.view) {
-        return view_ok(b, t);
-    }
     const int op = t->op;
-    return (op == OP.glu || op == OP.unary || op == OP.clamp || op == OP.scale || op == OP.mul || op == OP.add || op == OP.sqr) &&
+    if (op == OP.mul_mat_id || op == OP.add_id || op == OP.view) {
+        return pair_shaped(b, t) && (op == OP.mul_mat_id ? projection_ok(b, t) : op == OP.add_id ? bias_ok(b, t) : view_ok(b, t));
+    }
+    return pair_shaped(b, t) && (op == OP.glu || op == OP.unary || op == OP.clamp || op == OP.scale || op == OP.mul || op == OP.add || op == OP.sqr) &&
            elementwise_ok(b, t);
 }
 
@@ -99,17 +73,12 @@ bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
     }
     return b.on_device || em_ids_ok(ids, experts);
 }
-
 } // namespace
 
 bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = em_ids_row(ids, t);
-        if (std::any_of(row, row + ids->ne[0], [&](int32_t id) { return id < 0 || id >= experts; })) {
-            return false;
-        }
-    }
-    return true;
+    bool ok = true;
+    em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) { ok = ok && expert >= 0 && expert < experts; });
+    return ok;
 }
 
 void em_sort_by_expert(std::vector<em_pair> & pairs) {
@@ -118,21 +87,15 @@ void em_sort_by_expert(std::vector<em_pair> & pairs) {
 
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts) {
     std::vector<int64_t> tokens(static_cast<size_t>(experts));
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        const int32_t * row = em_ids_row(ids, t);
-        std::for_each(row, row + ids->ne[0], [&](int32_t id) { tokens[size_t(id)] += 1; });
-    }
+    em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) { tokens[size_t(expert)] += 1; });
     return tokens;
 }
 
-em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
-    ggml_tensor * first = G.ggml_graph_node(graph, i);
-    if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {
-        return em_found::NOTHING;
-    }
-    b->layer = em_layer_of(first->src[0], &b->engine);
+// Reads a block that begins at node i; false: the pattern is unknown.
+static bool read_block(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
+    const ggml_tensor * first = G.ggml_graph_node(graph, i);
     if (!b->layer || b->layer->weight[PROJ_DOWN] == first->src[0]) {
-        return em_found::UNKNOWN;
+        return false;
     }
     b->ids    = first->src[2];
     b->k      = b->ids->ne[0];
@@ -140,20 +103,46 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     b->first  = i;
     b->count  = 0;
     if (!ids_ok(*b, b->ids, b->layer->experts) || !host_readable(*b, first)) {
-        return em_found::UNKNOWN;
+        return false;
     }
     for (int j = i; j < n_nodes && b->count < EM_BLOCK_NODES; ++j) {
         ggml_tensor * t = G.ggml_graph_node(graph, j);
         if (!(t->flags & TENSOR_FLAG_COMPUTE) || !node_ok(*b, t)) {
-            return em_found::UNKNOWN;
+            return false;
         }
         b->node[b->count++] = t;
         if (t->op == OP.mul_mat_id && t->src[0] == b->layer->weight[PROJ_DOWN]) {
             b->last = j;
-            return em_found::BLOCK;
+            return true;
         }
     }
-    return em_found::UNKNOWN;
+    return false;
+}
+
+em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
+    const ggml_tensor * first = G.ggml_graph_node(graph, i);
+    if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {
+        return em_found::NOTHING;
+    }
+    b->layer         = em_layer_of(first->src[0], &b->engine);
+    const bool found = read_block(graph, i, n_nodes, b);
+    if (b->layer && b->layer->pattern != em_pattern::UNKNOWN) {
+        b->layer->pattern = found ? em_pattern::BLOCK : em_pattern::UNKNOWN;
+    }
+    return found ? em_found::BLOCK : em_found::UNKNOWN;
+}
+
+bool em_device_supports(ggml_backend_device * device, em_layer_t & layer, std::initializer_list<ggml_cgraph *> graphs) {
+    if (layer.support == em_support::NOT_ASKED) {
+        bool all = true;
+        for (const ggml_cgraph * graph : graphs) {
+            for (int i = 0; graph && i < graph->n_nodes; ++i) {
+                all = all && (graph->nodes[i]->op == OP.reshape || G.ggml_backend_dev_supports_op(device, graph->nodes[i]));
+            }
+        }
+        layer.support = all ? em_support::FULL : em_support::LACKING;
+    }
+    return layer.support == em_support::FULL;
 }
 
 bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail * out) {

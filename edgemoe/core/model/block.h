@@ -1,6 +1,6 @@
 #pragma once
 
-// The expert block of one layer, found in a graph, and the pairs that it computes.
+// The expert block of one layer, found in a graph, and the pairs that the block computes.
 //
 // A pair is (token, i-th of its k experts). Blocks belong to the thread that reads the graph. No lock.
 
@@ -11,9 +11,9 @@ constexpr int EM_BLOCK_NODES = 24;
 struct em_block {
     em_engine *   engine = nullptr;
     em_layer_t *  layer  = nullptr;
-    int           first = 0, last = 0; // node range in the graph, both included; last is the down projection
+    int           first = 0, last = 0; // nodes of the graph, both included; last is the down projection
     int           count = 0;           // nodes to compute, views included
-    bool          on_device = false;   // its tensors are not in host memory
+    bool          on_device = false;   // the tensors are not in host memory
     ggml_tensor * node[EM_BLOCK_NODES];
     ggml_tensor * ids = nullptr;       // [k, tokens]
     int64_t       k = 0, tokens = 0;
@@ -22,33 +22,50 @@ struct em_block {
 };
 
 enum class em_found { NOTHING, UNKNOWN, BLOCK };
-// Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not recognised.
+// Looks at node i of the graph, and notes in the layer whether its pattern is recognised. UNKNOWN: an expert projection of ours
+// in a pattern that is not recognised.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
+// Whether the device has every operation of a layer's graphs. Asked once per layer: a device would end the process over an
+// operation or a weight type that it lacks.
+bool em_device_supports(ggml_backend_device * device, em_layer_t & layer, std::initializer_list<ggml_cgraph *> graphs);
 
-// The operations of llama.cpp on the rows of a single token's block: times the router's weights, then summed over k in order.
+// llama.cpp's operations on the rows of a single token's block: times the router's weights, then summed over k in order.
 struct em_tail {
     const ggml_tensor * weights = nullptr; // [1, k]
     ggml_tensor *       out     = nullptr; // [n_embd]
-    int                 last    = 0;       // its node
+    int                 last    = 0;       // node of `out`
 };
 bool em_tail_find(ggml_cgraph * graph, const em_block & block, int n_nodes, em_tail * out);
-// Computes the tail of rows that lie in block.down(), in the calling thread.
+// Computes the tail of the rows in block.down(), in the calling thread.
 void em_tail_compute(const em_block & block, const em_tail & tail);
 
-// A token's experts, in host memory.
+// A token's experts, where the ids are in host memory.
 inline const int32_t * em_ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
-bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // all are experts that there are
-std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // how many tokens chose each expert
+// Calls f(token, k, expert) for every pair, with ids in host memory.
+template <typename F> void em_each_pair(const ggml_tensor * ids, F f) {
+    for (int64_t t = 0; t < ids->ne[1]; ++t) {
+        for (int64_t k = 0; k < ids->ne[0]; ++k) {
+            f(int32_t(t), int32_t(k), em_ids_row(ids, t)[k]);
+        }
+    }
+}
+bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // every id is the number of an expert
+std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // counts the tokens that chose each expert
 
 struct em_pair {
-    int32_t token, k, expert, place; // place: slot or staging place on the device, unused on the CPU
+    int32_t token, k, expert, place; // place: on the device, a slot or a place of the stage
 };
 
-void em_sort_by_expert(std::vector<em_pair> & pairs); // in the order they have otherwise
+void em_sort_by_expert(std::vector<em_pair> & pairs); // stable
 
-// Where a pair's row begins in a tensor of the block: [width, k or 1, tokens or 1].
+inline bool em_overlap(const ggml_tensor & a, const ggml_tensor & b) { // of the data
+    const char * from = static_cast<const char *>(a.data), * other = static_cast<const char *>(b.data);
+    return from && other && from < other + G.ggml_nbytes(&b) && other < from + G.ggml_nbytes(&a);
+}
+
+// Offset of a pair's row in a tensor of the block: [width, k or 1, tokens or 1].
 inline size_t em_row_offset(const ggml_tensor * t, const em_pair & p) {
     return size_t(t->ne[1] == 1 ? 0 : p.k) * t->nb[1] + size_t(t->ne[2] == 1 ? 0 : p.token) * t->nb[2];
 }

@@ -1,14 +1,9 @@
-// See expert_buffer.h.
-
 #include "model/expert_buffer.h"
-
 #include "memory/huge_pages.h"
 
-#include <cstdlib>
-#include <cstring>
+#include <cstdio>
 
 namespace {
-
 thread_local em_model * loading     = nullptr;
 thread_local bool       accelerates = false;
 
@@ -18,50 +13,34 @@ struct buffer_context {
     bool       owned;
 };
 
-constexpr size_t ALIGNMENT = 64; // ggml-cpu's is 32, one cache line is kinder
+constexpr size_t ALIGNMENT = 64; // a cache line; ggml-cpu's is 32
 
 buffer_context * context_of(ggml_backend_buffer * b) { return static_cast<buffer_context *>(b->context); }
 
-struct tensor_name {
+struct tensor_name { // projection -1: not a tensor of experts
     int  block = -1, projection = -1;
     bool bias = false;
 };
 
 tensor_name parse_name(const char * name) {
-    static const struct { const char * text; int projection; } PARTS[] = {
-        {"ffn_gate_up_exps", PROJ_GATE_UP}, {"ffn_gate_exps", PROJ_GATE}, {"ffn_up_exps", PROJ_UP}, {"ffn_down_exps", PROJ_DOWN}};
-    tensor_name n;
-    char * end = nullptr;
-    if (strncmp(name, "blk.", 4) != 0) {
-        return n;
+    constexpr const char * PARTS[PROJ_COUNT] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"};
+    char part[20], kind[8];
+    int  block = -1, end = 0;
+    if (sscanf(name, "blk.%9d.%19[^.].%7s%n", &block, part, kind, &end) != 3 || name[end]) {
+        return {};
     }
-    const long block = strtol(name + 4, &end, 10);
-    if (end == name + 4 || *end != '.') {
-        return n;
-    }
-    for (const auto & p : PARTS) {
-        const size_t length = strlen(p.text);
-        if (strncmp(end + 1, p.text, length) == 0) {
-            const char * rest = end + 1 + length;
-            n.bias       = strcmp(rest, ".bias") == 0;
-            n.projection = n.bias || strcmp(rest, ".weight") == 0 ? p.projection : -1;
-            n.block      = int(block);
-            return n;
-        }
-    }
-    return n;
+    const auto at   = std::find_if(PARTS, PARTS + PROJ_COUNT, [&](const char * known) { return strcmp(known, part) == 0; });
+    const bool bias = strcmp(kind, "bias") == 0;
+    return at == PARTS + PROJ_COUNT || (!bias && strcmp(kind, "weight") != 0) ? tensor_name{} : tensor_name{block, int(at - PARTS), bias};
 }
 
 em_layer_t * layer_for(em_model & m, int block) {
-    size_t i = 0;
-    for (; i < m.layers.size() && m.layers[i]->block <= block; ++i) {
-        if (m.layers[i]->block == block) {
-            return m.layers[i].get();
-        }
+    auto at = std::find_if(m.layers.begin(), m.layers.end(), [&](const auto & l) { return l->block >= block; });
+    if (at == m.layers.end() || (*at)->block != block) {
+        at = m.layers.insert(at, std::make_unique<em_layer_t>());
+        (*at)->block = block;
     }
-    auto layer   = std::make_unique<em_layer_t>();
-    layer->block = block;
-    return m.layers.insert(m.layers.begin() + long(i), std::move(layer))->get();
+    return at->get();
 }
 
 int buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * t) {
@@ -112,21 +91,11 @@ bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * d
 }
 void buffer_clear(ggml_backend_buffer * buffer, uint8_t value) { memset(context_of(buffer)->base, value, buffer->size); }
 
-ggml_backend_buffer_i buffer_table() {
-    ggml_backend_buffer_i i{};
-    i.free_buffer   = buffer_free;
-    i.get_base      = buffer_base;
-    i.init_tensor   = buffer_init_tensor;
-    i.memset_tensor = buffer_memset;
-    i.set_tensor    = buffer_set;
-    i.get_tensor    = buffer_get;
-    i.set_tensor_2d = nullptr;
-    i.get_tensor_2d = nullptr;
-    i.cpy_tensor    = buffer_copy;
-    i.clear         = buffer_clear;
-    i.reset         = nullptr;
-    return i;
-}
+constexpr ggml_backend_buffer_i BUFFER = {
+    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, buffer_init_tensor,
+    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
+    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, buffer_copy,
+    /* clear, reset                             */ buffer_clear, nullptr};
 
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
@@ -135,12 +104,11 @@ ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
     if (!base) {
         return nullptr;
     }
-    return G.ggml_backend_buffer_init(buft, buffer_table(), new buffer_context{loading, base, true}, size);
+    return G.ggml_backend_buffer_init(buft, BUFFER, new buffer_context{loading, base, true}, size);
 }
 
 size_t buft_alignment(ggml_backend_buffer_type *) { return ALIGNMENT; }
 bool   buft_is_host(ggml_backend_buffer_type *) { return true; }
-
 } // namespace
 
 em_model * em_loading() { return loading; }
@@ -157,11 +125,11 @@ void em_set_loading(em_model * model, bool stands_in) {
 }
 
 ggml_backend_buffer * em_expert_buffer_from(void * memory, size_t size) {
-    return G.ggml_backend_buffer_init(em_buft(), buffer_table(), new buffer_context{loading, memory, false}, size);
+    return G.ggml_backend_buffer_init(em_buft(), BUFFER, new buffer_context{loading, memory, false}, size);
 }
 
 void em_model_loaded(em_model & m) {
-    for (size_t i = 0; i < m.layers.size();) { // biases without weights, or a down projection missing
+    for (size_t i = 0; i < m.layers.size();) {
         em_layer_t & l     = *m.layers[i];
         const bool   whole = l.weight[PROJ_DOWN] && (l.weight[PROJ_UP] || l.weight[PROJ_GATE_UP]);
         if (whole) {
@@ -189,24 +157,14 @@ em_layer_t * em_layer_of(const ggml_tensor * weight, em_engine ** engine) {
 }
 
 int em_projection_of(const em_layer_t & layer, const ggml_tensor * weight) {
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        if (layer.weight[p] == weight) {
-            return p;
-        }
-    }
-    return -1;
+    const auto at = std::find(std::begin(layer.weight), std::end(layer.weight), weight);
+    return at == std::end(layer.weight) ? -1 : int(at - std::begin(layer.weight));
 }
 
 ggml_backend_buffer_type * em_buft() {
-    static ggml_backend_buffer_type buft = [] {
-        ggml_backend_buffer_type b{};
-        b.iface.get_name       = buft_name;
-        b.iface.alloc_buffer   = buft_alloc;
-        b.iface.get_alignment  = buft_alignment;
-        b.iface.get_max_size   = nullptr;
-        b.iface.get_alloc_size = nullptr;
-        b.iface.is_host        = buft_is_host;
-        return b;
-    }();
+    static ggml_backend_buffer_type buft = {
+        /* get_name, alloc_buffer, get_alignment, get_max_size */ {buft_name, buft_alloc, buft_alignment, nullptr,
+        /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
+        nullptr, nullptr};
     return &buft;
 }

@@ -1,20 +1,18 @@
 #pragma once
 
-// The layers with routed experts: their tensors, and the tables of who is where on the device.
+// The layers with routed experts: their tensors, and the tables of the experts on the device.
 //
 // em_model and the tensors of a layer: written by the thread that loads (expert_buffer.cpp), fixed after em_model_loaded.
-// `recognised` and `device_can`: written by the thread that computes, atomic.
+// `pattern` and `support`: written by the thread that computes, atomic.
 // em_window: written by the copy thread and by prompts (residency/pinned_pages.cpp), valid when `registered` is true.
 // em_residents: written by residency/ only, under its mutex.
 
 #include "ggml/api.h"
+#include "ggml/owned.h"
 
 #include <atomic>
-#include <cstdint>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
-#include <vector>
 
 struct em_engine;
 
@@ -28,17 +26,16 @@ struct em_window {
 
 // Device memory for a number of experts of one shape.
 struct em_places {
-    ggml_context *        ctx    = nullptr;
-    ggml_backend_buffer * buffer = nullptr;
-    ggml_tensor *         weight[PROJ_COUNT] = {}; // [K, N, count]
-    ggml_tensor *         bias[PROJ_COUNT]   = {}; // [N, count]
-    size_t                bytes = 0;
-    int32_t               count = 0;
-    int64_t               serial = 0; // no two allocations have the same
+    em_arena      ctx;
+    em_buffer     buffer; // null: the tensors have no memory, or memory of somebody else
+    ggml_tensor * weight[PROJ_COUNT] = {}; // [K, N, count]
+    ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, count]
+    size_t        bytes  = 0;
+    int32_t       count  = 0;
+    int64_t       serial = 0; // no two allocations have the same
 };
 
-// Legal transitions, all in move_slot (residency/slots.cpp): FREE -> LOADING -> RESIDENT -> LOADING, LOADING -> FREE (copy failed).
-enum class em_slot_state : uint8_t { FREE, LOADING, RESIDENT };
+enum class em_slot_state : uint8_t { FREE, LOADING, RESIDENT }; // transitions: residency/slots.cpp
 
 struct em_slot {
     em_slot_state state  = em_slot_state::FREE;
@@ -46,18 +43,22 @@ struct em_slot {
 };
 
 struct em_residents {
-    std::mutex            mutex; // guards everything below
-    std::vector<em_slot>  slots;
-    std::vector<int32_t>  slot_of; // expert -> slot in state RESIDENT, else -1
-    std::vector<uint8_t>  state;   // expert -> em_expert_state
-    int32_t               count = 0;   // experts in state RESIDENT
-    int64_t               version = 0; // of slot_of: another one after every change
-    em_places             places; // device memory of the slots
-    ggml_backend_event *  read = nullptr; // on a pass's stream: what has been started so far has read the slots
-    std::vector<uint8_t>  pinned; // expert -> 1 is never evicted; empty: none
-    std::vector<uint8_t>  prefetched; // expert -> 1 loaded or asked for ahead of need, and not used since
-    int64_t               useful = 0, late = 0, wasted = 0; // prefetches
+    std::mutex           mutex; // guards everything below
+    std::vector<em_slot> slots;
+    std::vector<int32_t> slot_of;    // expert -> slot in state RESIDENT, or -1
+    std::vector<uint8_t> state;      // expert -> em_expert_state
+    int32_t              count = 0;  // experts in state RESIDENT
+    int64_t              version = 0; // changes with every change of slot_of
+    em_places            places;     // device memory of the slots
+    em_event             read;       // on a pass's stream: everything started before has read the slots
+    std::vector<uint8_t> pinned;     // expert -> 1 is never evicted; empty: none
+    std::vector<uint8_t> prefetched; // expert -> 1 prefetched or queued for that, and not used since
+    int64_t              useful = 0, late = 0, wasted = 0; // prefetches
 };
+
+// Both as em_layer_info reports them.
+enum class em_pattern : int32_t { UNSEEN = -1, UNKNOWN = 0, BLOCK = 1 };
+enum class em_support : int32_t { NOT_ASKED = -1, LACKING = 0, FULL = 1 };
 
 struct em_layer_t {
     int32_t       block   = -1; // number in the tensor names
@@ -65,14 +66,15 @@ struct em_layer_t {
     int32_t       experts = 0;
     ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
-    size_t        expert_bytes       = 0; // weights and biases of one expert
-    em_window         window[PROJ_COUNT]; // the part of the weights that the device reads by itself
-    std::atomic<bool> registered{false};  // tried
-    std::atomic<int> recognised{-1}; // its pattern: 1 a block, 0 not, -1 not seen yet
-    std::atomic<int> device_can{-1}; // the device has every operation of it: 1, 0, -1 not asked yet
-    em_residents     residents;
+    size_t        expert_bytes       = 0;  // weights and biases of one expert
+    em_window     window[PROJ_COUNT];      // the part of the weights that the device reads by itself
+    std::atomic<bool>       registered{false}; // the registration was tried
+    std::atomic<em_pattern> pattern{em_pattern::UNSEEN};
+    std::atomic<em_support> support{em_support::NOT_ASKED}; // of the layer's operations by the device
+    em_residents  residents;
 
     bool   all_resident() const { return residents.count == experts; }
+    bool   unsupported() const { return support == em_support::LACKING; }
     double pair_multiplications() const {
         double all = 0;
         for (const ggml_tensor * w : weight) {
@@ -85,14 +87,14 @@ struct em_layer_t {
 struct em_model {
     explicit em_model(em_engine * e) : engine(e) {}
 
-    em_engine * const engine; // whose it is
+    em_engine * const engine; // the owner
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
-    // The extra field of a tensor would be the shorter way, but ggml-cpu takes it for the mark of a repacked weight.
+    // The `extra` field of a tensor would be shorter, but ggml-cpu reads it as the mark of a repacked weight.
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
     int32_t blocks = INT32_MAX; // blocks the model runs: experts of later ones get no layer
     bool    loaded = false;
 };
 
-// All tensors are there: drops layers without all of their weights, and numbers the others.
+// Every tensor is there: drops layers that lack weights, and numbers the others.
 void em_model_loaded(em_model & model);
 int  em_projection_of(const em_layer_t & layer, const ggml_tensor * weight); // -1: not of this layer

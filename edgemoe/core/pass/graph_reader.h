@@ -1,7 +1,6 @@
 #pragma once
 
-// What a graph of llama.cpp's holds of ours, and the changes made to it for the time that it computes.
-// Writers: graph_reader.cpp and graph_edits.cpp.
+// The expert blocks of a graph of llama.cpp's, and the changes made to the graph while it computes. Writer: graph_reader.cpp.
 
 #include "model/block.h"
 
@@ -9,20 +8,20 @@ struct em_pass;
 
 struct em_patch {
     ggml_tensor ** where;
-    ggml_tensor *  what; // is put there; or was there before
+    ggml_tensor *  what; // to put there; or, for the undoing, to put back
 };
 
-struct em_stop { // in a graph: operations that the device cannot do by itself
-    int        first, last; // nodes
+struct em_stop { // operations that the device cannot do by itself
+    int        first, last; // nodes of the graph
     em_block * block;       // null: not recognised
 };
 
-// llama.cpp computes the same graph again and again, and its number tells that it is the same.
+// llama.cpp computes the same graph again and again; the graph's number tells so.
 struct em_reading {
     uint64_t              uid = 0;
     std::vector<em_block> blocks;
     std::vector<em_stop>  stops;
-    std::vector<em_patch> biases; // of projections, to be read on the device
+    std::vector<em_patch> biases; // to be read on the device
 };
 
 struct em_cut {
@@ -37,8 +36,6 @@ struct em_edits {
 };
 
 void em_read_graph(em_pass * p, ggml_cgraph * graph);
-
-// graph_edits.cpp
-void em_cut_off(em_edits & edits, ggml_tensor * t); // t was computed here: a leaf for the rest of the graph
+void em_cut_off(em_edits & edits, ggml_tensor * t); // t is computed: makes it a leaf for the rest of the graph
 void em_patch_in(em_edits & edits, ggml_tensor ** where, ggml_tensor * what);
 void em_undo(em_edits & edits);

@@ -1,46 +1,42 @@
 // Copies between host and device, see link.h.
 
+#include "model/clones.h"
 #include "pass/pass.h"
 
-#include <algorithm>
-#include <cstring>
-
 ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n) {
-    ggml_tensor r = t;
+    ggml_tensor r = em_leaf(t);
     r.ne[1] = n;
     r.nb[2] = r.nb[3] = r.nb[1] * size_t(n);
-    r.data     = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
-    r.buffer   = em_buffer_of(&t);
-    r.view_src  = nullptr;
-    r.view_offs = 0; // a device may add it to `data`
+    r.data  = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
     return r;
 }
 
-char * em_area_of(em_pass * p, em_region & region, size_t & stride, size_t each, const em_layer_t & layer) {
-    if (each > stride || stride * p->e->model.layers.size() > region.size) {
-        G.ggml_backend_synchronize(p->inner);
-        stride = std::max(stride, each);
-        if (!region.ensure(stride * p->e->model.layers.size())) {
+char * em_area_of(em_pass * p, em_layer_region & region, size_t each, const em_layer_t & layer) {
+    const size_t layers = p->e->model.layers.size();
+    if (each > region.stride || region.stride * layers > region.size) {
+        G.ggml_backend_synchronize(p->compute);
+        region.stride = std::max(region.stride, each);
+        if (!region.ensure(region.stride * layers)) {
             return nullptr;
         }
     }
-    return region.base + stride * size_t(layer.index);
+    return region.base + region.stride * size_t(layer.index);
 }
 
 void em_before_sending(em_pass * p) {
     if (p->events && !p->e->device.traits.sends_in_order) {
-        G.ggml_backend_event_record(p->sync.ready, p->inner);
-        G.ggml_backend_event_wait(p->inner, p->sync.ready);
+        G.ggml_backend_event_record(p->sync.ready, p->compute);
+        G.ggml_backend_event_wait(p->compute, p->sync.ready);
     }
 }
 
 void em_force_ids(em_pass * p, const em_block & b) {
     em_engine * e = p->e;
-    if (e->forced.tokens == 0 || b.k != e->forced.used) {
+    if (e->forced.tokens == 0 || b.k != e->forced.top_k) {
         return;
     }
     ggml_tensor ids    = *b.ids;
-    char *      memory = em_area_of(p, p->memory.forced_ids, p->memory.forced_stride, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN), *b.layer);
+    char *      memory = em_area_of(p, p->memory.forced_ids, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN), *b.layer);
     if (!memory) {
         return;
     }
@@ -49,7 +45,7 @@ void em_force_ids(em_pass * p, const em_block & b) {
     em_before_sending(p);
     for (int64_t t = 0; t < b.tokens; ++t) {
         const size_t at = size_t(t) * ids.nb[1];
-        G.ggml_backend_tensor_set_async(p->inner, b.ids, memory + at, at, size_t(b.k) * 4);
+        G.ggml_backend_tensor_set_async(p->compute, b.ids, memory + at, at, size_t(b.k) * 4);
     }
 }
 
@@ -72,18 +68,16 @@ void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggm
 }
 
 bool em_sent(em_pass * p, em_stage_part part) {
-    ggml_backend * stream = p->e->device.stream;
-    const bool     tells  = p->e->device.traits.reports_failed_copies;
-    if (p->events) {
-        G.ggml_backend_event_record(p->sync.filled[part], stream);
-    }
-    if (!p->events || tells) {
+    ggml_backend * stream  = p->e->device.stream;
+    const bool     reports = p->e->device.traits.reports_failed_copies;
+    em_event_record(p->sync.filled[part], stream);
+    if (!p->events || reports) {
         G.ggml_backend_synchronize(stream);
     }
-    return !tells || !em_device_failed(stream);
+    return !reports || !em_device_failed(stream);
 }
 
-em_put_rows::em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int64_t n) {
+em_put_rows::em_put_rows(int64_t width, int64_t height, int64_t n) {
     const int64_t ne[3][2] = {{width, height}, {width, n}, {n, 1}};
     all     = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[0]);
     rows    = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[1]);
@@ -93,39 +87,31 @@ em_put_rows::em_put_rows(ggml_context * ctx, int64_t width, int64_t height, int6
     G.ggml_build_forward_expand(graph, put);
 }
 
-namespace {
-
-// Copies rows and their numbers to where the view's inputs lay; from there the device puts them in place.
-int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * there) {
+// Copies rows and their numbers to scratch memory of the view's inputs; from there the device puts the rows in place.
+static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
     const size_t row = size_t(out->ne[0]) * 4;
-    ggml_context * ctx = G.ggml_init({p->rows.arena.size(), p->rows.arena.data(), true});
-    const em_put_rows r(ctx, out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
-    r.rows->data = there, r.rows->buffer = p->memory.aside.buffer;
-    r.numbers->data = there + n * row, r.numbers->buffer = p->memory.aside.buffer;
+    const em_put_rows r(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
+    r.rows->data = scratch, r.rows->buffer = p->memory.scratch.buffer;
+    r.numbers->data = scratch + n * row, r.numbers->buffer = p->memory.scratch.buffer;
     r.put->data = r.all->data = out->data;
     r.put->buffer = r.all->buffer = em_buffer_of(out);
     em_before_sending(p);
-    G.ggml_backend_tensor_set_async(p->inner, r.rows, rows, 0, n * row);
-    G.ggml_backend_tensor_set_async(p->inner, r.numbers, numbers, 0, n * 4);
-    const int status = G.ggml_backend_graph_compute_async(p->inner, r.graph);
-    G.ggml_free(ctx);
-    return status;
+    G.ggml_backend_tensor_set_async(p->compute, r.rows, rows, 0, n * row);
+    G.ggml_backend_tensor_set_async(p->compute, r.numbers, numbers, 0, n * 4);
+    return G.ggml_backend_graph_compute_async(p->compute, r.graph);
 }
 
-} // namespace
-
 int em_send_rows(em_pass * p, const em_block & b) {
-    constexpr size_t MANY = 16; // as many small copies take longer than to put the rows together
     ggml_tensor * out  = b.down();
     char *        rows = static_cast<char *>(p->view.block.down()->data);
     const size_t  row  = size_t(out->ne[0]) * 4, n = p->misses.cold.size(), ids = em_ids_bytes(b);
-    const size_t  most = p->rows.supported && p->memory.aside.size > ids ? (p->memory.aside.size - ids) / (row + 4) : 0;
+    const size_t  most = p->tables.puts_rows && p->memory.scratch.size > ids ? (p->memory.scratch.size - ids) / (row + 4) : 0;
     std::vector<int32_t> number;
     for (const em_pair & c : p->misses.cold) {
-        number.push_back(int32_t(c.token * b.k + c.k)); // a multiplication's rows lie one behind the other
+        number.push_back(int32_t(c.token * b.k + c.k)); // rows of a multiplication lie one behind the other
     }
     std::sort(number.begin(), number.end());
-    if (n < MANY || most == 0) {
+    if (n < EM_MANY_COPIES || most == 0) {
         em_before_sending(p);
         for (size_t i = 0; i < n;) {
             const size_t from = size_t(number[i]) * row;
@@ -133,18 +119,18 @@ int em_send_rows(em_pass * p, const em_block & b) {
             for (++i; i < n && size_t(number[i]) * row == to; ++i) {
                 to += row;
             }
-            G.ggml_backend_tensor_set_async(p->inner, out, rows + from, from, to - from);
+            G.ggml_backend_tensor_set_async(p->compute, out, rows + from, from, to - from);
         }
         return STATUS_SUCCESS;
     }
     for (size_t i = 0; i < n; ++i) {
         memmove(rows + i * row, rows + size_t(number[i]) * row, row);
     }
-    char * numbers = rows + n * row; // at most where the view's inputs begin, which nobody reads any more
+    char * numbers = rows + n * row; // may overwrite the view's inputs, which are not read any more
     memcpy(numbers, number.data(), n * 4);
     int status = STATUS_SUCCESS;
     for (size_t i = 0; i < n && status == STATUS_SUCCESS; i += most) {
-        status = put_rows(p, out, rows + i * row, numbers + i * 4, std::min(most, n - i), p->memory.aside.base + ids);
+        status = put_rows(p, out, rows + i * row, numbers + i * 4, std::min(most, n - i), p->memory.scratch.base + ids);
     }
     return status;
 }

@@ -2,17 +2,6 @@
 
 #include "pass/pass.h"
 
-#include <algorithm>
-
-int32_t * em_host_table(em_pass * p, size_t layer, bool stage) {
-    size_t at = 0;
-    for (size_t l = 0; l < layer; ++l) {
-        at += 2 * em_align(size_t(p->e->model.layers[l]->experts) * 4, 64);
-    }
-    at += stage ? em_align(size_t(p->e->model.layers[layer]->experts) * 4, 64) : 0;
-    return reinterpret_cast<int32_t *>(p->tables.host.base + at);
-}
-
 bool em_tables_make(em_pass * p) {
     if (p->tables.ctx) {
         return p->tables.buffer && p->tables.host.base;
@@ -23,12 +12,9 @@ bool em_tables_make(em_pass * p) {
     const size_t               align = std::max(G.ggml_backend_buft_get_alignment(buft), size_t(64));
     p->tables.ctx = G.ggml_init({G.ggml_tensor_overhead() * n * (2 + PROJ_COUNT) + 256, nullptr, true});
     p->tables.bias.assign(n * PROJ_COUNT, nullptr);
-    p->rows.arena.resize(em_put_rows::bytes());
-    ggml_context * asking = G.ggml_init({p->rows.arena.size(), p->rows.arena.data(), true});
-    p->rows.supported = G.ggml_backend_dev_supports_op(e->device.handle, em_put_rows(asking, 32, 2, 1).put);
-    G.ggml_free(asking);
+    p->tables.puts_rows = G.ggml_backend_dev_supports_op(e->device.handle, em_put_rows(32, 2, 1).put);
     std::vector<ggml_tensor *> all;
-    size_t host = 0, device = align;
+    size_t device = align;
     auto make = [&](int type, int64_t ne0, int64_t ne1) {
         const int64_t ne[2] = {ne0, ne1};
         ggml_tensor * t     = G.ggml_new_tensor(p->tables.ctx, type, 2, ne);
@@ -40,20 +26,20 @@ bool em_tables_make(em_pass * p) {
         const em_layer_t & layer = *e->model.layers[l];
         p->tables.slots.push_back(make(TYPE_I32, 1, layer.experts));
         p->tables.stage.push_back(make(TYPE_I32, 1, layer.experts));
-        host += 2 * em_align(size_t(layer.experts) * 4, 64);
+        p->tables.host.stride = std::max(p->tables.host.stride, em_align(size_t(layer.experts) * 4, 64));
         for (int i = 0; i < PROJ_COUNT; ++i) {
             if (const ggml_tensor * b = layer.bias[i]) {
                 p->tables.bias[l * PROJ_COUNT + size_t(i)] = make(b->type, b->ne[0], b->ne[1]);
             }
         }
-        p->graphs.hot.push_back(std::make_unique<em_device_graph>());
-        p->graphs.staged.push_back(std::make_unique<em_device_graph>());
-        p->graphs.fetched.push_back(std::make_unique<em_device_graph>());
+        for (auto * graphs : {&p->graphs.hot, &p->graphs.staged, &p->graphs.fetched}) {
+            graphs->push_back(std::make_unique<em_device_graph>());
+        }
     }
     p->tables.sent_version.assign(n, -1);
     p->tables.whole_version.assign(n, -1);
     p->tables.buffer = G.ggml_backend_buft_alloc_buffer(buft, device);
-    if (!p->tables.buffer || !p->tables.host.ensure(host)) {
+    if (!p->tables.buffer || !p->tables.host.ensure(p->tables.host.stride * 2 * n)) {
         return false;
     }
     char * at = em_align(G.ggml_backend_buffer_get_base(p->tables.buffer), align);
@@ -62,9 +48,8 @@ bool em_tables_make(em_pass * p) {
         at += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
     }
     for (size_t i = 0; i < p->tables.bias.size(); ++i) {
-        if (p->tables.bias[i]) {
-            const ggml_tensor * from = e->model.layers[i / PROJ_COUNT]->bias[i % PROJ_COUNT];
-            G.ggml_backend_tensor_set(const_cast<ggml_tensor *>(p->tables.bias[i]), from->data, 0, G.ggml_nbytes(from));
+        if (const ggml_tensor * from = e->model.layers[i / PROJ_COUNT]->bias[i % PROJ_COUNT]) {
+            G.ggml_backend_tensor_set(p->tables.bias[i], from->data, 0, G.ggml_nbytes(from));
         }
     }
     return true;

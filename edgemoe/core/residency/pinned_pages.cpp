@@ -1,47 +1,30 @@
-// Experts in host memory that a device may read by itself. Otherwise every upload is copied to pinned staging first: three times the
-// memory traffic of an expert, where memory is what decoding waits for.
+// Experts in host memory that a device may read by itself. Without that every upload is copied to pinned staging first: three
+// times the memory traffic of an expert, where decoding waits for memory.
 
 #include "residency/residency.h"
 
-#include <cstdint>
-
-namespace {
-
-// Whole pages only: the next tensor begins on the last one, and no page is registered twice.
-constexpr uintptr_t PAGE = 4096;
-
-typedef bool (*enter_t)(void *, size_t);
-typedef void (*leave_t)(void *);
-
-void * proc(const em_device & device, const char * name) {
-    return G.ggml_backend_reg_get_proc_address(G.ggml_backend_dev_backend_reg(device.handle), name);
-}
-
-} // namespace
+// Whole pages only: the next tensor begins on the last page, and no page is registered twice.
+static constexpr uintptr_t PAGE = 4096;
 
 void em_host_register(const em_residence & r, em_layer_t & layer) {
     if (layer.registered.load(std::memory_order_acquire)) {
         return;
     }
-    auto * enter = reinterpret_cast<enter_t>(proc(r.device, "ggml_backend_register_host_buffer"));
-    auto   open  = [&](const ggml_tensor * t, em_window & w) {
-        if (!t || !enter || !r.options.register_host) {
-            return;
+    auto * enter = em_device_function<bool (*)(void *, size_t)>(r.device.handle, "ggml_backend_register_host_buffer");
+    for (int p = 0; p < PROJ_COUNT && enter && r.options.register_host; ++p) {
+        if (const ggml_tensor * t = layer.weight[p]) {
+            const uintptr_t from = (uintptr_t(t->data) + PAGE - 1) / PAGE * PAGE;
+            const uintptr_t to   = (uintptr_t(t->data) + G.ggml_nbytes(t)) / PAGE * PAGE;
+            if (to > from && enter(reinterpret_cast<void *>(from), to - from)) {
+                layer.window[p] = {reinterpret_cast<const char *>(from), reinterpret_cast<const char *>(to)};
+            }
         }
-        const uintptr_t from = (uintptr_t(t->data) + PAGE - 1) / PAGE * PAGE;
-        const uintptr_t to   = (uintptr_t(t->data) + G.ggml_nbytes(t)) / PAGE * PAGE;
-        if (to > from && enter(reinterpret_cast<void *>(from), to - from)) {
-            w = {reinterpret_cast<const char *>(from), reinterpret_cast<const char *>(to)};
-        }
-    };
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        open(layer.weight[p], layer.window[p]);
     }
     layer.registered.store(true, std::memory_order_release);
 }
 
 void em_host_unregister(em_residence & r) {
-    auto * leave = r.device.handle ? reinterpret_cast<leave_t>(proc(r.device, "ggml_backend_unregister_host_buffer")) : nullptr;
+    auto * leave = r.device.handle ? em_device_function<void (*)(void *)>(r.device.handle, "ggml_backend_unregister_host_buffer") : nullptr;
     for (auto & layer : r.model.layers) {
         for (em_window & w : layer->window) {
             if (w.from && leave) {
@@ -53,10 +36,12 @@ void em_host_unregister(em_residence & r) {
     }
 }
 
-bool em_host_readable(const em_layer_t & layer, int projection, const char * from, size_t bytes) {
+bool em_host_readable(const em_layer_t & layer, int projection, int32_t expert) {
     if (!layer.registered.load(std::memory_order_acquire)) {
         return false;
     }
-    const em_window & w = layer.window[projection];
-    return w.from && from >= w.from && from + bytes <= w.to;
+    const ggml_tensor * t    = layer.weight[projection];
+    const em_window &   w    = layer.window[projection];
+    const char *        from = static_cast<const char *>(t->data) + size_t(expert) * t->nb[2];
+    return w.from && from >= w.from && from + t->nb[2] <= w.to;
 }

@@ -1,16 +1,18 @@
 #pragma once
 
-// Who is where: slots on the device, uploads into them, the stage for prompts, and host memory that the device reads by itself.
+// Which expert is where: slots on the device, uploads into slots, the stage for prompts, and host memory that the device reads by
+// itself.
 //
 // Writer of em_residents (model/layer.h): this room only, under the mutex of the layer.
-// em_uploads: the queue under `queue_mutex`; `mutex` is held during one upload, during a prompt (hold), and while slots are
-// reallocated. begin_step and begin_layer are called by the thread that computes; their fields are atomic.
-// em_readers and em_stages: the thread that computes, under em_turn::computing; the list of streams has a lock of its own.
+// em_uploads: `queue_mutex` guards the queue. `mutex` is held during one upload, during a prompt (hold), and while slots are
+// reallocated. The thread that computes calls begin_step and begin_layer; their fields are atomic.
+// em_readers and em_stages: the thread that computes, under em_turn::computing; the stream of the pass has a lock of its own.
 // Order of locks: computing, uploads.mutex, residents.mutex, queue_mutex.
 
 #include "device/device.h"
 #include "edgemoe.h"
-#include "measures/measures.h"
+#include "measures/counters.h"
+#include "measures/rates.h"
 #include "memory/region.h"
 #include "model/block.h"
 
@@ -21,10 +23,9 @@
 // An upload in the queue. A prefetch is worth nothing once its layer has run.
 struct em_request {
     em_load load;
-    int64_t step = -1; // of a prefetch: the step that it is for
+    int64_t step = -1; // of a prefetch: the step that needs the expert
 };
 
-// Requests in, residency out.
 struct em_uploads {
     std::thread             thread;
     std::mutex              queue_mutex;
@@ -33,7 +34,7 @@ struct em_uploads {
     bool                    copying = false; // an upload is under way
     bool                    stopping = false;
     std::mutex              mutex;
-    std::atomic<bool>       wanted{false}; // `mutex`, by a prompt: the copy thread lets it go first
+    std::atomic<bool>       wanted{false}; // a prompt waits for `mutex`: the copy thread lets the prompt go first
     em_region               staging;       // the copy thread's
     std::atomic<int64_t>    step{0};       // decode steps begun
     std::atomic<int32_t>    layer_now{-1}; // expert layer of this step that runs
@@ -43,8 +44,8 @@ struct em_uploads {
         layer_now = -1;
     }
     void begin_layer(int32_t layer) { layer_now = layer; }
-    void wake() { queue_changed.notify_all(); } // there are requests
-    std::unique_lock<std::mutex> hold() {       // no upload is under way
+    void wake() { queue_changed.notify_all(); }
+    std::unique_lock<std::mutex> hold() { // no upload is under way while the caller has the lock
         wanted = true;
         std::unique_lock<std::mutex> lock(mutex);
         wanted = false;
@@ -52,25 +53,25 @@ struct em_uploads {
     }
 };
 
-// Who may read slots.
+// The stream and the event of computations that may read slots.
 struct em_readers {
-    ggml_backend_event *        read = nullptr; // as of a layer, of a graph that read the slots of all of them
-    std::mutex                  mutex;
-    std::vector<ggml_backend *> streams; // of passes
+    em_event       read; // on the pass's stream: a graph over the slots of all layers has read them
+    std::mutex     mutex;
+    ggml_backend * stream = nullptr; // of the pass: there is one at a time
 };
 
-// Staging places for experts that are streamed through in a prefill; one set of tensors per weight shape.
+// Places for experts that are streamed through in a prefill; one set of tensors per weight shape.
 struct em_stage {
-    const em_layer_t * like = nullptr;
+    const em_layer_t * like = nullptr; // a layer of this shape
     em_places          places;
 };
 
 struct em_stages {
     std::vector<std::unique_ptr<em_stage>> all;
-    bool                  made = false;
-    ggml_backend_buffer * memory = nullptr; // of stages that can share: a part of one lies where that of another does
-    size_t                second = 0;       // where the second part begins
-    std::atomic<int64_t>  bytes{0};
+    bool                 made = false;
+    em_buffer            memory;     // shared by stages: each part of a stage lies where the same part of another stage does
+    size_t               second = 0; // where the second part begins
+    std::atomic<int64_t> bytes{0};
 };
 
 struct em_residence {
@@ -88,42 +89,37 @@ struct em_residence {
 // slots.cpp: the only writer of em_residents
 void em_residents_begin(em_residence & r); // empty tables for every layer, events where the device has them
 void em_residents_end(em_residence & r);   // no slots, no events
-bool em_slots_claim(em_layer_t & layer, const em_load & load, bool prefetch); // COLD -> PENDING; false: it was not cold
-int  em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_backend * copy); // the slot to fill; -1: none
+bool em_slots_claim(em_layer_t & layer, const em_load & load, bool prefetch); // COLD -> PENDING; false: the expert was not cold
+// The slot to fill for a pending expert, or -1. `missed`: the expert comes too late.
+int  em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_backend * copy);
 void em_slot_loaded(em_layer_t & layer, const em_load & load, int32_t slot, bool ok);
 int  em_slots_set(em_residence & r, const int32_t * slots); // of each layer
 int  em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned);
-bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: another is there
+bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: another stream is there
 void em_readers_leave(em_readers & readers, ggml_backend * stream);
-void em_readers_wait(em_readers & readers); // until their streams have done what was started
-void em_note_use(em_layer_t & layer, const int32_t * ids, int64_t n); // needs the layer's mutex
+void em_readers_wait(em_readers & readers); // until the stream has done everything that was started
+void em_note_use(em_layer_t & layer, const ggml_tensor * ids); // needs the layer's mutex
 
 // uploads.cpp
-void em_copy_start(em_residence & r);
-void em_copy_stop(em_residence & r);
-bool em_queue(em_residence & r, const em_load & load, int64_t step); // step -1: not a prefetch. False: nothing to load
-void em_queue_clear(em_uploads & u);
-bool em_uploads_wait(em_uploads & u, int32_t timeout_ms); // until the queue is empty. False: it is not
-bool em_link_idle(em_uploads & u);
+void   em_copy_start(em_residence & r);
+void   em_copy_stop(em_residence & r);
+bool   em_queue(em_residence & r, const em_load & load, int64_t step); // step -1: not a prefetch. False: nothing to load
+void   em_queue_clear(em_uploads & u);
+bool   em_uploads_wait(em_uploads & u, int32_t timeout_ms); // until the queue is empty. False: time is over
+bool   em_link_idle(em_uploads & u);
 size_t em_urgent_waiting(em_uploads & u); // uploads before the next prefetch
 // Copies all weights and biases of an expert; staging holds expert_bytes and must stay until the stream was waited for.
-void em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
-                      int32_t expert, int32_t place);
-
-// places.cpp: device memory for experts
-// Tensors without memory; bytes of the first part, and of the second one, the down projection.
-void em_places_make(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]);
-void em_places_put(em_places & places, ggml_backend_buffer * buffer, size_t second); // gives them memory
-bool em_places_alloc(em_places & places, ggml_backend_device * device, const em_layer_t & layer, int32_t count); // both
-void em_places_free(em_places & places);
+void   em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
+                        int32_t expert, int32_t place);
 
 // stage.cpp
+em_places  em_places_alloc(ggml_backend_device * device, const em_layer_t & layer, int32_t count); // no buffer: no memory
 bool       em_device_usable(const em_device & device, const em_layer_t & layer);
 em_stage * em_stage_for(em_residence & r, const em_layer_t & layer); // null: no memory
-void       em_stages_make(em_residence & r); // before they are needed: memory is had or not while the model loads
+void       em_stages_make(em_residence & r); // ahead of use, so that missing memory is known while the model loads
 void       em_stages_release(em_stages & s);
 
 // pinned_pages.cpp
 void em_host_register(const em_residence & r, em_layer_t & layer); // once per layer; may take long, needs no lock
 void em_host_unregister(em_residence & r);
-bool em_host_readable(const em_layer_t & layer, int projection, const char * from, size_t bytes);
+bool em_host_readable(const em_layer_t & layer, int projection, int32_t expert); // by the device itself

@@ -1,13 +1,10 @@
-// Uploads: the queue, and the thread that empties it.
+// Uploads: the queue, and the copy thread that empties it.
 
 #include "residency/residency.h"
 
-#include <cstring>
-
 void em_upload_expert(em_counters & count, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
                       int32_t expert, int32_t place) {
-    // A device that copies before it returns has no use for staging either.
-    const bool waits = !backend->iface.set_tensor_async;
+    const bool waits = !backend->iface.set_tensor_async; // copies before it returns, and needs no staging either
     auto       send  = [&](const ggml_tensor * from, ggml_tensor * target, size_t bytes, bool direct) {
         const char * source = static_cast<const char *>(from->data) + size_t(expert) * bytes;
         if (direct) {
@@ -21,8 +18,7 @@ void em_upload_expert(em_counters & count, ggml_backend * backend, char * stagin
     };
     for (int p = 0; p < PROJ_COUNT; ++p) {
         if (const ggml_tensor * w = layer.weight[p]) {
-            const char * source = static_cast<const char *>(w->data) + size_t(expert) * w->nb[2];
-            send(w, to.weight[p], w->nb[2], waits || em_host_readable(layer, p, source, w->nb[2]));
+            send(w, to.weight[p], w->nb[2], waits || em_host_readable(layer, p, expert));
         }
         if (const ggml_tensor * b = layer.bias[p]) {
             send(b, to.bias[p], b->nb[1], waits);
@@ -30,26 +26,21 @@ void em_upload_expert(em_counters & count, ggml_backend * backend, char * stagin
     }
 }
 
-namespace {
-
 // Copies an expert into a slot. False: the device failed.
-bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
-    constexpr double SMOOTH  = 0.1;
-    const int64_t    started = em_now_ns();
-    bool             ok      = r.uploads.staging.ensure(layer.expert_bytes);
+static bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
+    const int64_t started = em_now_ns();
+    bool          ok      = r.uploads.staging.ensure(layer.expert_bytes);
     if (ok) {
         em_upload_expert(r.count, r.device.copy, r.uploads.staging.base, layer, layer.residents.places, expert, slot);
         G.ggml_backend_synchronize(r.device.copy);
         ok = !em_device_failed(r.device.copy);
     }
-    const double rate  = double(em_now_ns() - started) / double(layer.expert_bytes);
-    const double known = r.rates.copy_ns_per_byte;
-    r.rates.copy_ns_per_byte = known > 0 ? known + SMOOTH * (rate - known) : rate;
+    em_note_rate(r.rates.copy_ns_per_byte, double(em_now_ns() - started) / double(layer.expert_bytes), EM_SMOOTH_OFTEN);
     return ok;
 }
 
-// One request from the queue; uploads.mutex is held, so the layer's slots stay allocated.
-void upload(em_residence & r, const em_request & request) {
+// Serves one request; uploads.mutex is held, so the layer's slots stay allocated.
+static void upload(em_residence & r, const em_request & request) {
     const em_load & load   = request.load;
     em_layer_t &    layer  = *r.model.layers[size_t(load.layer)];
     const bool      missed = request.step >= 0 && (request.step != r.uploads.step || load.layer <= r.uploads.layer_now);
@@ -60,15 +51,11 @@ void upload(em_residence & r, const em_request & request) {
     em_host_register(r, layer);
     const bool ok = copy_expert(r, layer, load.expert, slot);
     em_slot_loaded(layer, load, slot, ok);
-    if (ok) {
-        r.count.uploads += 1;
-        r.count.upload_bytes += int64_t(layer.expert_bytes);
-    } else {
-        r.count.failed_uploads += 1;
-    }
+    (ok ? r.count.uploads : r.count.failed_uploads) += 1;
+    r.count.upload_bytes += ok ? int64_t(layer.expert_bytes) : 0;
 }
 
-void copy_loop(em_residence & r) {
+static void copy_loop(em_residence & r) {
     em_uploads &                 u = r.uploads;
     std::unique_lock<std::mutex> lock(u.queue_mutex);
     for (;;) {
@@ -81,7 +68,7 @@ void copy_loop(em_residence & r) {
         from.pop_front();
         u.copying = true;
         lock.unlock();
-        while (u.wanted && !r.turn.cancelled) { // the mutex knows no order
+        while (u.wanted && !r.turn.cancelled) { // a std::mutex keeps no order among its waiters
             std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
         {
@@ -94,15 +81,12 @@ void copy_loop(em_residence & r) {
     }
 }
 
-} // namespace
-
 bool em_queue(em_residence & r, const em_load & load, int64_t step) {
     if (!em_slots_claim(*r.model.layers[size_t(load.layer)], load, step >= 0)) {
         return false;
     }
-    em_uploads &                u = r.uploads;
-    std::lock_guard<std::mutex> lock(u.queue_mutex);
-    (step >= 0 ? u.urgent : u.queue).push_back({load, step});
+    std::lock_guard<std::mutex> lock(r.uploads.queue_mutex);
+    (step >= 0 ? r.uploads.urgent : r.uploads.queue).push_back({load, step});
     return true;
 }
 
@@ -136,15 +120,13 @@ void em_copy_start(em_residence & r) {
 }
 
 void em_copy_stop(em_residence & r) {
-    em_uploads & u = r.uploads;
+    em_queue_clear(r.uploads);
     {
-        std::lock_guard<std::mutex> lock(u.queue_mutex);
-        u.stopping = true;
-        u.queue.clear();
-        u.urgent.clear();
+        std::lock_guard<std::mutex> lock(r.uploads.queue_mutex);
+        r.uploads.stopping = true;
     }
-    u.queue_changed.notify_all();
-    if (u.thread.joinable()) {
-        u.thread.join();
+    r.uploads.wake();
+    if (r.uploads.thread.joinable()) {
+        r.uploads.thread.join();
     }
 }

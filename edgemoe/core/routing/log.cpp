@@ -1,72 +1,62 @@
-// See log.h.
-
 #include "routing/log.h"
-
 #include "errors.h"
 
-#include <cstring>
-
-namespace {
-
-constexpr size_t RING_CAPACITY = size_t(1) << 20; // int32: 4 MiB, a 512-token batch of 60 layers, top-8, four times over
-
-} // namespace
-
-// Oldest events are never overwritten: events that do not fit are counted.
+// Events that do not fit are counted and dropped; older events stay.
 void em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids) {
-    const int64_t k = ids->ne[0], tokens = ids->ne[1];
+    constexpr size_t CAPACITY = size_t(1) << 20; // int32: 4 MiB, four batches of 512 tokens, 60 layers and top-8
+    const int64_t    k = ids->ne[0], tokens = ids->ne[1];
     if (log.model.layers.front()->block == block) {
         log.count.tokens += tokens;
     }
     const size_t needed = size_t(k * tokens) + 3;
     std::lock_guard<std::mutex> lock(log.mutex);
-    log.full = log.full || log.used + needed > RING_CAPACITY;
-    if (log.full) { // small records too: half a batch would pass for another
+    log.full = log.full || log.length + needed > CAPACITY;
+    if (log.full) { // small records too: half a batch would look like a batch
         log.count.dropped_events += 1;
         return;
     }
-    if (log.ring.size() < log.used + needed) {
-        log.ring.resize(log.used + needed);
+    if (log.events.size() < log.length + needed) {
+        log.events.resize(log.length + needed);
     }
-    int32_t * to = &log.ring[log.used];
+    int32_t * to = &log.events[log.length];
     *to++ = block, *to++ = int32_t(tokens), *to++ = int32_t(k);
     for (int64_t t = 0; t < tokens; ++t, to += k) {
         memcpy(to, static_cast<const char *>(ids->data) + t * ids->nb[1], size_t(k) * 4);
     }
-    log.used += needed;
+    log.length += needed;
 }
 
 int64_t em_log_drain(em_routing_log & log, int32_t * out, int64_t capacity) {
     std::lock_guard<std::mutex> lock(log.mutex);
     int64_t n = 0;
-    while (n < int64_t(log.used)) {
-        const int64_t record = 3 + int64_t(log.ring[size_t(n) + 1]) * log.ring[size_t(n) + 2];
+    while (n < int64_t(log.length)) {
+        const int64_t record = 3 + int64_t(log.events[size_t(n) + 1]) * log.events[size_t(n) + 2];
         if (n + record > capacity) {
             break;
         }
         n += record;
     }
-    memcpy(out, log.ring.data(), size_t(n) * 4);
-    memmove(log.ring.data(), log.ring.data() + n, (log.used - size_t(n)) * 4);
-    log.used -= size_t(n);
-    log.full = log.full && log.used > 0;
+    memcpy(out, log.events.data(), size_t(n) * 4);
+    memmove(log.events.data(), log.events.data() + n, (log.length - size_t(n)) * 4);
+    log.length -= size_t(n);
+    log.full = log.full && log.length > 0;
     return n;
 }
 
-int em_force_set(em_forced & f, const em_model & model, const int32_t * ids, int64_t tokens, int32_t used) {
-    const size_t layers = model.layers.size(), n = size_t(tokens) * layers * size_t(used);
+int em_force_set(em_forced & f, const em_model & model, const int32_t * ids, int64_t tokens, int32_t top_k) {
+    const size_t layers = model.layers.size(), n = size_t(tokens) * layers * size_t(top_k);
     for (size_t i = 0; i < n; ++i) {
-        if (ids[i] < 0 || ids[i] >= model.layers[i / size_t(used) % layers]->experts) {
+        if (ids[i] < 0 || ids[i] >= model.layers[i / size_t(top_k) % layers]->experts) {
             return em_fail(EM_ERROR_ARGUMENT, "an expert of the trace is not in the model");
         }
     }
-    f = {std::vector<int32_t>(ids, ids + n), tokens, int64_t(layers), used, -1};
+    f = {std::vector<int32_t>(ids, ids + n), tokens, int64_t(layers), top_k, -1};
     return EM_OK;
 }
 
-// The last layer of a long batch computes only the tokens that are asked for, which are its last ones.
+// The last layer of a long batch computes its last tokens only.
 void em_force_routing(em_forced & f, int32_t layer, ggml_tensor * ids) {
-    if (f.tokens == 0 || ids->ne[0] != f.used) {
+    if (f.tokens == 0 || ids->ne[0] != f.top_k) {
         return;
     }
     const int64_t tokens = ids->ne[1];
@@ -76,7 +66,7 @@ void em_force_routing(em_forced & f, int32_t layer, ggml_tensor * ids) {
     for (int64_t t = 0; t < tokens; ++t) {
         const int64_t back = (tokens - 1 - t) % f.tokens;
         const int64_t at   = (f.at - back + f.tokens) % f.tokens;
-        const size_t  row  = (size_t(at) * size_t(f.layers) + size_t(layer)) * size_t(f.used);
-        memcpy(static_cast<char *>(ids->data) + t * ids->nb[1], &f.ids[row], size_t(f.used) * 4);
+        const size_t  row  = (size_t(at) * size_t(f.layers) + size_t(layer)) * size_t(f.top_k);
+        memcpy(static_cast<char *>(ids->data) + t * ids->nb[1], &f.ids[row], size_t(f.top_k) * 4);
     }
 }

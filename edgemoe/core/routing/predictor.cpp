@@ -1,5 +1,3 @@
-// See predictor.h.
-
 #include "routing/predictor.h"
 
 #include <algorithm>
@@ -14,12 +12,11 @@
 #endif
 
 namespace {
-
 constexpr float SHARE = 1.0f / 255; // unit of em_token_memory
-// All experts of a layer correct the same weight of a token's shares or of a router: each one by less.
+// All experts of a layer correct the same weight of a token's shares or of a router, so each corrects less.
 constexpr float FEW_STEP = 0.1f;
 
-// Within 2e-7 of 1 / (1 + exp(-x)), without a call: 2 to the power of a whole number by its bits, of the rest by a polynomial.
+// Within 2e-7 of 1 / (1 + exp(-x)), without a call. 2^y is made of the bits of a whole number and a polynomial for the rest.
 EM_CLONES void to_probabilities(float * x, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         const float   y     = std::min(std::max(x[i], -80.0f), 80.0f) * -1.44269504f;
@@ -64,8 +61,8 @@ EM_CLONES void scale(float * to, float factor, int32_t n) {
     }
 }
 
-// Rows lie all over a table of megabytes: ask for them before the first is needed.
-void fetch(const float * row, int32_t n) {
+// Rows lie anywhere in a table of megabytes: asks the cache for a row before the row is needed.
+void touch(const float * row, int32_t n) {
 #if defined(__GNUC__)
     for (int32_t i = 0; i < n; i += 16) {
         __builtin_prefetch(row + i);
@@ -73,6 +70,14 @@ void fetch(const float * row, int32_t n) {
 #endif
 }
 
+// Calls f with every id that is known.
+template <typename F> void each_known(const int32_t * ids, int64_t n, F f) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (ids[i] >= 0) {
+            f(ids[i]);
+        }
+    }
+}
 } // namespace
 
 void em_predictor::begin(int32_t id) {
@@ -83,58 +88,46 @@ void em_predictor::begin(int32_t id) {
 
 void em_predictor::end() {
     const std::vector<int32_t> routed_to = ids;
-    seen.note(token_id, routed_to.data(), used);
+    seen.note(token_id, routed_to.data(), top_k);
     token(routed_to.data());
     ++done;
 }
 
-// Two weights: of an expert's share, and a constant.
+// Place of two weights: of an expert's share, and a constant.
 size_t em_predictor::token_weights(int32_t layer, int32_t lead) const {
     return (size_t((lead - 1) * layers + layer) * EM_TOKEN_TIMES + size_t(kind)) * 2;
 }
 
-// All rows that token() will read of a layer.
-void em_predictor::fetch_rows(const int32_t * latest, int32_t l) const {
-    for (int32_t i = 0; l < layers && i < used; ++i) {
-        const int32_t e = latest[l * used + i];
-        if (e < 0) {
-            continue;
-        }
-        fetch(row(keep_again, l, e), experts);
+// Touches all rows that token() will read of a layer.
+void em_predictor::touch_rows(const int32_t * latest, int32_t l) const {
+    each_known(latest + l * top_k, l < layers ? top_k : 0, [&](int32_t e) {
+        touch(row(keep_again, l, e), experts);
         for (int32_t m = 0; m < memories; ++m) {
-            fetch(row(keep_memory, m * layers + l, e), experts);
+            touch(row(keep_memory, m * layers + l, e), experts);
         }
         for (int32_t a = 0; a < leads; ++a) {
-            fetch(row(next_again, a * layers + l, e), experts);
+            touch(row(next_again, a * layers + l, e), experts);
         }
-    }
+    });
 }
 
 void em_predictor::token(const int32_t * now) {
     std::lock_guard<std::mutex> lock(keep_mutex);
     std::fill(ids.begin(), ids.end(), -1);
-    fetch_rows(now, 0);
+    touch_rows(now, 0);
     for (int32_t l = 0; l < layers; ++l) {
-        fetch_rows(now, l + 1);
-        const int32_t * row_ids = now + l * used;
+        touch_rows(now, l + 1);
+        const int32_t * row_ids = now + l * top_k;
         for (int32_t d = 0; d < decays; ++d) {
             float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
             scale(f, decay[size_t(d)], experts);
-            for (int32_t i = 0; i < used; ++i) {
-                if (row_ids[i] >= 0) {
-                    f[row_ids[i]] += 1.0f - decay[size_t(d)];
-                }
-            }
+            each_known(row_ids, top_k, [&](int32_t e) { f[e] += 1.0f - decay[size_t(d)]; });
         }
         for (int32_t m = 0; m < memories; ++m) {
             float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
             const float rate = memory_rate[size_t(m)];
             scale(h, rate, experts);
-            for (int32_t i = 0; i < used; ++i) {
-                if (row_ids[i] >= 0) {
-                    add_scaled(h, row(keep_memory, m * layers + l, row_ids[i]), 1.0f - rate, experts);
-                }
-            }
+            each_known(row_ids, top_k, [&](int32_t e) { add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
         }
         std::copy_n(&keep[size_t(l) * size_t(experts)], experts, chance.begin());
         refresh(l, now);
@@ -145,39 +138,33 @@ void em_predictor::token(const int32_t * now) {
     shares   = nullptr;
     token_id = -1;
     std::fill(looked.begin(), looked.end(), uint8_t(0));
-    std::copy_n(now, size_t(layers) * size_t(used), latest.begin());
-    std::fill(said_lead.begin(), said_lead.end(), 0);
+    std::copy_n(now, size_t(layers) * size_t(top_k), latest.begin());
+    std::fill(predicted_lead.begin(), predicted_lead.end(), 0);
     ++tokens;
 }
 
-// Quick at first, when nothing is known that could be spoilt.
+// Learns quickly at first, when no knowledge can be spoilt.
 float em_predictor::quickness() const { return rate * (1.0f + 3.0f / (1.0f + float(tokens) / 500.0f)); }
 
 void em_predictor::add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values) {
-    for (int32_t i = 0; i < used; ++i) {
-        if (of[i] >= 0) {
-            add(&table[(size_t(block) * size_t(experts) + size_t(of[i])) * size_t(experts)], values, experts);
-        }
-    }
+    each_known(of, top_k, [&](int32_t e) {
+        add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts);
+    });
 }
 
 void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
-    const int32_t lead  = said_lead[size_t(l)];
+    const int32_t lead  = predicted_lead[size_t(l)];
     const size_t  block = size_t((lead - 1) * layers + l);
     const float   step  = quickness();
-    const float * p     = &said[size_t(l) * size_t(experts)];
+    const float * p     = &predicted[size_t(l) * size_t(experts)];
     for (int32_t e = 0; e < experts; ++e) {
         error[size_t(e)] = -step * p[e];
     }
-    for (int64_t i = 0; i < n; ++i) {
-        if (chosen[i] >= 0) {
-            error[size_t(chosen[i])] += step;
-        }
-    }
+    each_known(chosen, n, [&](int32_t e) { error[size_t(e)] += step; });
     add(&next_bias[block * size_t(experts)], error.data(), experts);
-    add_to_rows(next_again, int64_t(block), &latest[size_t(l * used)], error.data());
+    add_to_rows(next_again, int64_t(block), &latest[size_t(l * top_k)], error.data());
     for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
-        add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * used)], error.data());
+        add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * top_k)], error.data());
     }
     if (looked[size_t(l)]) {
         const float * margin = &margins[size_t(l) * size_t(experts)];
@@ -200,20 +187,16 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
     }
 }
 
-// What was said after the token before should have been: what this token used, and what is said now of the tokens after it.
+// The target of the last prediction: the experts of this token, and the new prediction for the tokens after it.
 void em_predictor::learn_keep(int32_t l, const int32_t * now, const float * before) {
     const float   step  = 4 * quickness();
     const float * after = &keep[size_t(l) * size_t(experts)];
     for (int32_t e = 0; e < experts; ++e) {
         error[size_t(e)] = step * (horizon * after[e] - before[e]);
     }
-    for (int32_t i = 0; i < used; ++i) {
-        if (now[l * used + i] >= 0) {
-            error[size_t(now[l * used + i])] += step * (1 - horizon);
-        }
-    }
+    each_known(now + l * top_k, top_k, [&](int32_t e) { error[size_t(e)] += step * (1 - horizon); });
     add(&keep_bias[size_t(l) * size_t(experts)], error.data(), experts);
-    add_to_rows(keep_again, l, &latest[size_t(l * used)], error.data());
+    add_to_rows(keep_again, l, &latest[size_t(l * top_k)], error.data());
 }
 
 void em_predictor::seed(const float * use) {
@@ -224,9 +207,9 @@ void em_predictor::seed(const float * use) {
             memcpy(&frequency[size_t(l * decays + d) * size_t(experts)], use + size_t(l) * size_t(experts), size_t(experts) * 4);
         }
         for (int32_t m = 0; m < memories; ++m) {
+            const int32_t block = m * layers + l;
             for (int32_t e = 0; e < experts; ++e) {
-                add_scaled(&memory[size_t(m * layers + l) * size_t(experts)], row(keep_memory, m * layers + l, e), use[l * experts + e],
-                           experts);
+                add_scaled(&memory[size_t(block) * size_t(experts)], row(keep_memory, block, e), use[l * experts + e], experts);
             }
         }
         refresh(l, nullptr);
@@ -239,11 +222,7 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
         for (int32_t d = 0; d < decays; ++d) {
             add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
         }
-        for (int32_t i = 0; latest && i < used; ++i) {
-            if (latest[l * used + i] >= 0) {
-                add(to, row(again, block, latest[l * used + i]), experts);
-            }
-        }
+        each_known(latest + l * top_k, latest ? top_k : 0, [&](int32_t e) { add(to, row(again, block, e), experts); });
     };
     float * k = &keep[size_t(l) * size_t(experts)];
     logits(k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
@@ -253,18 +232,18 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
     to_probabilities(k, experts);
     for (int32_t a = 0; a < leads; ++a) {
         const size_t block = size_t(a * layers + l);
-        logits(&base[block * size_t(experts)], &next_bias[block * size_t(experts)], &next_decay[block * size_t(decays)], next_again,
-               int64_t(block));
+        const size_t at    = block * size_t(experts);
+        logits(&base[at], &next_bias[at], &next_decay[block * size_t(decays)], next_again, int64_t(block));
     }
 }
 
 void em_predictor::routed(int32_t layer, const int32_t * chosen, int64_t n) {
-    if (rate > 0 && said_lead[size_t(layer)] > 0) {
+    if (rate > 0 && predicted_lead[size_t(layer)] > 0) {
         learn_next(layer, chosen, n);
-        said_lead[size_t(layer)] = 0;
+        predicted_lead[size_t(layer)] = 0;
     }
-    for (int32_t i = 0; i < used; ++i) {
-        ids[size_t(layer * used + i)] = i < n ? chosen[i] : -1;
+    for (int32_t i = 0; i < top_k; ++i) {
+        ids[size_t(layer * top_k + i)] = i < n ? chosen[i] : -1;
     }
 }
 
@@ -277,17 +256,15 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     const float * rows[128];
     int32_t       count = 0;
     if (shares) {
-        fetch(reinterpret_cast<const float *>(shares + size_t(layer) * size_t(experts)), (experts + 3) / 4);
+        touch(reinterpret_cast<const float *>(shares + size_t(layer) * size_t(experts)), (experts + 3) / 4);
     }
     for (int32_t j = 0; j < reach && layer - lead - j >= 0; ++j) {
-        const int32_t * from  = &ids[size_t((layer - lead - j) * used)];
+        const int32_t * from  = &ids[size_t((layer - lead - j) * top_k)];
         const int64_t   block = (int64_t(lead - 1) * reach + j) * layers + layer;
-        for (int32_t i = 0; i < used && count < 128; ++i) {
-            if (from[i] >= 0) {
-                rows[count] = row(next_rows, block, from[i]);
-                fetch(rows[count++], experts);
-            }
-        }
+        each_known(from, std::min(top_k, 128 - count), [&](int32_t e) {
+            rows[count] = row(next_rows, block, e);
+            touch(rows[count++], experts);
+        });
     }
     memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
     int32_t done_rows = 0;
@@ -305,88 +282,56 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
         add_shares(out, shares + size_t(layer) * size_t(experts), weight[0] * SHARE, weight[1], experts);
     }
     to_probabilities(out, experts);
-    memcpy(&said[size_t(layer) * size_t(experts)], out, size_t(experts) * 4);
-    said_lead[size_t(layer)] = lead;
+    memcpy(&predicted[size_t(layer) * size_t(experts)], out, size_t(experts) * 4);
+    predicted_lead[size_t(layer)] = lead;
 }
 
-// Worth of having an expert: used now, or used soon. An exchange must gain enough to pay for its upload.
+// The worth of an expert on the device: used now, or used soon. An exchange must gain enough to pay for its upload.
 int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out) {
     next(layer, lead, chance.data());
     add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
-    std::vector<uint8_t> gone(size_t(experts), 0);
+    std::vector<uint8_t> left(state, state + experts); // EM_PENDING: not to be exchanged any more
     int32_t n = 0;
     for (; n < most; ++n) {
         int32_t newcomer = -1, victim = -1;
         for (int32_t e = 0; e < experts; ++e) {
             const float c = chance[size_t(e)];
-            if (gone[size_t(e)]) {
-                continue;
-            }
-            if (state[e] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)])) {
-                newcomer = e;
-            }
-            if (state[e] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)])) {
-                victim = e;
-            }
+            newcomer = left[size_t(e)] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)]) ? e : newcomer;
+            victim   = left[size_t(e)] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)]) ? e : victim;
         }
-        const bool free_slot = n < free_slots;
-        if (newcomer < 0 || (!free_slot && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
+        victim = n < free_slots ? -1 : victim;
+        if (newcomer < 0 || (n >= free_slots && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
             break;
         }
-        out[n] = {layer, newcomer, free_slot ? -1 : victim};
-        gone[size_t(newcomer)] = 1;
-        if (!free_slot) {
-            gone[size_t(victim)] = 1;
-        }
+        out[n] = {layer, newcomer, victim};
+        left[size_t(newcomer)] = left[size_t(victim < 0 ? newcomer : victim)] = EM_PENDING;
     }
     return n;
 }
 
 // ---- the C interface ----
 
-namespace {
-
-std::vector<float> copied(const float * from, int64_t n) { return std::vector<float>(from, from + n); }
-em_table           rows_of(const float * from, int64_t n) { return em_table(from, from + n); }
-
-} // namespace
-
 em_predictor * em_predictor_new(const em_predictor_tables * t) {
-    if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->used < 1 || t->leads < 1 || t->reach < 1) {
+    if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->top_k < 1 || t->leads < 1 || t->reach < 1) {
         return nullptr;
     }
-    auto *        p = new em_predictor;
-    p->layers = t->layers, p->experts = t->experts, p->used = t->used, p->decays = t->decays, p->memories = t->memories;
-    p->leads = t->leads, p->reach = t->reach;
+    auto * p = new em_predictor;
+    p->layers = t->layers, p->experts = t->experts, p->top_k = t->top_k, p->decays = t->decays, p->memories = t->memories;
+    p->leads = t->leads, p->reach = t->reach, p->rate = t->rate, p->horizon = t->horizon, p->tokens = t->tokens;
     const int64_t le = int64_t(t->layers) * t->experts, lee = le * t->experts, ld = int64_t(t->layers) * t->decays;
-    p->decay       = copied(t->decay, t->decays);
-    p->keep_bias   = copied(t->keep_bias, le);
-    p->keep_decay  = copied(t->keep_decay, ld);
-    p->keep_again  = rows_of(t->keep_again, lee);
-    p->memory_rate = copied(t->memory_rate, t->memories);
-    p->keep_memory = rows_of(t->keep_memory, t->memories * lee);
-    p->next_bias   = copied(t->next_bias, t->leads * le);
-    p->next_decay  = copied(t->next_decay, t->leads * ld);
-    p->next_again  = rows_of(t->next_again, t->leads * lee);
-    p->next_rows   = rows_of(t->next_rows, int64_t(t->leads) * t->reach * lee);
-    p->next_token  = copied(t->next_token, le / t->experts * t->leads * EM_TOKEN_TIMES * 2);
-    p->next_router = copied(t->next_router, int64_t(t->leads) * t->layers);
-    p->margins.assign(size_t(le), 0.0f);
-    p->looked.assign(size_t(t->layers), 0);
+    const int64_t leads = t->leads, lk = int64_t(t->layers) * t->top_k;
+    auto copy = [](auto & to, const float * from, int64_t n) { to.assign(from, from + n); };
+    auto fill = [](auto & to, int64_t n, auto value) { to.assign(size_t(n), value); };
+    copy(p->decay, t->decay, t->decays);
+    copy(p->keep_bias, t->keep_bias, le), copy(p->keep_decay, t->keep_decay, ld), copy(p->keep_again, t->keep_again, lee);
+    copy(p->memory_rate, t->memory_rate, t->memories), copy(p->keep_memory, t->keep_memory, t->memories * lee);
+    copy(p->next_bias, t->next_bias, leads * le), copy(p->next_decay, t->next_decay, leads * ld);
+    copy(p->next_again, t->next_again, leads * lee), copy(p->next_rows, t->next_rows, leads * t->reach * lee);
+    copy(p->next_token, t->next_token, leads * t->layers * EM_TOKEN_TIMES * 2), copy(p->next_router, t->next_router, leads * t->layers);
     p->seen.make(t->layers, t->experts);
-    p->frequency.assign(size_t(le * t->decays), 0.0f);
-    p->memory.assign(size_t(le * t->memories), 0.0f);
-    p->keep.assign(size_t(le), 0.0f);
-    p->base.assign(size_t(le * t->leads), 0.0f);
-    p->ids.assign(size_t(t->layers) * size_t(t->used), -1);
-    p->chance.assign(size_t(t->experts), 0.0f);
-    p->error.assign(size_t(t->experts), 0.0f);
-    p->rate    = t->rate;
-    p->horizon = t->horizon;
-    p->tokens  = t->tokens;
-    p->latest.assign(p->ids.size(), -1);
-    p->said.assign(size_t(le), 0.0f);
-    p->said_lead.assign(size_t(t->layers), 0);
+    fill(p->frequency, le * t->decays, 0.0f), fill(p->memory, le * t->memories, 0.0f), fill(p->keep, le, 0.0f), fill(p->base, le * leads, 0.0f);
+    fill(p->margins, le, 0.0f), fill(p->looked, t->layers, uint8_t(0)), fill(p->ids, lk, -1), fill(p->latest, lk, -1);
+    fill(p->predicted, le, 0.0f), fill(p->predicted_lead, t->layers, 0), fill(p->chance, t->experts, 0.0f), fill(p->error, t->experts, 0.0f);
     p->seed(std::vector<float>(size_t(le), 0.0f).data());
     return p;
 }
@@ -407,7 +352,7 @@ void em_predictor_begin(em_predictor * p, int32_t token_id) { p->begin(token_id)
 
 void em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-        p->seen.note(token_ids[i], ids + i * p->layers * p->used, p->used);
+        p->seen.note(token_ids[i], ids + i * p->layers * p->top_k, p->top_k);
     }
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
-// What the routing so far says about the routing to come: log-linear, evaluated by adding rows of tables, and corrected by every
-// token (a logistic regression, one step of gradient descent per prediction). Pure arithmetic on ids; neither ggml nor an engine is
-// needed, so that a replay asks the very same code. The tables come from Python (predictor/) and go back there to be kept.
+// Predicts the routing to come from the routing so far: log-linear, evaluated by adding rows of tables, and corrected by every
+// token (a logistic regression, one step of gradient descent per prediction). The predictor is pure arithmetic on ids and needs
+// neither ggml nor an engine, so a replay runs the same code. Python (routing/predictor/) makes the tables and stores them.
 
 #include "edgemoe.h"
 #include "memory/huge_pages.h"
@@ -13,7 +13,7 @@
 #include <new>
 #include <vector>
 
-// Rows of a table are read all over it.
+// Memory for tables: their rows are read in no order.
 template <typename T> struct em_huge_pages {
     typedef T value_type;
     em_huge_pages() = default;
@@ -31,7 +31,7 @@ template <typename T> struct em_huge_pages {
 typedef std::vector<float, em_huge_pages<float>> em_table;
 
 struct em_predictor {
-    int32_t layers, experts, used, decays, memories, leads, reach;
+    int32_t layers, experts, top_k, decays, memories, leads, reach;
     std::vector<float> decay;                         // [decays]
     std::vector<float> keep_bias, keep_decay;         // [layers, experts], [layers, decays]
     em_table           keep_again;                    // [layers, experts, experts]
@@ -48,45 +48,45 @@ struct em_predictor {
     std::vector<float> frequency; // [layers, decays, experts], decayed use per token
     std::vector<float> memory;    // [memories, layers, experts], decayed sums of keep_memory rows
     std::vector<float> keep;      // [layers, experts], probability of use soon
-    std::vector<float> base;      // [leads, layers, experts], what is known of the next token before it begins
+    std::vector<float> base;      // [leads, layers, experts], logits of the next token before it begins
 
     // The token under way.
-    std::vector<int32_t> ids;     // [layers, used], -1 unknown
+    std::vector<int32_t> ids;     // [layers, top_k], -1 unknown
     int32_t              token_id = -1;
-    const uint8_t *      shares = nullptr; // [layers, experts] of its id, null where that is not known
-    int32_t              kind   = 0;       // of its id
+    const uint8_t *      shares = nullptr; // [layers, experts] of the token's id, null for an unknown id
+    int32_t              kind   = 0;       // of the token's id
     em_token_memory      seen;
-    std::vector<float>   margins; // [layers, experts], of the routers' look-ahead
+    std::vector<float>   margins; // [layers, experts], of the routers that look ahead
     std::vector<uint8_t> looked;  // [layers], 1 where there are margins for this token
 
     std::vector<float> chance;    // [experts], scratch of choose
-    std::vector<int32_t> latest;  // [layers, used], experts of the token before the one under way
-    std::vector<float> said;      // [layers, experts], what was predicted of the token under way
-    std::vector<int32_t> said_lead; // [layers], and how far ahead; 0 not at all
+    std::vector<int32_t> latest;  // [layers, top_k], experts of the token before the one under way
+    std::vector<float> predicted; // [layers, experts], chances for the token under way
+    std::vector<int32_t> predicted_lead; // [layers], layers ahead of the prediction; 0: no prediction
     std::vector<float> error;     // [experts], scratch of learning
     float              rate = 0, horizon = 0;
     int64_t            tokens = 0; // learnt from
 
-    int32_t              done = 0; // tokens that were learnt by end() and will be told again
+    int32_t              done = 0; // tokens that end() has learnt from and that token() will get again
 
-    // Whoever asks what to keep need not be who computes: guards keep while token() and seed() write it.
+    // Guards `keep`, which token() and seed() write and other threads read.
     std::mutex keep_mutex;
 
-    // A token of this id is under way.
+    // Begins a token of this id.
     void begin(int32_t id);
-    // It was routed through all layers: learn from it.
+    // Ends the token, and learns from its routing in all layers.
     void end();
-    // A token has been computed: learn from it what is used soon, and say what will be; ids is [layers, used], -1 where unknown.
+    // Learns from a computed token which experts are used soon, and predicts that anew; ids is [layers, top_k], -1 where unknown.
     void token(const int32_t * ids);
-    // Start from use per token, [layers, experts].
+    // Starts from use per token, [layers, experts].
     void seed(const float * use);
-    // The token under way uses these experts in a layer: learn from what was said of it.
+    // Learns from the experts that the token under way uses in a layer.
     void routed(int32_t layer, const int32_t * ids, int64_t n);
-    // The router of a layer was looked at ahead: em_router::margins.
+    // Takes the margins of a layer's router that was run ahead, see em_router.
     void hint(int32_t layer, const float * values);
-    // Probability that the token under way uses each expert of a layer, known lead layers ahead.
+    // Gives the probability that the token under way uses each expert of a layer, known `lead` layers ahead.
     void next(int32_t layer, int32_t lead, float * out);
-    // The best exchanges for a layer that will run lead layers from now; returns how many.
+    // Chooses the best exchanges for a layer that runs `lead` layers from now; returns how many.
     int32_t choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out);
 
   private:
@@ -99,5 +99,5 @@ struct em_predictor {
     void  learn_keep(int32_t layer, const int32_t * now, const float * before);
     void  add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values);
     float quickness() const;
-    void fetch_rows(const int32_t * latest, int32_t layer) const;
+    void touch_rows(const int32_t * latest, int32_t layer) const;
 };

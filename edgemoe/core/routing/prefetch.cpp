@@ -1,50 +1,36 @@
-// See prefetch.h.
-
 #include "routing/prefetch.h"
-
 #include "routing/predictor.h"
 
-#include <algorithm>
-#include <cstring>
-
 namespace {
-
-constexpr double SMOOTH = 0.1;
-
-// How many more experts reach the device before a layer that many layers ahead runs, at the speeds measured so far.
-int32_t link_has_time_for(em_prefetch & a, const em_layer_t & target, int32_t most) {
-    const double per_expert = a.rates.copy_ns_per_byte * double(target.expert_bytes);
-    if (a.wait || per_expert <= 0 || a.layer_ns <= 0) {
-        return most;
-    }
-    const size_t waiting = em_urgent_waiting(a.residence.uploads);
-    const double left = a.layer_ns * a.lead - per_expert * double(waiting);
-    return std::clamp(int32_t(left / per_expert), 0, most);
-}
+using lookahead = em_lookahead_thread;
 
 void clock_layers(em_prefetch & a, int32_t layer) {
     const int64_t now = em_now_ns();
     if (layer > 0 && a.layer_started_ns) {
-        const double took = double(now - a.layer_started_ns);
-        a.layer_ns = a.layer_ns > 0 ? a.layer_ns + SMOOTH * (took - a.layer_ns) : took;
+        em_note_rate(a.rates.layer_ns, double(now - a.layer_started_ns), EM_SMOOTH_OFTEN);
     }
     a.layer_started_ns = now;
 }
 
-// Queues what an expert layer of the token under way will miss. Returns how many.
+// Queues experts that an expert layer of the token under way will miss. Returns how many.
 int32_t prefetch_layer(em_prefetch & a, int32_t at) {
-    em_layer_t &  target = *a.model.layers[size_t(at)];
-    const int32_t most   = link_has_time_for(a, target, std::min<int32_t>(a.most, 16));
-    em_load       loads[16];
-    int32_t       n = 0;
+    constexpr int32_t MOST = 16;
+    em_layer_t &   target = *a.model.layers[size_t(at)];
+    em_residents & there  = target.residents;
+    int32_t        most   = std::min(a.most, MOST);
+    if (!a.wait) {
+        most = int32_t(em_prefetches_in_time(a.rates, target.expert_bytes, a.lead, em_urgent_waiting(a.residence.uploads), most));
+    }
+    em_load loads[MOST];
+    int32_t n = 0;
     if (most > 0) {
-        std::lock_guard<std::mutex> lock(target.residents.mutex);
-        if (!target.residents.slots.empty() && target.experts == a.predictor->experts) {
-            const auto pending = std::count(target.residents.state.begin(), target.residents.state.end(), uint8_t(EM_PENDING));
-            const int32_t free = int32_t(target.residents.slots.size()) - target.residents.count - int32_t(pending);
-            std::vector<uint8_t> state = target.residents.state;
-            for (size_t expert = 0; expert < target.residents.pinned.size(); ++expert) {
-                state[expert] = target.residents.pinned[expert] && state[expert] == EM_RESIDENT ? uint8_t(EM_PENDING) : state[expert];
+        std::lock_guard<std::mutex> lock(there.mutex);
+        if (!there.slots.empty() && target.experts == a.predictor->experts) {
+            const auto    pending = std::count(there.state.begin(), there.state.end(), uint8_t(EM_PENDING));
+            const int32_t free    = int32_t(there.slots.size()) - there.count - int32_t(pending);
+            std::vector<uint8_t> state = there.state;
+            for (size_t expert = 0; expert < there.pinned.size(); ++expert) {
+                state[expert] = there.pinned[expert] && state[expert] == EM_RESIDENT ? uint8_t(EM_PENDING) : state[expert];
             }
             n = a.predictor->choose(at, a.lead, state.data(), std::max(free, 0), most, a.gain, loads);
         }
@@ -69,52 +55,58 @@ void copy_now(em_prefetch & a, int32_t queued) {
     }
 }
 
-// The routing of a layer is known: learn from it, and fetch for a later one.
-void look(em_prefetch & a, const em_glimpse & g) {
-    a.predictor->routed(g.layer, g.ids.data(), int64_t(g.ids.size()));
-    const int32_t at = g.layer + a.lead, layers = int32_t(a.model.layers.size());
-    if (g.layer == layers - 1) {
+// The routing of a layer is known: learns from it, and prefetches for a later layer.
+void look(em_prefetch & a, const em_snapshot & s) {
+    a.predictor->routed(s.layer, s.ids.data(), int64_t(s.ids.size()));
+    const int32_t at = s.layer + a.lead, layers = int32_t(a.model.layers.size());
+    if (s.layer == layers - 1) {
         a.predictor->end();
     }
     if (at >= layers || a.most == 0) {
         return;
     }
-    if (!g.input.empty()) {
+    if (!s.input.empty()) {
         std::vector<float> margins(size_t(a.predictor->experts));
-        a.routers[size_t(at)].margins(g.input.data(), a.predictor->used, margins.data());
+        a.routers[size_t(at)].margins(s.input.data(), a.predictor->top_k, margins.data());
         a.predictor->hint(at, margins.data());
     }
     copy_now(a, prefetch_layer(a, at));
 }
 
-void looker_main(em_prefetch & a) {
-    em_looker &                  l = a.looker;
+void move_to(lookahead & l, lookahead::state_t state) {
+    {
+        std::lock_guard<std::mutex> lock(l.mutex);
+        l.state = state;
+    }
+    l.changed.notify_all();
+}
+
+void lookahead_main(em_prefetch & a) {
+    lookahead &                  l = a.lookahead;
     std::unique_lock<std::mutex> lock(l.mutex);
     for (;;) {
-        l.changed.wait(lock, [&] { return l.state == em_looker::POSTED || l.state == em_looker::STOPPING; });
-        if (l.state == em_looker::STOPPING) {
+        l.changed.wait(lock, [&] { return l.state == lookahead::POSTED || l.state == lookahead::STOPPING; });
+        if (l.state == lookahead::STOPPING) {
             return;
         }
-        l.state = em_looker::RUNNING;
+        l.state = lookahead::RUNNING;
         lock.unlock();
-        look(a, l.glimpse);
+        look(a, l.snapshot);
         lock.lock();
-        if (l.state == em_looker::RUNNING) {
-            l.state = em_looker::IDLE;
+        if (l.state == lookahead::RUNNING) {
+            l.state = lookahead::IDLE;
         }
         l.changed.notify_all();
     }
 }
 
-// What the experts of the block read, where the router of the layer to fetch for can look at it.
-bool see(em_prefetch & a, const em_block & block, std::vector<float> & input) {
+// Copies the input of the block's experts, for the router of the layer to prefetch for. False: that router cannot read the input.
+bool copy_input(em_prefetch & a, const em_block & block, std::vector<float> & input) {
     const size_t at = size_t(block.layer->index + a.lead);
-    input.clear();
-    if (a.most == 0 || at >= a.routers.size() || a.routers[at].experts != a.predictor->experts) {
-        return false;
-    }
     const ggml_tensor * x = block.node[0]->src[1];
-    if (!x || x->type != TYPE_F32 || x->ne[0] != a.routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {
+    input.clear();
+    if (a.most == 0 || at >= a.routers.size() || a.routers[at].experts != a.predictor->experts || !x || x->type != TYPE_F32 ||
+        x->ne[0] != a.routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {
         return false;
     }
     const float * values = static_cast<const float *>(x->data);
@@ -122,38 +114,31 @@ bool see(em_prefetch & a, const em_block & block, std::vector<float> & input) {
     return true;
 }
 
+void settle(em_prefetch & a) {
+    lookahead &                  l = a.lookahead;
+    std::unique_lock<std::mutex> lock(l.mutex);
+    if (l.state == lookahead::POSTED) { // no core was free for the thread: look here, without the router, which takes long
+        l.state = lookahead::IDLE;
+        lock.unlock();
+        l.snapshot.input.clear();
+        look(a, l.snapshot);
+        return;
+    }
+    l.changed.wait(lock, [&] { return l.state != lookahead::RUNNING; });
+}
 } // namespace
 
-static void settle(em_prefetch & a) {
-    em_looker &                  l = a.looker;
-    std::unique_lock<std::mutex> lock(l.mutex);
-    if (l.state == em_looker::POSTED) { // no core was free for it: better late than a router behind
-        l.state = em_looker::IDLE;
-        lock.unlock();
-        l.glimpse.input.clear();
-        look(a, l.glimpse);
-        return;
+void em_prefetch_stop(em_prefetch & a) {
+    if (a.lookahead.thread.joinable()) {
+        settle(a);
+        move_to(a.lookahead, lookahead::STOPPING);
+        a.lookahead.thread.join();
+        a.lookahead.state = lookahead::IDLE;
     }
-    l.changed.wait(lock, [&] { return l.state != em_looker::RUNNING; });
-}
-
-void em_look_stop(em_prefetch & a) {
-    em_looker & l = a.looker;
-    if (!l.thread.joinable()) {
-        return;
-    }
-    settle(a);
-    {
-        std::lock_guard<std::mutex> lock(l.mutex);
-        l.state = em_looker::STOPPING;
-    }
-    l.changed.notify_all();
-    l.thread.join();
-    l.state = em_looker::IDLE;
 }
 
 void em_look_ahead(em_prefetch & a, const em_block & block) {
-    em_looker &   l     = a.looker;
+    lookahead &   l     = a.lookahead;
     const int32_t layer = block.layer->index;
     if (layer == 0) {
         if (!a.begun) {
@@ -170,19 +155,15 @@ void em_look_ahead(em_prefetch & a, const em_block & block) {
     settle(a);
     clock_layers(a, layer);
     const int32_t * ids = static_cast<const int32_t *>(block.ids->data);
-    l.glimpse.layer     = layer;
-    l.glimpse.ids.assign(ids, ids + block.k);
-    if (!see(a, block, l.glimpse.input)) {
-        look(a, l.glimpse);
+    l.snapshot.layer    = layer;
+    l.snapshot.ids.assign(ids, ids + block.k);
+    if (!copy_input(a, block, l.snapshot.input)) {
+        look(a, l.snapshot);
     } else {
-        {
-            std::lock_guard<std::mutex> lock(l.mutex);
-            l.state = em_looker::POSTED;
-        }
-        l.changed.notify_all();
+        move_to(l, lookahead::POSTED);
         if (a.wait) {
             std::unique_lock<std::mutex> lock(l.mutex);
-            l.changed.wait(lock, [&] { return l.state == em_looker::IDLE; });
+            l.changed.wait(lock, [&] { return l.state == lookahead::IDLE; });
         }
     }
     a.count.schedule_ns += em_now_ns() - started;
@@ -193,8 +174,8 @@ void em_prefetch_begin(em_prefetch & a) { a.spent.assign(a.model.layers.size(), 
 void em_prefetch_router(em_prefetch & a, int32_t layer, em_router router) {
     a.routers.resize(a.model.layers.size());
     a.routers[size_t(layer)] = std::move(router);
-    if (!a.looker.thread.joinable()) {
-        a.looker.thread = std::thread([&a] { looker_main(a); });
+    if (!a.lookahead.thread.joinable()) {
+        a.lookahead.thread = std::thread([&a] { lookahead_main(a); });
     }
 }
 

@@ -1,5 +1,3 @@
-// See router.h.
-
 #include "routing/router.h"
 
 #include <algorithm>
@@ -12,9 +10,7 @@
 #    define EM_CLONES
 #endif
 
-namespace {
-
-EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
+static EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
     float lanes[32] = {};
     int32_t i = 0;
     for (; i + 32 <= n; i += 32) {
@@ -38,9 +34,7 @@ EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
     return sum;
 }
 
-} // namespace
-
-void em_router::margins(const float * x, int32_t used, float * out) const {
+void em_router::margins(const float * x, int32_t top_k, float * out) const {
     for (int32_t e = 0; e < experts; ++e) {
         out[e] = dot(&weight[size_t(e) * size_t(width)], x, width) + bias[size_t(e)];
         if (!select.empty()) {
@@ -55,11 +49,11 @@ void em_router::margins(const float * x, int32_t used, float * out) const {
     const double mean = sum / experts, variance = squares / experts - mean * mean;
     const float  scale = variance > 1e-20 ? float(1 / std::sqrt(variance)) : 0.0f;
     std::vector<float> sorted(out, out + experts);
-    const int32_t      k = std::clamp(used, 1, experts - 1);
+    const int32_t      k = std::clamp(top_k, 1, experts - 1);
     std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end(), [](float a, float b) { return a > b; });
     const float border = 0.5f * (sorted[size_t(k)] + *std::min_element(sorted.begin(), sorted.begin() + k));
     for (int32_t e = 0; e < experts; ++e) {
-        // What is far from the border is certain; a larger number would only drown all else.
+        // Three deviations are certain enough: larger numbers would drown the other evidence.
         out[e] = std::isfinite(out[e]) ? std::clamp((out[e] - border) * scale, -3.0f, 3.0f) : 0.0f;
     }
 }

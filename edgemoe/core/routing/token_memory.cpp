@@ -1,19 +1,13 @@
-// See token_memory.h.
-
 #include "routing/token_memory.h"
 
 #include <algorithm>
 #include <cstring>
 #include <new>
 
-namespace {
-
-constexpr size_t  MOST_BYTES  = size_t(64) << 20;
-constexpr int32_t MOST_PLACES = 1 << 18;
-// A share follows the latest times of a token; the tokens before them matter less and less.
-constexpr int32_t LATEST_TIMES = 8;
-
-} // namespace
+static constexpr size_t  MOST_BYTES  = size_t(64) << 20;
+static constexpr int32_t MOST_PLACES = 1 << 18;
+// A share follows the latest uses of a token; earlier uses matter less and less.
+static constexpr int32_t LATEST_TIMES = 8;
 
 void em_token_memory::make(int32_t layer_count, int32_t expert_count) {
     layers = layer_count, experts = expert_count;
@@ -27,7 +21,7 @@ void em_token_memory::make(int32_t layer_count, int32_t expert_count) {
     }
 }
 
-void em_token_memory::note(int32_t token, const int32_t * ids, int32_t used) {
+void em_token_memory::note(int32_t token, const int32_t * ids, int32_t top_k) {
     if (token < 0) {
         return;
     }
@@ -39,15 +33,15 @@ void em_token_memory::note(int32_t token, const int32_t * ids, int32_t used) {
     times[at] = uint8_t(std::min(times[at] + 1, 255));
     const int32_t n = std::min<int32_t>(times[at], LATEST_TIMES);
     for (int32_t l = 0; l < layers; ++l) {
-        const int32_t * chosen = ids + l * used;
+        const int32_t * chosen = ids + l * top_k;
         uint8_t *       s      = row(at) + size_t(l) * size_t(experts);
-        if (n > 1 && std::all_of(chosen, chosen + used, [](int32_t e) { return e < 0; })) {
+        if (n > 1 && std::all_of(chosen, chosen + top_k, [](int32_t e) { return e < 0; })) {
             continue; // this layer did not compute this token
         }
         for (int32_t e = 0; e < experts; ++e) {
             s[e] = uint8_t(s[e] * (n - 1) / n);
         }
-        for (int32_t i = 0; i < used; ++i) {
+        for (int32_t i = 0; i < top_k; ++i) {
             if (chosen[i] >= 0) {
                 s[chosen[i]] = uint8_t(s[chosen[i]] + 255 / n);
             }

@@ -1,7 +1,7 @@
 #pragma once
 
-// What each token id was routed to when it came before: known before a pass begins, for all layers at once. Direct-mapped by id:
-// of two ids that share a place the later one stays.
+// The experts that each token id used before: known before a pass begins, for all layers at once. Direct-mapped by id: of two
+// ids that share a place the later one stays.
 
 #include <cstdint>
 #include <cstdlib>
@@ -12,18 +12,18 @@ constexpr int32_t EM_TOKEN_TIMES = 3; // kinds of tokens: seen once, 2 to 4 time
 
 struct em_token_memory {
     void    make(int32_t layers, int32_t experts);
-    // ids is [layers, used], -1 where unknown.
-    void    note(int32_t token, const int32_t * ids, int32_t used);
-    // How often a token used each expert, [layers, experts] in 1/255 of its times; null where it has not been seen.
+    // Notes a token's routing; ids is [layers, top_k], -1 where unknown.
+    void    note(int32_t token, const int32_t * ids, int32_t top_k);
+    // Gives how often a token used each expert, [layers, experts] in 1/255 of its times; null for a token that is new.
     const uint8_t * shares(int32_t token) const;
-    int32_t kind(int32_t token) const; // 0 .. EM_TOKEN_TIMES - 1, of one that has been seen
+    int32_t kind(int32_t token) const; // 0 .. EM_TOKEN_TIMES - 1, of a token that is not new
 
   private:
     struct release {
         void operator()(uint8_t * p) const { free(p); }
     };
     int32_t layers = 0, experts = 0, places = 0;
-    std::vector<int32_t> token_of; // [places], -1 nobody
+    std::vector<int32_t> token_of; // [places], -1 none
     std::vector<uint8_t> times;    // [places], up to 255
     std::unique_ptr<uint8_t, release> share; // [places, layers, experts]; untouched pages take no memory
 

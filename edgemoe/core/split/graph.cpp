@@ -1,11 +1,9 @@
-// A graph of llama.cpp's that our accelerator was given: its blocks split, everything else as it is.
+// A graph that llama.cpp gives to our accelerator: expert blocks are split, other nodes run as they are.
 
 #include "split/run.h"
 
-namespace {
-
-// Nodes [from, to) as they are, on ggml-cpu.
-int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
+// Runs nodes [from, to) as they are, on ggml-cpu.
+static int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     if (from >= to) {
         return STATUS_SUCCESS;
     }
@@ -14,18 +12,16 @@ int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     if (c->arena.size() < needed) {
         c->arena.resize(needed);
     }
-    ggml_context * ctx  = G.ggml_init({c->arena.size(), c->arena.data(), true});
+    const em_arena ctx  = G.ggml_init({c->arena.size(), c->arena.data(), true});
     ggml_cgraph *  part = G.ggml_new_graph_custom(ctx, size, false);
     for (int i = from; i < to; ++i) {
         G.ggml_graph_add_node(part, G.ggml_graph_node(graph, i));
     }
-    const int status = G.ggml_backend_graph_compute(c->cpu, part);
-    G.ggml_free(ctx);
-    return status;
+    return G.ggml_backend_graph_compute(c->cpu, part);
 }
 
-// Nothing of this layer is or can be on the device: it runs as in llama.cpp, unless that were too long without a stop.
-bool all_cold(em_engine * e, em_layer_t & layer) {
+// No expert of this layer is or can be on the device.
+static bool all_cold(em_engine * e, em_layer_t & layer) {
     if (!em_device_usable(e->device, layer)) {
         return true;
     }
@@ -33,19 +29,23 @@ bool all_cold(em_engine * e, em_layer_t & layer) {
     return layer.residents.count == 0;
 }
 
-// As one graph on the CPU, which can be stopped between its matrices, it would go on for too long.
-bool is_long(const em_block & b) {
+// As one graph on the CPU, which stops only between its matrices, the layer would go on for too long.
+static bool is_long(const em_block & b) {
     constexpr double MATRICES = 3;
-    return em_pair_ns(b.layer->pair_multiplications(), b.engine->rates.cold_pair_ns) * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
+    const double     pair     = em_pair_ns(b.layer->pair_multiplications(), b.engine->rates.cold_pair_ns);
+    return pair * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
 }
 
-// A layer that stays on the CPU still counts its misses and takes part in the routing history.
-void account_plain(const em_block & b) {
-    em_engine * e = b.engine;
-    (b.tokens >= e->options.prefill_tokens ? e->count.prefill_misses : e->count.misses) += b.k * b.tokens;
+// Whether the block runs as in llama.cpp, with the nodes around it. Such a layer still counts its misses.
+static bool runs_plain(const em_block & b) {
+    em_engine * e      = b.engine;
+    const bool  decode = e->decodes(b.tokens), streams = e->options.stream_tokens > 0 && !decode && em_device_usable(e->device, *b.layer);
+    if (streams || !all_cold(e, *b.layer) || em_fusable(b) || is_long(b) || em_mostly_row_products(b)) {
+        return false;
+    }
+    (decode ? e->count.misses : e->count.prefill_misses) += b.k * b.tokens;
+    return true;
 }
-
-} // namespace
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     const int64_t started = em_now_ns();
@@ -54,25 +54,16 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     int           plain   = 0; // first node not computed yet
     em_engine *   engine  = nullptr;
     for (int i = 0; i < n && status == STATUS_SUCCESS; ++i) {
-        em_block b;
+        em_block       b;
         const em_found found = em_block_find(graph, i, n, &b);
-        if (found == em_found::NOTHING) {
+        engine = found == em_found::NOTHING ? engine : b.engine;
+        if (found != em_found::BLOCK) {
             continue;
         }
-        engine = b.engine;
-        if (b.layer) {
-            b.layer->recognised = b.layer->recognised == 0 ? 0 : found == em_found::BLOCK;
-        }
-        if (found == em_found::UNKNOWN) {
-            continue;
-        }
-        em_force_routing(b.engine->forced, b.layer->index, b.ids);
-        em_record(b.engine->log, b.layer->block, b.ids);
-        em_look_ahead(b.engine->prefetch, b);
-        const bool prefill_streams = b.engine->options.stream_tokens > 0 && b.tokens >= b.engine->options.prefill_tokens &&
-                                     em_device_usable(b.engine->device, *b.layer);
-        if (all_cold(b.engine, *b.layer) && !prefill_streams && !em_fusable(b) && !is_long(b) && !em_mostly_for_us(b)) {
-            account_plain(b);
+        em_force_routing(engine->forced, b.layer->index, b.ids);
+        em_record(engine->log, b.layer->block, b.ids);
+        em_look_ahead(engine->prefetch, b);
+        if (runs_plain(b)) {
             i = b.last;
             continue;
         }
@@ -80,7 +71,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         const bool summed = b.tokens == 1 && em_tail_find(graph, b, n, &tail);
         status = run_plain(c, graph, plain, b.first);
         if (status == STATUS_SUCCESS) {
-            std::lock_guard<std::mutex> compute(b.engine->turn.computing);
+            std::lock_guard<std::mutex> compute(engine->turn.computing);
             status = em_host_block(c, b, summed ? &tail : nullptr);
         }
         i     = summed ? tail.last : b.last;

@@ -185,9 +185,9 @@ void test_prompts_of_layers() {
                             for (size_t l = 0; l < layers.size(); ++l) {
                                 CHECK(largest_difference(layers[l]->result(), want[l]) == 0);
                             }
-                            const auto & plan = static_cast<em_pass *>(pass.stream->context)->prompt.plan;
-                            for (const auto & p : plan) {
-                                ahead += std::count(p.sent_early.begin(), p.sent_early.end(), 1);
+                            const auto & layouts = static_cast<em_pass *>(pass.stream->context)->prompt.layout;
+                            for (const auto & l : layouts) {
+                                ahead += std::count(l.sent_early.begin(), l.sent_early.end(), 1);
                             }
                         }
                     }
@@ -225,13 +225,13 @@ void test_sharing() {
         ids.ne[0] = 1, ids.ne[1] = int64_t(picks.size()), ids.ne[2] = ids.ne[3] = 1;
         ids.nb[0] = ids.nb[1] = 4, ids.nb[2] = ids.nb[3] = 4 * picks.size();
         ids.type = TYPE_I32, ids.data = picks.data();
-        em_stage_plan plan;
-        plan.sent_early.assign(size_t(s.experts), 0);
+        em_stage_layout layout;
+        layout.sent_early.assign(size_t(s.experts), 0);
         const double pair = e->rates.short_pair_ns = 1000;
         auto share = [&](double copy_ns) {
             p->misses.cold.clear();
             e->rates.short_byte_ns = copy_ns / double(layer.expert_bytes);
-            return em_share_out(p, layer, &ids, plan, 0);
+            return em_share_out(p, layer, &ids, layout, 0);
         };
         for (const double copy : {1.0, 2000.0, 5000.0, 8000.0, 1e9}) {
             const auto sent = share(copy);
@@ -245,13 +245,13 @@ void test_sharing() {
             CHECK(copy != 1.0 || n == s.experts);
             CHECK(copy != 1e9 || n == 0);
         }
-        plan.sent_early[7] = 1, plan.sent = 1; // on its way
+        layout.sent_early[7] = 1, layout.sent = 1; // on its way
         CHECK(!share(2000)[7] && std::none_of(p->misses.cold.begin(), p->misses.cold.end(), [](const em_pair & c) { return c.expert == 7; }));
 
         // A machine that is busy elsewhere may wait where there is nothing to wait for, and not where there is.
         const auto once_of_three = [](auto holds) { return holds() || holds() || holds(); };
         CHECK(once_of_three([&] {
-            p->prompt.sharing = {1, 1e6, 1e6, 0.9e6, 1e5, 0, 0}; // the link was to be last, and is first
+            p->prompt.shared = {{0, 1e6, 1e6, 0.9e6, 1e5}, 1, 0, 0}; // the link was to be last, and is first
             e->rates.short_byte_ns = 1;
             em_wait_and_learn(p, 1);
             const double once = e->rates.short_byte_ns;
@@ -262,7 +262,7 @@ void test_sharing() {
             return once < 1 && twice / once < once; // it gets more, and more quickly
         }));
         const auto after_a_wait = [&](double planned_ns) {
-            p->prompt.sharing = {1, 1e7, 1e7, 1e7 - planned_ns, 1e6, em_now_ns(), 0};
+            p->prompt.shared = {{0, 1e7, 1e7, 1e7 - planned_ns, 1e6}, 1, em_now_ns(), 0};
             G.ggml_backend_tensor_set_async(e->device.stream, p->tables.slots[0], picks.data(), 0, 4); // takes 5 ms
             G.ggml_backend_event_record(p->sync.filled[EM_SECOND], e->device.stream);
             e->rates.short_byte_ns = 1;
@@ -271,7 +271,7 @@ void test_sharing() {
         };
         CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: less for that
         CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // not as long as was planned
-        p->prompt.sharing = {1, 1e6, 0, 0, 1e6, 0, 0};
+        p->prompt.shared = {{0, 1e6, 0, 0, 1e6}, 1, 0, 0};
         e->rates.short_byte_ns = 1;
         em_wait_and_learn(p, 1);
         CHECK(e->rates.short_byte_ns == 1); // all was sent ahead: nothing to learn
@@ -280,6 +280,40 @@ void test_sharing() {
     em_engine_free(e);
     configure_sim({});
     puts("link and CPU share out short prompts");
+}
+
+// Decisions made from measured rates, without an engine.
+void test_rates() {
+    em_rates r;
+    CHECK(em_pair_ns(1000, 0) == 20 && em_pair_ns(1000, 7) == 7);
+    CHECK(em_pairs_of_graph(60000, 1) == EM_MAX_PAIRS && em_pairs_of_graph(1, 1e9) == EM_MIN_PAIRS);
+    CHECK(em_divide_misses(r, 1000, 8, 0, 0).fetches == 0); // nothing is known
+    r.copy_ns_per_byte = 1;
+    em_note_cold(r, 1, 1000);
+    CHECK(r.miss_pair_ns == 1000 && em_cold_ns(r, 1) == 1000 && em_cold_ns(r, 5) == 5000 && em_cold_ns(r, 0) == 0);
+    CHECK(em_divide_misses(r, 1000, 8, 0, 0).fetches == 4); // both sides take the same time
+    CHECK(em_divide_misses(r, 1000, 8, 0, 1e9).fetches == 0);
+    CHECK(em_divide_misses(r, 1000000, 8, 0, 0).fetches == 0);
+    const double fetch = r.fetch_ns;
+    em_note_fetch(r, 1e12); // one slow moment
+    CHECK(r.fetch_ns > fetch && r.fetch_ns < 2 * fetch);
+    em_fade(r.fetch_ns);
+    CHECK(r.fetch_ns < 2 * fetch);
+    CHECK(em_stream_from(r, 1000, 8) == 8);
+    r.cold_pair_ns = 100, r.stream_byte_ns = 1;
+    CHECK(em_stream_from(r, 1000, 8) == 11 && em_stream_from(r, 1, 8) == 2 && em_stream_from(r, 1000000, 8) == 8 * 16);
+    CHECK(em_prefetches_in_time(r, 1000, 2, 0, 5) == 5); // no layer was timed
+    r.layer_ns = 2000;
+    CHECK(em_prefetches_in_time(r, 1000, 2, 1, 5) == 3 && em_prefetches_in_time(r, 1000, 2, 9, 5) == 0);
+    r.short_pair_ns = 1000, r.short_byte_ns = 1;
+    const em_sharing s = em_share(r, 2000, {1, 2, 3, 4}, 0, 0);
+    CHECK(s.kept == 2 && s.cpu_ns == 3000 && s.sent_ns == 4000 && s.link_ns == 4000 && s.expert_ns == 2000);
+    CHECK(em_share(r, 2000, {1, 2, 3, 4}, 3, 5000).link_ns == 1000 + em_share(r, 2000, {1, 2, 3, 4}, 3, 5000).sent_ns);
+    double rate = 0;
+    em_note_rate(rate, 10);
+    em_note_rate(rate, 20);
+    CHECK(rate == 12);
+    puts("decisions follow from rates");
 }
 
 // A stop does not wait for the layer: hot, cold or streamed, what is under way ends and nothing else begins.
@@ -319,7 +353,7 @@ em_predictor * ignorant_predictor(const test_shape & s) {
     const std::vector<float> zeros(layers * experts * experts * 3, 0.0f);
     em_predictor_tables      t{};
     t.struct_bytes = int32_t(sizeof(t));
-    t.layers = 2, t.experts = s.experts, t.used = s.k, t.decays = t.memories = t.leads = 1, t.reach = 3;
+    t.layers = 2, t.experts = s.experts, t.top_k = s.k, t.decays = t.memories = t.leads = 1, t.reach = 3;
     t.rate = 0.1f, t.horizon = 0.8f;
     t.decay = t.keep_bias = t.keep_decay = t.keep_again = t.memory_rate = t.keep_memory = zeros.data();
     t.next_bias = t.next_decay = t.next_again = t.next_rows = t.next_token = t.next_router = zeros.data();
@@ -362,7 +396,7 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
         });
         std::vector<int32_t> events(1 << 16);
         em_predictor *       predictor = ignorant_predictor(s);
-        CHECK(em_set_ahead(e, predictor, 1, 2, -10.0f, 0) == EM_OK);
+        CHECK(em_set_prefetch(e, predictor, 1, 2, -10.0f, 0) == EM_OK);
         const std::vector<uint16_t> weight(size_t(s.experts) * 64, 0x3f80); // 1.0
         const std::vector<float>    bias(size_t(s.experts), 0.5f);
         CHECK(em_set_router(e, 1, weight.data(), bias.data(), nullptr, s.experts, 64) == EM_OK);
@@ -384,7 +418,7 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
         }
         done = true;
         mover.join();
-        CHECK(em_set_ahead(e, nullptr, 1, 0, 0.0f, 0) == EM_OK);
+        CHECK(em_set_prefetch(e, nullptr, 1, 0, 0.0f, 0) == EM_OK);
         em_predictor_free(predictor);
         if (!by_pass) {
             G.ggml_backend_free(ours);
@@ -501,6 +535,7 @@ int main(int argc, char ** argv) {
     test_pass_parity();
     test_prompts_of_layers();
     test_streams();
+    test_rates();
     test_sharing();
     test_stop();
     test_churn(false, EM_SIM_CALLER);

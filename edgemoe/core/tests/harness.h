@@ -2,7 +2,6 @@
 
 // What the core's own tests share: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
 
-#include "backend/backend.h"
 #include "device/sim.h"
 #include "model/expert_buffer.h"
 #include "pass/pass.h"
@@ -316,11 +315,11 @@ struct test_pass {
     ggml_backend_buffer * buffer;
 
     explicit test_pass(em_engine * e) {
-        auto * shown = static_cast<ggml_backend_device *>(em_shown_device(e));
+        auto * device = static_cast<ggml_backend_device *>(em_stand_in_device(e));
         typedef void (*set_n_threads_t)(ggml_backend *, int);
-        stream = shown->iface.init_backend(shown, nullptr);
-        reinterpret_cast<set_n_threads_t>(shown->reg->iface.get_proc_address(shown->reg, "ggml_backend_set_n_threads"))(stream, TEAM);
-        buffer = G.ggml_backend_buft_alloc_buffer(shown->iface.get_buffer_type(shown), 64);
+        stream = device->iface.init_backend(device, nullptr);
+        reinterpret_cast<set_n_threads_t>(device->reg->iface.get_proc_address(device->reg, "ggml_backend_set_n_threads"))(stream, TEAM);
+        buffer = G.ggml_backend_buft_alloc_buffer(device->iface.get_buffer_type(device), 64);
     }
     ~test_pass() {
         G.ggml_backend_buffer_free(buffer);

@@ -174,8 +174,8 @@ void test_letting_go() {
         test_pass pass(e);
         auto *    p      = static_cast<em_pass *>(pass.stream->context);
         auto &    device = em_sim_device()->iface;
-        counted = {{}, p->home->iface.synchronize, device.event_synchronize};
-        p->home->iface.synchronize = [](ggml_backend * b) {
+        counted = {{}, p->to_host->iface.synchronize, device.event_synchronize};
+        p->to_host->iface.synchronize = [](ggml_backend * b) {
             counted.waits[b] += 1;
             counted.synchronize(b);
         };
@@ -188,8 +188,8 @@ void test_letting_go() {
             (i % 2 ? g : h).run(pass.stream);
         }
         device.event_synchronize = counted.event_synchronize;
-        p->home->iface.synchronize = counted.synchronize;
-        const void * waited[] = {p->home, p->sync.ready, e->residence.readers.read, e->model.layers[0]->residents.read, e->model.layers[1]->residents.read};
+        p->to_host->iface.synchronize = counted.synchronize;
+        const void * waited[] = {p->to_host, p->sync.ready, e->residence.readers.read, e->model.layers[0]->residents.read, e->model.layers[1]->residents.read};
         for (const void * w : waited) {
             CHECK(counted.waits[w] == GRAPHS / 64);
         }
@@ -233,8 +233,8 @@ void test_fusions() {
         make_hot(e, s, 4);
         test_pass pass(e);
         auto *    p = static_cast<em_pass *>(pass.stream->context);
-        looked.compute           = p->inner->iface.graph_compute;
-        p->inner->iface.graph_compute = [](ggml_backend * b, ggml_cgraph * part) {
+        looked.compute           = p->compute->iface.graph_compute;
+        p->compute->iface.graph_compute = [](ggml_backend * b, ggml_cgraph * part) {
             if (part->nodes[part->n_nodes - 1] == looked.result) {
                 looked.overwrites = overwrites_a_source(part, looked.result);
             }
@@ -253,10 +253,10 @@ void test_fusions() {
             CHECK(looked.overwrites == overlap);
             CHECK(down->op == OP.mul_mat_id && down->src[2]); // the graph is llama.cpp's again
         }
-        p->inner->iface.graph_compute = looked.compute;
+        p->compute->iface.graph_compute = looked.compute;
 
         // llama.cpp's graphs reach the device's own look at them.
-        p->inner->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {
+        p->compute->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {
             looked.optimized = true;
         };
         pass.stream->iface.graph_optimize(pass.stream, nullptr, nullptr);

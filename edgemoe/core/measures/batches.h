@@ -1,0 +1,25 @@
+#pragma once
+
+// Sizes at which the core changes its way. Python knows one of them, too (FEW_TOKENS, planning/placement.py).
+
+#include <cstddef>
+#include <cstdint>
+
+//  tokens of a batch        on a device                                              in host memory
+//  1                        hot pairs start before the CPU knows the ids             the sum over k is part of the last product
+//  < EM_STAGE_TOKENS        hot pairs on the device, cold pairs on the CPU           the same
+//  >= EM_STAGE_TOKENS       the layer is put together in the stage                   the same, or streamed
+//  >= em_options.prefill_tokens   a prefill: counted apart, and never a reason to load an expert
+constexpr int64_t EM_STAGE_TOKENS = 32; // llama.cpp, too, copies experts to the device from this size on
+
+// Tokens per expert, on average or of one expert.
+constexpr int64_t EM_PICKS_ALL    = 16; // practically every expert is used: the next layer's can be sent unseen
+constexpr int64_t EM_PICKS_MOST   = 3;  // with fewer, too many experts are not used at all
+constexpr int64_t EM_MANY_ROWS    = 8;  // ggml takes other kernels for some types, which round otherwise (tiled/tiled.cpp)
+constexpr int64_t EM_ROWS_TOGETHER = 64; // of one expert: a cut between such pieces changes no kernel
+
+// Pairs of one graph.
+constexpr int64_t EM_MIN_PAIRS   = 16;   // fewer give no rate, and a graph has at least as many
+constexpr int64_t EM_MAX_PAIRS   = 2048; // bounds a graph's memory (rows of n_embd + 3 n_ff floats each)
+constexpr int64_t EM_MAX_ROWS    = 256;  // of row products: the rows between gate and down stay in the cache
+constexpr size_t  EM_MANY_COPIES = 16;   // of rows to the device: more take longer than one copy and a scatter

@@ -78,7 +78,7 @@ class HotSet:
     @property
     def is_whole(self) -> bool:
         """Tell whether every expert has a slot."""
-        return bool(self.placement.slots) and all(slots == self.shape.experts for slots in self.placement.slots)
+        return bool(self.placement.slots) and all(layer.slots == layer.experts for layer in self._native.layers())
 
     def _room(self, budget: Budget) -> int:
         """Count the device memory that experts may take, with the slots that they have now."""

@@ -152,7 +152,7 @@ def connect(endpoint: str) -> list[str]:
 
 
 def endpoint_of(device: str) -> str:
-    """HOST:PORT of the RPC server whose device this is, empty for a device of this machine."""
+    """Return HOST:PORT of the RPC server that has this device, empty for a device of this machine."""
     return _endpoints.get(device, "")
 
 

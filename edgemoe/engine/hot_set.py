@@ -43,15 +43,19 @@ class HotSet:
         self.device, self.placement = device, placement
 
     def place(self, budget: Budget) -> IdArray:
-        """Allocate slots within the budget and the memory that is free now; return the slots of each layer.
-
-        The core empties a layer when its number of slots changes.
-        """
+        """Allocate slots within the budget and the memory that is free now; return the slots of each layer."""
         wanted, asked = bytes_for_experts(self._needs, self._room(budget), budget), budget.of(self._needs.expert_bytes)
         if wanted < asked and not budget.automatic:
             self._notes.append(
                 f"{self.device} had no room for {asked / 2**20:.0f} MiB of experts: they get {wanted / 2**20:.0f} MiB."
             )
+        return self.allocate(wanted)
+
+    def allocate(self, wanted: int) -> IdArray:
+        """Allocate slots of ``wanted`` bytes, or fewer where the device refuses; return the slots of each layer.
+
+        The core empties a layer when its number of slots changes.
+        """
         for _ in range(ALLOCATION_ATTEMPTS):
             self.placement = with_slots(self.placement, self._needs, wanted)
             try:
@@ -78,7 +82,7 @@ class HotSet:
     @property
     def is_whole(self) -> bool:
         """Tell whether every expert has a slot."""
-        return bool(self.placement.slots) and all(slots == self.shape.experts for slots in self.placement.slots)
+        return bool(self.placement.slots) and all(layer.slots == layer.experts for layer in self._native.layers())
 
     def _room(self, budget: Budget) -> int:
         """Count the device memory that experts may take, with the slots that they have now."""

@@ -217,14 +217,18 @@ class Scheduler:
         """Change the budget and return the slots that there are now; the policy keeps its memory."""
         if self._hot.shape.layers and self._hot.device:
             with self._placing:
-                slots = self._hot.place(budget)
-                if self._policy is not None:
-                    self._native.submit(self._policy.resize(slots, self._hot.resident()))
+                self._fill(self._hot.place(budget))
         return self._native.stats().slots
+
+    def _fill(self, slots: IdArray) -> None:
+        if self._policy is not None:
+            self._native.submit(self._policy.resize(slots, self._hot.resident()))
 
     def fit_memory(self, vram: int) -> int:
         """Resize to ``vram`` bytes of device memory, alignment included."""
-        return self.resize(Budget(bytes=max(0, vram - slots_overhead(self._hot.shape))))
+        with self._placing:
+            self._fill(self._hot.allocate(max(0, vram - slots_overhead(self._hot.shape))))
+        return self._native.stats().slots
 
     def pin(self, layer: int, expert: int, pinned: bool) -> None:
         """Keep an expert on the device from the next turn on, or let it go again. From any thread."""

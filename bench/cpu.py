@@ -58,7 +58,11 @@ class IkLlama:
         """Load the model."""
         script = str(Path(__file__).with_name("ik.py"))
         self._child = subprocess.Popen(
-            [python, script, str(path), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, script, str(path), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self._ask([])
 
@@ -74,7 +78,7 @@ class IkLlama:
         assert self._child.stdin and self._child.stdout
         print(json.dumps(tokens), file=self._child.stdin, flush=True)
         if self._child.stdout.readline().strip() != "done":
-            raise SystemExit("ik_llama.cpp ended")
+            raise SystemExit("ik_llama.cpp ended; bench/ik.py alone says why")
 
 
 def measure_speed(

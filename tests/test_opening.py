@@ -133,7 +133,7 @@ def test_a_part_that_cannot_be_made_frees_the_others(broken: str, wide: Path, mo
     assert freed == [True], "before the object is collected"
 
 
-def test_experts_show_what_a_user_needs() -> None:
+def test_experts_have_only_the_methods_for_users() -> None:
     shown = {name for name in vars(Experts) if not name.startswith("_")}
     figures = {"stats", "residency", "pending", "heat", "last", "in_ram", "automatic", "scheduler_ns"}
     assert shown == figures | {"resize", "pin", "pinned", "wait", "record", "force"}

@@ -1,4 +1,4 @@
-"""What a command does to a conversation: nothing that was asked or answered is out of reach afterwards."""
+"""Commands on a conversation: every question and answer can be reached afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at a conversation: pages, top and end, find, themes, passing words, a terminal that is left as it was."""
+"""Views of a conversation: pages, top and end, find, themes, short messages, and a terminal that is left unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ raise SystemExit(app.return_code)
 
 
 def written(folder: Path, many: int) -> None:
-    """A conversation of ``many`` questions and answers."""
+    """Make a conversation of ``many`` questions and answers."""
     archive = Archive(folder / "chats.db", print)
     conversation = Conversation(archive, "tiny")
     for number in range(many):
@@ -196,6 +196,6 @@ def test_a_signal_leaves_the_terminal_as_it_was(number: int) -> None:
                 break
         assert child.wait(60) == 128 + number
     os.close(keeper)
-    for mode in (b"1049", b"1000"):  # the other screen, reports of the mouse
+    for mode in (b"1049", b"1000"):  # leave the alternate screen, stop the mouse's reports
         assert seen.rfind(b"\x1b[?" + mode + b"l") > seen.rfind(b"\x1b[?" + mode + b"h")
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l"), "the cursor is there"

@@ -125,7 +125,7 @@ def test_a_failure_on_the_way_keeps_the_measurements(
     out, said = capsys.readouterr()
     found = json.loads(out)
     assert len(found["rows"]) == 2 and found["stopped"] and not found["interrupted"]
-    assert said.count("error:") == 1 and "measured until then" in said
+    assert said.count("error:") == 1 and "measurements until then" in said
 
 
 def test_where_memory_suffices_for_one_model_ours_is_measured(

@@ -177,7 +177,7 @@ def test_what_the_device_did_is_added_up_and_shown(world: World) -> None:
     assert [cell.strip() for cell in row.split("|")][4:8] == ["0.025", "0.004", "0.004", "0.004"]
 
 
-def test_where_nobody_tells_what_the_device_does_it_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_source_of_events_the_run_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     for torch in (None, SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))):
         monkeypatch.setitem(sys.modules, "torch", torch)
         ran: list[int] = []
@@ -378,7 +378,7 @@ def test_only_a_whole_model_on_a_gpu_is_published(tmp_path: Path) -> None:
     assert page.read_text() == f"How to run it.\n\n{command.MARK}\n\nnew figures\n"
 
 
-def test_a_backend_that_cannot_be_compiled_is_said(
+def test_setup_reports_a_backend_that_does_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build.kind_of("CUDA0") == "CUDA" and build.kind_of("none") == ""

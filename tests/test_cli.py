@@ -216,7 +216,9 @@ def test_run_json_has_thinking_and_calls(model: str, capsys: Captured) -> None:
         ),
     ],
 )
-def test_run_says_what_was_cut(script: Script, options: list[str], said: str, model: str, capsys: Captured) -> None:
+def test_run_names_the_reason_of_a_cut(
+    script: Script, options: list[str], said: str, model: str, capsys: Captured
+) -> None:
     assert main(["run", model, "hi", *options], Opened(answers=[script], thinking=Thinking(True))) == 0
     assert f"note: the answer was {said}" in capsys.readouterr().err
 
@@ -265,7 +267,7 @@ def test_notes_go_to_stderr(model: str, capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_ctrl_c_keeps_what_there_is(form: list[str], model: str, capsys: Captured) -> None:
+def test_ctrl_c_keeps_the_text_so_far(form: list[str], model: str, capsys: Captured) -> None:
     gate = Gate()
     opened = Opened(answers=["one two three"], gate=gate)
 

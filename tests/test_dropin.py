@@ -523,7 +523,7 @@ def test_a_stream_that_is_left_or_never_begun_takes_nothing_from_others(
 
 
 @DEVICES
-def test_a_cancel_ends_what_runs_and_not_what_comes(offload: OffloadConfig, model: Path) -> None:
+def test_a_cancel_ends_the_running_answer_and_not_the_next(offload: OffloadConfig, model: Path) -> None:
     llm = opened(model, offload, embedding=True)
     llama_cpp.llama_set_embeddings(llm.ctx, False)
     want = ids(llm)
@@ -617,7 +617,7 @@ def test_a_thread_that_computes_while_the_program_ends(device: str, kind: str, m
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("device", ["none", "sim"])
-def test_a_fork_is_told_instead_of_hanging(device: str, model: Path, tmp_path: Path) -> None:
+def test_a_fork_gets_an_error_instead_of_a_hang(device: str, model: Path, tmp_path: Path) -> None:
     done = run(
         """
         import os, signal, sys

@@ -124,7 +124,7 @@ def test_answers_carry_their_account(model: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT * 80])
-def test_cancel_keeps_what_was_generated(prompt: list[int], model: Path) -> None:
+def test_cancel_keeps_the_generated_text(prompt: list[int], model: Path) -> None:
     llm = Llama(model, n_ctx=4096, n_threads=1, offload=SIM)
     never_ends = {llm.token_eos(): -100.0}
     timer = threading.Timer(0.1, llm.cancel)
@@ -462,7 +462,7 @@ def test_a_long_prompt_is_one_batch_of_the_history(vram: str, model: Path, tmp_p
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_model_that_nobody_holds_is_freed(tmp_path: Path) -> None:
+def test_an_unreferenced_model_is_freed(tmp_path: Path) -> None:
     with wide_model(tmp_path) as path:
         llm = parity.open_ours(path, OffloadConfig(device="sim", vram="50%", profile="off"))
         llm.eval([1])

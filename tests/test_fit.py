@@ -428,7 +428,7 @@ def test_shards_on_the_hub_are_one_model(
     assert found["plan"] == alone["plan"] and found["forecast"]["band"] == BAND, "copies need the header only"
 
 
-def test_offline_only_what_is_here_can_be_judged(
+def test_offline_only_files_on_the_disk_can_be_judged(
     model: Path, hub: HubServer, rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     hub.repositories[REPO] = Repository({NAME: model.read_bytes(), "Big-MoE-Q8_0.gguf": model.read_bytes()})

@@ -130,7 +130,7 @@ def test_what_stands_in_an_answer_is_no_marker(family: str, text: str, size: int
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("row", shared.outputs(), ids=lambda row: f"{row['family']}: {row['case']}")
-def test_reads_what_real_models_write(row: dict[str, Any], size: int) -> None:
+def test_reads_answers_of_real_models(row: dict[str, Any], size: int) -> None:
     template = shared.template(row["template"])
     opening = next(iter(formats.style_of(template).thinking), ("", ""))[0]
     calls = [(call["name"], call["arguments"]) for call in row["tool_calls"]]

@@ -108,7 +108,7 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
         check(path)
 
 
-def test_what_only_llama_cpp_notices_is_told_in_its_words(broken: Callable[[Change], Path]) -> None:
+def test_an_error_of_llama_cpp_keeps_its_text(broken: Callable[[Change], Path]) -> None:
     path = broken(lambda data: data.__setitem__(data.index(b"blk.1.ffn_norm"), ord("x")))
     with pytest.raises(BadGguf, match=r"missing tensor|tensor 'blk\.1\.ffn_norm\.weight' not found"):
         Llama(path, n_ctx=64, offload=OffloadConfig(device="none", profile="off"))

@@ -206,7 +206,7 @@ def test_a_commit_or_a_name_that_is_a_path_is_refused(hub: HubServer, tmp_path: 
     assert not list(tmp_path.rglob("*evil*"))
 
 
-def test_a_full_disk_is_told_before(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_download(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 << 30, 0, download.RESERVE + 2 * MIB))
     with pytest.raises(DoesNotFit, match="disk") as caught:
         pull()
@@ -250,7 +250,7 @@ def test_a_hub_that_is_busy_is_asked_again_when_it_says(hub: HubServer, waits: l
     assert waits[0] == 7 and all(0 < wait < 7 for wait in waits[1:])
 
 
-def test_a_wait_is_said_or_short(hub: HubServer, waits: list[float]) -> None:
+def test_a_wait_is_shown_or_short(hub: HubServer, waits: list[float]) -> None:
     busy = Answer(429, {"RateLimit": '"resolvers";r=0;t=55'})
     hub.faults.api = [busy]
     with pytest.raises(EdgeMoEError, match="for 55 s"):
@@ -310,7 +310,7 @@ def test_a_gated_model(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.asked("/cdn/") and all(request.token == "" for request in hub.asked("/cdn/"))
 
 
-def test_offline_what_is_on_the_disk_is_found(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_finds_files_on_the_disk(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pull()
     asked = len(hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -507,7 +507,7 @@ def test_rm_removes_a_download_that_never_was_whole(hub: HubServer) -> None:
     assert not cache.folder(REPO).exists()
 
 
-def test_rm_refuses_what_a_process_has_open(hub: HubServer, capsys: Captured) -> None:
+def test_rm_refuses_open_files(hub: HubServer, capsys: Captured) -> None:
     path = pull()
     with path.open("rb"):
         assert main(["rm", f"{REPO}:Q4_K_M", "--yes"]) == 1
@@ -515,7 +515,7 @@ def test_rm_refuses_what_a_process_has_open(hub: HubServer, capsys: Captured) ->
     assert main(["rm", f"{REPO}:Q4_K_M", "--yes"]) == 0 and not path.exists()
 
 
-def test_rm_refuses_what_a_process_has_mapped(hub: HubServer, capsys: Captured) -> None:
+def test_rm_refuses_mapped_files(hub: HubServer, capsys: Captured) -> None:
     path = pull()
     libc = ctypes.CDLL(None, use_errno=True)  # Python's own mmap keeps the file open, too; llama.cpp does not
     libc.mmap.restype = ctypes.c_void_p

@@ -68,13 +68,13 @@ def test_a_model_larger_than_the_memory_must_be_named() -> None:
     assert choose(repository(Q8_0=32, Q2_K=10), "q2_k", 8 << 30).quantisation == "Q2_K"
 
 
-def test_an_unknown_quantisation_lists_those_there_are() -> None:
+def test_an_unknown_quantisation_lists_the_known_ones() -> None:
     with pytest.raises(ModelNotFound, match="no quantisation Q5_K_M") as caught:
         choose(repository(Q4_K_M=3, Q8_0=6, IQ2_XS=1), "Q5_K_M", 1)
     assert caught.value.hint == "there are: Q8_0, Q4_K_M, IQ2_XS"
 
 
-def test_two_models_of_one_quantisation_are_told_apart_by_name() -> None:
+def test_two_models_of_one_quantisation_differ_by_name() -> None:
     both = Download("org/m", "main", (RemoteFile("base-Q4_0.gguf", 1), RemoteFile("chat-Q4_0.gguf", 1)))
     with pytest.raises(ModelNotFound, match="several") as caught:
         choose(both, "Q4_0", 100)
@@ -82,7 +82,7 @@ def test_two_models_of_one_quantisation_are_told_apart_by_name() -> None:
     assert choose(both, "chat-q4_0", 100).files[0].name == "chat-Q4_0.gguf"
 
 
-def test_shards_and_folders_are_one_model_and_what_lies_beside_is_none() -> None:
+def test_shards_and_folders_are_one_model_and_other_files_are_none() -> None:
     names = ["Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf", "mmproj-Q8_0.gguf", "m.imatrix.gguf"]
     plan = choose(Download("org/m", "main", tuple(RemoteFile(name, 1) for name in names)), None, 100)
     assert [file.name[-19:] for file in plan.files] == ["00001-of-00002.gguf", "00002-of-00002.gguf"]
@@ -96,7 +96,7 @@ def test_a_repository_without_models_or_with_a_shard_short() -> None:
         choose(Download("org/m", "main", (RemoteFile("m-Q8_0-00001-of-00002.gguf", 1),)), "Q8_0", 9)
 
 
-def test_speed_and_time_left_are_those_of_the_last_seconds() -> None:
+def test_speed_and_time_left_follow_the_last_seconds() -> None:
     now, seen = [100.0], list[Progress]()
     meter = Meter({"a": 500}, 2500, seen.append, lambda: now[0])
     for size in (600, 700, 1500):

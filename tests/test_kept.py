@@ -67,7 +67,7 @@ def files(path: Path) -> list[str]:
 # One folder.
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_reading_gives_the_written_data(tmp_path: Path) -> None:
     kept = conversation()
     written(Folder(tmp_path / "new" / "folder", KEY), kept)
     folder = Folder(tmp_path / "new" / "folder", KEY)
@@ -139,7 +139,7 @@ def test_a_later_turn_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 2, "a branch is another conversation"
 
 
-def test_what_killed_processes_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+def test_files_of_killed_processes_are_removed_and_open_files_stay(tmp_path: Path) -> None:
     dead, living = tmp_path / f"a{UNFINISHED}", tmp_path / f"b{UNFINISHED}"
     dead.write_text("x")
     with living.open("w") as file:

@@ -52,7 +52,7 @@ def test_looking_ahead_changes_no_number_whenever_it_is_ready(tmp_path: Path) ->
     assert hurried.prefetch_late + hurried.prefetch_useful + hurried.prefetch_wasted > 0
 
 
-def test_a_folded_router_says_what_the_router_says(tmp_path: Path) -> None:
+def test_a_folded_router_agrees_with_the_router(tmp_path: Path) -> None:
     """If attention and experts add nothing, the lookahead predicts the next layer's router exactly."""
     with wide_model(tmp_path, like="gpt-oss") as path:
         file = check(path)

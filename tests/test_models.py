@@ -125,7 +125,7 @@ def test_a_model_without_known_files(download: Download) -> None:
     assert "ORG/REPO:QUANT" in caught.value.hint
 
 
-def test_a_name_nobody_knows(download: Download) -> None:
+def test_an_unknown_name(download: Download) -> None:
     with pytest.raises(ModelNotFound, match="'mixtrl'") as caught:
         find.find("mixtrl")
     assert "mixtral" in caught.value.hint
@@ -192,7 +192,7 @@ def test_the_revision_that_main_means_comes_first_then_the_latest(download: Down
 # edgemoe list.
 
 
-def test_list_shows_sizes_and_what_is_there(download: Download, capsys: Captured) -> None:
+def test_list_shows_sizes_and_files_on_the_disk(download: Download, capsys: Captured) -> None:
     repository, names = files_of("gpt-oss-20b")
     download(repository, *names)
     assert main(["list"]) == 0
@@ -256,7 +256,7 @@ def test_names_for_completion_touch_neither_the_disk_nor_the_hub(capsys: Capture
     assert "'huggingface_hub'" not in modules and "'numpy'" not in modules
 
 
-def test_show_says_when_a_file_is_not_what_its_name_says(download: Download, tmp_path: Path, capsys: Captured) -> None:
+def test_show_notes_a_file_with_a_wrong_name(download: Download, tmp_path: Path, capsys: Captured) -> None:
     file = build("llama", tmp_path)
     (path,) = download(*[files_of("olmoe")[0], *files_of("olmoe")[1]])
     path.resolve().write_bytes(file.read_bytes())

@@ -64,7 +64,7 @@ def test_every_count_is_that_of_the_model_without_its_head(name: str, folder: Pa
 
 
 @pytest.mark.parametrize("name", WITH_MTP)
-def test_the_cache_is_what_llama_cpp_takes(name: str, folder: Path) -> None:
+def test_the_cache_equals_llama_cpp_s(name: str, folder: Path) -> None:
     path = build(name, folder, mtp=True)
     with memory.watch() as ledger:
         Llama(path, n_ctx=2048, offload=CPU).close()

@@ -34,7 +34,7 @@ def opened(path: Path, config: OffloadConfig = SIM, **settings: Any) -> Any:
 
 
 def calls_of(functions: list[Callable[..., Any]], work: Callable[[], Any]) -> Counter[str]:
-    """Count the calls of some functions, whichever name they are imported by."""
+    """Count the calls of some functions, under every name that imports them."""
     found: Counter[str] = Counter()
     names = {function.__code__: function.__name__ for function in functions}
 
@@ -133,14 +133,14 @@ def test_a_part_that_cannot_be_made_frees_the_others(broken: str, wide: Path, mo
     assert freed == [True], "before the object is collected"
 
 
-def test_experts_show_what_a_user_needs() -> None:
+def test_experts_have_only_the_methods_for_users() -> None:
     shown = {name for name in vars(Experts) if not name.startswith("_")}
     figures = {"stats", "residency", "pending", "heat", "last", "in_ram", "automatic", "scheduler_ns"}
     assert shown == figures | {"resize", "pin", "pinned", "wait", "record", "force"}
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """But for the room that builds ggml's backends: it looks up the variables of compilers."""
+    """Only edgemoe/setup may read it, too, because it looks up the variables of compilers."""
     root, found = Path(__file__).parent.parent, []
     for path in (*(root / "edgemoe").rglob("*.py"), *(root / "tui").rglob("*.py")):
         if "setup" in path.parts:

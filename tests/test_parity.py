@@ -55,7 +55,7 @@ def test_architecture_at_all_shares(name: str, gpu_layers: int, folder: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architecture_whose_misses_are_fetched(name: str, folder: Path) -> None:
+def test_architecture_with_fetched_misses(name: str, folder: Path) -> None:
     reference = plain(build(name, folder))
     tokens, logits = parity.answer(reference)
     reference.close()

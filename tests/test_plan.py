@@ -116,7 +116,7 @@ def test_a_longer_context_takes_its_memory_from_the_experts() -> None:
     assert short.hot_bytes - long.hot_bytes == pytest.approx(taken, abs=2 * (12 << 20))
 
 
-def test_what_is_given_up_is_said() -> None:
+def test_the_reason_names_everything_left_out() -> None:
     far = place(DESKTOP, replace(MODEL, flash=True), 131_072, AUTO)
     assert not far.kv_on_device and "KV cache" in far.reason
     small = place(replace(DESKTOP, device_free_bytes=GIB * 9 // 8, device_total_bytes=4 * GIB), MODEL, 2048, AUTO)
@@ -126,7 +126,7 @@ def test_what_is_given_up_is_said() -> None:
     assert place(DESKTOP, MODEL, 2048, Budget(bytes=0)).reason == ""
 
 
-def test_too_little_ram_is_said_with_its_price() -> None:
+def test_the_reason_names_missing_ram_and_its_cost() -> None:
     poor = replace(DESKTOP, ram_free_bytes=3 * GIB)
     made = place(poor, MODEL, 2048, AUTO)
     assert not made.fits and made.ram_short_bytes == made.ram_private_bytes + made.ram_mapped_bytes - 3 * GIB
@@ -149,13 +149,13 @@ SHORT = {"minimax-m3": 0.9}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt-oss", "deepseek2-v3", "gemma4", "qwen3next", "granitehybrid"])
-def test_cache_and_buffers_are_what_llama_cpp_takes(name: str, tmp_path: Path) -> None:
+def test_cache_and_buffers_equal_llama_cpp_s(name: str, tmp_path: Path) -> None:
     is_what_llama_cpp_takes(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_cache_is_what_llama_cpp_takes(name: str, tmp_path: Path) -> None:
+def test_every_cache_equals_llama_cpp_s(name: str, tmp_path: Path) -> None:
     is_what_llama_cpp_takes(name, tmp_path)
 
 
@@ -169,7 +169,7 @@ CACHES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0"
         *(("deepseek2-v3", kind) for kind in ("f32", "bf16")),  # the heads are no whole blocks
     ],
 )
-def test_a_cache_of_another_type_is_what_llama_cpp_takes(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_cache_of_another_type_equals_llama_cpp_s(name: str, kind: str, tmp_path: Path) -> None:
     path, number = build(name, tmp_path, "Q4_K"), CACHES[kind]  # heads of 64 numbers are whole blocks
     settings: dict[str, Any] = {"n_ctx": 16384, "type_k": number, "type_v": number, "flash_attn": True}
     with memory.watch() as ledger:
@@ -180,7 +180,7 @@ def test_a_cache_of_another_type_is_what_llama_cpp_takes(name: str, kind: str, t
 
 @pytest.mark.parametrize("batch", [64, 2048])
 @pytest.mark.parametrize("name", ["llama", "gpt-oss", "deepseek2-v3"])
-def test_buffers_of_another_batch_are_what_llama_cpp_takes(name: str, batch: int, tmp_path: Path) -> None:
+def test_buffers_of_another_batch_equal_llama_cpp_s(name: str, batch: int, tmp_path: Path) -> None:
     path = build(name, tmp_path)
     settings: dict[str, Any] = {"n_ctx": 4096, "n_batch": batch, "n_ubatch": batch}
     with memory.watch() as ledger:

@@ -43,7 +43,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_nothing_imports_what_only_posix_has() -> None:
+def test_nothing_imports_posix_modules() -> None:
     run("")
 
 

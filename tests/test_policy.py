@@ -238,7 +238,7 @@ def test_heat_counts_every_use(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resize_refills_what_is_free(name: str) -> None:
+def test_resize_refills_free_slots(name: str) -> None:
     policy, device = policy_for(name, 8), Device(SHAPE, [8] * 3)
     device.submit(policy.start(None))
     device.copy()
@@ -351,7 +351,7 @@ def test_growing_weights_equal_shrinking_counts() -> None:
     assert frequency.scale < 1e100
 
 
-def test_a_long_past_is_shrunk_to_what_a_run_remembers() -> None:
+def test_a_long_history_shrinks_to_the_memory_of_a_run() -> None:
     shape = ModelShape(1, 4, 2, (1,))
     frequency = Frequency(shape, 0.9)  # remembers 10 tokens, 20 uses
     frequency.seed(np.array([[600, 300, 90, 10]], dtype=np.float32))

@@ -49,7 +49,7 @@ def test_noise_cannot_be_predicted() -> None:
     assert found.recall_at_k < 2 / 16 + 0.03
 
 
-def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> None:
+def test_the_core_evaluates_as_numpy_does(ids: IdArray, tables: Tables) -> None:
     held_out = ids[3000:3100].copy()
     held_out[40, 2, 1] = -1  # a cell of the history is missing
     native = NativePredictor(tables, rate=0)
@@ -64,7 +64,7 @@ def test_the_core_evaluates_what_numpy_does(ids: IdArray, tables: Tables) -> Non
     native.close()
 
 
-def test_a_token_id_tells_what_it_will_use() -> None:
+def test_a_token_id_predicts_its_experts() -> None:
     """This holds for all layers with the first one, and the core agrees with numpy."""
     ids, tokens = spoken(3200, 3, 16, 2)
     with_ids, without = trained(ids[:2600], 16, tokens=tokens[:2600]), trained(ids[:2600], 16)
@@ -84,7 +84,7 @@ def test_a_token_id_tells_what_it_will_use() -> None:
     native.close()
 
 
-def test_use_soon_follows_what_was_used(ids: IdArray, tables: Tables) -> None:
+def test_predictions_soon_follow_use(ids: IdArray, tables: Tables) -> None:
     native = NativePredictor(tables)
     scores, later = [], []
     for token in range(3000, 3200):
@@ -95,7 +95,7 @@ def test_use_soon_follows_what_was_used(ids: IdArray, tables: Tables) -> None:
     native.close()
 
 
-def test_it_learns_from_nothing_and_what_it_learnt_can_be_kept(ids: IdArray, tmp_path: Path) -> None:
+def test_it_learns_without_history_and_its_tables_can_be_saved(ids: IdArray, tmp_path: Path) -> None:
     native = NativePredictor(untrained(LAYERS, EXPERTS, USED))
 
     def recall(tokens: IdArray) -> float:
@@ -168,7 +168,7 @@ def test_a_saved_predictor_says_the_same(tmp_path: Path, ids: IdArray, tables: T
 
 
 @pytest.mark.parametrize("damage", ["half", "text", "shape", "identity", "nan"])
-def test_a_file_that_cannot_be_used_is_said(tmp_path: Path, tables: Tables, damage: str) -> None:
+def test_an_unusable_file_gives_a_note(tmp_path: Path, tables: Tables, damage: str) -> None:
     broken = tables
     if damage == "nan":
         broken = replace(tables, keep_bias=np.full_like(tables.keep_bias, np.nan))
@@ -191,7 +191,7 @@ def test_no_file_is_no_news(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("with_prefetch", "without", "on"), [(90, 100, True), (110, 100, False), (100, 100, True)])
-def test_the_controller_runs_what_is_faster(with_prefetch: int, without: int, on: bool) -> None:
+def test_the_controller_chooses_the_faster_way(with_prefetch: int, without: int, on: bool) -> None:
     controller = Controller()
     for _ in range(2 * EPOCH):
         controller.step(with_prefetch if controller.on else without)

@@ -92,7 +92,7 @@ def agree(got: Any, wanted: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", [*HYBRID, *RECURRENT, *WINDOWED, *PLAIN])
-def test_only_what_is_new_is_read(name: str, folder: Path) -> None:
+def test_only_new_tokens_are_read(name: str, folder: Path) -> None:
     llm = opened(name, folder)
     random = np.random.default_rng(3)
 
@@ -153,7 +153,7 @@ def test_states_stay_within_their_budget(folder: Path) -> None:
     llm.close()
 
 
-def test_answers_that_take_turns_are_those_of_each_alone(folder: Path) -> None:
+def test_answers_in_turns_equal_answers_alone(folder: Path) -> None:
     for name in ("llama", "jamba"):
         llm = opened(name, folder)
         prompts = [[int(token) for token in np.random.default_rng(seed).integers(5, 250, 80)] for seed in (1, 2)]

@@ -57,7 +57,7 @@ def test_json_has_llama_benchs_fields_and_adds_up(model: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("device", ["none", "sim"])
-def test_memory_adds_up_to_what_the_system_counts(device: str, model: Path) -> None:
+def test_memory_adds_up_to_the_system_s_count(device: str, model: Path) -> None:
     config = OffloadConfig(device=device, vram="50%", profile="off")
     memory = figures.as_dict(profile(model, [Test(prompt=64), Test(generate=2)], 1, config, 1))["memory"]
     assert sum(part["bytes"] for part in memory["resident"]) == pytest.approx(memory["resident_bytes"], rel=0.02)
@@ -90,7 +90,7 @@ def test_other_formats_say_the_same(form: str, model: Path, capsys: pytest.Captu
     assert all(float(row["avg_ts"]) > 0 for row in rows)
 
 
-def test_an_interruption_keeps_what_was_measured(
+def test_an_interruption_keeps_the_measurements(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, calls = measure._sample, []
@@ -109,7 +109,7 @@ def test_an_interruption_keeps_what_was_measured(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("llama_decode returned -3"), MemoryError()])
-def test_a_failure_on_the_way_keeps_what_was_measured(
+def test_a_failure_on_the_way_keeps_the_measurements(
     error: Exception, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, calls = measure._sample, []
@@ -125,7 +125,7 @@ def test_a_failure_on_the_way_keeps_what_was_measured(
     out, said = capsys.readouterr()
     found = json.loads(out)
     assert len(found["rows"]) == 2 and found["stopped"] and not found["interrupted"]
-    assert said.count("error:") == 1 and "measured until then" in said
+    assert said.count("error:") == 1 and "measurements until then" in said
 
 
 def test_where_memory_suffices_for_one_model_ours_is_measured(

@@ -49,7 +49,7 @@ def test_chance_is_called_chance(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "too few repetitions (5 and 2)" in said(capsys, a, saved(tmp_path, "c.json", [20.0, 21.0]))
 
 
-def test_p_holds_what_it_promises() -> None:
+def test_p_bounds_the_false_alarms() -> None:
     """At most a share p of pairs that differ by chance alone is called different. Both ways of counting agree."""
     source = random.Random(1)
     drawn = [[source.gauss(10, 1) for _ in range(6)] for _ in range(600)]
@@ -78,7 +78,7 @@ def test_effect_and_interval() -> None:
         ({"n_gen": 9}, "no placement and test in common"),
     ],
 )
-def test_what_does_not_compare_is_said(
+def test_report_warns_of_profiles_that_do_not_compare(
     change: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = saved(tmp_path, "a.json", [10.0] * 5)

@@ -49,7 +49,7 @@ def test_events_follow_the_format(traced: dict[str, Any]) -> None:
             open_spans[track].append(end)
 
 
-def test_tracks_say_what_was_not_measured(traced: dict[str, Any]) -> None:
+def test_tracks_name_missing_measurements(traced: dict[str, Any]) -> None:
     events = traced["traceEvents"]
     tracks = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     for part in ("device stream", "CPU workers", "joins"):
@@ -60,7 +60,7 @@ def test_tracks_say_what_was_not_measured(traced: dict[str, Any]) -> None:
     assert len([e for e in events if e["name"].startswith("token ")]) == 12
 
 
-def test_spans_are_what_the_counters_say(traced: dict[str, Any]) -> None:
+def test_spans_equal_the_counters(traced: dict[str, Any]) -> None:
     tokens = [e for e in traced["traceEvents"] if e["name"].startswith("token ")]
     assert sum(e["args"]["hits"] + e["args"]["misses"] for e in tokens) == 12 * 4 * 4
     cold = [e for e in traced["traceEvents"] if e["name"] == "cold pairs"]

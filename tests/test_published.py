@@ -199,7 +199,7 @@ def test_content_in_the_hubs_cache_means_the_model_too(cached: list[Path], tmp_p
         opened_everywhere(blob, cached[0], capsys)
 
 
-def test_a_shard_that_lost_its_name_is_told_what_it_is(cached: list[Path], tmp_path: Path) -> None:
+def test_a_renamed_shard_gets_its_right_name(cached: list[Path], tmp_path: Path) -> None:
     blob = cached[0].resolve()
     for link in cached:
         link.unlink()
@@ -261,7 +261,7 @@ def test_sound_but_unknown_is_not_called_damaged(
     assert "may be damaged" not in caught.value.hint and caught.value.hint
 
 
-def test_an_architecture_nobody_knows_is_not_called_damaged(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_not_called_damaged(tmp_path: Path) -> None:
     data = build("llama", tmp_path).read_bytes()
     (tmp_path / "new.gguf").write_bytes(data.replace(b"llama", b"ollie"))
     with pytest.raises(UnsupportedModel, match="unknown model architecture: 'ollie'"):
@@ -439,7 +439,7 @@ def test_an_override_of_top_k_counts(tmp_path: Path) -> None:
     llm.close()
 
 
-def test_a_header_whose_text_is_no_utf8_is_damaged(tmp_path: Path) -> None:
+def test_a_header_with_text_that_is_no_utf8_is_damaged(tmp_path: Path) -> None:
     path = build("llama", tmp_path)
     path.write_bytes(path.read_bytes().replace(b"<|begin|>", b"<|\xffegin|>"))
     with pytest.raises(BadGguf, match="not UTF-8"):

@@ -122,7 +122,7 @@ def check_prompt(asked: Asked, family: str, messages: list[Any], **switch: Any) 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("family", THINKS)
-def test_thinking_and_answers_are_told_apart_and_later_prompts_hold_the_answers(
+def test_thinking_and_answers_are_separate_and_later_prompts_hold_the_answers(
     family: str, stream: bool, tmp_path: Path
 ) -> None:
     switch = SWITCHED_ON.get(family, {})

@@ -91,7 +91,7 @@ def test_in_another_domain_it_learns_anew() -> None:
     assert replay.simulate("adaptive", now, shape, 8, 2, None, tables, prefetch=True).hits > max(plain)
 
 
-def test_the_engine_does_what_the_replay_says(tmp_path: Path) -> None:
+def test_the_engine_acts_as_the_replay(tmp_path: Path) -> None:
     """With the same forced routing, every token gives the same hits, misses, uploads and prefetches."""
     used, count, layers = 4, 32, 4
     ids = drifting(2500, layers, count, used)
@@ -207,7 +207,7 @@ def test_replay_refuses(
     assert says in error and error.count("error:") == 1
 
 
-def test_train_keeps_what_beats_a_table_and_the_next_start_uses_it(
+def test_train_keeps_a_predictor_that_beats_a_table_for_the_next_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     need_torch()

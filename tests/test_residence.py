@@ -23,7 +23,7 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_what_was_dropped_is_on_the_disk_and_what_was_read_is_in_ram(tmp_path: Path) -> None:
+def test_dropped_pages_are_on_the_disk_and_read_pages_in_ram(tmp_path: Path) -> None:
     path = build("llama", tmp_path)
     residence = Residence.of_experts(gguf.read(path))
     forget(path)

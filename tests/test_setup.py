@@ -87,7 +87,7 @@ def test_a_discrete_card_comes_before_the_processor_s_own(tmp_path: Path) -> Non
     assert cards.present(tmp_path) == [radeon]
 
 
-def test_a_radeon_inside_the_processor_is_told_by_its_memory(tmp_path: Path) -> None:
+def test_memory_identifies_a_radeon_inside_the_processor(tmp_path: Path) -> None:
     path = pci(tmp_path, "0000:0d:00.0", 0x1002, 0x164E, mem_info_vram_total=str(512 << 20))
     render_node(tmp_path, path, 128)
     assert cards.find(tmp_path, NO_DRIVER)[0].integrated
@@ -249,7 +249,9 @@ def test_a_compiler_that_is_there_must_suit_card_and_driver(
         (["89"], (12, 4), "supports CUDA 12.4"),
     ],
 )
-def test_what_pypi_s_compiler_cannot_do_is_said(architectures: list[str], driver: tuple[int, int], words: str) -> None:
+def test_setup_names_the_limits_of_pypi_s_compiler(
+    architectures: list[str], driver: tuple[int, int], words: str
+) -> None:
     with pytest.raises(Missing, match=words) as caught:
         toolchain._check_pypi(architectures, NvidiaDriver(driver))
     assert "--backend vulkan" in caught.value.hint
@@ -449,7 +451,7 @@ while :; do sleep 0.05; done
         pass
 
 
-def test_old_vulkan_headers_are_said(machine: Path, commands: Commands) -> None:
+def test_setup_names_old_vulkan_headers(machine: Path, commands: Commands) -> None:
     commands("glslc", "")
     header = machine / "include/vulkan/vulkan_core.h"
     header.parent.mkdir(parents=True)
@@ -469,7 +471,7 @@ def test_two_set_ups_do_not_share_a_folder(machine: Path) -> None:
     compiled(order(machine))
 
 
-def test_the_time_that_is_left_follows_what_was_done() -> None:
+def test_the_time_left_follows_the_finished_work() -> None:
     heavy = "Building CUDA object src/ggml-cuda/template-instances/mmq-instance-q4_k.cu.o"
     steps = [f"[{i}/10] {heavy if i > 8 else 'Building CXX object a.cpp.o'}" for i in range(1, 11)]
     remaining = build.Remaining(steps)
@@ -494,7 +496,7 @@ def finds(monkeypatch: pytest.MonkeyPatch, *found: Card, driver: NvidiaDriver = 
     monkeypatch.setattr(cards, "find", lambda **_: list(found))
 
 
-def test_no_card_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_setup_reports_a_missing_card(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     finds(monkeypatch)
     code, content, _ = result(capsys)
     assert code == 1 and not content["ok"] and "no graphics card" in str(content["said"])

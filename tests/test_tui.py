@@ -510,14 +510,14 @@ def test_receipt_of_a_dense_model_has_no_expert_figures() -> None:
     assert Receipt.of({}).pairs == 0
 
 
-def test_a_receipt_says_what_of_a_long_prompt_was_reused() -> None:
+def test_a_receipt_counts_reused_tokens_of_a_long_prompt() -> None:
     long = Receipt(prompt_tokens=48, cached_tokens=3912, answer_rate=5, first_token_s=0.5)
     assert long.line() == "5.0 tok/s · first token 500 ms · 3,912 of 3,960 reused"
     assert "reused" not in Receipt(prompt_tokens=8, cached_tokens=40).line()
     assert "reused" not in Receipt(prompt_tokens=900).line()
 
 
-def test_a_receipt_says_what_made_the_answer_slow() -> None:
+def test_a_receipt_names_the_cause_of_a_slow_answer() -> None:
     fast = Receipt(pairs=10, hit_rate=0.9, moe_ms=100, join_ms=5, device="sim", prompt_tokens=9)
     assert fast.remark() == ""
     assert replace(fast, first_token_s=9.0).remark() == "The first token had to wait for 9 prompt tokens."

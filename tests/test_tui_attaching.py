@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_a_paste_keeps_its_lines_whatever_the_terminal_makes_of_them(tmp_path: Path) -> None:
+async def test_a_paste_keeps_its_lines_in_any_form_of_the_terminal(tmp_path: Path) -> None:
     async with kept(tmp_path, n_ctx=200_000) as driver:
         lines = [f"line {number}" for number in range(900)]
         driver.prompt.post_message(events.Paste("\r".join(lines)))

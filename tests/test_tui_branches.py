@@ -1,4 +1,4 @@
-"""What a command does to a conversation: nothing that was asked or answered is out of reach afterwards."""
+"""Commands on a conversation: every question and answer can be reached afterwards."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_escape_takes_an_edit_back(tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
-async def test_a_chat_whose_branch_was_lost_by_an_older_version_is_listed_and_opens(tmp_path: Path) -> None:
+async def test_a_chat_that_lost_its_branch_is_listed_and_opens(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["Paris."]) as driver:
         await ask(driver, "capital of France?")
     store = Store(tmp_path / "chats.db")
@@ -95,7 +95,7 @@ async def test_a_question_that_failed_stands_in_the_prompt_again(tmp_path: Path)
         assert not driver.all(UserTurn), "it stands in one place"
 
 
-async def test_figures_are_those_of_the_conversation_that_is_shown(tmp_path: Path) -> None:
+async def test_figures_belong_to_the_shown_conversation(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["word " * 200, "short"]) as driver:
         await ask(driver, "first")
         long = driver.status.context_used

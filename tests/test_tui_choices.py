@@ -38,7 +38,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_keys_are_read_and_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_keys_are_read_and_errors_are_named(tmp_path: Path) -> None:
     assert load(tmp_path / "keys.toml") == Keys()
     keys = load(written(tmp_path, 'stop = "Ctrl+X"\nnewline = ["alt+enter", "f2"]\n'))
     assert keys.of("stop") == ("ctrl+x",) and keys.shown("newline") == "Alt+Enter" and keys.of("new") == ("ctrl+n",)
@@ -138,7 +138,7 @@ async def test_the_picker_narrows_and_opens_a_model(tmp_path: Path) -> None:
         assert len(driver._engines) == 2
 
 
-def test_recent_files_are_those_that_are_there_newest_first(tmp_path: Path) -> None:
+def test_recent_files_exist_and_the_newest_is_first(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.gguf", "b.gguf", "c.gguf")]
     recent = Recent(tmp_path / "data" / "recent.json")
     assert recent.files() == []

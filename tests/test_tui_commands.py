@@ -201,7 +201,7 @@ async def test_settings(tmp_path: Path) -> None:
         await driver.until(lambda: "waiting for the device" in driver.notes())
 
 
-async def test_another_model_brings_its_sampling_and_what_was_set_here_stays(tmp_path: Path) -> None:
+async def test_another_model_brings_its_sampling_and_the_user_s_settings_stay(tmp_path: Path) -> None:
     async with kept(tmp_path) as driver:
         await driver.send("/set temperature 0.3")
         for name, suited in (("other", {"top_p": 0.9}), ("third", {})):
@@ -253,7 +253,7 @@ async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, m
         assert driver.all(CodeBlock)[0].coloured
 
 
-async def test_a_full_context_says_what_the_model_does_not_see(tmp_path: Path) -> None:
+async def test_a_full_context_names_the_hidden_messages(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["word " * 30], n_ctx=400) as driver:
         for question in ["first", *"bcdefghijkl"]:
             await ask(driver, question)
@@ -273,7 +273,7 @@ async def test_prompt_history_walks_both_ways(tmp_path: Path) -> None:
         assert seen == ["two", "one", "one", "two", ""]
 
 
-async def test_ctrl_n_in_mid_answer_keeps_what_there_was(tmp_path: Path) -> None:
+async def test_ctrl_n_during_an_answer_keeps_its_text(tmp_path: Path) -> None:
     gate = Gate()
     async with kept(tmp_path, answers=["one two three"], gate=gate) as driver:
         await driver.send("go")
@@ -350,7 +350,7 @@ def test_a_fence_is_longer_than_any_inside() -> None:
     assert Attachment("a", "````\n").fenced() == "a:\n`````\n````\n`````"
 
 
-async def test_quitting_in_mid_answer_keeps_what_was_drawn(tmp_path: Path) -> None:
+async def test_quitting_during_an_answer_keeps_the_drawn_text(tmp_path: Path) -> None:
     async with kept(tmp_path, answers=["one two three"], gate=(gate := Gate())) as driver:
         await driver.send("go")
         gate.allow(2)

@@ -22,7 +22,7 @@ def picked(driver: Driver) -> str:
     return plain(driver.screen.query_one("#expert-picked", Static))
 
 
-async def test_an_expert_is_picked_by_keys_and_says_what_it_does() -> None:
+async def test_keys_pick_an_expert_and_show_its_figures() -> None:
     async with chat(size=(80, 30), answers=["a b c d"]) as driver:
         await driver.send("go")
         await driver.until(lambda: bool(driver.all(AnswerTurn)))
@@ -127,7 +127,7 @@ def test_figures_fit_and_bars_are_full_only_when_all_is_there() -> None:
     assert figures(ExpertStats(), None, [], Traffic(), 76)
 
 
-def test_a_model_larger_than_ram_shows_what_is_only_on_the_disk() -> None:
+def test_a_model_larger_than_ram_shows_its_part_on_the_disk() -> None:
     shape, width = ModelShape(4, 8, 2, (1 << 30,) * 4), 80
     told = [line.plain for line in figures(ExpertStats(), shape, [], Traffic(), width, in_ram=0.75)]
     assert any("RAM" in line and "75 %, 24.00 GiB" in line for line in told)

@@ -49,7 +49,7 @@ async def test_ctrl_c_stops_an_answer_then_asks_then_quits(tmp_path: Path) -> No
         await driver.until(lambda: not driver.app.is_running)
 
 
-async def test_ctrl_c_copies_what_is_selected_in_the_prompt() -> None:
+async def test_ctrl_c_copies_the_selected_text_of_the_prompt() -> None:
     async with chat() as driver:
         texts = copied(driver)
         await driver.pilot.press(*"word", "shift+home", "ctrl+c")

@@ -1,4 +1,4 @@
-"""Looking at a conversation: pages, top and end, find, themes, passing words, a terminal that is left as it was."""
+"""Views of a conversation: pages, top and end, find, themes, short messages, and a terminal that is left unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ raise SystemExit(app.return_code)
 
 
 def written(folder: Path, many: int) -> None:
-    """A conversation of ``many`` questions and answers."""
+    """Make a conversation of ``many`` questions and answers."""
     archive = Archive(folder / "chats.db", print)
     conversation = Conversation(archive, "tiny")
     for number in range(many):
@@ -137,7 +137,7 @@ async def test_words_of_the_program_leave_the_card_of_the_model() -> None:
         assert driver.all(Welcome) and "6 layers" in plain(driver.all(Welcome)[0])
 
 
-async def test_a_disk_that_cannot_be_written_is_said_without_numbers(tmp_path: Path) -> None:
+async def test_a_read_only_disk_is_reported_without_numbers(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told: list[str] = []
     archive = Archive(tmp_path / "file" / "chats.db", told.append)
@@ -157,7 +157,7 @@ async def test_a_long_prompt_beside_the_experts_leaves_the_last_line_on_the_scre
         assert driver.screen.query_one(Prompt).size.height >= min(lines, 3)
 
 
-async def test_what_is_not_saved_is_said_until_it_is(tmp_path: Path) -> None:
+async def test_unsaved_messages_are_shown_until_they_are_saved(tmp_path: Path) -> None:
     async with kept(tmp_path) as driver:
         archive = driver.screen.archive
         assert archive is not None
@@ -196,6 +196,6 @@ def test_a_signal_leaves_the_terminal_as_it_was(number: int) -> None:
                 break
         assert child.wait(60) == 128 + number
     os.close(keeper)
-    for mode in (b"1049", b"1000"):  # the other screen, reports of the mouse
+    for mode in (b"1049", b"1000"):  # leave the alternate screen, stop the mouse's reports
         assert seen.rfind(b"\x1b[?" + mode + b"l") > seen.rfind(b"\x1b[?" + mode + b"h")
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l"), "the cursor is there"

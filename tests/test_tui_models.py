@@ -93,7 +93,7 @@ async def test_a_download_pauses_and_goes_on_while_its_user_chats(tmp_path: Path
         await driver.until(lambda: "is here" in str(driver.prompt.border_title))
 
 
-async def test_what_went_wrong_is_said_with_what_to_do(tmp_path: Path, hub: HubServer) -> None:
+async def test_an_error_is_shown_with_a_hint(tmp_path: Path, hub: HubServer) -> None:
     hub.repositories[REPO].gated = True
     async with picker(tmp_path) as driver:
         await driver.pilot.press("enter", "enter")

@@ -186,7 +186,7 @@ def test_looks_of_16_colours_use_no_others() -> None:
         assert all(is_of_the_terminal(ink) for ink in inks if ink)
 
 
-def test_serve_without_its_package_says_what_to_install(
+def test_serve_without_its_package_names_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)

@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path, damage: str) -> None:
     assert not Store(path).notes and len(store.recent()) == 1
 
 
-def test_a_disk_that_fails_is_said_and_the_chat_goes_on(store: Store) -> None:
+def test_a_failing_disk_is_reported_and_the_chat_continues(store: Store) -> None:
     archive = Inline(store)
     chat = Conversation(archive)
     chat.add("user", "q")
@@ -160,7 +160,7 @@ def test_search_finds_chinese_inside_a_sentence(store: Store) -> None:
     assert store.search("专家 experts") and not store.search("专家 zebra") and not store.search("狮子")
 
 
-def test_an_export_tells_who_speaks_and_comes_back(store: Store) -> None:
+def test_an_export_names_the_speakers_and_can_be_imported(store: Store) -> None:
     turns = (Turn("user", "### You <!-- user -->"), Turn("assistant", "Hi.", note="25 tok/s · 12 tokens"))
     document = Document("t", "tiny", "", turns)
     text = to_markdown(document)

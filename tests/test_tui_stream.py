@@ -29,7 +29,7 @@ def blocks(page: Page) -> list[tuple[str | None, str]]:
     return [(block.name, block.source.strip()) for section in sections for block in section.children]  # type: ignore[attr-defined]
 
 
-def test_growth_is_told_once_until_it_is_taken() -> None:
+def test_growth_notifies_once_until_it_is_taken() -> None:
     growing = Growing(1)
     assert [growing.add(Delta(text=piece), 0.1) for piece in ("a", "b", "c")] == [True, False, False]
     assert growing.take() == (Answer("abc"), False, 3, 0.1, 0.1)

@@ -69,7 +69,7 @@ def saved(folder: Path) -> list[Answer]:
 # On the screen.
 
 
-async def test_the_state_and_the_fold_tell_what_the_model_does(clock: Clock) -> None:
+async def test_the_state_and_the_fold_show_the_model_s_activity(clock: Clock) -> None:
     gate = Gate()
     async with chat(answers=[Script("Forty two.", "Let me see.\nSix times seven.")], gate=gate) as driver:
         await driver.send("hi")
@@ -215,7 +215,7 @@ class Page(App[None]):
         yield self.thought
 
 
-async def test_an_unfolded_thought_wraps_and_draws_what_is_new_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unfolded_thought_wraps_and_draws_only_new_text(monkeypatch: pytest.MonkeyPatch) -> None:
     wraps: list[int] = []
 
     def counted(text: str, width: int) -> Iterator[str]:
@@ -270,7 +270,7 @@ async def test_a_folded_thought_reads_its_end_only(monkeypatch: pytest.MonkeyPat
 
 
 @given(st.text("ab  \n-専é", max_size=60), st.text("ab \n専", max_size=9), st.integers(2, 9))
-def test_wrapping_what_is_new_is_wrapping_all(text: str, more: str, width: int) -> None:
+def test_wrapping_new_text_equals_wrapping_all(text: str, more: str, width: int) -> None:
     lines, whole = list(wrapped(text, width)), list(wrapped(text + more, width))
     assert [*lines[:-1], *wrapped(lines[-1] + more, width)] == whole
     assert "".join(whole) == (text + more).replace("\n", "")
@@ -366,7 +366,7 @@ async def test_a_thinker_may_use_the_rest_of_the_context(tmp_path: Path) -> None
         (Script("", "one two", reason="length"), {}, "end of the context while it was still thinking", "--ctx"),
     ],
 )
-async def test_what_cut_an_answer_is_said(script: Script, settings: dict[str, int], said: str, help: str) -> None:
+async def test_the_reason_of_a_cut_is_shown(script: Script, settings: dict[str, int], said: str, help: str) -> None:
     asked = ChatSettings(title="tiny", sampling=settings, look="dark")
     async with chat(chat_settings=asked, answers=[script], thinking=ALWAYS) as driver:
         await driver.send("hi")
@@ -422,7 +422,7 @@ def test_levels_are_refused_in_one_sentence() -> None:
     assert "no level much; there are: on, off, low, medium, high, default" in complaint("much", THINKER)
 
 
-async def test_think_switches_what_the_template_knows(tmp_path: Path) -> None:
+async def test_think_switches_levels_of_the_template(tmp_path: Path) -> None:
     async with kept(tmp_path, thinking=THINKER) as driver:
         await driver.send("/think")
         await driver.until(lambda: "thinking: default (/think off, on, high, default)" in driver.notes())

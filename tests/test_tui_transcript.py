@@ -116,7 +116,7 @@ async def test_thinking_that_comes_back_is_folded_as_the_others_are() -> None:
         assert "secret 0" in shown(driver)
 
 
-async def test_who_reads_above_is_not_moved_by_what_streams() -> None:
+async def test_streaming_does_not_move_a_reader_above() -> None:
     async with chat(answers=[LONG]) as driver:
         await ask(driver, "go", 1)
         await driver.until(lambda: settled(driver))

@@ -173,7 +173,7 @@ def test_errors_of_loading_arrive_with_their_hint() -> None:
     assert unfit.value.hint == "--vram 5MiB"
 
 
-def test_an_abort_while_loading_says_what_failed() -> None:
+def test_an_abort_while_loading_names_the_failure() -> None:
     with pytest.raises(EngineDied, match=r"aborted.*GGML_ASSERT"):
         Worker(aborts).open(lambda: None)
 

@@ -111,7 +111,7 @@ def test_an_old_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error.found == "llama-cpp-python==0.3.27" and error.hint == 'pip install "llama-cpp-python>=0.3.28,<=0.3.36"'
 
 
-def test_a_newer_one_is_refused_by_the_name_of_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_version_is_refused_by_the_missing_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "version", lambda: "llama-cpp-python==0.10.0")
     monkeypatch.delattr(_internals, "suppress_stdout_stderr")
     found = "llama-cpp-python==0.10.0 (llama_cpp._internals.suppress_stdout_stderr is missing)"

@@ -21,8 +21,9 @@ struct em_block {
     ggml_tensor * down() const { return node[count - 1]; }
 };
 
-enum class em_found { NOTHING, UNKNOWN, BLOCK };
-// Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not recognised.
+enum class em_found { NOTHING, UNKNOWN, BAD_IDS, BLOCK };
+// Looks at node i of the graph. UNKNOWN: an expert projection of ours in a pattern that is not recognised. BAD_IDS: it names an
+// expert that does not exist, and ggml, which does not look, would write beyond its memory.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
 
 // The operations of llama.cpp on the rows of a single token's block: times the router's weights, then summed over k in order.

@@ -23,6 +23,9 @@ int em_run_unrecognised(em_pass * p, ggml_tensor * t) {
         node.src[i] = &sources[size_t(i)];
     }
     G.ggml_backend_synchronize(p->inner);
+    if (t->op == OP.mul_mat_id && !em_ids_ok(&sources[2], t->src[0]->ne[2])) {
+        return STATUS_FAILED;
+    }
     node.data = room(t), node.buffer = nullptr, node.view_src = nullptr, node.view_offs = 0;
     std::vector<char> arena(G.ggml_graph_overhead_custom(4, false) + 256);
     ggml_context *    ctx   = G.ggml_init({arena.size(), arena.data(), true});

@@ -59,6 +59,9 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         if (found == em_found::NOTHING) {
             continue;
         }
+        if (found == em_found::BAD_IDS) {
+            return STATUS_FAILED;
+        }
         engine = b.engine;
         if (b.layer) {
             b.layer->recognised = b.layer->recognised == 0 ? 0 : found == em_found::BLOCK;

@@ -22,7 +22,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 3
+#define EM_ABI_VERSION 4
 
 enum em_status {
     EM_OK               = 0,
@@ -43,9 +43,9 @@ typedef struct {
     int32_t struct_bytes;
     int32_t prefill_tokens;   // a batch of at least so many tokens is a prefill
     int32_t stream_tokens;    // prefill: a cold expert with so many tokens is streamed; 0 never
-    int32_t register_host;    // 1: let the device read experts from host memory by itself, where its driver can
     int32_t stream_slots;     // staging places of an expert on the device for prefill, an even number; 0 none
     int32_t graph_us;         // about how long one graph of a prefill may take, for nothing can stop it
+    int64_t pin_bytes;        // most bytes of experts in host memory that the device's driver may pin, to read them by itself
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 

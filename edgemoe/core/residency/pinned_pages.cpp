@@ -19,23 +19,25 @@ void * proc(const em_device & device, const char * name) {
 
 } // namespace
 
-void em_host_register(const em_residence & r, em_layer_t & layer) {
+void em_host_register(em_residence & r, em_layer_t & layer) {
     if (layer.registered.load(std::memory_order_acquire)) {
         return;
     }
     auto * enter = reinterpret_cast<enter_t>(proc(r.device, "ggml_backend_register_host_buffer"));
     auto   open  = [&](const ggml_tensor * t, em_window & w) {
-        if (!t || !enter || !r.options.register_host) {
-            return;
-        }
         const uintptr_t from = (uintptr_t(t->data) + PAGE - 1) / PAGE * PAGE;
         const uintptr_t to   = (uintptr_t(t->data) + G.ggml_nbytes(t)) / PAGE * PAGE;
         if (to > from && enter(reinterpret_cast<void *>(from), to - from)) {
             w = {reinterpret_cast<const char *>(from), reinterpret_cast<const char *>(to)};
+            r.pinned_bytes += int64_t(to - from);
         }
     };
-    for (int p = 0; p < PROJ_COUNT; ++p) {
-        open(layer.weight[p], layer.window[p]);
+    // A layer is pinned as a whole or not at all: a layer in part would need the staging memory as well.
+    const bool room = r.pinned_bytes + int64_t(layer.expert_bytes) * layer.experts <= r.options.pin_bytes;
+    for (int p = 0; p < PROJ_COUNT && enter && room; ++p) {
+        if (layer.weight[p]) {
+            open(layer.weight[p], layer.window[p]);
+        }
     }
     layer.registered.store(true, std::memory_order_release);
 }
@@ -51,6 +53,7 @@ void em_host_unregister(em_residence & r) {
         }
         layer->registered = false;
     }
+    r.pinned_bytes = 0;
 }
 
 bool em_host_readable(const em_layer_t & layer, int projection, const char * from, size_t bytes) {

@@ -34,6 +34,7 @@ from .routing import Routing
 from .routing_log import RoutingLog
 from .scheduler import Scheduler
 from .signatures import shown_as
+from .threads import Threads
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
@@ -170,7 +171,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         abort = ctypes.cast(host.core().abort_callback(), llama_cpp.ggml_abort_callback)
         with host.computing(verbose):
             llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
-        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose)
+        threads = None if "n_threads" in self._given else Threads(int(prepared.keywords["n_threads"]))
+        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose, threads)
         closing.callback(lifetime.opened(self))
         closing.callback(self._turns.close)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgemoe import OffloadConfig
+from edgemoe.cli import doctor
 from edgemoe.config import Budget, SimConfig
 from edgemoe.engine import host, opening
 from edgemoe.errors import ConfigError
@@ -70,6 +71,23 @@ def test_an_idle_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opening.idle_notes("CUDA0", OffloadConfig(device="CUDA0")) == []
     seen(monkeypatch, LAPTOP)
     assert opening.idle_notes("Vulkan1", AUTO) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "state"), [([("CUDA0", CARD), ("CUDA1", CARD)], "note"), (LAPTOP, "ok"), ([("CUDA0", CARD)], "ok")]
+)
+def test_the_doctor_says_that_a_model_is_on_one_device(
+    found: list[tuple[str, int]], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen(monkeypatch, found)
+    devices = next(f for f in doctor._device_findings(host.devices(), "auto") if f.name == "devices")
+    assert devices.state == state and ("CUDA0 unless --device" in devices.action) == (state == "note")
+
+
+def test_the_doctor_says_that_memory_is_shared() -> None:
+    for shared in (False, True):
+        finding = doctor._memory_findings(replace(MACHINE, device_shares_ram=shared))[-1]
+        assert finding.value.endswith("GiB free, shared with the CPU") == shared
 
 
 # ---- memory that is shared ----

@@ -82,7 +82,7 @@ class Threads:
         return self.count
 
     def _lost(self) -> bool:
-        """Tell whether the trial is too slow to win, whatever its other tokens take."""
+        """Tell whether the trial has taken so long that its other tokens cannot make it win."""
         if self._trial is None:
             return False
         rival = self._trial.usual_ns if self._trial.tried_ns is None else self._trial.tried_ns / WORTH

@@ -24,6 +24,8 @@ from typing import Any
 
 import psutil
 
+from edgemoe import limits
+
 PROMPT_TOKENS, DECODE_TOKENS = 256, 32
 PROMPTS = "16,64,256"
 
@@ -128,7 +130,7 @@ def ratio_row(what: str, plain: list[float], ours: list[float]) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+    parser.add_argument("--threads", type=int, default=limits.processors().physical)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--prompts", default=PROMPTS, help="tokens of each, with commas between")

@@ -88,6 +88,7 @@ class SimConfig:
             1, the CPU keeps every n-th miss of a layer.
         early: start resident experts before the CPU knows the misses, as a GPU does. Results may differ in the last
             digits: ggml's CPU kernels compute for ``sim``, and they round differently for experts with more rows.
+        integrated: the memory of the device counts as RAM, as with integrated graphics.
         streams: threads that compute llama.cpp's graph. ``caller``: the calling thread. ``ordered``: threads that copy
             and compute in the order of the calls, as CUDA does. ``transfer``: threads that copy beside the
             computations, as Vulkan does on some cards.
@@ -105,6 +106,7 @@ class SimConfig:
     compute_rate: int = 0
     fetch_all: int = 0
     early: bool = False
+    integrated: bool = False
     streams: Literal["caller", "ordered", "transfer"] = "caller"
 
 
@@ -113,8 +115,8 @@ class OffloadConfig:
     """Choose where experts are kept and how they move. Every field has a working default.
 
     Attributes:
-        device: ``auto`` (the first GPU that llama.cpp finds, else none), ``none``, ``sim``, or the ggml name of a
-            device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
+        device: ``auto`` (the first GPU that llama.cpp finds, a card before integrated graphics, else none), ``none``,
+            ``sim``, or the ggml name of a device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
         rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. ``device="auto"`` then uses its first
             device.
         vram: device memory for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.

@@ -3,8 +3,9 @@
 A container, a batch system or ``taskset`` gives a process less than the machine has, and the machine's own figures do
 not show this. Every module that plans asks here.
 
-**Source**: sched_setaffinity(2); cgroup v2 ``cpu.max``, ``memory.max``, ``memory.high`` and version 1's names for them
-(kernel documentation, admin-guide/cgroup-v2 and cgroup-v1); the topology below /sys/devices/system/cpu.
+**Source**: sched_setaffinity(2); cgroup v2 ``cpu.max``, ``cpuset.cpus.effective``, ``memory.max``, ``memory.high`` and
+version 1's names for them (kernel documentation, admin-guide/cgroup-v2 and cgroup-v1); the topology below
+/sys/devices/system/cpu; RLIMIT_MEMLOCK of getrlimit(2).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path("/")
+_CAP_IPC_LOCK = 14
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def processors(root: Path = ROOT) -> Processors:
         root: folder that holds /proc and /sys.
     """
     machine = psutil.cpu_count() or 1
-    allowed = _affinity()
+    allowed = _allowed(root)
     logical, reason = len(allowed), ""
     if logical < machine:
         reason = f"this process may run on {logical} of {machine} processors"
@@ -84,9 +86,13 @@ def memory(root: Path = ROOT) -> Memory:
     return Memory(most, min(int(machine.available), left), f"the container may use {most / 2**30:.1f} GiB of RAM")
 
 
-def lockable() -> int | None:
-    """Read how many bytes this process may lock in RAM; None if there is no limit or the system does not report it."""
-    if sys.platform == "win32":
+def lockable(root: Path = ROOT) -> int | None:
+    """Read how many bytes this process may lock in RAM; None if there is no limit or the system does not report it.
+
+    Args:
+        root: folder that holds /proc.
+    """
+    if sys.platform == "win32" or _may_lock_all(root):
         return None
     import resource
 
@@ -101,6 +107,15 @@ def _affinity() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(psutil.cpu_count() or 1))
+
+
+def _allowed(root: Path) -> list[int]:
+    """List the processors that affinity and cpusets allow; the kernel joins both where it tells the affinity."""
+    allowed = set(_affinity())
+    for folder in _groups(root, "cpuset"):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus"):
+            allowed &= _numbers(_text(folder / name)) or allowed
+    return sorted(allowed) or _affinity()
 
 
 def _cores(allowed: list[int], root: Path) -> int:
@@ -145,6 +160,13 @@ def _quota(root: Path) -> float | None:
 
 
 # Memory.
+
+
+def _may_lock_all(root: Path) -> bool:
+    """Tell whether the process has CAP_IPC_LOCK, which no limit binds: capabilities(7)."""
+    lines = (line.split() for line in _text(root / "proc" / "self" / "status").splitlines())
+    given = next((int(line[1], 16) for line in lines if line[:1] == ["CapEff:"]), 0)
+    return bool(given >> _CAP_IPC_LOCK & 1)
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from edgemoe import limits
+from edgemoe import Llama, OffloadConfig, limits
+from edgemoe.cli.main import main
+from edgemoe.config import Budget
+from edgemoe.engine import opening
+from edgemoe.planning.placement import MachineRates, ModelNeeds, place
+from edgemoe.profiling import figures
+from edgemoe.types import ModelShape
+from edgemoe.worker.parent import _cause
+from tests import parity
+from tests.zoo import build
 
+ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
+CPU = OffloadConfig(device="none", profile="off")
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -101,3 +118,142 @@ def test_only_quick_cores_of_a_hybrid_processor(tmp_path: Path) -> None:
 def test_unknown_cores_are_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else None)
     assert limits.processors(tmp_path).physical == 4
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"proc/self/cgroup": "0::/box", "sys/fs/cgroup/box/cpuset.cpus.effective": "1,5-6"},
+        {"proc/self/cgroup": "3:cpuset:/box", "sys/fs/cgroup/cpuset/box/cpuset.effective_cpus": "1,5-6"},
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_cpuset(files: dict[str, str], tmp_path: Path) -> None:
+    found = limits.processors(tree(tmp_path, topology() | files))
+    assert (found.logical, found.physical) == (3, 2) and "3 of 8" in found.reason
+
+
+def test_a_cpuset_and_an_affinity_that_share_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    files = {"proc/self/cgroup": "0::/box", "sys/fs/cgroup/box/cpuset.cpus.effective": "4-7"}
+    assert limits.processors(tree(tmp_path, topology() | files)).logical == 1
+
+
+# ---- memory that may be locked or pinned ----
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_memory_that_may_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (8 << 20, resource.RLIM_INFINITY))
+    ordinary = tree(tmp_path / "a", {"proc/self/status": "Name:\tpython\nCapEff:\t0000000000000000"})
+    root = tree(tmp_path / "b", {"proc/self/status": "Name:\tpython\nCapEff:\t000001ffffffffff"})
+    assert limits.lockable(ordinary) == 8 << 20 and limits.lockable(root) is None
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert limits.lockable(ordinary) is None
+
+
+def test_what_is_not_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "lockable", lambda: 1 << 16)
+    for asked in (False, True):
+        llm = Llama(build("llama", tmp_path), n_ctx=64, n_threads=1, use_mlock=asked, offload=CPU)
+        assert any(note.startswith("use_mlock=True: this process may lock 0 of") for note in llm.experts.notes) == asked
+        llm.close()
+
+
+NEEDS = ModelNeeds(ModelShape(10, 10, 2, (GIB // 10,) * 10), 10, GIB, GIB, GIB // 2, width=64, expert_width=64)
+CARD = MachineRates("CUDA0", 6 * GIB, 6 * GIB, ram_total_bytes=64 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("free", "least", "most"), [(60, 9.99, 10), (14, 9.7, 9.9), (9, 6, 6.3), (6, 0, 2.5), (4, 0, 0)]
+)
+def test_pages_are_pinned_as_far_as_all_else_fits_beside_them(free: int, least: float, most: float) -> None:
+    machine = replace(CARD, ram_free_bytes=free * GIB)
+    placed = place(machine, NEEDS, 512, Budget())
+    pinned = opening.pin_bytes(NEEDS, placed, machine)
+    assert least * GIB <= pinned <= most * GIB
+    hot = placed.hot_bytes / NEEDS.expert_bytes
+    assert not pinned or placed.ram_private_bytes + placed.ram_mapped_bytes + hot * pinned <= free * GIB
+
+
+def test_nothing_is_pinned_without_a_device_or_experts() -> None:
+    machine = replace(CARD, ram_free_bytes=60 * GIB)
+    placed = place(machine, NEEDS, 512, Budget())
+    assert opening.pin_bytes(replace(NEEDS, shape=None), placed, machine) == 0
+    assert opening.pin_bytes(NEEDS, placed, replace(machine, device="")) == 0
+
+
+@pytest.mark.parametrize(("layers", "direct"), [(0, False), (1, True), (99, True)])
+def test_layers_are_pinned_one_by_one(
+    layers: int, direct: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build("llama", tmp_path)
+    outcome = parity.ours(path, share=50)
+    assert outcome.stats.direct_bytes
+    size: list[int] = []
+
+    def pinned(model: ModelNeeds, placed: Any, machine: MachineRates) -> int:
+        assert model.shape is not None
+        size.append(max(model.shape.expert_bytes) * model.shape.experts)
+        return size[0] * layers + size[0] // 2
+
+    monkeypatch.setattr(opening, "pin_bytes", pinned)
+    some = parity.ours(path, share=50)
+    assert some.tokens == outcome.tokens and bool(some.stats.direct_bytes) == direct
+    assert (some.stats.direct_bytes < outcome.stats.direct_bytes) == (layers < 2)
+
+
+# ---- a model in a box ----
+
+
+def boxed(root: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    """Let the process be in a control group with these files."""
+    tree(root, topology() | {"proc/self/cgroup": "0::/box"})
+    tree(root, {f"sys/fs/cgroup/box/{name.replace('_', '.')}": text for name, text in files.items()})
+    monkeypatch.setattr(limits, "processors", partial(limits.processors, root))
+    monkeypatch.setattr(limits, "memory", partial(limits.memory, root))
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("50000 100000", 1), ("100000 100000", 1), ("250000 100000", 2)])
+def test_a_model_takes_no_more_threads_than_the_quota(
+    quota: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxed(tmp_path / "box", monkeypatch, cpu_max=quota)
+    llm = Llama(build("llama", tmp_path), n_ctx=64, offload=CPU)
+    assert llm.n_threads == threads == figures.physical_cores()
+    assert any(note.startswith("The container may use") and "of 8 processors" in note for note in llm.experts.notes)
+    llm.close()
+
+
+def test_a_memory_limit_decides_the_plan_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build("llama", tmp_path)
+    size = path.stat().st_size
+    boxed(tmp_path / "box", monkeypatch, memory_max=str(size // 2), memory_current="0", memory_stat="inactive_file 0")
+    assert main(["fit", str(path), "--quick", "--device", "none"]) == 4
+    assert "RAM is too small" in capsys.readouterr().out
+    llm = Llama(path, n_ctx=64, n_threads=1, offload=replace(CPU, device="sim", vram=0))
+    llm.eval([1, 2, 3])
+    said = " ".join(llm.experts.notes)
+    assert "The container may use" in said and "of RAM" in said and "RAM is too small" in said
+    llm.close()
+    assert figures.machine()["ram_bytes"] == size // 2
+    assert _cause(-signal.SIGKILL, "", True)[0].startswith("memory ran out (the container may use")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no affinity here")
+def test_on_one_of_several_processors_one_thread(tmp_path: Path) -> None:
+    code = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from edgemoe import Llama, OffloadConfig
+llm = Llama(sys.argv[1], n_ctx=64, offload=OffloadConfig(device="none", profile="off"))
+print(llm.n_threads, *llm.experts.notes)
+llm.close()
+"""
+    path = build("llama", tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 ") and "This process may run on 1 of" in done.stdout

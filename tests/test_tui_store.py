@@ -39,14 +39,14 @@ class Inline(Archive):
     """Run every job at once, because these tests are about content, not time."""
 
     def __init__(self, store: Store) -> None:
-        self.store = store
+        self._store = store
         self.told: list[str] = []
         self.is_failing = False
         self._unsaved = []
 
-    def do(self, job: Callable[[Store], Any]) -> Future[Any]:
+    def _hand(self, work: Callable[[], Any]) -> Future[Any]:
         done: Future[Any] = Future()
-        done.set_result(job(self.store))
+        done.set_result(work())
         return done
 
     def tell(self, text: str) -> None:

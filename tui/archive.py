@@ -39,7 +39,7 @@ class Archive:
         Raises:
             RuntimeError: the archive is closed.
         """
-        return self._thread.submit(self._run, job)
+        return self._hand(lambda: job(self._opened()))
 
     def save(self, change: Callable[[Store], None], passing: bool = False) -> Future[None]:
         """Run ``change`` after every change that an earlier failure has left; failures are told once.
@@ -48,11 +48,15 @@ class Archive:
             change: writes to the database.
             passing: a later change holds all of this one, so it need not be tried again.
         """
-        return self.do(lambda store: self._save(store, change, passing))
+        return self._hand(lambda: self._save(change, passing))
 
-    def _save(self, store: Store, change: Callable[[Store], None], passing: bool) -> None:
+    def _hand(self, work: Callable[[], Result]) -> Future[Result]:
+        return self._thread.submit(work)
+
+    def _save(self, change: Callable[[Store], None], passing: bool) -> None:
         self._unsaved.append(change)
         try:
+            store = self._opened()
             while self._unsaved:
                 self._unsaved[0](store)
                 self._unsaved.pop(0)
@@ -91,13 +95,14 @@ class Archive:
         for note in self._store.notes:
             self._tell(note)
 
-    def _run(self, job: Callable[[Store], Result]) -> Result:
+    def _opened(self) -> Store:
+        """Give the database; one that could not be opened is tried again."""
         if self._store is None:
             try:
                 self._store = Store(self._path)
             except OSError as error:
                 raise sqlite3.OperationalError(in_short(error)) from error
-        return job(self._store)
+        return self._store
 
     def _close(self) -> None:
         if self._store is not None:

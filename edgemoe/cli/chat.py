@@ -117,11 +117,11 @@ def _serve() -> int:
     import shlex
 
     try:
-        from textual_serve.server import Server
+        from .serve import ChatServer, free_port
     except ModuleNotFoundError as error:
         raise ConfigError("the browser needs textual-serve", "pip install textual-serve") from error
     arguments = ["--served" if argument == "--serve" else argument for argument in sys.argv[1:]]
-    Server(shlex.join([sys.executable, "-m", "edgemoe.cli", *arguments]), title="EdgeMoE").serve()
+    ChatServer(shlex.join([sys.executable, "-m", "edgemoe.cli", *arguments]), free_port()).serve()
     return OK
 
 

@@ -100,13 +100,15 @@ def _versions() -> list[Finding]:
 
 
 def _device_findings(found: list[str], asked: str) -> list[Finding]:
-    from ..engine.host import load_backends
+    from ..engine.host import load_backends, rivals
     from ..setup.advice import advice
     from ..setup.cards import find
 
     findings = [_card_finding(card) for card in find()]
     if found:
-        findings.append(Finding("devices", ", ".join(found)))
+        others = rivals(found[0])
+        action = f"a model is on one device, {found[0]} unless --device names another" if others else ""
+        findings.append(Finding("devices", ", ".join(found), "note" if others else "ok", action))
     elif asked not in ("auto", "none", "sim"):
         findings.append(
             Finding("devices", f"there is no {asked}", "bad", "edgemoe doctor lists the devices of this machine")
@@ -154,7 +156,8 @@ def _memory_findings(machine: Any) -> list[Finding]:
         )
     if machine.device:
         free, total = machine.device_free_bytes / gib, machine.device_total_bytes / gib
-        findings.append(Finding(f"memory of {machine.device}", f"{free:.1f} of {total:.1f} GiB free"))
+        shared = ", shared with the CPU" if machine.device_shares_ram else ""
+        findings.append(Finding(f"memory of {machine.device}", f"{free:.1f} of {total:.1f} GiB free{shared}"))
     return findings
 
 

@@ -22,7 +22,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 5
+#define EM_ABI_VERSION 6
 
 enum em_status {
     EM_OK               = 0,
@@ -43,9 +43,9 @@ typedef struct {
     int32_t struct_bytes;
     int32_t prefill_tokens;   // fewest tokens of a prefill
     int32_t stream_tokens;    // prefill: fewest tokens for which a cold expert is streamed; 0 never
-    int32_t register_host;    // 1: let the device read experts from host memory by itself, if the driver can
     int32_t stream_slots;     // experts that the stage on the device holds, an even number; 0 none
     int32_t graph_us;         // aim for the time of one graph of a prefill: nothing can stop a graph
+    int64_t pin_bytes;        // most bytes of experts in host memory that the device's driver may pin, to read them by itself
     const char * device;      // ggml device name, NULL or empty for none
 } em_options;
 

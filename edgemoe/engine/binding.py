@@ -20,7 +20,7 @@ from ..types import ExpertStats, Load
 # std::__throw_runtime_error of GNU's C++ library.
 _THROW = "_ZSt21__throw_runtime_errorPKc"
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 UNSEEN = 1
@@ -34,9 +34,9 @@ class _Options(ctypes.Structure):
         ("struct_bytes", _i32),
         ("prefill_tokens", _i32),
         ("stream_tokens", _i32),
-        ("register_host", _i32),
         ("stream_slots", _i32),
         ("graph_us", _i32),
+        ("pin_bytes", _i64),
         ("device", ctypes.c_char_p),
     ]
 
@@ -270,11 +270,11 @@ class Core:
         device: str,
         prefill_tokens: int,
         stream_tokens: int,
-        register_host: bool,
+        pin_bytes: int,
         stream_slots: int,
         graph_us: int,
     ) -> NativeEngine:
-        """Make an engine; ``device`` is a ggml device name or empty for none.
+        """Make an engine; ``device`` is a ggml device name or empty for none, `edgemoe.h` explains the others.
 
         Raises:
             ConfigError: there is no such device, or it cannot be opened.
@@ -283,9 +283,9 @@ class Core:
             ctypes.sizeof(_Options),
             prefill_tokens,
             stream_tokens,
-            int(register_host),
             stream_slots,
             graph_us,
+            pin_bytes,
             device.encode() or None,
         )
         handle = self._lib.em_engine_new(ctypes.byref(options))

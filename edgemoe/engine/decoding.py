@@ -6,10 +6,13 @@ import os
 import time
 from typing import Any
 
+import llama_cpp
+
 from ..errors import ComputeFailed, EdgeMoEError
 from . import host
 from .binding import Core
 from .scheduler import Scheduler
+from .threads import Threads, preemption_counter
 
 FULL = 1  # llama_decode found no place in the KV cache
 
@@ -23,9 +26,20 @@ class Decode:
     is counted with the next batch, but no expert moves meanwhile.
     """
 
-    def __init__(self, core: Core, context: int, scheduler: Scheduler, verbose: bool) -> None:
-        """Decode in ``context``; ``scheduler`` moves the experts. With ``verbose`` llama.cpp's messages may be seen."""
+    def __init__(
+        self, core: Core, context: int, scheduler: Scheduler, verbose: bool, threads: Threads | None = None
+    ) -> None:
+        """Decode in ``context``.
+
+        Args:
+            core: calls llama.cpp.
+            context: address of a llama_context.
+            scheduler: moves the experts.
+            verbose: llama.cpp's messages may be seen.
+            threads: chooses the number of threads for single tokens; None: the number stays as it is.
+        """
         self._core, self._context, self._scheduler, self._verbose = core, context, scheduler, verbose
+        self._threads, self._preemptions = threads, preemption_counter()
         self._function, self._process = host.address_of("llama_decode"), os.getpid()
         self._next = 0  # position behind the latest batch
         self._broken = ""
@@ -42,7 +56,7 @@ class Decode:
             raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
         raw = batch.batch
         tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
-        started = time.perf_counter_ns()
+        started, preempted = time.perf_counter_ns(), self._preemptions()
         if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
             self._scheduler.settle()  # a program may have computed by itself meanwhile
         self._scheduler.before_step(tokens)
@@ -61,3 +75,11 @@ class Decode:
             raise ComputeFailed(f"llama_decode returned {status}", hint)
         if raw.n_tokens and raw.pos:
             self._next = raw.pos[raw.n_tokens - 1] + 1
+        if self._threads is not None and raw.n_tokens == 1:
+            self._adapt(self._threads, time.perf_counter_ns() - started, self._preemptions() - preempted)
+
+    def _adapt(self, threads: Threads, elapsed_ns: int, preempted: int) -> None:
+        """Use another number of threads for the next token if the controller says so."""
+        before = threads.count
+        if (count := threads.passed(elapsed_ns, preempted)) != before:
+            llama_cpp.llama_set_n_threads(self._context, count, llama_cpp.llama_n_threads_batch(self._context))

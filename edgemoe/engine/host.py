@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import logging
+import platform
 import re
 import sys
 import threading
@@ -44,6 +45,8 @@ _log.addHandler(logging.NullHandler())  # silent unless the application wants it
 _log.propagate = False
 _scope = threading.local()
 _ERROR = 4
+# ggml's kinds of devices: a card with memory of its own, and a part of the processor.
+_CARD, _INTEGRATED = 1, 2
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, _ERROR: logging.ERROR, 5: logging.DEBUG}
 
 
@@ -163,8 +166,24 @@ def serve(endpoint: str, device: str, threads: int) -> None:
 
 
 def devices() -> list[str]:
-    """List the GPU devices that llama.cpp sees, without ours."""
-    return [name for name, kind in _all_devices() if kind in (1, 2)]
+    """Name the GPU devices that llama.cpp sees, without ours: cards first, then integrated graphics."""
+    found = [(kind, name) for name, kind in _all_devices() if kind in (_CARD, _INTEGRATED)]
+    return [name for _, name in sorted(found, key=lambda device: device[0])]
+
+
+def rivals(device: str) -> list[str]:
+    """Name the devices that llama.cpp would use beside ``device``: the cards, or without one the integrated devices."""
+    kinds = dict(_all_devices())
+    known = devices()
+    cards = [name for name in known if kinds[name] == _CARD]
+    return [name for name in cards or known if name != device]
+
+
+def shares_ram(device: str) -> bool:
+    """Tell whether the memory of a device is the RAM of its processor, as with integrated graphics."""
+    if sys.platform == "darwin" and platform.machine() == "arm64" and device.startswith(("MTL", "Metal")):
+        return True  # ggml-metal calls every device a card
+    return dict(_all_devices()).get(device) == _INTEGRATED
 
 
 def device_memory(name: str) -> tuple[int, int]:

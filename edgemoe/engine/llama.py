@@ -34,6 +34,7 @@ from .routing import Routing
 from .routing_log import RoutingLog
 from .scheduler import Scheduler
 from .signatures import shown_as
+from .threads import Threads
 from .tokenizer import Tokenizer
 from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
@@ -52,9 +53,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
     Every keyword of ``llama_cpp.Llama`` works. Three have other defaults: ``n_threads`` is the number of physical
-    cores, less one or two for the copies of a device; ``n_gpu_layers`` puts the dense part on the device if there is
-    one; ``verbose`` is off. llama.cpp's messages go to the logger ``edgemoe.llama``, and with ``verbose=True`` to
-    stderr, too. Errors that llama_cpp raises as a ``ValueError`` or ``RuntimeError`` have these types here, too.
+    cores, less one or two for the copies of a device, and less while other programs keep these cores busy;
+    ``n_gpu_layers`` puts the dense part on the device if there is one; ``verbose`` is off. llama.cpp's messages go to
+    the logger ``edgemoe.llama``, and with ``verbose=True`` to stderr, too. Errors that llama_cpp raises as a
+    ``ValueError`` or ``RuntimeError`` have these types here, too.
 
     Several threads may use one model: each answer, or token of a stream, waits for its turn. A program that ends, or
     closes the model, ends the computations of other threads. After a fork the child has to open the model anew.
@@ -101,13 +103,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _load(self, prepared: Opening, closing: contextlib.ExitStack) -> tuple[NativeEngine, Attempt]:
         """Load by the first placement that the machine has room for; ``closing`` frees the model."""
-        pin = prepared.config.pin and opening.can_pin(prepared.needs)
-        if pin:  # ggml's CUDA backend pins foreign memory only if this is set
+        if prepared.config.pin:  # ggml's CUDA backend pins foreign memory only if this is set
             set_default("GGML_CUDA_REGISTER_HOST", "1")
         for attempt in prepared.attempts:
             complaints: list[str] = []
             try:
-                native = self._try(prepared, attempt, pin, complaints)
+                native = self._try(prepared, attempt, complaints)
             except ValueError as error:
                 made = self.__dict__.pop("_model", None) is not None
                 if attempt is prepared.attempts[-1] or not opening.out_of_memory(complaints):
@@ -125,11 +126,12 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 raise EdgeMoEError(f"{name}: llama.cpp did not hand its experts to the engine")
         return native, attempt
 
-    def _try(self, prepared: Opening, attempt: Attempt, pin: bool, complaints: list[str]) -> NativeEngine:
+    def _try(self, prepared: Opening, attempt: Attempt, complaints: list[str]) -> NativeEngine:
         """Load by one placement; ``complaints`` gets the errors that llama.cpp logs."""
         config, slots = prepared.config, attempt.placement.stream_slots
         streamed = config.stream_tokens if slots else 0
-        native = host.core().engine(prepared.device, config.prefill_tokens, streamed, pin, slots, GRAPH_US)
+        pinned = opening.pin_bytes(prepared.needs, attempt.placement, prepared.machine) if config.pin else 0
+        native = host.core().engine(prepared.device, config.prefill_tokens, streamed, pinned, slots, GRAPH_US)
         self._stack = contextlib.ExitStack()  # llama_cpp replaces it as soon as it begins
         on_device = prepared.on_device(attempt)
         try:
@@ -169,7 +171,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         abort = ctypes.cast(host.core().abort_callback(), llama_cpp.ggml_abort_callback)
         with host.computing(verbose):
             llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
-        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose)
+        threads = None if "n_threads" in self._given else Threads(int(prepared.keywords["n_threads"]))
+        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose, threads)
         closing.callback(lifetime.opened(self))
         closing.callback(self._turns.close)
 
@@ -208,10 +211,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             notes.append("The sim device only pretends to compute: the answers mean nothing.")
         if not prepared.vocab_only:
             notes += opening.limit_notes("n_threads" in self._given)
-            notes += opening.idle_notes(prepared.config)
+            notes += opening.idle_notes(prepared.device, prepared.config)
             # The hot set has noted already how many experts have a slot.
             planned = attempt.placement.reason_without("experts", *(["dense"] if attempt.note else []))
-            notes += [note for note in (warning, attempt.note, planned) if note]
+            locked = opening.lock_note(prepared.keywords, attempt.placement)
+            notes += [note for note in (warning, attempt.note, planned, locked) if note]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         return notes

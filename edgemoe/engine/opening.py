@@ -169,7 +169,7 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     if device:
         keywords.setdefault("n_threads_batch", keywords["n_threads"])
     keywords.setdefault("verbose", False)
-    needs, machine = needs_of(file, keywords), machine_of(device)
+    needs, machine = needs_of(file, keywords), machine_of(device, config)
     tried = tuple(attempts(context_of(file, keywords), needs, config, machine, keywords))
     return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried)
 
@@ -334,23 +334,51 @@ def limit_notes(threads_given: bool) -> list[str]:
     return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons if reason]
 
 
-def idle_notes(config: OffloadConfig) -> list[str]:
-    """Say that a graphics card lies idle that nobody told to rest, and the command that ends that."""
+def idle_notes(device: str, config: OffloadConfig) -> list[str]:
+    """Name the graphics cards that stay unused though nobody asked for that.
+
+    Args:
+        device: used by the model, empty for none.
+        config: the settings.
+    """
+    if config.device == "auto" and device:
+        others = ", ".join(host.rivals(device))
+        text = f"{others} stays unused: a model is on one device, here {device}. device= chooses another."
+        return [text] if others else []
     if config.device == "none" or host.devices():
         return []
     return list(host.load_backends()) or [note for note in (advice(),) if note]
 
 
-def can_pin(needs: ModelNeeds) -> bool:
-    """Tell whether the machine can spare the memory of all experts: pinned pages make no room for anything else."""
-    return 0 < needs.expert_bytes < PIN_SHARE * limits.memory().available
+def lock_note(keywords: Mapping[str, Any], placed: Placement) -> str:
+    """Say that ``use_mlock`` asks for more RAM than this process may lock; empty if it does not."""
+    most = limits.lockable()
+    if not keywords.get("use_mlock") or most is None or most >= placed.ram_mapped_bytes:
+        return ""
+    locked, wanted = most / 2**20, placed.ram_mapped_bytes / 2**20
+    return f"use_mlock=True: this process may lock {locked:.0f} of {wanted:.0f} MiB in RAM (ulimit -l raises that)."
 
 
-def machine_of(device: str) -> MachineRates:
+def pin_bytes(needs: ModelNeeds, placed: Placement, machine: MachineRates) -> int:
+    """Count the bytes of experts that the driver of the device may pin in RAM.
+
+    A pinned page never makes room for another, also if its expert is on the device. So a share of the free RAM stays
+    unpinned, and all that the model needs in RAM must fit beside the pinned pages.
+    """
+    if not needs.expert_bytes or not machine.device:
+        return 0
+    most = min(PIN_SHARE * machine.ram_free_bytes, needs.expert_bytes)
+    spare = machine.ram_free_bytes - placed.ram_private_bytes - placed.ram_mapped_bytes
+    hot = placed.hot_bytes / needs.expert_bytes
+    return max(0, int(min(most, spare / hot) if hot else most if spare >= 0 else 0))
+
+
+def machine_of(device: str, config: OffloadConfig) -> MachineRates:
     """Measure the memory that is free now."""
     free, total = host.device_memory(device) if device else (0, 0)
     ram = limits.memory()
-    return MachineRates(device, free, total, ram.available, ram.total)
+    shares = config.sim.integrated if device == "sim" else host.shares_ram(device)
+    return MachineRates(device, free, total, ram.available, ram.total, device_shares_ram=shares)
 
 
 def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
@@ -367,6 +395,8 @@ def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
     known = remote or host.devices()
     if config.device == "auto" and not known:
         return ""
+    if known and not remote:
+        known = [known[0], *host.rivals(known[0])]  # llama.cpp leaves integrated devices out beside a card
     split, chosen = keywords.get("split_mode"), int(keywords.get("main_gpu") or 0)
     shares = list(keywords.get("tensor_split") or ())
     automatic, hint = config.device == "auto", "offload=OffloadConfig(device=...) names the device"
@@ -385,5 +415,5 @@ def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
     if not automatic:
         return config.device
     if not 0 <= chosen < len(known):
-        raise ConfigError(f"{what} chooses device {chosen}, but there are {len(known)}", hint)
+        raise ConfigError(f"{what} chooses device {chosen}, and these are used: {', '.join(known)}", hint)
     return known[chosen]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from .. import limits
 from ..config import home
@@ -53,8 +52,10 @@ def machine(device: str, threads: int) -> MachineRates:
     """Describe this machine's memory, cores and device, without rates."""
     free, total = host.device_memory(device) if device else (0, 0)
     ram, cores = limits.memory(), limits.processors().physical
-    sim = device == "sim"
-    return MachineRates(device, free, total, ram.available, ram.total, cores, threads, device_is_cpu=sim)
+    sim, shares = device == "sim", host.shares_ram(device)
+    return MachineRates(
+        device, free, total, ram.available, ram.total, cores, threads, device_is_cpu=sim, device_shares_ram=shares
+    )
 
 
 def measure(
@@ -173,9 +174,9 @@ def key_of(device: str, threads: int) -> str:
     """Identify this machine, the device and the number of threads in one text."""
     from ..engine.host import endpoint_of
 
-    ram = round(psutil.virtual_memory().total / 2**30)
+    ram, processors = round(limits.memory().total / 2**30), limits.processors().logical
     where = f"{device or 'none'} {endpoint_of(device)}".rstrip()
-    return f"{platform.node()} {platform.machine()} {os.cpu_count()} CPUs {ram} GiB {where} {threads} threads"
+    return f"{platform.node()} {platform.machine()} {processors} CPUs {ram} GiB {where} {threads} threads"
 
 
 def path_of(device: str) -> Path:

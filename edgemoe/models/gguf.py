@@ -50,6 +50,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _MAX_TENSORS, _MAX_KEYS, _MAX_NAME, _MAX_KEY = 1 << 17, 1 << 16, 63, 65535
 _MOST_SCALES = 1 << 16
+# Of layers that choose experts by the token's id.
+_EXPERT_TABLE = "ffn_gate_tid2eid.weight"
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 # Layer and kind (weight or bias) of a tensor of routed experts.
@@ -222,6 +224,7 @@ def check(path: Path) -> GgufFile:
     _check_numbers(file)
     _check_tensors(file)
     _check_experts(file)
+    _check_expert_tables(file)
     _check_scales(file)
     return file
 
@@ -707,3 +710,17 @@ def _check_experts(file: GgufFile) -> None:
             continue
         if len(tensor.shape) != 3 or (count and tensor.shape[2] > count * 64):
             raise BadGguf(f"{file.path.name}: {tensor.name!r} of shape {tensor.shape} for {count} experts", HINT)
+
+
+def _check_expert_tables(file: GgufFile) -> None:
+    """Refuse a table from token ids to experts that names experts which do not exist: ggml does not look."""
+    count = file.number("expert_count") or 0
+    for tensor in file.tensors.values():
+        if not tensor.name.endswith(_EXPERT_TABLE):
+            continue
+        if tensor.type != I32:
+            raise BadGguf(f"{file.path.name}: {tensor.name!r} has the type {tensor.type_name}, not I32", HINT)
+        ids = np.fromfile(file.shards[tensor.shard], dtype="<i4", count=tensor.elements, offset=tensor.offset)
+        if ids.min() < 0 or ids.max() >= count:
+            what = f"{tensor.name!r} names experts from {ids.min()} to {ids.max()}, of {count}"
+            raise BadGguf(f"{file.path.name}: {what}", HINT)

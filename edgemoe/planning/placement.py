@@ -65,6 +65,7 @@ class MachineRates:
         join_ns: nanoseconds to start work on the device and wait for it.
         layer_ns: nanoseconds per layer and token that no weight accounts for.
         device_is_cpu: device and CPU share their cores: they take turns instead of overlapping (``sim``).
+        device_shares_ram: the memory of the device is RAM, as with integrated graphics: its bytes are counted there.
     """
 
     device: str = ""
@@ -89,6 +90,14 @@ class MachineRates:
     join_ns: float | None = None
     layer_ns: float | None = None
     device_is_cpu: bool = False
+    device_shares_ram: bool = False
+
+    @property
+    def device_room_bytes(self) -> int:
+        """Memory that a plan may give to the device: its free memory, of shared memory no more than the free RAM."""
+        if not self.device:
+            return 0
+        return min(self.device_free_bytes, self.ram_free_bytes) if self.device_shares_ram else self.device_free_bytes
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,8 @@ class Placement:
         stream_slots: staging places for experts that a prefill streams through the device.
         reserve_bytes: device memory left to others.
         pinned_bytes: host memory that cannot be paged: staging of the uploads.
-        ram_private_bytes: host memory that cannot be given back: KV cache and buffers not on the device, staging.
+        ram_private_bytes: host memory that cannot be given back: KV cache and buffers not on the device, staging, and
+            all memory of a device that shares the RAM.
         ram_mapped_bytes: weights that the CPU reads; pages of the file.
         ram_short_bytes: mapped weights that the free memory cannot hold: they are read from the disk again and again.
         states_bytes: host memory for states of prompts that were read, at most; taken when there are some.
@@ -285,7 +295,7 @@ def place(
         cache: the same for the KV cache; it is on the device only beside the dense weights.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget.automatic else 0
-    room = max(0, machine.device_free_bytes - reserve) if machine.device else 0
+    room = max(0, machine.device_room_bytes - reserve)
     best = Placement(
         context, kv_bytes=needs.kv_bytes(context), reserve_bytes=reserve if machine.device else 0
     )  # fmt: skip
@@ -376,6 +386,7 @@ def _with_ram(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> Pl
     """Add the memory of the host, and the cost when there is too little."""
     private = placed.pinned_bytes
     private += 0 if placed.kv_on_device else placed.kv_bytes + needs.compute_bytes(placed.context)
+    private += placed.device_bytes if machine.device_shares_ram else 0
     hot = 0
     if needs.shape is not None and placed.slots:
         hot = sum(n * size for n, size in zip(placed.slots, needs.shape.expert_bytes, strict=True))

@@ -9,9 +9,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-import psutil
-
-from .. import __version__
+from .. import __version__, limits
 from ..engine import devices
 from ..models.gguf import TYPES, moe_shape
 from . import curve, memory
@@ -102,7 +100,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": physical_cores(),
-        "ram_bytes": psutil.virtual_memory().total,
+        "ram_bytes": limits.memory().total,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -255,5 +253,5 @@ def _on_host(where: str) -> bool:
 
 
 def physical_cores() -> int:
-    """Count the physical cores; 1 if unknown."""
-    return psutil.cpu_count(logical=False) or 1
+    """Count the cores that this process may use, without their second threads."""
+    return limits.processors().physical

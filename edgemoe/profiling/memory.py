@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import psutil
 
+from .. import limits
 from ..models.gguf import EXPERTS as EXPERT_NAME
 from ..models.gguf import GgufFile
 
@@ -92,7 +93,7 @@ class Ledger:
         full = psutil.Process().memory_full_info()
         pss, uss = getattr(full, "pss", None), getattr(full, "uss", None)
         shared = None if uss is None else full.rss - uss
-        return Account(parts, full.rss, shared, pss, psutil.virtual_memory().available)
+        return Account(parts, full.rss, shared, pss, limits.memory().available)
 
 
 class _Buffers(logging.Handler):

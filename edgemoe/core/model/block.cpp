@@ -17,6 +17,10 @@ bool host_readable(const em_block & b, const ggml_tensor * t) {
     return t->data && (!buffer || G.ggml_backend_buft_is_host(buffer->buft));
 }
 
+bool ids_plain(const em_block & b, const ggml_tensor * ids) {
+    return ids->type == TYPE_I32 && ids->nb[0] == 4 && ids->ne[2] == 1 && ids->ne[3] == 1 && host_readable(b, ids);
+}
+
 // Accepts an input from outside the block: one row per pair, per token, or for all.
 bool gatherable(const em_block & b, const ggml_tensor * t) {
     return t->type == TYPE_F32 && t->nb[0] == 4 && t->ne[3] == 1 && (t->ne[1] == 1 || t->ne[1] == b.k) &&
@@ -67,12 +71,6 @@ bool node_ok(const em_block & b, const ggml_tensor * t) {
            elementwise_ok(b, t);
 }
 
-bool ids_ok(const em_block & b, const ggml_tensor * ids, int64_t experts) {
-    if (ids->type != TYPE_I32 || ids->nb[0] != 4 || ids->ne[2] != 1 || ids->ne[3] != 1 || !host_readable(b, ids)) {
-        return false;
-    }
-    return b.on_device || em_ids_ok(ids, experts);
-}
 } // namespace
 
 bool em_ids_ok(const ggml_tensor * ids, int64_t experts) {
@@ -102,7 +100,7 @@ static bool read_block(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     b->tokens = b->ids->ne[1];
     b->first  = i;
     b->count  = 0;
-    if (!ids_ok(*b, b->ids, b->layer->experts) || !host_readable(*b, first)) {
+    if (!ids_plain(*b, b->ids) || !host_readable(*b, first)) {
         return false;
     }
     for (int j = i; j < n_nodes && b->count < EM_BLOCK_NODES; ++j) {
@@ -123,6 +121,9 @@ em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * b) {
     const ggml_tensor * first = G.ggml_graph_node(graph, i);
     if (first->op != OP.mul_mat_id || !em_is_ours(first->src[0])) {
         return em_found::NOTHING;
+    }
+    if (!b->on_device && ids_plain(*b, first->src[2]) && !em_ids_ok(first->src[2], first->src[0]->ne[2])) {
+        return em_found::BAD_IDS;
     }
     b->layer         = em_layer_of(first->src[0], &b->engine);
     const bool found = read_block(graph, i, n_nodes, b);

@@ -21,9 +21,9 @@ struct em_block {
     ggml_tensor * down() const { return node[count - 1]; }
 };
 
-enum class em_found { NOTHING, UNKNOWN, BLOCK };
+enum class em_found { NOTHING, UNKNOWN, BAD_IDS, BLOCK };
 // Looks at node i of the graph, and notes in the layer whether its pattern is recognised. UNKNOWN: an expert projection of ours
-// in a pattern that is not recognised.
+// in a pattern that is not recognised. BAD_IDS: the node names an expert that does not exist; ggml would write beyond its memory.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
 // Whether the device has every operation of a layer's graphs. Asked once per layer: a device would end the process over an
 // operation or a weight type that it lacks.

@@ -46,6 +46,9 @@ int em_run_unrecognised(em_pass * p, ggml_tensor * t) {
         }
     }
     G.ggml_backend_synchronize(p->compute);
+    if (t->op == OP.mul_mat_id && !em_ids_ok(node.src[2], t->src[0]->ne[2])) {
+        return STATUS_FAILED;
+    }
     node = on_host(node);
     std::vector<char> arena(G.ggml_graph_overhead_custom(4, false) + 256);
     const em_arena    ctx   = G.ggml_init({arena.size(), arena.data(), true});

@@ -6,17 +6,20 @@
 // Whole pages only: the next tensor begins on the last page, and no page is registered twice.
 static constexpr uintptr_t PAGE = 4096;
 
-void em_host_register(const em_residence & r, em_layer_t & layer) {
+void em_host_register(em_residence & r, em_layer_t & layer) {
     if (layer.registered.load(std::memory_order_acquire)) {
         return;
     }
     auto * enter = em_device_function<bool (*)(void *, size_t)>(r.device.handle, "ggml_backend_register_host_buffer");
-    for (int p = 0; p < PROJ_COUNT && enter && r.options.register_host; ++p) {
+    // A layer is pinned as a whole or not at all: a layer in part would need the staging memory as well.
+    const bool room = r.pinned_bytes + int64_t(layer.expert_bytes) * layer.experts <= r.options.pin_bytes;
+    for (int p = 0; p < PROJ_COUNT && enter && room; ++p) {
         if (const ggml_tensor * t = layer.weight[p]) {
             const uintptr_t from = (uintptr_t(t->data) + PAGE - 1) / PAGE * PAGE;
             const uintptr_t to   = (uintptr_t(t->data) + G.ggml_nbytes(t)) / PAGE * PAGE;
             if (to > from && enter(reinterpret_cast<void *>(from), to - from)) {
                 layer.window[p] = {reinterpret_cast<const char *>(from), reinterpret_cast<const char *>(to)};
+                r.pinned_bytes += int64_t(to - from);
             }
         }
     }
@@ -34,6 +37,7 @@ void em_host_unregister(em_residence & r) {
         }
         layer->registered = false;
     }
+    r.pinned_bytes = 0;
 }
 
 bool em_host_readable(const em_layer_t & layer, int projection, int32_t expert) {

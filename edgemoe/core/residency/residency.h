@@ -84,6 +84,7 @@ struct em_residence {
     em_readers         readers = {};
     em_uploads         uploads = {};
     em_stages          stages  = {};
+    int64_t            pinned_bytes = 0; // of expert pages; under em_uploads::mutex
 };
 
 // slots.cpp: the only writer of em_residents
@@ -120,6 +121,6 @@ void       em_stages_make(em_residence & r); // ahead of use, so that missing me
 void       em_stages_release(em_stages & s);
 
 // pinned_pages.cpp
-void em_host_register(const em_residence & r, em_layer_t & layer); // once per layer; may take long, needs no lock
+void em_host_register(em_residence & r, em_layer_t & layer); // once per layer; may take long, needs uploads.mutex
 void em_host_unregister(em_residence & r);
 bool em_host_readable(const em_layer_t & layer, int projection, int32_t expert); // by the device itself

@@ -57,6 +57,9 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         em_block       b;
         const em_found found = em_block_find(graph, i, n, &b);
         engine = found == em_found::NOTHING ? engine : b.engine;
+        if (found == em_found::BAD_IDS) {
+            return STATUS_FAILED;
+        }
         if (found != em_found::BLOCK) {
             continue;
         }

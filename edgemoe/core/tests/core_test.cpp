@@ -512,6 +512,35 @@ void test_blocks() {
     puts("blocks that do not run have no layer");
 }
 
+// An id of no expert, as in a doctored table of a file: an error. ggml, which would not look, never sees it.
+void test_bad_ids() {
+    for (const int32_t id : {-1, 8, 1 << 30}) {
+        configure_sim({});
+        em_engine * e = new_engine("sim", 2);
+        {
+            test_model     model(test_shape{}, e);
+            ggml_backend * ours = our_backend();
+            set_one_thread(ours);
+            make_hot(e, model.shape, 4);
+            for (const int64_t tokens : {1, 5, 40}) {
+                test_graph g(model, 0, tokens, 1);
+                g.ids.back() = id;
+                CHECK(G.ggml_backend_graph_compute(ours, g.graph) == STATUS_FAILED);
+            }
+            G.ggml_backend_free(ours);
+            test_pass pass(e);
+            for (const int64_t tokens : {1, 5}) {
+                test_graph g(model, 0, tokens, 1, pass.buffer);
+                g.ids.back() = id;
+                CHECK(G.ggml_backend_graph_compute(pass.stream, g.graph) == STATUS_FAILED);
+            }
+            em_engine_stop(e); // llama.cpp lets go of its streams later
+        }
+        em_engine_free(e);
+    }
+    puts("ids of no expert are an error");
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -545,6 +574,7 @@ int main(int argc, char ** argv) {
     test_faults();
     test_start_stop();
     test_blocks();
+    test_bad_ids();
     puts("core: all tests passed");
     return 0;
 }

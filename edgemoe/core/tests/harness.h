@@ -266,7 +266,7 @@ inline double largest_difference(const std::vector<float> & a, const std::vector
 }
 
 inline em_engine * new_engine(const char * device, int stream_tokens, int graph_us = 60000, int stream_slots = 4) {
-    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, 1, stream_slots, graph_us, device};
+    const em_options options{int32_t(sizeof(em_options)), 16, stream_tokens, stream_slots, graph_us, INT64_MAX, device};
     em_engine *      e = em_engine_new(&options);
     CHECK(e);
     return e;

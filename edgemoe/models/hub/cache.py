@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -73,11 +74,17 @@ def models() -> list[Cached]:
 
 
 def name_commit(repo: str, branch: str, commit: str) -> None:
-    """Record that ``branch`` is ``commit``, in huggingface_hub's form, so that an offline lookup finds the model."""
-    refs = folder(repo) / "refs"
-    if ".." not in Path(branch).parts and not Path(branch).is_absolute():
-        (refs / branch).parent.mkdir(parents=True, exist_ok=True)
-        (refs / branch).write_text(commit)
+    """Record that ``branch`` is ``commit``, in huggingface_hub's form, so that an offline lookup finds the model.
+
+    A cache that this user may not write stays as it is: the model is there all the same.
+    """
+    ref = folder(repo) / "refs" / branch
+    if ".." in Path(branch).parts or Path(branch).is_absolute():
+        return
+    with contextlib.suppress(PermissionError):
+        if not ref.is_file() or ref.read_text() != commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit)
 
 
 @dataclass(frozen=True)
@@ -136,11 +143,14 @@ def remove(what: Removal) -> None:
     """Remove the files of a planned removal.
 
     Raises:
-        EdgeMoEError: a running process has one of the files open.
+        EdgeMoEError: a running process has one of the files open, or this user may not remove them.
     """
     if (holder := _holder(what.paths)) is not None:
         pid, name = holder
         raise EdgeMoEError(f"{what.repo} is in use by process {pid} ({name})", "close it first, then remove the model")
+    if not all(os.access(path.parent, os.W_OK) for path in what.paths):
+        hint = f"this user may not write in {constants.HF_HUB_CACHE}"
+        raise EdgeMoEError(f"{what.repo} cannot be removed", hint)
     what.execute()
 
 

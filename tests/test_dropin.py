@@ -220,7 +220,7 @@ def test_settings_for_several_devices_are_refused_by_name(settings: dict[str, An
 
 
 def test_the_device_that_llama_cpp_settings_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "devices", lambda: ["CUDA0", "CUDA1"])
+    monkeypatch.setattr(host, "_all_devices", lambda: [("CUDA0", 1), ("CUDA1", 1)])
     auto = OffloadConfig()
 
     def chosen(**settings: Any) -> str:

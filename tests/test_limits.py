@@ -222,7 +222,7 @@ def test_a_model_takes_no_more_threads_than_the_quota(
 ) -> None:
     boxed(tmp_path / "box", monkeypatch, cpu_max=quota)
     llm = Llama(build("llama", tmp_path), n_ctx=64, offload=CPU)
-    assert llm.n_threads == threads == figures.physical_cores()
+    assert llm.n_threads == llm.n_threads_batch == threads == figures.physical_cores()
     assert any(note.startswith("The container may use") and "of 8 processors" in note for note in llm.experts.notes)
     llm.close()
 
@@ -251,9 +251,9 @@ import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from edgemoe import Llama, OffloadConfig
 llm = Llama(sys.argv[1], n_ctx=64, offload=OffloadConfig(device="none", profile="off"))
-print(llm.n_threads, *llm.experts.notes)
+print(llm.n_threads, llm.n_threads_batch, *llm.experts.notes)
 llm.close()
 """
     path = build("llama", tmp_path)
     done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("1 ") and "This process may run on 1 of" in done.stdout
+    assert done.stdout.startswith("1 1 ") and "This process may run on 1 of" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 
 from edgemoe import Llama, OffloadConfig, limits
 from edgemoe.engine import threads
-from edgemoe.engine.threads import WINDOW, Threads
+from edgemoe.engine.threads import WINDOW, Threads, Usage
 from tests.parity import PROMPT
 from tests.zoo import build
 
 MS = 1_000_000
-Machine = Callable[[int, int], tuple[float, int]]  # threads, token -> milliseconds, preemptions
+# From threads and a token to milliseconds, preemptions and, if others compute meanwhile, milliseconds of computing.
+Machine = Callable[[int, int], tuple[float, int] | tuple[float, int, float]]
 
 
 def run(machine: Machine, tokens: int, most: int = 2, controller: Threads | None = None) -> tuple[list[int], float]:
@@ -23,10 +25,11 @@ def run(machine: Machine, tokens: int, most: int = 2, controller: Threads | None
     controller = controller or Threads(most)
     counts, spent = [], 0.0
     for token in range(tokens):
-        took, preempted = machine(controller.count, token)
+        took, preempted, *computed = machine(controller.count, token)
         counts.append(controller.count)
         spent += took
-        controller.passed(int(took * MS), preempted)
+        cpu_ms = computed[0] if computed else took * controller.count
+        controller.passed(int(took * MS), Usage(preempted, int(cpu_ms * MS)))
     return counts, spent
 
 
@@ -88,9 +91,10 @@ def test_background_work_that_no_other_number_helps_costs_little() -> None:
     assert counts[-1] == 2 and spent < 1.05 * 3000 * 12
 
 
-def test_the_first_slow_token_ends_a_trial_that_cannot_win() -> None:
-    def machine(count: int, token: int) -> tuple[float, int]:
-        return (10.0 if count == 1 else 80.0), 8
+@pytest.mark.parametrize("slow_ms", [80.0, 650.0])
+def test_the_first_slow_token_ends_a_trial_that_cannot_win(slow_ms: float) -> None:
+    def machine(count: int, token: int) -> tuple[float, int, float]:
+        return (10.0, 1, 10.0) if count == 1 else (slow_ms, 8, 24.0)
 
     controller = Threads(2)
     run(machine, 64, controller=controller)
@@ -124,7 +128,7 @@ def test_the_context_gets_the_number_and_answers_stay_the_same(tmp_path: Path, m
     monkeypatch.setattr(limits, "processors", lambda: limits.Processors(2, 2))
     counts: list[int] = []
 
-    def scripted(self: Threads, elapsed_ns: int, preempted: int) -> int:
+    def scripted(self: Threads, elapsed_ns: int, usage: Usage) -> int:
         counts.append(llama_cpp.llama_n_threads(llm.ctx))
         self.count = 3 - self.count
         return self.count
@@ -142,6 +146,9 @@ def test_the_context_gets_the_number_and_answers_stay_the_same(tmp_path: Path, m
     assert tokens == want and len(counts) == 5
 
 
-def test_the_system_counts_preemptions() -> None:
-    counter = threads.preemption_counter()
-    assert counter() <= counter()
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count")
+def test_the_system_counts_the_time_of_computing() -> None:
+    before = Usage.now()
+    while not (passed := Usage.now().since(before)).cpu_ns:
+        pass
+    assert passed.cpu_ns > 0 and passed.preempted >= 0

@@ -12,7 +12,7 @@ from ..errors import ComputeFailed, EdgeMoEError
 from . import host
 from .binding import Core
 from .scheduler import Scheduler
-from .threads import Threads, preemption_counter
+from .threads import Threads, Usage
 
 FULL = 1  # llama_decode found no place in the KV cache
 
@@ -39,7 +39,7 @@ class Decode:
             threads: chooses the number of threads for single tokens; None: the number stays as it is.
         """
         self._core, self._context, self._scheduler, self._verbose = core, context, scheduler, verbose
-        self._threads, self._preemptions = threads, preemption_counter()
+        self._threads = threads
         self._function, self._process = host.address_of("llama_decode"), os.getpid()
         self._next = 0  # position behind the latest batch
         self._broken = ""
@@ -56,7 +56,7 @@ class Decode:
             raise EdgeMoEError("the model was opened in another process", "open it after the fork, or spawn")
         raw = batch.batch
         tokens: list[int] = raw.token[: raw.n_tokens] if raw.token else [-1] * raw.n_tokens
-        started, preempted = time.perf_counter_ns(), self._preemptions()
+        started, usage = time.perf_counter_ns(), Usage.now()
         if raw.n_tokens and raw.pos and raw.pos[0] != self._next:
             self._scheduler.settle()  # a program may have computed by itself meanwhile
         self._scheduler.before_step(tokens)
@@ -76,10 +76,10 @@ class Decode:
         if raw.n_tokens and raw.pos:
             self._next = raw.pos[raw.n_tokens - 1] + 1
         if self._threads is not None and raw.n_tokens == 1:
-            self._adapt(self._threads, time.perf_counter_ns() - started, self._preemptions() - preempted)
+            self._adapt(self._threads, time.perf_counter_ns() - started, Usage.now().since(usage))
 
-    def _adapt(self, threads: Threads, elapsed_ns: int, preempted: int) -> None:
+    def _adapt(self, threads: Threads, elapsed_ns: int, usage: Usage) -> None:
         """Use another number of threads for the next token if the controller says so."""
         before = threads.count
-        if (count := threads.passed(elapsed_ns, preempted)) != before:
+        if (count := threads.passed(elapsed_ns, usage)) != before:
             llama_cpp.llama_set_n_threads(self._context, count, llama_cpp.llama_n_threads_batch(self._context))

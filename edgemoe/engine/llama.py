@@ -52,11 +52,12 @@ _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
-    Every keyword of ``llama_cpp.Llama`` works. Three have other defaults: ``n_threads`` is the number of physical
+    Every keyword of ``llama_cpp.Llama`` works. Four have other defaults: ``n_threads`` is the number of physical
     cores, less one or two for the copies of a device, and less while other programs keep these cores busy;
-    ``n_gpu_layers`` puts the dense part on the device if there is one; ``verbose`` is off. llama.cpp's messages go to
-    the logger ``edgemoe.llama``, and with ``verbose=True`` to stderr, too. Errors that llama_cpp raises as a
-    ``ValueError`` or ``RuntimeError`` have these types here, too.
+    ``n_threads_batch`` is the number of processors, beside a device that of ``n_threads``; ``n_gpu_layers`` puts the
+    dense part on the device if there is one; ``verbose`` is off. Only processors that this process may use count.
+    llama.cpp's messages go to the logger ``edgemoe.llama``, and with ``verbose=True`` to stderr, too. Errors that
+    llama_cpp raises as a ``ValueError`` or ``RuntimeError`` have these types here, too.
 
     Several threads may use one model: each answer, or token of a stream, waits for its turn. A program that ends, or
     closes the model, ends the computations of other threads. After a fork the child has to open the model anew.

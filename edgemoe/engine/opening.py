@@ -166,8 +166,7 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     if device == "sim" and config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
         raise ConfigError("a sim device that only pretends has no layers to compute", "leave n_gpu_layers out")
     keywords.setdefault("n_threads", default_threads(bool(device)))
-    if device:
-        keywords.setdefault("n_threads_batch", keywords["n_threads"])
+    keywords.setdefault("n_threads_batch", keywords["n_threads"] if device else limits.processors().logical)
     keywords.setdefault("verbose", False)
     needs, machine = needs_of(file, keywords), machine_of(device, config)
     tried = tuple(attempts(context_of(file, keywords), needs, config, machine, keywords))

@@ -9,14 +9,15 @@ is slower. Then it tries larger steps at once: as long as one thread shares its 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Tokens of a measurement.
 WINDOW = 8
 # A trial wins if its tokens take less than this share of the time.
 WORTH = 0.95
-# Tokens stall if the system takes a processor away so often per second. Linux does so every 3 to 4 ms if two share it.
+# Tokens stall if the system takes a processor away so often per second, of the clock or of computing. If two programs
+# share it, Linux does so after 3 to 4 ms of computing; on a very busy machine that is rare by the clock.
 PREEMPTIONS_PER_S = 50
 # They stall as well if they suddenly take so much longer than before.
 SUDDEN = 1.5
@@ -24,6 +25,37 @@ SUDDEN = 1.5
 SMOOTHING = 0.25
 # Tokens until the next trial of the same kind, after one that lost; twice as many each time.
 PATIENCE, MOST_PATIENCE = 64, 256
+# They take at least so many times as long as the trial: a token of too many threads may take as long as 60 others.
+PAUSE = 20
+
+
+class Usage(NamedTuple):
+    """Usage of the processors by the threads of this process.
+
+    Attributes:
+        preempted: number of times that the system took a processor from a thread that needed it.
+        cpu_ns: time that the threads ran, added up.
+    """
+
+    preempted: int
+    cpu_ns: int
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Read the usage since the process began; zeros on Windows, which does not count preemptions.
+
+        **Source**: ``ru_nivcsw``, ``ru_utime`` and ``ru_stime`` of getrusage(2).
+        """
+        if sys.platform == "win32":
+            return cls(0, 0)
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(usage.ru_nivcsw, int((usage.ru_utime + usage.ru_stime) * 1e9))
+
+    def since(self, before: Usage) -> Usage:
+        """Give the usage after ``before``."""
+        return Usage(self.preempted - before.preempted, self.cpu_ns - before.cpu_ns)
 
 
 @dataclass
@@ -60,18 +92,19 @@ class Threads:
         self._clear()
 
     def _clear(self) -> None:
-        self._tokens = self._spent_ns = self._preempted = 0
+        self._tokens = self._spent_ns = self._cpu_ns = self._preempted = 0
 
-    def passed(self, elapsed_ns: int, preempted: int) -> int:
+    def passed(self, elapsed_ns: int, usage: Usage) -> int:
         """Account for a token and return the number of threads for the next one.
 
         Args:
             elapsed_ns: time that its computation took.
-            preempted: how often the system took a processor away meanwhile.
+            usage: of the processors, meanwhile.
         """
         self._tokens += 1
         self._spent_ns += elapsed_ns
-        self._preempted += preempted
+        self._preempted += usage.preempted
+        self._cpu_ns += usage.cpu_ns
         if self._tokens == WINDOW or self._lost():
             mean = self._spent_ns / self._tokens
             if self._trial is None:
@@ -91,7 +124,7 @@ class Threads:
     def _consider(self, mean: float) -> None:
         """Begin a trial if there is a reason."""
         sudden = self._before is not None and mean > SUDDEN * self._before
-        stalled = sudden or self._preempted * 1e9 > PREEMPTIONS_PER_S * self._spent_ns
+        stalled = sudden or self._preempted * 1e9 > PREEMPTIONS_PER_S * min(self._spent_ns, self._cpu_ns)
         self._before = mean if self._before is None else self._before + SMOOTHING * (mean - self._before)
         self._wait = {way: max(0, tokens - self._tokens) for way, tokens in self._wait.items()}
         if stalled and self._usual > 1 and (sudden or not self._wait["down"]):
@@ -113,7 +146,7 @@ class Threads:
         elif 0 < -trial.step < self._usual - 1:
             self._down *= 2  # at once
         else:
-            self._lost_all("down" if trial.step < 0 else "up")
+            self._give_up("down" if trial.step < 0 else "up", self._spent_ns / usual)
         self._trial, self.count = None, self._usual
 
     def _won(self, step: int) -> None:
@@ -123,21 +156,8 @@ class Threads:
         self._wait[back] = self._patience[back]
         self._patience[way] = PATIENCE
 
-    def _lost_all(self, way: str) -> None:
+    def _give_up(self, way: str, cost: float) -> None:
+        """Try no other number of this kind for a while; ``cost``: of the trial, in usual tokens."""
         self._down = 1
-        self._wait[way] = self._patience[way]
+        self._wait[way] = max(self._patience[way], int(PAUSE * cost))
         self._patience[way] = min(MOST_PATIENCE, 2 * self._patience[way])
-
-
-def preemption_counter() -> Callable[[], int]:
-    """Give a function that counts how often the system took a processor from a thread of this process, so far.
-
-    On Windows, which does not count that, it always gives 0.
-
-    **Source**: ``ru_nivcsw`` of getrusage(2).
-    """
-    if sys.platform == "win32":
-        return lambda: 0
-    import resource
-
-    return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

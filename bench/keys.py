@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli.main import main; raise SystemExit(main())"
 SECONDS = 10.0
 IDLE_SECONDS = 60.0  # seconds for a whole answer on a busy machine
+EMPTY = "Ask something, / for commands, @ for a file"
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
 
@@ -87,6 +89,18 @@ class Terminal:
     def size(self, columns: int, rows: int) -> None:
         self._call("resize-window", "-x", str(columns), "-y", str(rows))
 
+    def paste(self, text: str) -> None:
+        """Paste as a terminal does, between marks."""
+        self._call("set-buffer", text)
+        self._call("paste-buffer", "-p")
+
+    def resume(self) -> None:
+        """Let the suspended chat go on."""
+        pane = int(self._call("list-panes", "-F", "#{pane_pid}"))
+        stopped = lambda: Path(f"/proc/{pane}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # noqa: E731
+        self.until(lambda _: stopped(), "never suspended")
+        os.kill(pane, signal.SIGCONT)
+
     def end(self) -> None:
         self._call("kill-server")
 
@@ -112,6 +126,9 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     def prompt(text: str) -> Callable[[], None]:
         return lambda: there.prompt(text)
 
+    def paste(text: str) -> Callable[[], None]:
+        return lambda: there.paste(text)
+
     def run(text: str, *words: str) -> Callable[[], None]:
         return do(write(text, "Enter"), sees(*words))
 
@@ -124,7 +141,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     france = "What is the capital of France?"
     clear = press(*["BSpace"] * 60)
     return [
-        ("start", do(sees("/help"), idle)),
+        ("start", do(idle, sees("/help"))),
         ("Enter sends", do(lambda: there.ask(france), sees("Paris", "tok/s"))),
         ("Up: the last prompt", do(press("Up"), prompt(france), press("Down"))),
         ("Ctrl+J: a new line", do(write("one", "C-j"), write("two"), prompt("one"), prompt("two"), clear)),
@@ -137,6 +154,27 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Esc leaves the map", do(press("Escape"), misses("layer 0, expert 1"))),
         ("Ctrl+Y: copy", do(press("C-y"), sees("copied"))),
         (
+            "Ctrl+C: asks before it quits",
+            do(press("C-c"), sees("Ctrl+C again quits"), write("x"), misses("again quits")),
+        ),
+        ("Ctrl+C clears, Up brings back", do(press("C-c"), prompt(EMPTY), press("Up"), prompt("x"), press("C-c"))),
+        ("Ctrl+_ takes typing back", do(write("wrong"), press("C-_"), misses("wrong"))),
+        ("Ctrl+D deletes a letter", do(write("ab"), press("Home", "C-d"), prompt("b"), press("C-d"))),
+        (
+            "Tab stays in the prompt",
+            do(write("tell me a"), press("Tab"), write("rest"), prompt("tell me arest"), clear),
+        ),
+        ("a paste is there once", do(paste("pasted words"), prompt("pasted words"), clear)),
+        ("Ctrl+F: find", do(press("C-f"), write("paris"), sees("1 of 1"), press("Escape"), misses("1 of 1"))),
+        ("/find", do(run("/find capital", "of 2"), press("Escape"), misses("of 2"))),
+        ("F1: help", do(press("F1"), sees("Keys", "Ctrl+O"), press("Escape"), misses("Ctrl+O open"))),
+        (
+            "/ opens a menu",
+            do(write("/"), sees("earlier chats, and a search"), press("Down", "Down"), sees("/history")),
+        ),
+        ("Esc closes it", do(press("Escape"), misses("earlier chats, and a search"), press("BSpace"))),
+        ("/theme", do(run("/theme edgemoe-light", ""), run("/theme edgemoe-dark", ""))),
+        (
             "Ctrl+Up: a message",
             do(press("C-Up"), sees("message 2/2", "C copy"), press("Up"), sees("message 1/2"), press("c")),
         ),
@@ -148,11 +186,14 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
         ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
         ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),
-        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "/quit"))),
+        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("Ctrl+O"), press("Escape"))),
         (
-            "PageUp, PageDown",
-            do(press("PageUp", "PageUp"), misses("/quit "), press("PageDown", "PageDown"), sees("/quit ")),
+            "Tab completes a path",
+            do(write(f"/file {there.folder}/not", "Tab"), sees(f"{there.folder}/note.txt"), clear),
         ),
+        ("/stats twice", do(run("/stats", "uploads"), run("/set", "top_k"), run("/stats", "uploads"))),
+        ("PageUp, PageDown", do(press(*["PageUp"] * 9), sees(france), press(*["PageDown"] * 9), sees("uploads"))),
+        ("Ctrl+Home, Ctrl+End", do(press("C-Home"), sees(france), press("C-End"), sees("uploads"))),
         ("/stats", run("/stats", "last answer:", "uploads")),
         ("/profile", run("/profile", "expert layers")),
         ("/set", run("/set temperature 0.5", "temperature")),
@@ -169,12 +210,15 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
         ("Enter opens it", do(press("Enter"), misses("Ctrl+D delete"))),
-        ("/file", do(run(f"/file {file}", "attached: note.txt"), lambda: there.ask("What does it say?"))),
+        ("/file", do(run(f"/file {file}", "note.txt · 24 characters"), press("BSpace"), misses("24 characters"))),
+        ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),
+        ("... as a chip", do(sees("24 characters"), run("/detach", ""), misses("24 characters"), clear)),
+        ("... and goes along", do(run(f"/file {file}", "24 characters"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
             do(write("/undo", "Enter"), prompt("What does it say?"), clear, press("C-u"), press(*["BSpace"] * 200)),
         ),
-        ("/edit", do(write("/edit", "Enter"), prompt(france), clear)),
+        ("/edit", do(write("/edit", "Enter"), prompt(france), sees("editing"), press("Escape"), misses("editing"))),
         ("/history", do(run("/history", "Search all"), press("Escape"), misses("Search all"))),
         ("/new", run("/new", "/help")),
         ("/import", run(f"/import {chat}", "Because.")),
@@ -189,6 +233,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
             do(write(story, "Enter"), lambda: there.size(80, 24), sees("answering")),
         ),
         ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
+        ("/exit would quit, Ctrl+Z suspends", do(press("C-z"), lambda: there.resume(), sees("□ stopped"))),
         ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),
     ]
 

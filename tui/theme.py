@@ -23,8 +23,8 @@ DARK = Theme(
     dark=True,
     variables={
         "muted": "#8a93a3",
-        "map-cold": "#2b3340",
-        "map-cool": "#5b7799",
+        "map-cold": "#424d60",
+        "map-cool": "#6a8bb3",
         "map-warm": "#6b4324",
         "map-hot": "#f2a65a",
         "map-hit": "#ffe3a3",
@@ -47,8 +47,8 @@ LIGHT = Theme(
     dark=False,
     variables={
         "muted": "#6a6f7a",
-        "map-cold": "#e8eaee",
-        "map-cool": "#a3b6d0",
+        "map-cold": "#b9c0cc",
+        "map-cool": "#7f9cc4",
         "map-warm": "#e9b482",
         "map-hot": "#d0701f",
         "map-hit": "#6b2400",

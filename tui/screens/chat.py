@@ -89,7 +89,7 @@ class Services:
 class ChatScreen(Screen[None]):
     """One conversation with one model."""
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide"), (200, "-vast")]
     AUTO_FOCUS = "Prompt"
     BINDINGS = [
         Binding("escape", "stop", "Stop the answer", id="chat.stop"),

@@ -181,13 +181,18 @@ class ExpertPanel(Vertical):
         if layout is None:
             return
         keys = [("█", "$map-hit", "hit"), ("□", "$map-miss", "miss"), ("■", "$map-hot", "on device")]
-        if layout.dense:
-            keys = [("▀", ink, name) for _, ink, name in keys]
-        keys.append(("▀" if layout.dense else "·", "$map-cool", "on CPU"))
-        if self._shows_unusual:
-            keys = keys[2:]
-        legend = Content("  ").join(Content.assemble((glyph, ink), f" {name}") for glyph, ink, name in keys)
-        shaded = "bright = more than usual" if self._shows_unusual else "bright = often"
         few = self.app.no_color or self.app.native_ansi_color
+        if layout.dense:
+            keys = (
+                [("▀", "$map-hot", "on device"), ("□", "$map-miss", "miss")]
+                if few
+                else [("▀", ink, name) for _, ink, name in keys]
+            )
+        keys.append(("▀" if layout.dense and not few else "·", "$map-cool", "on CPU"))
+        if self._shows_unusual:
+            keys = [key for key in keys if key[2].startswith("on ")]
+        legend = Content("  ").join(Content.assemble((glyph, ink), f" {name}") for glyph, ink, name in keys)
+        strong = "bright" if self.app.current_theme.dark else "dark"
+        shaded = f"{strong} = more than usual" if self._shows_unusual else f"{strong} = often"
         note = " · ".join(part for part in (scale(layout), "" if few and not self._shows_unusual else shaded) if part)
         self.query_one("#expert-legend", Static).update(Content.assemble(legend, (f"  {note}", "$muted")))

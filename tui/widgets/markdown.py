@@ -134,7 +134,7 @@ class GrowingMarkdown(Vertical):
 
     async def on_mount(self) -> None:
         """Fill it."""
-        if self._last_text:
+        if self._last_text and self.children:  # none any more where it was removed meanwhile
             await self._fill(self._last(), self._last_text)
             self._last_text = ""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from textual.containers import VerticalScroll
-from textual.geometry import Size
+from textual.geometry import Offset, Size
 from textual.layout import DockArrangeResult
 from textual.widget import Widget
 from textual.widgets.markdown import MarkdownBlock
@@ -52,6 +52,12 @@ class Transcript(VerticalScroll, can_focus=False):
     def on_mount(self) -> None:
         """Stay at the end while it grows."""
         self.anchor()
+
+    @property
+    def scroll_offset(self) -> Offset:
+        """Where the view begins: Textual puts a short text that is anchored at the bottom, here it is at the top."""
+        offset = super().scroll_offset
+        return Offset(offset.x, max(offset.y, 0))
 
     async def add(self, turn: Widget) -> None:
         """Append ``turn`` and go to the end; the welcome leaves with the first message."""

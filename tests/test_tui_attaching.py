@@ -78,7 +78,7 @@ async def test_attachments_are_seen_and_removed_by_key_command_and_click(folder:
 async def test_an_attachment_that_is_too_long_says_so_and_can_go(tmp_path: Path) -> None:
     async with kept(tmp_path) as driver:
         driver.prompt.post_message(events.Paste("word " * (1 << 18)))
-        await driver.until(lambda: "too long for the context" in shown(driver))
+        await driver.until(lambda: "pasted text · too long" in shown(driver))
         await driver.send("read this")
         await driver.until(lambda: "/detach removes" in driver.notes())
         await driver.send("/detach")

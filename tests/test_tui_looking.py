@@ -131,6 +131,15 @@ async def test_a_theme_is_kept_and_the_command_line_has_the_last_word(
         assert driver.app._first_theme() == "edgemoe-light"
 
 
+async def test_formulas_keep_their_characters() -> None:
+    formula = r"\( \alpha\,\beta \) and $\gamma\;x$ and $$a\!b$$ for $5 or $6, \*not\* a formula"
+    async with chat(size=(120, 30), answers=[formula]) as driver:
+        await ask(driver, "hi")
+        await driver.until(
+            lambda: r"\( \alpha\,\beta \) and $\gamma\;x$ and $$a\!b$$ for $5 or $6, *not* a" in shown(driver)
+        )
+
+
 async def test_words_of_the_program_leave_the_card_of_the_model() -> None:
     async with chat() as driver:
         await driver.screen.say("Conversations are not kept: Read-only file system.", wrong=True)

@@ -13,7 +13,7 @@ from edgemoe.text.display import one_line
 from .archive import Archive
 from .interchange import Document
 from .records import Key, Role, Turn
-from .store import Saved, Store
+from .store import BROKE_OFF, Saved, Store
 
 SAVE_SECONDS = 0.6  # a killed program loses at most this much of an answer
 TITLE_WIDTH = 60
@@ -93,7 +93,8 @@ class Conversation:
     def grow(self, answer: Answer) -> None:
         """Take ``answer`` for what the model has given by now; it is saved every ``SAVE_SECONDS``."""
         if self.turns[-1].role == "user":
-            self._append(Turn("assistant", "").with_answer(answer))
+            # Until its end it counts as broken off: a killed program writes nothing more.
+            self._append(Turn("assistant", "", note=BROKE_OFF).with_answer(answer))
             return
         turn = self.turns[-1] = self.turns[-1].with_answer(answer)
         # On a disk that is slower than that, the next draft waits for this one.

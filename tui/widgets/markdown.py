@@ -11,6 +11,7 @@ import re
 from functools import partial
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -26,6 +27,9 @@ SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is coun
 _known_languages: set[str] = set()  # whose rules are compiled
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
+_FORMULA = re.compile(
+    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?=\S)[^$\n]*\\[^$\n]*(?<=\S)\$", re.DOTALL
+)  # of a single dollar only what has a command in it: prices have none
 
 
 class CodeBlock(MarkdownFence):
@@ -79,7 +83,20 @@ class CodeBlock(MarkdownFence):
 
 def _parser() -> MarkdownIt:
     # HTML would be dropped from the screen; as text it is seen, "<think>" and all.
-    return MarkdownIt("gfm-like", {"html": False})
+    parser = MarkdownIt("gfm-like", {"html": False})
+    parser.inline.ruler.before("escape", "formula", _formula)
+    return parser
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """Take a formula of LaTeX as text: Markdown would read its backslashes as escapes and drop them."""
+    found = _FORMULA.match(state.src, state.pos, state.posMax)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
 
 
 class Section(Markdown):

@@ -34,7 +34,7 @@ class Terminal:
         self.folder, self.model = folder, model
         self._tmux = ["tmux", "-L", f"edgemoe-{os.getpid()}", "-f", "/dev/null"]
         environment = f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor"
-        options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --theme dark"
+        options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --threads 1 --theme dark"
         command = f"env {environment} {sys.executable} -c {shlex.quote(RUN)} chat {model} {options}"
         self._call("new-session", "-d", "-x", "120", "-y", "40", "-c", str(folder), command)
 

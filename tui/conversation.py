@@ -91,7 +91,7 @@ class Conversation:
         return turn
 
     def grow(self, answer: Answer) -> None:
-        """Take ``answer`` for what the model has given by now; it is saved every ``SAVE_SECONDS``."""
+        """Take ``answer`` as all that has come of it so far; it is saved every ``SAVE_SECONDS``."""
         if self.turns[-1].role == "user":
             # Until its end it counts as broken off: a killed program writes nothing more.
             self._append(Turn("assistant", "", note=BROKE_OFF).with_answer(answer))
@@ -119,7 +119,7 @@ class Conversation:
         return gone
 
     def keep_branch(self) -> None:
-        """Let the database show the turns as they are now; without any it keeps what it shows."""
+        """Let the database show the turns as they are now; without any it stays as it is."""
         if self.turns:
             head = self.turns[-1].key
             self._keep_known(lambda store, id: store.point(id, head.id))
@@ -150,7 +150,7 @@ class Conversation:
         self._saved_at = time.monotonic()
 
     def _keep_known(self, save: Callable[[Store, int], None]) -> None:
-        """Save what only matters once the conversation is in the database."""
+        """Run ``save`` if the conversation is in the database."""
         chat = self.key
         self._keep(lambda store: save(store, chat.id) if chat.id is not None else None)
 

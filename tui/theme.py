@@ -1,7 +1,6 @@
-"""The looks of the chat: ember for what is hot (on the device), ice for what is cold (on the CPU).
+"""The looks of the chat: ember for hot experts (on the device), ice for cold ones (on the CPU).
 
-Those of 16 colours name the terminal's own, which the user has chosen to be readable; shapes then tell what shades tell
-elsewhere.
+Those of 16 colours name the terminal's own, which the user has chosen to be readable; shapes then replace shades.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ LIGHT = Theme(
 
 
 def _sixteen(name: str, dark: bool, hot: str, cold: str, bright: str, ink: str) -> Theme:
-    """A look of the terminal's own colours; ``ink`` and its ground are what the terminal writes with."""
+    """A look of the terminal's own colours; the terminal writes with ``ink`` on its ground."""
     return Theme(
         name=name,
         ansi=True,

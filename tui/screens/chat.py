@@ -1,4 +1,4 @@
-"""The chat: turns what the user does into calls of the session, and what the session tells into widgets."""
+"""The chat screen: turns the user's keys into calls of the session, and its messages into widgets."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ _NOT_NOW: dict[State, str] = {
 
 @dataclass(frozen=True)
 class Services:
-    """What the chat can do beyond its model and conversations.
+    """Services of the chat beyond its model and conversations.
 
     Attributes:
         open_model: opens a model by a name as typed.
         choices: the models there are to choose from; called in a thread.
-        presets: what the user wants of each model.
+        presets: the user's settings for each model.
         keys: in force.
         fetcher: downloads models.
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
-        forecasts: says what models would do here, placed in the memory that the open one leaves when it goes.
-        advice: sentence that names what would make models faster here, empty for none.
+        forecasts: tells how fast models would be here, in the memory that the open one leaves.
+        advice: sentence that tells how models would be faster here, empty for none.
     """
 
     open_model: Callable[[str], Opened] | None = None
@@ -183,7 +183,7 @@ class ChatScreen(Screen[None]):
 
     @property
     def state(self) -> State:
-        """What the chat does now, as the status line says it."""
+        """The state of the chat, as the status line shows it."""
         return self.status.state
 
     @property
@@ -213,7 +213,7 @@ class ChatScreen(Screen[None]):
         """A word from the program, in the transcript but not in the conversation."""
         await self.transcript.add(Note(text, hint, wrong))
 
-    # What the session and the archive told.
+    # Messages of the session and the archive.
 
     @on(told.ModelLoaded)
     async def _model_loaded(self, event: told.ModelLoaded) -> None:
@@ -293,7 +293,7 @@ class ChatScreen(Screen[None]):
     async def _resize_failed(self, event: told.ResizeFailed) -> None:
         await self.say(event.failure.text, event.failure.hint, wrong=True)
 
-    # What the user did.
+    # Actions of the user.
 
     @on(Prompt.Submitted)
     async def _submitted(self, event: Prompt.Submitted) -> None:
@@ -360,7 +360,7 @@ class ChatScreen(Screen[None]):
         await self._choosing.do(event.message, event.what)
 
     def action_copy(self) -> None:
-        """Copy what is selected, else the last answer."""
+        """Copy the selection, else the last answer."""
         if not self._copy_selected():
             self._actions.copy("")
 
@@ -372,7 +372,7 @@ class ChatScreen(Screen[None]):
         return bool(selected)
 
     def action_interrupt(self) -> None:
-        """Copy what is selected, else stop the answer, else clear what is typed, else quit when pressed again."""
+        """Copy the selection, else stop the answer, else clear the prompt, else quit when pressed again."""
         if self._copy_selected():
             return
         if self.busy:
@@ -501,7 +501,7 @@ class ChatScreen(Screen[None]):
 
     def switch_model(self, name: str) -> None:
         """Open another model in the place of this one, with its preset; the conversation goes on."""
-        # Beside what the screen does: building the demo takes a while, and keys must not wait for it.
+        # In a worker: building the demo takes a while, and keys must not wait for it.
         self.notify(f"opening {name} …")
         if self.state == "no model":
             self._begin_loading(name)
@@ -563,7 +563,7 @@ class ChatScreen(Screen[None]):
         return "\n".join(last + (counters(stats) if stats else [])) or "nothing has been counted yet"
 
     def left(self) -> None:
-        """Another conversation begins: what was used up to now is what is usual."""
+        """Take the use of experts up to now as the usual one: another conversation begins."""
         self.query_one(ExpertPanel).begin()
         self.session.sample()
 

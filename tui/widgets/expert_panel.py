@@ -1,4 +1,4 @@
-"""The experts panel: figures, the map, the expert that is picked, and what the map's cells mean."""
+"""The experts panel: figures, the map, the picked expert, and the meaning of the map's cells."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ExpertPanel(Vertical):
         self._quiet: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """Figures above, map, what is picked, legend below."""
+        """Figures above, map, picked expert, legend below."""
         yield Static(Content("no model yet"), id="expert-figures")
         yield ExpertMap(id="expert-map")
         yield Static(Content(""), id="expert-picked")
@@ -70,7 +70,7 @@ class ExpertPanel(Vertical):
             self._draw_figures(stats)
 
     def begin(self) -> None:
-        """Another conversation begins: what the next map shows was used before it."""
+        """Take the next map as the use before this conversation."""
         self._begins = True
 
     def say(self, text: str) -> None:
@@ -116,7 +116,7 @@ class ExpertPanel(Vertical):
         # A layout of the whole screen only where these lines change their number.
         self.query_one("#expert-figures", Static).update(Content("\n").join(lines), layout=height != self._height)
 
-    # The map, and what is picked in it.
+    # The map, and the expert that is picked in it.
 
     def _draw_map(self) -> None:
         if (maps := self._maps) is None:

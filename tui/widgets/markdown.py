@@ -23,13 +23,13 @@ from .discard import discard
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
 LONG_CODE = 4000  # characters that are coloured in some milliseconds
-SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is counted in sections
-_known_languages: set[str] = set()  # whose rules are compiled
+SECTION_CHARACTERS = 3000  # a page or so: long answers are shortened by sections
+_known_languages: set[str] = set()  # with compiled rules
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
 _FORMULA = re.compile(
     r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?=\S)[^$\n]*\\[^$\n]*(?<=\S)\$", re.DOTALL
-)  # of a single dollar only what has a command in it: prices have none
+)  # a formula between single dollars has a command in it: prices have none
 
 
 class CodeBlock(MarkdownFence):
@@ -41,7 +41,7 @@ class CodeBlock(MarkdownFence):
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """Plain: what Textual asks for on every piece."""
+        """Give plain text: Textual asks for it on every piece."""
         return Content(code)
 
     def compose(self) -> ComposeResult:
@@ -66,7 +66,7 @@ class CodeBlock(MarkdownFence):
         super(MarkdownFence, self).notify_style_update()
 
     def finish(self) -> None:
-        """The code is complete: colour it, after what waits now."""
+        """Colour the complete code, after the messages that wait now."""
         self.complete, self._theme = True, self.app.theme
         self.call_later(self._colour)
 
@@ -125,7 +125,7 @@ class Section(Markdown):
 
     def finish(self, end: int) -> None:
         """The blocks before ``end`` are complete."""
-        # From the end: what was complete before stays so.
+        # From the end: a complete block stays so.
         for block in reversed(self.children[:end]):
             if isinstance(block, CodeBlock):
                 if block.complete:
@@ -156,7 +156,7 @@ class GrowingMarkdown(Vertical):
             self._last_text = ""
 
     async def grow(self, fresh: str) -> None:
-        """Append ``fresh``; code above what is being written is complete."""
+        """Append ``fresh``; code above the last block is complete."""
         self.source += fresh
         while fresh:
             section = self._last()

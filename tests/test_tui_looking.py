@@ -28,6 +28,7 @@ from edgemoe.tui.screens.history import HistoryScreen, marked
 from edgemoe.tui.theme import LOOKS
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.find_bar import FindBar
+from edgemoe.tui.widgets.head_line import HeadLine
 from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.tui.widgets.user_turn import UserTurn
@@ -129,6 +130,19 @@ async def test_a_theme_is_kept_and_the_command_line_has_the_last_word(
         assert driver.app.theme == "edgemoe-dark", "the tests ask for dark"
         driver.app._settings = replace(driver.app._settings, look="auto")
         assert driver.app._first_theme() == "edgemoe-light"
+
+
+async def test_the_head_names_the_chat_and_its_settings() -> None:
+    async with chat() as driver:
+        assert not driver.screen.query_one(HeadLine).display
+        await driver.send("/system You are a pirate.")
+        await driver.until(lambda: "system prompt" in shown(driver).splitlines()[0])
+        await driver.send("/temperature 0.3")
+        await driver.until(lambda: "system prompt · temperature 0.3" in shown(driver).splitlines()[0])
+        await ask(driver, "hello there")
+        await driver.until(lambda: "hello there" in shown(driver).splitlines()[0])
+        await driver.send("/rename Ahoy")
+        await driver.until(lambda: "Ahoy" in shown(driver).splitlines()[0])
 
 
 async def test_formulas_keep_their_characters() -> None:

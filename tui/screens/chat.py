@@ -37,6 +37,7 @@ from ..widgets.completion_menu import CompletionMenu
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
 from ..widgets.find_bar import FindBar
+from ..widgets.head_line import HeadLine
 from ..widgets.message import ChatMessage
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
@@ -136,6 +137,7 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
+        yield HeadLine()
         with Transcript(id="transcript", thinking_key=self.keys.shown("thinking")):
             yield Welcome(self.model_name, self.keys, self._services.advice)
         yield ExpertPanel(id="experts")
@@ -195,6 +197,7 @@ class ChatScreen(Screen[None]):
         """Be in another state."""
         self.status.state = state
         self._quit_asked = False
+        self.show_head()
         stop = self.keys.shown("stop")
         if self.busy:
             self.prompt.show_keys(f"{stop} stop")
@@ -203,6 +206,16 @@ class ChatScreen(Screen[None]):
         else:
             self.prompt.show_keys()
         self._watch()
+
+    def show_head(self) -> None:
+        """Show the title and the settings that change the answers."""
+        head, chat = self.query_one(HeadLine), self.conversation
+        said = ["system prompt"] if chat.system else []
+        said += [f"thinking {self.think}"] if self.think else []
+        for name, value in self.sampling.items():
+            if name == "temperature" or self.suited.get(name) != value:
+                said.append(f"{name} {value:g}")
+        head.chat_title, head.settings = chat.title, " · ".join(said)
 
     def _watch(self) -> None:
         """Sample no more than somebody looks at."""
@@ -303,6 +316,7 @@ class ChatScreen(Screen[None]):
         command = parse(text.rstrip())
         if isinstance(command, Call):
             await self._actions.run(command)
+            self.show_head()
         elif isinstance(command, Unknown):
             self.prompt.give_back(text)
             await self.say(command.text, command.hint, wrong=True)

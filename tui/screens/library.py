@@ -34,6 +34,7 @@ class Library:
         surface = self._surface
         surface.conversation = conversation
         self._answering.show_figures()
+        surface.show_head()
         transcript = surface.transcript
         await transcript.show([_maker(turn) for turn in conversation.turns])
         if not conversation.turns:

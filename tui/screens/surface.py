@@ -74,6 +74,9 @@ class Surface(Protocol):
     def enter(self, state: State) -> None:
         """Be in another state."""
 
+    def show_head(self) -> None:
+        """Show the title of the conversation and the settings in force."""
+
     def left(self) -> None:
         """Another conversation begins."""
 

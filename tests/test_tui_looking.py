@@ -18,6 +18,7 @@ import pytest
 from test_tui import chat, plain, shown
 from test_tui_commands import answers, ask, kept
 from test_tui_messages import hint
+from textual import events
 from textual.widgets import Input, OptionList
 
 from edgemoe.answer.record import Answer
@@ -89,6 +90,12 @@ async def test_find_goes_from_one_message_to_the_next_older(tmp_path: Path) -> N
         await driver.until(lambda: "4 of 4" in shown(driver))
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.prompt.has_focus and not driver.screen.query_one(FindBar).display)
+        for key in ("ctrl+f", *"zebra"):
+            driver.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await driver.until(lambda: driver.screen.query_one(Input).value == "zebra", "a burst of keys")
+        driver.screen.set_focus(driver.prompt)
+        await driver.pilot.press("escape")
+        await driver.until(lambda: not driver.screen.query_one(FindBar).display)
         await driver.send("/find question 3")
         await driver.until(lambda: "1 of 1" in shown(driver) and "question 3" in shown(driver))
         await driver.pilot.press("ctrl+c")

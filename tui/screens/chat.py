@@ -100,7 +100,8 @@ class ChatScreen(Screen[None]):
         Binding("pagedown", "turn_page(1)", show=False, id="chat.page_down"),
         Binding("ctrl+home", "top", "First message", id="chat.top"),
         Binding("ctrl+end", "bottom", "End", id="chat.bottom"),
-        Binding("ctrl+f", "find", "Find in this chat", id="chat.find"),
+        # Priority: the letters after it, which may come in one burst, are for its field.
+        Binding("ctrl+f", "find", "Find in this chat", id="chat.find", priority=True),
         Binding("f1", "help", "Help", id="chat.help", priority=True),
         Binding("ctrl+n", "new_chat", "New chat", id="chat.new", priority=True),
         Binding("ctrl+r", "history", "History", id="chat.history", priority=True),
@@ -423,7 +424,9 @@ class ChatScreen(Screen[None]):
         if self.busy:
             self._stop()
             return
-        if self.library.is_editing:
+        if self.query_one(FindBar).display:
+            self.query_one(FindBar).action_close()
+        elif self.library.is_editing:
             self.prompt.set_aside()
             await self.library.restore()
             self.enter(self.state)

@@ -224,10 +224,10 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
         ("Enter opens it", do(press("Enter"), misses("Ctrl+D delete"))),
-        ("/file", do(run(f"/file {file}", "note.txt · 24 characters"), press("BSpace"), misses("24 characters"))),
+        ("/file", do(run(f"/file {file}", "note.txt · 23 characters"), press("BSpace"), misses("23 characters"))),
         ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),
-        ("... as a chip", do(sees("24 characters"), run("/detach", ""), misses("24 characters"), clear)),
-        ("... and goes along", do(run(f"/file {file}", "24 characters"), lambda: there.ask("What does it say?"))),
+        ("... as a chip", do(sees("23 characters"), run("/detach", ""), misses("23 characters"), clear)),
+        ("... and goes along", do(run(f"/file {file}", "23 characters"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
             do(write("/undo", "Enter"), prompt("What does it say?"), clear, press("C-u"), press(*["BSpace"] * 200)),

@@ -67,6 +67,7 @@ class Prompt(TextArea, inherit_bindings=False):
         self._sent: list[str] = []
         self._place = 0  # among the sent prompts; at their end while something new is written
         self._menu, self._offered_for = menu, ""
+        self._tab_for: str | None = None  # the line that Tab completes as soon as its candidates are known
         self._settled: str | None = None  # a text that needs no menu: recalled, given back, or the menu was closed
         self._send, self._newline, self._leave = keys.of("send"), keys.of("newline"), keys.of("leave")
         taken = keys.taken()
@@ -218,11 +219,12 @@ class Prompt(TextArea, inherit_bindings=False):
         self._menu.show(candidates)
 
     @work(exclusive=True, group="completion")
-    async def _look_up(self, line: str, begun: PathBegun, complete: bool = False) -> None:
+    async def _look_up(self, line: str, begun: PathBegun) -> None:
         found = await asyncio.to_thread(completion.paths, begun)
         if self._line() == line:
             self._show(line, found)
-            if complete and found:
+            wanted, self._tab_for = self._tab_for == line, None
+            if wanted and found:
                 self._complete()
 
     def _complete(self) -> None:
@@ -234,8 +236,8 @@ class Prompt(TextArea, inherit_bindings=False):
             if self._menu.candidates and self._offered_for == line:
                 self._extend(line, begun.start, list(self._menu.candidates))
             elif self._offered_for != line or self._settled is not None:
-                self._settled = None
-                self._look_up(line, begun, complete=True)
+                self._settled, self._tab_for = None, line
+                self._look_up(line, begun)
 
     def _extend(self, line: str, start: int, candidates: list[Candidate]) -> None:
         typed, whole = line[start:], completion.common(candidates)

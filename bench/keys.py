@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli.main import main; raise SystemExit(main())"
 SECONDS = 10.0
 IDLE_SECONDS = 60.0  # seconds for a whole answer on a busy machine
+EMPTY = "Ask something, / for commands, @ for a file"
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
 
@@ -32,7 +34,7 @@ class Terminal:
         self.folder, self.model = folder, model
         self._tmux = ["tmux", "-L", f"edgemoe-{os.getpid()}", "-f", "/dev/null"]
         environment = f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor"
-        options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --theme dark"
+        options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --threads 1 --theme dark"
         command = f"env {environment} {sys.executable} -c {shlex.quote(RUN)} chat {model} {options}"
         self._call("new-session", "-d", "-x", "120", "-y", "40", "-c", str(folder), command)
 
@@ -87,6 +89,22 @@ class Terminal:
     def size(self, columns: int, rows: int) -> None:
         self._call("resize-window", "-x", str(columns), "-y", str(rows))
 
+    def paste(self, text: str) -> None:
+        """Paste as a terminal does, between marks."""
+        self._call("set-buffer", text)
+        self._call("paste-buffer", "-p")
+
+    def shift_enter(self) -> None:
+        """Press Shift+Enter as terminals with extended keys send it: tmux itself may not know the name."""
+        self._call("send-keys", "-H", *["1b", "5b", "31", "33", "3b", "32", "75"])
+
+    def resume(self) -> None:
+        """Let the suspended chat go on."""
+        pane = int(self._call("list-panes", "-F", "#{pane_pid}"))
+        stopped = lambda: Path(f"/proc/{pane}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # noqa: E731
+        self.until(lambda _: stopped(), "never suspended")
+        os.kill(pane, signal.SIGCONT)
+
     def end(self) -> None:
         self._call("kill-server")
 
@@ -112,10 +130,13 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     def prompt(text: str) -> Callable[[], None]:
         return lambda: there.prompt(text)
 
+    def paste(text: str) -> Callable[[], None]:
+        return lambda: there.paste(text)
+
     def run(text: str, *words: str) -> Callable[[], None]:
         return do(write(text, "Enter"), sees(*words))
 
-    idle = there.idle
+    idle, shift_enter = there.idle, there.shift_enter
     chat, file = there.folder / "thought.json", there.folder / "note.txt"
     chat.write_text(THOUGHT)
     file.write_text("The code word is heron.")
@@ -124,11 +145,11 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
     france = "What is the capital of France?"
     clear = press(*["BSpace"] * 60)
     return [
-        ("start", do(sees("/help"), idle)),
+        ("start", do(idle, sees("/help"))),
         ("Enter sends", do(lambda: there.ask(france), sees("Paris", "tok/s"))),
         ("Up: the last prompt", do(press("Up"), prompt(france), press("Down"))),
         ("Ctrl+J: a new line", do(write("one", "C-j"), write("two"), prompt("one"), prompt("two"), clear)),
-        ("Shift+Enter: a new line", do(write("one", "S-Enter"), write("two"), prompt("one"), prompt("two"), clear)),
+        ("Shift+Enter: a new line", do(write("one"), shift_enter, write("two"), prompt("one"), prompt("two"), clear)),
         ("Ctrl+E: experts", do(press("C-e"), misses("experts · sim"), press("C-e"), sees("experts · sim"))),
         (
             "Ctrl+G: pick an expert",
@@ -136,6 +157,27 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ),
         ("Esc leaves the map", do(press("Escape"), misses("layer 0, expert 1"))),
         ("Ctrl+Y: copy", do(press("C-y"), sees("copied"))),
+        (
+            "Ctrl+C: asks before it quits",
+            do(press("C-c"), sees("Ctrl+C again quits"), write("x"), misses("again quits")),
+        ),
+        ("Ctrl+C clears, Up brings back", do(press("C-c"), prompt(EMPTY), press("Up"), prompt("x"), press("C-c"))),
+        ("Ctrl+_ takes typing back", do(write("wrong"), press("C-_"), misses("wrong"))),
+        ("Ctrl+D deletes a letter", do(write("ab"), press("Home", "C-d"), prompt("b"), press("C-d"))),
+        (
+            "Tab stays in the prompt",
+            do(write("tell me a"), press("Tab"), write("rest"), prompt("tell me arest"), clear),
+        ),
+        ("a paste is there once", do(paste("pasted words"), prompt("pasted words"), clear)),
+        ("Ctrl+F: find", do(press("C-f"), write("paris"), sees("1 of 1"), press("Escape"), misses("1 of 1"))),
+        ("/find", do(run("/find capital", "2 of 2"), press("Escape"), misses("2 of 2"))),
+        ("F1: help", do(press("F1"), sees("Keys", "this help"), press("Escape"), misses("this help"))),
+        (
+            "/ opens a menu",
+            do(write("/"), sees("earlier chats, and a search"), press("Down", "Down"), sees("/history")),
+        ),
+        ("Esc closes it", do(press("Escape"), misses("earlier chats, and a search"), press("BSpace"))),
+        ("/theme", do(run("/theme edgemoe-light", ""), run("/theme edgemoe-dark", ""))),
         (
             "Ctrl+Up: a message",
             do(press("C-Up"), sees("message 2/2", "C copy"), press("Up"), sees("message 1/2"), press("c")),
@@ -148,11 +190,24 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+O: models", do(press("C-o"), sees(picker), press("Escape"), misses(picker))),
         ("Ctrl+P: palette", do(press("C-p"), sees("Search for commands"), write("light"), sees("Light or dark"))),
         ("Esc leaves the palette", do(press("Escape"), misses("Light or dark"))),
-        ("Tab completes", do(write("/he", "Tab"), prompt("/help"), press("Enter"), sees("/regen", "/quit"))),
         (
-            "PageUp, PageDown",
-            do(press("PageUp", "PageUp"), misses("/quit "), press("PageDown", "PageDown"), sees("/quit ")),
+            "Tab completes",
+            do(
+                write("/he", "Tab"),
+                prompt("/help"),
+                press("Enter"),
+                sees("this help"),
+                press("Escape"),
+                misses("this help"),
+            ),
         ),
+        (
+            "Tab completes a path",
+            do(write(f"/file {there.folder}/not", "Tab"), sees(f"{there.folder}/note.txt"), clear),
+        ),
+        ("/stats twice", do(run("/stats", "uploads"), run("/set", "top_k"), run("/stats", "uploads"))),
+        ("PageUp, PageDown", do(press(*["PageUp"] * 9), sees(france), press(*["PageDown"] * 9), sees("uploads"))),
+        ("Ctrl+Home, Ctrl+End", do(press("C-Home"), sees(france), press("C-End"), sees("uploads"))),
         ("/stats", run("/stats", "last answer:", "uploads")),
         ("/profile", run("/profile", "expert layers")),
         ("/set", run("/set temperature 0.5", "temperature")),
@@ -169,12 +224,15 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
         ("Enter opens it", do(press("Enter"), misses("Ctrl+D delete"))),
-        ("/file", do(run(f"/file {file}", "attached: note.txt"), lambda: there.ask("What does it say?"))),
+        ("/file", do(run(f"/file {file}", "note.txt · 23 characters"), press("BSpace"), misses("23 characters"))),
+        ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),
+        ("... as a chip", do(sees("23 characters"), run("/detach", ""), misses("23 characters"), clear)),
+        ("... and goes along", do(run(f"/file {file}", "23 characters"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
             do(write("/undo", "Enter"), prompt("What does it say?"), clear, press("C-u"), press(*["BSpace"] * 200)),
         ),
-        ("/edit", do(write("/edit", "Enter"), prompt(france), clear)),
+        ("/edit", do(write("/edit", "Enter"), prompt(france), sees("editing"), press("Escape"), misses("editing"))),
         ("/history", do(run("/history", "Search all"), press("Escape"), misses("Search all"))),
         ("/new", run("/new", "/help")),
         ("/import", run(f"/import {chat}", "Because.")),
@@ -189,6 +247,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
             do(write(story, "Enter"), lambda: there.size(80, 24), sees("answering")),
         ),
         ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
+        ("/exit would quit, Ctrl+Z suspends", do(press("C-z"), lambda: there.resume(), sees("□ stopped"))),
         ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),
     ]
 
@@ -210,6 +269,7 @@ def main() -> None:
                     print(f"ok      {name}", flush=True)
                 except AssertionError as error:
                     failed.append(name)
+                    there.keys("Escape", *["BSpace"] * 60)  # the next step begins with an empty prompt
                     print(f"FAILED  {name}: {error}", flush=True)
                 if options.show:
                     print(there.screen(), flush=True)

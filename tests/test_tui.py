@@ -240,7 +240,7 @@ async def test_markup_and_control_characters_are_text() -> None:
         await driver.until(lambda: bool(driver.all(AnswerTurn)))
         await driver.ready()
         screen = shown(driver)
-        assert screen.count("[bold red]x[/] [@click=app.quit]y[/] [31mz <b>tag</b>") == 2
+        assert screen.count("[bold red]x[/] [@click=app.quit]y[/] [31mz <b>tag</b>") == 3, "title, question, answer"
         assert not any(ord(mark) < 32 and mark != "\n" for mark in screen)
         assert plain(driver.all(UserTurn)[0]) == evil.replace("\x1b", "").replace("\x07", "")
         # The model gets the user's own text, not the text that the screen can show.

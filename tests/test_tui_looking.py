@@ -18,6 +18,7 @@ import pytest
 from test_tui import chat, plain, shown
 from test_tui_commands import answers, ask, kept
 from test_tui_messages import hint
+from textual import events
 from textual.widgets import Input, OptionList
 
 from edgemoe.answer.record import Answer
@@ -28,6 +29,7 @@ from edgemoe.tui.screens.history import HistoryScreen, marked
 from edgemoe.tui.theme import LOOKS
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.find_bar import FindBar
+from edgemoe.tui.widgets.head_line import HeadLine
 from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.tui.widgets.user_turn import UserTurn
@@ -88,6 +90,12 @@ async def test_find_goes_from_one_message_to_the_next_older(tmp_path: Path) -> N
         await driver.until(lambda: "4 of 4" in shown(driver))
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.prompt.has_focus and not driver.screen.query_one(FindBar).display)
+        for key in ("ctrl+f", *"zebra"):
+            driver.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await driver.until(lambda: driver.screen.query_one(Input).value == "zebra", "a burst of keys")
+        driver.screen.set_focus(driver.prompt)
+        await driver.pilot.press("escape")
+        await driver.until(lambda: not driver.screen.query_one(FindBar).display)
         await driver.send("/find question 3")
         await driver.until(lambda: "1 of 1" in shown(driver) and "question 3" in shown(driver))
         await driver.pilot.press("ctrl+c")
@@ -129,6 +137,27 @@ async def test_a_theme_is_kept_and_the_command_line_has_the_last_word(
         assert driver.app.theme == "edgemoe-dark", "the tests ask for dark"
         driver.app._settings = replace(driver.app._settings, look="auto")
         assert driver.app._first_theme() == "edgemoe-light"
+
+
+async def test_the_head_names_the_chat_and_its_settings() -> None:
+    async with chat() as driver:
+        assert not driver.screen.query_one(HeadLine).display
+        await driver.send("/system You are a pirate.")
+        await driver.until(lambda: "system prompt" in shown(driver).splitlines()[0])
+        await driver.send("/temperature 0.3")
+        await driver.until(lambda: "system prompt · temperature 0.3" in shown(driver).splitlines()[0])
+        await ask(driver, "hello there")
+        await driver.until(lambda: "hello there" in shown(driver).splitlines()[0])
+        await driver.send("/rename Ahoy")
+        await driver.until(lambda: "Ahoy" in shown(driver).splitlines()[0])
+
+
+async def test_formulas_keep_their_characters() -> None:
+    formula = r"\( \alpha\,\beta \) and $\gamma\;x$ and $$a\!b$$ for $5 or $6, \*not\* a formula"
+    async with chat(size=(120, 30), answers=[formula], shape=None) as driver:
+        await ask(driver, "hi")
+        seen = r"\( \alpha\,\beta \) and $\gamma\;x$ and $$a\!b$$ for $5 or $6, *not* a formula"
+        await driver.until(lambda: seen in shown(driver))
 
 
 async def test_words_of_the_program_leave_the_card_of_the_model() -> None:

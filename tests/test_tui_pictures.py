@@ -20,16 +20,20 @@ from typing import Any
 import pytest
 from fake_engine import FakeLlama, Gate, Script
 from test_tui import Driver
+from textual import events
 from textual.widgets import OptionList
 
 from edgemoe.tui.app import ChatApp
 from edgemoe.tui.forecasts import Forecasts
 from edgemoe.tui.records import ChatSettings, ModelChoice
 from edgemoe.tui.screens.chat import ChatScreen, Services
+from edgemoe.tui.screens.help import HelpScreen
 from edgemoe.tui.screens.history import HistoryScreen
 from edgemoe.tui.screens.models import ModelsScreen
 from edgemoe.tui.session import ChatSession, InThisProcess
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.attachment_bar import Chip
+from edgemoe.tui.widgets.completion_menu import CompletionMenu
 from edgemoe.tui.widgets.expert_map import ExpertMap
 from edgemoe.tui.widgets.expert_panel import ExpertPanel
 from edgemoe.tui.widgets.markdown import CodeBlock
@@ -120,12 +124,26 @@ async def palette(driver: Driver) -> None:
 
 
 async def help(driver: Driver) -> None:
-    await driver.send("/help")
-    await driver.until(lambda: "/quit" in driver.notes())
+    await driver.pilot.press("f1")
+    await driver.until(lambda: isinstance(driver.app.screen, HelpScreen))
 
 
 async def slash(driver: Driver) -> None:
-    await driver.pilot.press("/", "e")
+    await driver.pilot.press("/", "e", "down")
+    await driver.until(lambda: bool(driver.screen.query_one(CompletionMenu).candidates))
+
+
+async def attached(driver: Driver) -> None:
+    await conversation(driver)
+    for text in ("line\n" * 1200, "word " * 9000):
+        driver.app.post_message(events.Paste(text))
+    await driver.until(lambda: len(driver.all(Chip)) == 2)
+
+
+async def finding(driver: Driver) -> None:
+    await conversation(driver)
+    await driver.pilot.press("ctrl+f", *"small")
+    await driver.until(lambda: any("1 of 1" in row for row in rows(driver.app.export_screenshot())))
 
 
 async def chosen(driver: Driver) -> None:
@@ -150,6 +168,8 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     palette,
     help,
     slash,
+    attached,
+    finding,
     chosen,
     models,
 ]
@@ -192,12 +212,12 @@ OFFERED = Services(choices=lambda: CHOICES, forecasts=lambda card: Known())
 
 def check(name: str, app: ChatApp, folder: Path) -> None:
     svg, kept = app.export_screenshot(), PICTURES / f"{name}.txt"
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     drawn = "\n".join(rows(svg)) + "\n"
     if os.environ.get("EDGEMOE_PICTURES") == "write":
         PICTURES.mkdir(exist_ok=True)
         kept.write_text(drawn, encoding="utf-8")
         return
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     assert drawn == kept.read_text(encoding="utf-8"), f"the picture is {folder / name}.svg"
 
 
@@ -293,6 +313,7 @@ async def test_picture_of_a_first_start(size: tuple[int, int], tmp_path: Path) -
     async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, [])
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and driver.status.state == "no model")
-        app.clear_notifications()
+        await driver.until(lambda: bool(driver.prompt.border_title))
+        driver.prompt._end_notice()
         await pilot.pause()
         check(f"first-{size[0]}x{size[1]}", app, tmp_path)

@@ -25,7 +25,7 @@ from edgemoe.tui.conversation import Conversation
 from edgemoe.tui.interchange import Document, export, read, to_json, to_markdown
 from edgemoe.tui.raw import split
 from edgemoe.tui.records import Turn
-from edgemoe.tui.store import MIGRATIONS, Store
+from edgemoe.tui.store import BROKE_OFF, MIGRATIONS, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -210,6 +210,16 @@ def test_a_killed_program_loses_at_most_the_last_second(tmp_path: Path) -> None:
     saved = store.read(store.recent()[0].id)
     assert saved is not None and not store.notes
     assert killed - float(saved.turns[1].text.split()[-1]) < 1.0
+    assert saved.turns[1].note == BROKE_OFF
+
+
+def test_an_answer_that_was_killed_at_once_is_marked(store: Store) -> None:
+    chat = Conversation(Inline(store))
+    chat.add("user", "q")
+    chat.grow(Answer("one"))
+    assert resumed(store, chat).turns[1].note == BROKE_OFF
+    chat.end(Answer("one two"), "2 tok/s")
+    assert resumed(store, chat).turns[1].note == "2 tok/s"
 
 
 def test_an_answer_comes_back_with_its_thought_and_calls(store: Store) -> None:

@@ -50,7 +50,7 @@ class ChatApp(App[None]):
 
         Args:
             engines: opens the model; without one the user chooses among the models there are.
-            settings: what the command line decided.
+            settings: choices of the command line.
             chats: database of conversations; nothing is kept without one.
             services: other models, presets, keys.
         """
@@ -101,7 +101,7 @@ class ChatApp(App[None]):
             self.run_worker(chat.say(message))
 
     async def action_quit(self) -> None:
-        """Leave the chat; say once what is not saved."""
+        """Leave the chat; name unsaved messages once before."""
         archive = self._archive
         if archive is not None and archive.is_failing and not self._may_lose and self._chat_screen is not None:
             await asyncio.wrap_future(archive.save(lambda store: None))
@@ -143,7 +143,7 @@ class ChatApp(App[None]):
             await asyncio.to_thread(self._archive.close)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """What the palette offers: the chat's own commands first."""
+        """List the palette's commands, the chat's own first."""
         if isinstance(screen, ChatScreen):
             yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
             yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)

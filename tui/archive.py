@@ -1,6 +1,6 @@
 """The database of conversations in a thread of its own: the screen hands it jobs and never waits for a disk.
 
-Ordering: jobs run one after the other in the order they were handed over, so what is read has seen all that was
+Ordering: jobs run one after the other in the order they were handed over, so a job reads all that was
 written before. Ids of rows are known in this thread only: a :class:`~edgemoe.tui.records.Key` carries them.
 """
 
@@ -21,14 +21,16 @@ class Archive:
     """Owns one :class:`Store`; every method may be called from any thread.
 
     Attributes:
-        is_failing: something is not saved, as on a full disk. It is tried again with whatever is saved next.
+        is_failing: something is not saved, as on a full disk. The next change tries it again.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], object]) -> None:
         """Begin to open ``path``; ``tell`` gets sentences for the user, in this object's thread."""
         self._path, self._tell = path, tell
         self._store: Store | None = None
-        self._unsaved: list[Callable[[Store], None]] = []  # the archive's thread: what the disk has not taken yet
+        self._unsaved: list[
+            Callable[[Store], None]
+        ] = []  # the archive's thread: changes that the disk has not taken yet
         self.is_failing = False
         self._thread = ThreadPoolExecutor(1, "edgemoe-archive")
         self._thread.submit(self._open)

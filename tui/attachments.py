@@ -9,7 +9,7 @@ from pathlib import Path
 from edgemoe.text.display import count, one_line
 
 LARGEST_BYTES = 8 << 20  # far beyond any context; a larger file is a mistake
-_LOOKED_AT = 8192  # bytes that tell what a file is
+_LOOKED_AT = 8192  # bytes that tell the kind of a file
 # How picture files begin, and how WebP goes on after its length.
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"RIFF")
 _PICTURE_NAMES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".ico", ".webp", ".heic", ".avif")

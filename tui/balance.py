@@ -1,4 +1,4 @@
-"""How evenly a layer uses its experts, and what a conversation uses more than usual. Pure.
+"""Balance of a layer's experts, and the experts that a conversation uses more than usual. Pure.
 
 Counts are how often each expert was routed to, shape ``(layers, experts)`` or one row of it.
 """
@@ -39,7 +39,7 @@ def rank(counts: FloatArray, expert: int) -> int:
 
 
 def unusual(heat: FloatArray, before: FloatArray) -> FloatArray | None:
-    """What was used since ``before`` more than up to then: difference of shares per layer, 0 where it is not more.
+    """Give the rise of each expert's share of its layer since ``before``, 0 for a fall.
 
     None when either side has counted too little to compare.
     """

@@ -16,7 +16,7 @@ class Command:
         name: without the slash.
         argument: placeholder of its argument, empty when it takes none.
         needs_argument: an empty argument is an error.
-        help: what it does.
+        help: its effect.
         aliases: names that other programs give it.
     """
 
@@ -76,7 +76,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A line that looks like a command and is none, with what to do about it."""
+    """A line that looks like a command and is none, with a remedy."""
 
     text: str
     hint: str

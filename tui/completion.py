@@ -1,4 +1,4 @@
-"""What the text before the cursor could become: a command, the path after one, or a file after ``@``."""
+"""Completions of the text before the cursor: a command, the path after one, or a file after ``@``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Candidate:
     """One way to go on.
 
     Attributes:
-        text: replaces what is typed.
+        text: replaces the typed beginning.
         label: names it in the menu.
         detail: explains it in the menu.
         attaches: it is a file that goes along with the question.

@@ -1,4 +1,4 @@
-"""Whether a conversation fits the context, and what to leave out when it does not. Pure; token counts are estimates.
+"""The part of a conversation that fits the context. Pure; token counts are estimates.
 
 The estimate is calibrated by the last receipt: its tokens over the characters that made them.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 CHARACTERS_PER_TOKEN = 3.5  # of English under today's tokenizers, before the first receipt
 LONG_WORD = 40  # characters: with figures and letters of both cases it is base64, say, not language
-MESSAGE_TOKENS = 5  # what a chat template adds to a message
+MESSAGE_TOKENS = 5  # added by a chat template to each message
 WARN_SHARE = 0.7
 ANSWER_SHARE = 0.25  # of the context is kept free for the answer, or max_tokens if that is less
 
@@ -18,7 +18,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Fit:
-    """What is sent: ``messages``; ``left_out`` of the oldest are not; ``share`` of the room they take.
+    """The ``messages`` to send, without ``left_out`` of the oldest; they take ``share`` of the room.
 
     ``fits`` is False when even the last question alone is too long.
     """

@@ -13,7 +13,7 @@ from edgemoe.text.display import one_line
 from .archive import Archive
 from .interchange import Document
 from .records import Key, Role, Turn
-from .store import Saved, Store
+from .store import BROKE_OFF, Saved, Store
 
 SAVE_SECONDS = 0.6  # a killed program loses at most this much of an answer
 TITLE_WIDTH = 60
@@ -91,9 +91,10 @@ class Conversation:
         return turn
 
     def grow(self, answer: Answer) -> None:
-        """Take ``answer`` for what the model has given by now; it is saved every ``SAVE_SECONDS``."""
+        """Take ``answer`` as all that has come of it so far; it is saved every ``SAVE_SECONDS``."""
         if self.turns[-1].role == "user":
-            self._append(Turn("assistant", "").with_answer(answer))
+            # Until its end it counts as broken off: a killed program writes nothing more.
+            self._append(Turn("assistant", "", note=BROKE_OFF).with_answer(answer))
             return
         turn = self.turns[-1] = self.turns[-1].with_answer(answer)
         # On a disk that is slower than that, the next draft waits for this one.
@@ -118,7 +119,7 @@ class Conversation:
         return gone
 
     def keep_branch(self) -> None:
-        """Let the database show the turns as they are now; without any it keeps what it shows."""
+        """Let the database show the turns as they are now; without any it stays as it is."""
         if self.turns:
             head = self.turns[-1].key
             self._keep_known(lambda store, id: store.point(id, head.id))
@@ -149,7 +150,7 @@ class Conversation:
         self._saved_at = time.monotonic()
 
     def _keep_known(self, save: Callable[[Store, int], None]) -> None:
-        """Save what only matters once the conversation is in the database."""
+        """Run ``save`` if the conversation is in the database."""
         chat = self.key
         self._keep(lambda store: save(store, chat.id) if chat.id is not None else None)
 

@@ -54,7 +54,7 @@ def figures(
     width: int,
     in_ram: float | None = None,
 ) -> list[Content]:
-    """Lines for a panel of ``width`` characters: rates, where the experts are, what was moved.
+    """Give lines for a panel of ``width`` characters: rates, places of the experts, bytes moved.
 
     ``in_ram`` is the share of the expert bytes that is in RAM; the rest waits on the disk. None: nobody tells.
     """
@@ -106,7 +106,7 @@ def _beside(first: Content, second: Content, width: int) -> Content:
 
 
 def picked(spot: Spot, maps: ExpertMaps, special: FloatArray | None, is_pinned: bool) -> list[str]:
-    """What is known of one expert, and of its layer."""
+    """Describe one expert and its layer."""
     counts = maps.heat[spot.layer]
     times, total = float(counts[spot.expert]), float(counts.sum())
     where = "on the device" if maps.residency[spot.layer, spot.expert] else "on the CPU"

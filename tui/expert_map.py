@@ -1,6 +1,6 @@
-"""The layer x expert map as cells of glyphs: which fit, what each shows. Pure; colours come later.
+"""The layer x expert map as cells of glyphs: their layout and their look. Pure; colours come later.
 
-A row is a layer, a column an expert. What does not fit is tried in this order: narrower columns, the
+A row is a layer, a column an expert. A map that does not fit is tried in this order: narrower columns, the
 layers laid out in several blocks side by side, two layers in one line (half blocks), and only then several
 experts or layers share a cell.
 """
@@ -26,7 +26,7 @@ UNUSED, HIT, MISS = 0, 1, 2
 
 
 class Cell(NamedTuple):
-    """One cell: ``share`` 0..SHARES resident, ``heat`` 0..HEATS, ``mark`` what the last token did here."""
+    """One cell: ``share`` 0..SHARES resident, ``heat`` 0..HEATS, ``mark`` a hit or a miss of the last token."""
 
     share: int
     heat: int
@@ -186,7 +186,7 @@ def _side_by_side(lines: list[list[Run]], layout: Layout) -> list[list[Run]]:
 
 
 def scale(layout: Layout) -> str:
-    """What a cell stands for when it is more than one expert, else an empty string."""
+    """Tell the layers and experts that share a cell, empty for one expert a cell."""
     if layout.expert_group == layout.layer_group == 1:
         return ""
     names = [(layout.layer_group, "layers"), (layout.expert_group, "experts")]

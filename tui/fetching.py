@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from edgemoe.errors import EdgeMoEError
 
-# Fetches a model by name: tells the share done, and where it is in words; told no, it stops and keeps what has come.
+# Fetches a model by name: tells the share done, and where it is in words; told no, it stops and keeps the bytes so far.
 Fetch: TypeAlias = Callable[[str, Callable[[float, str], bool]], None]
 
 
@@ -22,7 +22,7 @@ class FetchState:
         share: of the bytes, 0..1.
         words: bytes, speed, time left.
         running: it goes on.
-        error: why it ended, and what to do; empty when it did not fail.
+        error: the reason for its end and the remedy; empty without a failure.
     """
 
     name: str = ""
@@ -51,7 +51,7 @@ class Fetcher:
             return False
         self._stopping = threading.Event()
         self.state = FetchState(name, self.state.share if self.state.name == name else 0.0, "asking the hub", True)
-        # A daemon: what has come is kept whenever the process ends.
+        # A daemon: the bytes so far are kept whenever the process ends.
         threading.Thread(target=self._run, args=(name, ended, self._stopping), daemon=True).start()
         return True
 

@@ -1,4 +1,4 @@
-"""What models would do on this machine, worked out beside the chat: one at a time, each in a process of its own."""
+"""Speed forecasts of models on this machine, made beside the chat: one at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Options: TypeAlias = Callable[[], Sequence[str]]
 
 
 class Forecasts:
-    """Runs ``edgemoe fit`` for names of models; what is known can be read from any thread.
+    """Runs ``edgemoe fit`` for names of models; any thread can read its results.
 
-    A look takes a header and what was measured of this machine before; a measurement runs some layers, for seconds.
+    A look takes a header and earlier measurements of this machine; a measurement runs some layers, for seconds.
     """
 
     def __init__(self, options: Options, words: Callable[[dict[str, Any]], str]) -> None:
@@ -37,7 +37,7 @@ class Forecasts:
 
     @property
     def known(self) -> dict[str, str]:
-        """By name: a line about each model, or what is being done to have one."""
+        """By name: a line about each model, or the step that is under way for it."""
         with self._lock:
             return dict(self._known)
 
@@ -58,7 +58,7 @@ class Forecasts:
                 self._begin()
 
     def close(self) -> None:
-        """End what is under way."""
+        """End the forecast under way."""
         with self._lock:
             self._closed = True
             self._wanted.clear()

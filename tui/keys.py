@@ -1,4 +1,4 @@
-"""The keys of the chat: what each does, and which the user has chosen instead in ``keys.toml``.
+"""The keys of the chat: their actions, and other keys that the user has chosen in ``keys.toml``.
 
 The file has a line for each action, with one key or several::
 
@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class Action:
-    """Something a key does: its name in the file, the binding it stands for, its keys, what it is for."""
+    """Something a key does: its name in the file, the binding it stands for, its keys, its purpose."""
 
     name: str
     binding: str
@@ -91,7 +91,7 @@ class Keys:
         return frozenset(key for name in names for key in self.of(name))
 
     def rows(self) -> list[tuple[str, str]]:
-        """List all keys, each with what it does."""
+        """List all keys, each with its effect."""
         rows = [(" or ".join(display(key) for key in self.of(action.name)), action.help) for action in ACTIONS]
         return [*rows, ("Up, Down", "earlier prompts"), ("Tab", "complete a command or a path")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Look:
-    """The file. It is a convenience: what goes wrong with it is passed over."""
+    """The file. It is a convenience: its errors are passed over."""
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""

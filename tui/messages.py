@@ -1,4 +1,4 @@
-"""What the engine's threads tell the screen: events in the past tense, so nothing else crosses over.
+"""Messages of the engine's threads to the screen: events in the past tense, and nothing else.
 
 Messages that carry a whole state may replace an older one that still waits: a burst becomes one update.
 """
@@ -72,7 +72,7 @@ class AnswerEnded(Message):
 
 @dataclass
 class AnswerFailed(Message):
-    """Answer ``number`` broke off with an error; ``answer`` is what there was.
+    """Answer ``number`` broke off with an error; ``answer`` is its text so far.
 
     ``failure`` is None when the engine has died: ``EngineLost`` says how.
     """

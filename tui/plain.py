@@ -52,7 +52,7 @@ class PlainChat:
 
         Args:
             engines: opens the model, again when its process has died.
-            settings: what the command line decided.
+            settings: choices of the command line.
             archive: keeps the conversation, None to keep nothing.
             read: shows a prompt and gives a line; EOFError ends the chat, KeyboardInterrupt drops the line.
             write: takes text as it comes.
@@ -151,7 +151,7 @@ class PlainChat:
         self._say(f"\n[{note}]" if note else "")
 
     def _answer(self, engine: Engine, messages: list[dict[str, str]]) -> tuple[Answer, str]:
-        """Write the answer as it comes; what there was of it, and its receipt."""
+        """Write the answer as it comes; return it, whole or not, and its receipt."""
         reader, last = _Reader(self._write, self._thoughts_shown), {}
         keywords = sampling.keywords(self._sampling, thinking_of(engine), self._think)
 
@@ -258,7 +258,7 @@ class _Reader:
         self._looked_s = -LOOK_SECONDS
 
     def read(self, delta: Delta) -> Answer | None:
-        """Write what is new; gives all there is by now, but not for each piece: that costs more with every one."""
+        """Write the new piece; return the whole answer now and then, because each time costs more."""
         now_s = time.perf_counter() - self._began
         self._growing.add(delta, now_s)
         if delta.thought and not self._thinking:

@@ -1,4 +1,4 @@
-"""What the user wants of each model: its system prompt and sampling, kept in one JSON file."""
+"""The user's settings for each model, system prompt and sampling, kept in one JSON file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Presets:
         """Keep ``preset`` for ``model``.
 
         Raises:
-            OSError: it was not written; what was there before stays.
+            OSError: it was not written; the file stays as before.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")

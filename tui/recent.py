@@ -11,14 +11,14 @@ KEPT = 30
 
 
 class Recent:
-    """The list. It is a convenience: what goes wrong with its file is passed over."""
+    """The list. It is a convenience: errors of its file are passed over."""
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""
         self._path = path
 
     def files(self) -> list[Path]:
-        """Those that are still there."""
+        """List the files that are still there."""
         try:
             names = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

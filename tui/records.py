@@ -20,7 +20,7 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What the command line decided for this chat.
+    """Choices of the command line for this chat.
 
     Attributes:
         title: name of the model as shown.
@@ -76,7 +76,7 @@ class ModelCard:
         device: device of the hot experts, ``none`` without one.
         shape: its experts, None for a dense model.
         context: size of the context in tokens.
-        notes: what the engine has to say about it, one sentence each.
+        notes: remarks of the engine about it, one sentence each.
         stats: counters right after loading, None for a dense model.
         can_pin: experts can be pinned to the device.
         thinking: how the model thinks before it answers.
@@ -120,11 +120,11 @@ class Turn:
     """One message of the conversation.
 
     Attributes:
-        role: who wrote it.
+        role: of its writer.
         text: the question, or the answer without the thinking.
         key: the row in the database.
         note: the receipt of an answer.
-        thought: what the model thought before it answered.
+        thought: of the model before its answer.
         thought_s: seconds that it thought, None where that is not known.
         calls: tools that the model called.
     """

@@ -29,7 +29,7 @@ from . import messages as told
 from .records import ExpertMaps, ModelCard
 
 SAMPLE_SECONDS = 0.25  # four looks a second: each costs a drawing of the whole map
-RAM_SECONDS = 2.0  # between two looks at what the system keeps in RAM: some milliseconds each
+RAM_SECONDS = 2.0  # between two looks at the system's file cache: some milliseconds each
 # A model that is still loading cannot be interrupted; its thread then dies with the process.
 CLOSE_SECONDS = 3.0
 
@@ -43,7 +43,7 @@ class InThisProcess:
     """Opens an engine that lives in this process, as tests and pictures want it: it dies with us."""
 
     def __init__(self, opener: Callable[[], Engine]) -> None:
-        """Take what opens it."""
+        """Open the engine with ``opener``."""
         self._opener = opener
 
     def open(self, died: Callable[[], None], read: Callable[[float], None]) -> Engine:
@@ -58,7 +58,7 @@ class ChatSession:
     """Runs one model for one chat. Every method returns at once and may be called from any thread."""
 
     def __init__(self, source: EngineSource | None, post: Post) -> None:
-        """Take what opens the engine, None while no model is chosen, and what delivers messages."""
+        """Open engines from ``source``, None while no model is chosen; ``post`` delivers messages."""
         self._source = source
         self._post = post
         self._engine: Engine | None = None
@@ -98,7 +98,7 @@ class ChatSession:
         self._jobs.put(lambda: self._answer(number, conversation, sampling, think))
 
     def stop(self) -> None:
-        """Stop the answer under way; what was generated stays."""
+        """Stop the answer under way; its text stays."""
         self._stopping.set()
         if (engine := self._engine) is not None:
             engine.cancel()
@@ -120,7 +120,7 @@ class ChatSession:
         self._jobs.put(lambda: self._pin(layer, expert, pinned))
 
     def watch(self, what: Watch) -> None:
-        """Choose what is sampled from now on; ``off`` costs nothing."""
+        """Choose the samples from now on; ``off`` costs nothing."""
         self._watching = what
         if what == "off":
             self._wake.clear()
@@ -218,7 +218,7 @@ class ChatSession:
                     self._post(told.AnswerGrew(growing))
             reason = last["choices"][0].get("finish_reason") if last else None
         except Exception as error:
-            # Who stops an answer does not care how the engine left it, unless it is gone.
+            # An error after the user's stop does not matter, unless the engine is gone.
             died = isinstance(error, EngineDied)
             if died or not self._stopping.is_set():
                 self._post(told.AnswerFailed(number, growing.take().answer, None if died else in_words(error)))

@@ -1,4 +1,4 @@
-"""Conversations on disk: SQLite with migrations and full-text search. What cannot be read is set aside, never lost.
+"""Conversations on disk: SQLite with migrations and full-text search. A damaged file is set aside, never lost.
 
 A conversation is a tree of turns, so that an edited question or a second answer stands beside the first; ``head``
 names the last turn of the branch that is shown. One thread owns a ``Store``.
@@ -55,7 +55,7 @@ MIGRATIONS = (
     """,
     "create table prompts (id integer primary key, text text not null);",
 )
-RAW_UP_TO = 1  # the last version whose answers are raw text
+RAW_UP_TO = 1  # the last version with raw text as answers
 SHORT_WORD = 2  # letters
 PROMPTS_KEPT = 500
 BROKE_OFF = "broke off"  # the receipt of an answer that has no other
@@ -68,7 +68,7 @@ _BESIDE = ("-wal", "-shm")  # SQLite's own files next to a database
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation in a list; ``changed`` is seconds since the epoch, ``excerpt`` what a search found in it."""
+    """A conversation in a list; ``changed`` is seconds since the epoch, ``excerpt`` the words around a search's hit."""
 
     id: int
     title: str
@@ -316,7 +316,7 @@ def _split_raw_answers(db: sqlite3.Connection) -> None:
 
 
 def _recover(db: sqlite3.Connection) -> None:
-    """Complete the answers that broke off with the program by what was kept of them."""
+    """Complete the answers that broke off with the program from their drafts."""
     with db:
         _recover_drafts(db)
 

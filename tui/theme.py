@@ -1,7 +1,6 @@
-"""The looks of the chat: ember for what is hot (on the device), ice for what is cold (on the CPU).
+"""The looks of the chat: ember for hot experts (on the device), ice for cold ones (on the CPU).
 
-Those of 16 colours name the terminal's own, which the user has chosen to be readable; shapes then tell what shades tell
-elsewhere.
+Those of 16 colours name the terminal's own, which the user has chosen to be readable; shapes then replace shades.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ DARK = Theme(
     dark=True,
     variables={
         "muted": "#8a93a3",
-        "map-cold": "#2b3340",
-        "map-cool": "#5b7799",
+        "map-cold": "#424d60",
+        "map-cool": "#6a8bb3",
         "map-warm": "#6b4324",
         "map-hot": "#f2a65a",
         "map-hit": "#ffe3a3",
@@ -47,8 +46,8 @@ LIGHT = Theme(
     dark=False,
     variables={
         "muted": "#6a6f7a",
-        "map-cold": "#e8eaee",
-        "map-cool": "#a3b6d0",
+        "map-cold": "#b9c0cc",
+        "map-cool": "#7f9cc4",
         "map-warm": "#e9b482",
         "map-hot": "#d0701f",
         "map-hit": "#6b2400",
@@ -58,7 +57,7 @@ LIGHT = Theme(
 
 
 def _sixteen(name: str, dark: bool, hot: str, cold: str, bright: str, ink: str) -> Theme:
-    """A look of the terminal's own colours; ``ink`` and its ground are what the terminal writes with."""
+    """A look of the terminal's own colours; the terminal writes with ``ink`` on its ground."""
     return Theme(
         name=name,
         ansi=True,

@@ -21,7 +21,7 @@ from textual.strip import Strip
 
 Divide: TypeAlias = Callable[[Strip, Iterable[int]], Sequence[Strip]]
 
-# Since the last key: who types has the next one down by then; later in a pause the next may come any moment, until
+# Since the last key: a typist has pressed the next one by then; later in a pause the next may come any moment, until
 # nobody types at all.
 CALM_SECONDS, PAUSE_SECONDS, QUIET_SECONDS = 0.2, 0.3, 1.0
 LOOK_SECONDS = 0.05
@@ -39,7 +39,7 @@ class Tidying:
         self._key_s = self._collected_s = time.monotonic()
 
     def begin(self) -> None:
-        """Take over from Python. What is there by now stays: it is never looked through again."""
+        """Take over from Python. Objects that exist by now stay: they are never looked through again."""
         gc.collect()
         gc.freeze()
         with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc

@@ -29,13 +29,13 @@ _CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL
 
 
 class Commanded(Surface, Protocol):
-    """What only commands ask of the screen."""
+    """The screen as commands see it."""
 
     answering: Answering
     library: Library
     presets: Presets | None
     focused: Any
-    suited: dict[str, float | int]  # sampling that suits the model; what differs was said in this chat
+    suited: dict[str, float | int]  # sampling that suits the model; other values were set in this chat
 
     def set_focus(self, widget: Widget | None) -> None:
         """Let ``widget`` have the keys."""
@@ -76,7 +76,7 @@ class Actions:
         self._screen = screen
 
     async def run(self, call: Call) -> None:
-        """Do what ``call`` says."""
+        """Run the command ``call``."""
         action: Callable[[str], Awaitable[None]] = getattr(self, f"do_{call.name}")
         await action(call.argument)
 

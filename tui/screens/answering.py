@@ -1,4 +1,4 @@
-"""One answer after the other: what is sent, what is drawn while it comes, what stays when it ends."""
+"""Answers one after the other: sending the question, drawing the answer as it comes, keeping it at its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from .surface import Surface
 
 DRAW_SECONDS = 0.14  # between two looks of an answer under way: text reads as flowing, and keys come first
 _RATE_WINDOW = 12  # looks: the live rate follows within a second or so and does not jump
-_RATE_SECONDS = 0.5  # between two figures of it: who reads faster? A change down there draws every line in between.
+_RATE_SECONDS = (
+    0.5  # seconds between two figures of it: nobody reads faster. A change down there draws every line in between.
+)
 _GO_ON = "Continue exactly where you stopped. Repeat nothing."
 _THINK_ON = "{question}\n\nYou were cut off while you thought about it. Go on from there. You thought:\n\n{thought}"
 _HELP = {
@@ -48,11 +50,13 @@ class Answering:
         self.attached: list[Attachment] = []
         self._number = 0
         self._turn: AnswerTurn | None = None
-        self._before = Answer()  # what a continued answer begins with
+        self._before = Answer()  # the beginning of a continued answer
         self._growing: Growing | None = None
         self._drawing = False  # a look is due
         self._asked: tuple[str, list[Attachment]] = ("", [])  # the question under way as it was typed
-        self._restore: Callable[[], Awaitable[None]] | None = None  # undoes what made way for the answer under way
+        self._restore: Callable[[], Awaitable[None]] | None = (
+            None  # brings back the turns that made way for the answer under way
+        )
         self._sent: list[dict[str, str]] = []
         self._looks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
         self._rate_s = 0.0
@@ -64,7 +68,7 @@ class Answering:
     # Asking.
 
     async def ask(self, text: str) -> None:
-        """Ask ``text`` with what is attached, unless that alone is too long."""
+        """Ask ``text`` with its attachments, unless that alone is too long."""
         surface = self._surface
         question = with_question(self.attached, text)
         fitting = self._fit([*surface.conversation.messages(), {"role": "user", "content": question}])
@@ -258,7 +262,7 @@ class Answering:
         await self.attach(attachments + self.attached)
 
     def leave(self) -> None:
-        """Another conversation opens: stop an answer under way, and keep what there is of it."""
+        """Stop an answer under way and keep its text: another conversation opens."""
         surface = self._surface
         if surface.busy and self._turn is not None:
             surface.session.stop()
@@ -275,7 +279,7 @@ class Answering:
 
 
 def _receipt(reason: str, answer: Answer, receipt: Receipt) -> str:
-    """The lines under an answer: the figures, what cut it and what helps, what made it slow."""
+    """Give the lines under an answer: the figures, the reason for a cut and its remedy, the cause of slowness."""
     figures = [part for part in (breaking_off(reason, answer), receipt.line()) if part]
     return "\n".join(part for part in (" · ".join(figures), _HELP.get(reason, ""), receipt.remark()) if part)
 

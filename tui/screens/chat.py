@@ -1,4 +1,4 @@
-"""The chat: turns what the user does into calls of the session, and what the session tells into widgets."""
+"""The chat screen: turns the user's keys into calls of the session, and its messages into widgets."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from ..widgets.completion_menu import CompletionMenu
 from ..widgets.expert_map import ExpertMap
 from ..widgets.expert_panel import ExpertPanel
 from ..widgets.find_bar import FindBar
+from ..widgets.head_line import HeadLine
 from ..widgets.message import ChatMessage
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
@@ -63,17 +64,17 @@ _NOT_NOW: dict[State, str] = {
 
 @dataclass(frozen=True)
 class Services:
-    """What the chat can do beyond its model and conversations.
+    """Services of the chat beyond its model and conversations.
 
     Attributes:
         open_model: opens a model by a name as typed.
         choices: the models there are to choose from; called in a thread.
-        presets: what the user wants of each model.
+        presets: the user's settings for each model.
         keys: in force.
         fetcher: downloads models.
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
-        forecasts: says what models would do here, placed in the memory that the open one leaves when it goes.
-        advice: sentence that names what would make models faster here, empty for none.
+        forecasts: tells how fast models would be here, in the memory that the open one leaves.
+        advice: sentence that tells how models would be faster here, empty for none.
     """
 
     open_model: Callable[[str], Opened] | None = None
@@ -89,7 +90,7 @@ class Services:
 class ChatScreen(Screen[None]):
     """One conversation with one model."""
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide"), (200, "-vast")]
     AUTO_FOCUS = "Prompt"
     BINDINGS = [
         Binding("escape", "stop", "Stop the answer", id="chat.stop"),
@@ -99,7 +100,8 @@ class ChatScreen(Screen[None]):
         Binding("pagedown", "turn_page(1)", show=False, id="chat.page_down"),
         Binding("ctrl+home", "top", "First message", id="chat.top"),
         Binding("ctrl+end", "bottom", "End", id="chat.bottom"),
-        Binding("ctrl+f", "find", "Find in this chat", id="chat.find"),
+        # Priority: the letters after it, which may come in one burst, are for its field.
+        Binding("ctrl+f", "find", "Find in this chat", id="chat.find", priority=True),
         Binding("f1", "help", "Help", id="chat.help", priority=True),
         Binding("ctrl+n", "new_chat", "New chat", id="chat.new", priority=True),
         Binding("ctrl+r", "history", "History", id="chat.history", priority=True),
@@ -136,6 +138,7 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Conversation, experts, prompt, status."""
+        yield HeadLine()
         with Transcript(id="transcript", thinking_key=self.keys.shown("thinking")):
             yield Welcome(self.model_name, self.keys, self._services.advice)
         yield ExpertPanel(id="experts")
@@ -183,7 +186,7 @@ class ChatScreen(Screen[None]):
 
     @property
     def state(self) -> State:
-        """What the chat does now, as the status line says it."""
+        """The state of the chat, as the status line shows it."""
         return self.status.state
 
     @property
@@ -195,6 +198,7 @@ class ChatScreen(Screen[None]):
         """Be in another state."""
         self.status.state = state
         self._quit_asked = False
+        self.show_head()
         stop = self.keys.shown("stop")
         if self.busy:
             self.prompt.show_keys(f"{stop} stop")
@@ -203,6 +207,16 @@ class ChatScreen(Screen[None]):
         else:
             self.prompt.show_keys()
         self._watch()
+
+    def show_head(self) -> None:
+        """Show the title and the settings that change the answers."""
+        head, chat = self.query_one(HeadLine), self.conversation
+        said = ["system prompt"] if chat.system else []
+        said += [f"thinking {self.think}"] if self.think else []
+        for name, value in self.sampling.items():
+            if name == "temperature" or self.suited.get(name) != value:
+                said.append(f"{name} {value:g}")
+        head.chat_title, head.settings = chat.title, " · ".join(said)
 
     def _watch(self) -> None:
         """Sample no more than somebody looks at."""
@@ -213,7 +227,7 @@ class ChatScreen(Screen[None]):
         """A word from the program, in the transcript but not in the conversation."""
         await self.transcript.add(Note(text, hint, wrong))
 
-    # What the session and the archive told.
+    # Messages of the session and the archive.
 
     @on(told.ModelLoaded)
     async def _model_loaded(self, event: told.ModelLoaded) -> None:
@@ -293,7 +307,7 @@ class ChatScreen(Screen[None]):
     async def _resize_failed(self, event: told.ResizeFailed) -> None:
         await self.say(event.failure.text, event.failure.hint, wrong=True)
 
-    # What the user did.
+    # Actions of the user.
 
     @on(Prompt.Submitted)
     async def _submitted(self, event: Prompt.Submitted) -> None:
@@ -303,6 +317,7 @@ class ChatScreen(Screen[None]):
         command = parse(text.rstrip())
         if isinstance(command, Call):
             await self._actions.run(command)
+            self.show_head()
         elif isinstance(command, Unknown):
             self.prompt.give_back(text)
             await self.say(command.text, command.hint, wrong=True)
@@ -360,7 +375,7 @@ class ChatScreen(Screen[None]):
         await self._choosing.do(event.message, event.what)
 
     def action_copy(self) -> None:
-        """Copy what is selected, else the last answer."""
+        """Copy the selection, else the last answer."""
         if not self._copy_selected():
             self._actions.copy("")
 
@@ -372,7 +387,7 @@ class ChatScreen(Screen[None]):
         return bool(selected)
 
     def action_interrupt(self) -> None:
-        """Copy what is selected, else stop the answer, else clear what is typed, else quit when pressed again."""
+        """Copy the selection, else stop the answer, else clear the prompt, else quit when pressed again."""
         if self._copy_selected():
             return
         if self.busy:
@@ -409,7 +424,9 @@ class ChatScreen(Screen[None]):
         if self.busy:
             self._stop()
             return
-        if self.library.is_editing:
+        if self.query_one(FindBar).display:
+            self.query_one(FindBar).action_close()
+        elif self.library.is_editing:
             self.prompt.set_aside()
             await self.library.restore()
             self.enter(self.state)
@@ -501,7 +518,7 @@ class ChatScreen(Screen[None]):
 
     def switch_model(self, name: str) -> None:
         """Open another model in the place of this one, with its preset; the conversation goes on."""
-        # Beside what the screen does: building the demo takes a while, and keys must not wait for it.
+        # In a worker: building the demo takes a while, and keys must not wait for it.
         self.notify(f"opening {name} …")
         if self.state == "no model":
             self._begin_loading(name)
@@ -563,7 +580,7 @@ class ChatScreen(Screen[None]):
         return "\n".join(last + (counters(stats) if stats else [])) or "nothing has been counted yet"
 
     def left(self) -> None:
-        """Another conversation begins: what was used up to now is what is usual."""
+        """Take the use of experts up to now as the usual one: another conversation begins."""
         self.query_one(ExpertPanel).begin()
         self.session.sample()
 

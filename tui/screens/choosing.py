@@ -1,4 +1,4 @@
-"""One message chosen among those of the conversation: going from one to the next, and what is done with it."""
+"""One message chosen among those of the conversation: going from one to the next, and acting on it."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from ..store import Summary
 from .window import Picks, Window
 
 _SHOWN = 60
+_AGE, _MODEL = 11, 20  # characters of the columns
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,20 @@ class HistoryScreen(Window[Found | None]):
         except sqlite3.Error as error:
             self.notify(str(error), severity="error")
             return
-        words = text.split()
+        words, room = text.split(), max(found.size.width - 4, 40)
         found.clear_options()
-        found.add_options([Option(_line(summary, words), id=str(summary.id)) for summary in summaries])
+        found.add_options([Option(_line(summary, words, room), id=str(summary.id)) for summary in summaries])
         if summaries:
             found.highlighted = 0
         else:
             found.add_option(Option(Content("nothing found" if text else "no conversations yet"), disabled=True))
 
 
-def _line(summary: Summary, words: list[str]) -> Content:
-    """Two columns, and below them the surroundings of the words that were found."""
-    age = f"{_age(summary.changed):>10}  {one_line(summary.model, 24)}"
-    line = Content.assemble((f"{one_line(summary.title, 52):<52}", "bold"), (age, "$text-muted"))
+def _line(summary: Summary, words: list[str], room: int) -> Content:
+    """Give three columns in ``room`` characters, and below them the surroundings of the words that were found."""
+    width = max(room - _AGE - _MODEL - 2, _MODEL)
+    age = f"{_age(summary.changed):>{_AGE}}  {one_line(summary.model, _MODEL)}"
+    line = Content.assemble((f"{one_line(summary.title, width):<{width}}", "bold"), (age, "$text-muted"))
     if not summary.excerpt:
         return line
     return Content.assemble(line, "\n  ", marked(visible(summary.excerpt), words))

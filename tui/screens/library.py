@@ -34,6 +34,7 @@ class Library:
         surface = self._surface
         surface.conversation = conversation
         self._answering.show_figures()
+        surface.show_head()
         transcript = surface.transcript
         await transcript.show([_maker(turn) for turn in conversation.turns])
         if not conversation.turns:
@@ -106,7 +107,7 @@ class Library:
         return self._taken_back is not None and (conversation, len(conversation.turns)) == self._taken_back[::2]
 
     async def restore(self) -> None:
-        """Bring back the turns that :meth:`take_back` removed; what was typed stays at hand with Up."""
+        """Bring back the turns that :meth:`take_back` removed."""
         if self._taken_back is not None:
             conversation, turns, _ = self._taken_back
             self._taken_back = None
@@ -134,7 +135,7 @@ class Library:
             await surface.say("there is only one branch", "/regen and /edit make others")
 
     async def _read(self, job: Callable[[Store], Result]) -> Result | None:
-        """What ``job`` gives; None, after saying why, when the database cannot be read."""
+        """Return the result of ``job``; None, after telling why, when the database cannot be read."""
         if self._surface.archive is None:
             return None
         try:

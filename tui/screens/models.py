@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Choices = Callable[[], list[ModelChoice]]
 Remove = Callable[[str, bool], int]
 REFRESH_SECONDS = 0.25
-WIDEST, AROUND = 100, 9  # characters, as in app.tcss: of the list, and of what is beside its lines
+WIDEST, AROUND = 100, 9  # characters, as in app.tcss: of the list, and of the edges beside its lines
 
 
 class ModelsScreen(Window[str | None]):
@@ -56,8 +56,8 @@ class ModelsScreen(Window[str | None]):
     ) -> None:
         """Offer ``choices``, called in a thread as it looks at disks; ``current`` is the title of the open one.
 
-        What is not on this disk is downloaded by ``fetcher``; ``remove`` frees the space of what was; ``forecasts``
-        say what each would do here.
+        ``fetcher`` downloads a model that is not on this disk, ``remove`` frees its space again; ``forecasts`` tell how
+        fast each would be here.
         """
         super().__init__()
         self._choices, self._current, self._fetcher, self._remove = choices, current, fetcher, remove
@@ -169,7 +169,7 @@ class ModelsScreen(Window[str | None]):
         self.query_one("#models-news", Static).update(text)
 
     def action_remove(self) -> None:
-        """Say what removing the highlighted model frees; the second time, do it."""
+        """Tell the space that removing the highlighted model frees; the second time, remove it."""
         choice = self._highlighted()
         if choice is None or self._remove is None:
             return

@@ -1,4 +1,4 @@
-"""What the parts of the chat screen may ask of it: the seam that keeps them from knowing each other."""
+"""The chat screen as its parts see it: the seam that keeps them from knowing each other."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Surface(Protocol):
 
     @property
     def state(self) -> State:
-        """What the chat does now."""
+        """The state of the chat."""
 
     @property
     def busy(self) -> bool:
@@ -73,6 +73,9 @@ class Surface(Protocol):
 
     def enter(self, state: State) -> None:
         """Be in another state."""
+
+    def show_head(self) -> None:
+        """Show the title of the conversation and the settings in force."""
 
     def left(self) -> None:
         """Another conversation begins."""

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Window(ModalScreen[Result]):
-    """A window; what it gives is the type of its result."""
+    """A window that closes with a result."""
 
     BINDINGS = [
         Binding("escape", "dismiss(None)", "Back", show=False),
@@ -31,6 +31,6 @@ class Picks(OptionList, can_focus=False):
             self.action_cursor_up()
 
     def turn(self, pages: int) -> None:
-        """Highlight what is some pages further or back."""
+        """Highlight an option some pages further or back."""
         for _ in range(max(self.size.height // 2, 1)):
             self.move(pages)

@@ -1,4 +1,4 @@
-"""An answer: Markdown that grows while the model writes, and the receipt of what it cost."""
+"""An answer: Markdown that grows while the model writes, and the receipt of its cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTHING = Answer()
 
 
 class AnswerTurn(Vertical, ChatMessage, can_focus=True):
-    """Owns a thought and one Markdown document; answers come whole and only what is new is drawn."""
+    """Owns a thought and one Markdown document; answers come whole and only the new part is drawn."""
 
     BLANK = True  # as in :class:`~edgemoe.tui.widgets.markdown.Section`
 
@@ -62,7 +62,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         yield from (self._waiting, self._thought, self._document, self._calls, self._receipt_line)
 
     def on_mount(self) -> None:
-        """Show what there is already."""
+        """Show the answer so far."""
         self._draw_calls()
         if self.has_class("-ended"):
             self._document.display = bool(self.text)
@@ -83,7 +83,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         super().watch_has_focus(has_focus)
 
     def maker(self) -> Callable[[], AnswerTurn]:
-        """What makes it again, complete."""
+        """Return a function that makes it again, complete."""
         return partial(AnswerTurn, self.number, self._answer, self._receipt, self.key)
 
     def expect(self, prompt_tokens: int) -> None:
@@ -107,9 +107,9 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
         )
 
     async def grow(self, answer: Answer, thinking: bool = False) -> None:
-        """Show ``answer``, which begins with what is shown already; ``thinking`` while more thinking may come."""
+        """Show ``answer``, which continues the one on the screen; ``thinking`` while more thinking may come."""
         shown = self._answer
-        # Only what is new is cleaned: the cost of a piece must not grow with the answer.
+        # Only the new part is cleaned: the cost of a piece must not grow with the answer.
         fresh = visible(answer.text[self._text_length :])
         thought = shown.thought + visible(answer.thought[self._thought_length :])
         self._text_length, self._thought_length = len(answer.text), len(answer.thought)
@@ -133,7 +133,7 @@ class AnswerTurn(Vertical, ChatMessage, can_focus=True):
             self._calls.update(Content("\n".join(in_words(call) for call in calls)))
 
     async def end(self, answer: Answer, receipt: str) -> None:
-        """The answer is complete: draw what is left of it and the ``receipt``."""
+        """Draw the rest of the complete answer and the ``receipt``."""
         await self.grow(answer)
         self.remove_class("-waiting")
         if self._ticker is not None:

@@ -10,6 +10,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from edgemoe.text.display import one_line
+
 from ..attachments import Attachment
 
 
@@ -24,8 +26,8 @@ class Chip(Static):
 
     def __init__(self, attachment: Attachment, too_long: bool) -> None:
         """Name ``attachment``, in the colour of an error where it is ``too_long`` for the model."""
-        words = f"{attachment.summary} · too long for the context" if too_long else attachment.summary
-        super().__init__(Content.assemble(words, (" ×", "bold")), classes="-wrong" if too_long else "")
+        words = f"{one_line(attachment.name, 24)} · too long" if too_long else attachment.summary
+        super().__init__(Content.assemble(("× ", "bold"), words), classes="-wrong" if too_long else "")
         self._attachment = attachment
 
     def on_click(self) -> None:

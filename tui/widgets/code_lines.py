@@ -1,4 +1,4 @@
-"""Lines of code, each drawn when it is seen: what a long block costs does not grow with its length."""
+"""Lines of code, each drawn when it is seen: the cost of a block does not grow with its length."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class CodeLines(Widget):
         return len(self._lines)
 
     def selection_updated(self, selection: Selection | None) -> None:
-        """Draw what is selected."""
+        """Draw the selection."""
         self._strips.clear()
         super().selection_updated(selection)
 

@@ -1,4 +1,4 @@
-"""The menu above the prompt: what the text could become, as aligned columns."""
+"""The menu above the prompt: completions of the text, as aligned columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes widgets away together with what was drawn of them."""
+"""Takes widgets away together with their drawings."""
 
 from __future__ import annotations
 

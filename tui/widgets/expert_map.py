@@ -49,7 +49,7 @@ class ExpertMap(Widget):
         spot: Spot | None
 
     class UsualToggled(Message):
-        """The user wants to see what is unusual about this conversation, or no longer."""
+        """The user wants to see the unusual experts of this conversation, or no longer."""
 
     @dataclass
     class PinToggled(Message):
@@ -76,7 +76,7 @@ class ExpertMap(Widget):
         self.pick(None)
 
     def on_click(self, event: events.Click) -> None:
-        """Pick what is under the mouse."""
+        """Pick the expert under the mouse."""
         if self._maps is not None and self._fitted is not None:
             layers, experts = self._maps.residency.shape
             self.pick(spot_at(event.x, event.y, self._fitted, layers, experts) or self.spot)
@@ -88,11 +88,11 @@ class ExpertMap(Widget):
             self.pick(Spot(min(max(self.spot.layer + layers, 0), high - 1), (self.spot.expert + experts) % wide))
 
     def action_usual(self) -> None:
-        """Compare with what is usual."""
+        """Compare with the usual experts."""
         self.post_message(self.UsualToggled())
 
     def action_pin(self) -> None:
-        """Pin or unpin what is picked."""
+        """Pin or unpin the picked expert."""
         if self.spot is not None:
             self.post_message(self.PinToggled(self.spot))
 
@@ -128,7 +128,7 @@ class ExpertMap(Widget):
 
     @property
     def _few_colours(self) -> bool:
-        """Whether shapes have to tell what shades tell elsewhere."""
+        """Whether shapes have to replace shades."""
         return self.app.no_color or self.app.native_ansi_color
 
     def _forget_colours(self) -> None:

@@ -1,4 +1,4 @@
-"""The experts panel: figures, the map, the expert that is picked, and what the map's cells mean."""
+"""The experts panel: figures, the map, the picked expert, and the meaning of the map's cells."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ExpertPanel(Vertical):
         self._quiet: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """Figures above, map, what is picked, legend below."""
+        """Figures above, map, picked expert, legend below."""
         yield Static(Content("no model yet"), id="expert-figures")
         yield ExpertMap(id="expert-map")
         yield Static(Content(""), id="expert-picked")
@@ -70,7 +70,7 @@ class ExpertPanel(Vertical):
             self._draw_figures(stats)
 
     def begin(self) -> None:
-        """Another conversation begins: what the next map shows was used before it."""
+        """Take the next map as the use before this conversation."""
         self._begins = True
 
     def say(self, text: str) -> None:
@@ -116,7 +116,7 @@ class ExpertPanel(Vertical):
         # A layout of the whole screen only where these lines change their number.
         self.query_one("#expert-figures", Static).update(Content("\n").join(lines), layout=height != self._height)
 
-    # The map, and what is picked in it.
+    # The map, and the expert that is picked in it.
 
     def _draw_map(self) -> None:
         if (maps := self._maps) is None:
@@ -181,13 +181,18 @@ class ExpertPanel(Vertical):
         if layout is None:
             return
         keys = [("█", "$map-hit", "hit"), ("□", "$map-miss", "miss"), ("■", "$map-hot", "on device")]
-        if layout.dense:
-            keys = [("▀", ink, name) for _, ink, name in keys]
-        keys.append(("▀" if layout.dense else "·", "$map-cool", "on CPU"))
-        if self._shows_unusual:
-            keys = keys[2:]
-        legend = Content("  ").join(Content.assemble((glyph, ink), f" {name}") for glyph, ink, name in keys)
-        shaded = "bright = more than usual" if self._shows_unusual else "bright = often"
         few = self.app.no_color or self.app.native_ansi_color
+        if layout.dense:
+            keys = (
+                [("▀", "$map-hot", "on device"), ("□", "$map-miss", "miss")]
+                if few
+                else [("▀", ink, name) for _, ink, name in keys]
+            )
+        keys.append(("▀" if layout.dense and not few else "·", "$map-cool", "on CPU"))
+        if self._shows_unusual:
+            keys = [key for key in keys if key[2].startswith("on ")]
+        legend = Content("  ").join(Content.assemble((glyph, ink), f" {name}") for glyph, ink, name in keys)
+        strong = "bright" if self.app.current_theme.dark else "dark"
+        shaded = f"{strong} = more than usual" if self._shows_unusual else f"{strong} = often"
         note = " · ".join(part for part in (scale(layout), "" if few and not self._shows_unusual else shaded) if part)
         self.query_one("#expert-legend", Static).update(Content.assemble(legend, (f"  {note}", "$muted")))

@@ -53,7 +53,7 @@ class FindBar(Horizontal):
         """Show the field with ``text`` in it, and go to the newest message that has its words."""
         self.display = True
         field = self.query_one(Input)
-        field.focus()
+        self.screen.set_focus(field)  # at once
         with self.prevent(Input.Changed):
             field.value = text
         self._seek(-1)

@@ -11,6 +11,7 @@ import re
 from functools import partial
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -22,10 +23,13 @@ from .discard import discard
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
 LONG_CODE = 4000  # characters that are coloured in some milliseconds
-SECTION_CHARACTERS = 3000  # a page or so: what is left of a long answer is counted in sections
-_known_languages: set[str] = set()  # whose rules are compiled
+SECTION_CHARACTERS = 3000  # a page or so: long answers are shortened by sections
+_known_languages: set[str] = set()  # with compiled rules
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
+_FORMULA = re.compile(
+    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?=\S)[^$\n]*\\[^$\n]*(?<=\S)\$", re.DOTALL
+)  # a formula between single dollars has a command in it: prices have none
 
 
 class CodeBlock(MarkdownFence):
@@ -37,7 +41,7 @@ class CodeBlock(MarkdownFence):
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """Plain: what Textual asks for on every piece."""
+        """Give plain text: Textual asks for it on every piece."""
         return Content(code)
 
     def compose(self) -> ComposeResult:
@@ -62,7 +66,7 @@ class CodeBlock(MarkdownFence):
         super(MarkdownFence, self).notify_style_update()
 
     def finish(self) -> None:
-        """The code is complete: colour it, after what waits now."""
+        """Colour the complete code, after the messages that wait now."""
         self.complete, self._theme = True, self.app.theme
         self.call_later(self._colour)
 
@@ -79,7 +83,20 @@ class CodeBlock(MarkdownFence):
 
 def _parser() -> MarkdownIt:
     # HTML would be dropped from the screen; as text it is seen, "<think>" and all.
-    return MarkdownIt("gfm-like", {"html": False})
+    parser = MarkdownIt("gfm-like", {"html": False})
+    parser.inline.ruler.before("escape", "formula", _formula)
+    return parser
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """Take a formula of LaTeX as text: Markdown would read its backslashes as escapes and drop them."""
+    found = _FORMULA.match(state.src, state.pos, state.posMax)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
 
 
 class Section(Markdown):
@@ -108,7 +125,7 @@ class Section(Markdown):
 
     def finish(self, end: int) -> None:
         """The blocks before ``end`` are complete."""
-        # From the end: what was complete before stays so.
+        # From the end: a complete block stays so.
         for block in reversed(self.children[:end]):
             if isinstance(block, CodeBlock):
                 if block.complete:
@@ -134,12 +151,12 @@ class GrowingMarkdown(Vertical):
 
     async def on_mount(self) -> None:
         """Fill it."""
-        if self._last_text:
+        if self._last_text and self.children:  # none any more where it was removed meanwhile
             await self._fill(self._last(), self._last_text)
             self._last_text = ""
 
     async def grow(self, fresh: str) -> None:
-        """Append ``fresh``; code above what is being written is complete."""
+        """Append ``fresh``; code above the last block is complete."""
         self.source += fresh
         while fresh:
             section = self._last()

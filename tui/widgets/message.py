@@ -1,4 +1,4 @@
-"""A message of the conversation that can be chosen, and what can be done with it."""
+"""A message of the conversation that can be chosen, and the actions on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..records import Key
 
 
 class ChatMessage(Widget, can_focus=True):
-    """What question and answer share: they are chosen by key, never by a click, which selects text.
+    """The common part of question and answer: chosen by key, never by a click, which selects text.
 
     Attributes:
         key: of the turn it shows, None while it has none.

@@ -23,5 +23,5 @@ class Note(Static):
         self._said = (text, hint, wrong)
 
     def maker(self) -> Callable[[], Note]:
-        """What makes it again."""
+        """Return a function that makes it again."""
         return partial(Note, *self._said)

@@ -30,7 +30,7 @@ _EDITS = {
 
 
 class Prompt(TextArea, inherit_bindings=False):
-    """A text area of one line and more. What was sent stays at hand with Up."""
+    """A text area of one line and more. Up brings earlier prompts back."""
 
     # The keys of the text area are looked up in _on_key, where those of the chat come first.
     BINDINGS = [
@@ -62,11 +62,12 @@ class Prompt(TextArea, inherit_bindings=False):
         """The user pressed Backspace in an empty prompt: the last attachment goes."""
 
     def __init__(self, keys: Keys, menu: CompletionMenu, id: str | None = None) -> None:
-        """Empty; ``keys`` are named below it, ``menu`` shows what the text could become."""
+        """Empty; ``keys`` are named below it, ``menu`` shows completions."""
         super().__init__(id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False)
         self._sent: list[str] = []
-        self._place = 0  # in what was sent; at its end while something new is written
+        self._place = 0  # among the sent prompts; at their end while something new is written
         self._menu, self._offered_for = menu, ""
+        self._tab_for: str | None = None  # the line that Tab completes as soon as its candidates are known
         self._settled: str | None = None  # a text that needs no menu: recalled, given back, or the menu was closed
         self._send, self._newline, self._leave = keys.of("send"), keys.of("newline"), keys.of("leave")
         taken = keys.taken()
@@ -97,7 +98,7 @@ class Prompt(TextArea, inherit_bindings=False):
         self.border_title, self._notice = "", None
 
     def give_back(self, text: str) -> None:
-        """Put ``text``, which cannot be used now, before what was typed since."""
+        """Put ``text``, which cannot be used now, before the text that was typed since."""
         self._settle(text + self.text)
 
     def remember(self, earlier: Iterable[str]) -> None:
@@ -106,12 +107,12 @@ class Prompt(TextArea, inherit_bindings=False):
         self._place = len(self._sent)
 
     def set_aside(self) -> None:
-        """Clear what is typed; Up brings it back."""
+        """Clear the text; Up brings it back."""
         self._keep(self.text)
         self.clear()
 
     def action_send(self) -> None:
-        """Send, unless there is nothing but space, and make room at once for what is typed next."""
+        """Send, unless there is nothing but space, and clear the prompt at once for the next letters."""
         if self.text.strip():
             text = self.text
             self._keep(text)
@@ -136,13 +137,13 @@ class Prompt(TextArea, inherit_bindings=False):
             await self.run_action("app.quit")
 
     def on_text_area_changed(self) -> None:
-        """Offer what the text could become."""
+        """Offer completions."""
         self._offer()
         self.border_subtitle = self._hint()
 
     async def _on_key(self, event: events.Key) -> None:
-        # Here and not as bindings, which run when a key has bubbled up: of what comes in a burst, as over a slow line,
-        # letters would overtake them, or they letters that still wait in this queue.
+        # Here and not as bindings, which run when a key has bubbled up: in a burst, as over a slow line, letters would
+        # overtake them, or they would overtake letters that still wait in this queue.
         if event.key in self._send:
             event.prevent_default().stop()
             self._choose_or_send()
@@ -178,7 +179,7 @@ class Prompt(TextArea, inherit_bindings=False):
         return self._recall(step)
 
     def _recall(self, step: int) -> bool:
-        """Show what was sent before or after; False where the key has to move the cursor instead."""
+        """Show the prompt that was sent before or after; False where the key has to move the cursor instead."""
         shown = self._sent[self._place] if self._place < len(self._sent) else ""
         place = self._place + step
         if self.text != shown or not 0 <= place <= len(self._sent):
@@ -218,11 +219,12 @@ class Prompt(TextArea, inherit_bindings=False):
         self._menu.show(candidates)
 
     @work(exclusive=True, group="completion")
-    async def _look_up(self, line: str, begun: PathBegun, complete: bool = False) -> None:
+    async def _look_up(self, line: str, begun: PathBegun) -> None:
         found = await asyncio.to_thread(completion.paths, begun)
         if self._line() == line:
             self._show(line, found)
-            if complete and found:
+            wanted, self._tab_for = self._tab_for == line, None
+            if wanted and found:
                 self._complete()
 
     def _complete(self) -> None:
@@ -234,8 +236,8 @@ class Prompt(TextArea, inherit_bindings=False):
             if self._menu.candidates and self._offered_for == line:
                 self._extend(line, begun.start, list(self._menu.candidates))
             elif self._offered_for != line or self._settled is not None:
-                self._settled = None
-                self._look_up(line, begun, complete=True)
+                self._settled, self._tab_for = None, line
+                self._look_up(line, begun)
 
     def _extend(self, line: str, start: int, candidates: list[Candidate]) -> None:
         typed, whole = line[start:], completion.common(candidates)
@@ -252,7 +254,7 @@ class Prompt(TextArea, inherit_bindings=False):
         self.replace(text, (len(before) - 1, len(before[-1])), self.cursor_location)
 
     def accept(self, candidate: Candidate) -> None:
-        """Put ``candidate`` in the place of what is typed."""
+        """Put ``candidate`` in the place of the typed beginning."""
         begun = completion.path_begun(self._line())
         self._replace_from(begun.start if begun else 0, f"{candidate.label} " if candidate.attaches else candidate.text)
         if candidate.attaches:

@@ -17,6 +17,6 @@ class ReceiptLine(Static):
         return Content(flow(str(self.content), self.content_size.width))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """How many lines there are in ``width`` characters; a figure that is longer takes what it needs."""
+        """Count the lines in ``width`` characters; a longer figure takes as many as it needs."""
         lines = flow(str(self.content), width).split("\n")
         return sum(max(1, -(-len(line) // max(width, 1))) for line in lines)

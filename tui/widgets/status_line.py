@@ -1,4 +1,4 @@
-"""One line of truth: what the program does now, and the figures that matter."""
+"""The status line: the state of the program and its main figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a model thought before it answered: one line that lives while it thinks, unfolded by a key or a click.
+"""The thought before an answer: one line that lives while the model thinks, unfolded by a key or a click.
 
-A thought is often longer than its answer. Folded or unfolded, a look wraps what is new from the beginning of the last
+A thought is often longer than its answer. Folded or unfolded, a look wraps the text from the beginning of the last
 line on, and draws the lines that are seen.
 """
 
@@ -22,7 +22,7 @@ from edgemoe.text.display import duration, one_line
 
 from .code_lines import CodeLines
 
-TAIL_CHARACTERS = 400  # at the end of a thought; a folded one shows nothing of what is before them
+TAIL_CHARACTERS = 400  # at the end of a thought; a folded one shows nothing before them
 LEAST_ROOM = 8  # cells for the words of a thought under way
 _WORD = re.compile(r"\S+|\s+")
 
@@ -30,7 +30,7 @@ _WORD = re.compile(r"\S+|\s+")
 def wrapped(text: str, width: int) -> Iterator[str]:
     """Lines of ``text`` that are at most ``width`` cells wide; together with the line ends they are ``text``.
 
-    A line depends on nothing before it: what is appended to the text changes the last line only.
+    A line depends on nothing before it: appended text changes the last line only.
     """
     for paragraph in text.split("\n"):
         line, used = "", 0
@@ -59,7 +59,7 @@ class ThoughtLines(CodeLines):
         super().__init__("")
 
     def show(self, text: str) -> None:
-        """Show ``text``, which begins with what is shown already."""
+        """Show ``text``, which continues the one on the screen."""
         self._whole = text.replace("\t", " ")
         if self._wrapped_width > 0:
             self._replace(*self._fresh())
@@ -118,7 +118,7 @@ class Thought(Vertical):
         yield from (self._fold, self._body)
 
     def on_mount(self) -> None:
-        """Show what there is already."""
+        """Show the text so far."""
         self._draw()
 
     def show(self, text: str, seconds: float | None, live: bool) -> None:

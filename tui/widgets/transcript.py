@@ -1,8 +1,8 @@
 """The conversation on the screen: it follows the newest line until the user scrolls away.
 
-A widget costs a hundred times its text, and every one of them is laid out again when an answer grows. So only what
-is within a few screens is there as widgets; what lies above is kept as what makes it again, and comes back when the
-user scrolls up to it.
+A widget costs a hundred times its text, and every one of them is laid out again when an answer grows. So only
+the turns within a few screens are widgets. Those above are kept as functions that make them again, and come back when
+the user scrolls up to them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from textual.containers import VerticalScroll
-from textual.geometry import Size
+from textual.geometry import Offset, Size
 from textual.layout import DockArrangeResult
 from textual.widget import Widget
 from textual.widgets.markdown import MarkdownBlock
@@ -28,7 +28,7 @@ from .welcome import Welcome
 
 Maker: TypeAlias = Callable[[], Widget]
 
-LEAST_SCREENS = 2  # above what is seen: a page up never meets nothing
+LEAST_SCREENS = 2  # above the screen: a page up never meets nothing
 MOST_SCREENS = 5  # above the newest screen; well over the least, so that nothing goes to and fro
 
 
@@ -53,6 +53,12 @@ class Transcript(VerticalScroll, can_focus=False):
         """Stay at the end while it grows."""
         self.anchor()
 
+    @property
+    def scroll_offset(self) -> Offset:
+        """Where the view begins: Textual puts a short text that is anchored at the bottom, here it is at the top."""
+        offset = super().scroll_offset
+        return Offset(offset.x, max(offset.y, 0))
+
     async def add(self, turn: Widget) -> None:
         """Append ``turn`` and go to the end; the welcome leaves with the first message."""
         if not isinstance(turn, Note):
@@ -70,10 +76,10 @@ class Transcript(VerticalScroll, can_focus=False):
         if self._earlier:
             await self._return_turn()
         self.anchor()
-        self.call_after_refresh(self._fit)  # what is lower than the screen changes no size
+        self.call_after_refresh(self._fit)  # a turn lower than the screen changes no size
 
     def show_thinking(self, unfolded: bool) -> None:
-        """Unfold or fold the thinking of all answers, also of those that come back later."""
+        """Unfold or fold the thinking of all answers, including answers that come back later."""
         self.thinking_open = unfolded
         for child in self.children:
             self._fold(child)
@@ -197,7 +203,7 @@ class Transcript(VerticalScroll, can_focus=False):
             await discard(first)
 
     async def _return(self) -> None:
-        """One more above, while what is seen stays where it is."""
+        """Bring one more back above; the lines on the screen stay in their place."""
         first = self.children[0]
         if self._anchor_released:
             self.app.animator.force_stop_animation(self, "scroll_y")
@@ -211,9 +217,9 @@ class Transcript(VerticalScroll, can_focus=False):
         self.vertical_scrollbar.position = self.scroll_y
 
     def arrange(self, size: Size, optimal: bool = False) -> DockArrangeResult:
-        """Where everything is; what is held stays where it is seen.
+        """Place all widgets; the one that is held stays in its place on the screen.
 
-        As Textual does for what is anchored, here and not after the layout: no frame shows it elsewhere.
+        Done here, as Textual does for an anchored widget, and not after the layout: no frame shows it elsewhere.
         """
         result = super().arrange(size, optimal)
         if self._held is not None and self._anchor_released:

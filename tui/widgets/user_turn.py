@@ -25,5 +25,5 @@ class UserTurn(Static, ChatMessage, can_focus=True):
         self._text, self.key = text, key
 
     def maker(self) -> Callable[[], UserTurn]:
-        """What makes it again."""
+        """Return a function that makes it again."""
         return partial(UserTurn, self._text, self.key)

@@ -1,4 +1,4 @@
-"""The first thing on the screen: the model that loads, then what it is and how to begin."""
+"""The first thing on the screen: the model that loads, then its card and the first keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Welcome(Static):
         Args:
             title: model that is being loaded.
             keys: those in force.
-            advice: what would make models faster here, shown while none is open; a model has it among its notes.
+            advice: tells how models would be faster here, shown while none is open; a model has it among its notes.
         """
         super().__init__(Content(""))
         self._keys, self._advice = keys, advice
@@ -55,7 +55,7 @@ class Welcome(Static):
         self._timer = self.set_interval(0.1, self._tick)
 
     def loaded(self, card: ModelCard) -> None:
-        """The model is ready: say what it is."""
+        """Show the card of the model, which is ready."""
         rows = [
             ("model", self._title),
             ("device", _device(card)),
@@ -75,7 +75,7 @@ class Welcome(Static):
         self._read = share
 
     def failed(self, failure: Failure) -> None:
-        """The model did not load: say why and what to do."""
+        """Tell why the model did not load, and the remedy."""
         hint = f"\n\nhint: {visible(failure.hint)}" if failure.hint else ""
         title = ("The model could not be loaded", "bold $error")
         self._settle(Content.assemble(_NAME, "\n\n", title, "\n", visible(failure.text), (hint, "$muted")))

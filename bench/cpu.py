@@ -54,7 +54,7 @@ def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
 
 
 class IkLlama:
-    """ik_llama.cpp in a child process, with the two methods that the measurement needs."""
+    """Run ik_llama.cpp in a child process, with the two methods that the measurement needs."""
 
     def __init__(self, python: str, path: Path, threads: int) -> None:
         """Load the model."""
@@ -73,7 +73,7 @@ class IkLlama:
         self._ask([])
 
     def eval(self, tokens: list[int]) -> None:
-        """Compute the tokens after those computed before."""
+        """Compute tokens after the tokens that were computed before."""
         self._ask(tokens)
 
     def _ask(self, tokens: list[int]) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--prompts", default=PROMPTS, help="tokens of each, with commas between")
-    parser.add_argument("--ik", metavar="PYTHON", help="of an environment with ik-llama-cpp-python")
+    parser.add_argument("--ik", metavar="PYTHON", help="Python of an environment with ik-llama-cpp-python")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", choices=("plain", "edgemoe"), help=argparse.SUPPRESS)
     options = parser.parse_args()

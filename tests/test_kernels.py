@@ -1,6 +1,6 @@
-"""Families of CPU kernels: how one is chosen, that all of them compute the same, and what happens without any.
+"""Families of CPU kernels: the choice of a family, equal results of all families, and a run without any.
 
-core_test compares every kernel with ggml's; here whole models are.
+core_test compares every kernel with ggml's. These tests compare whole models.
 """
 
 from __future__ import annotations

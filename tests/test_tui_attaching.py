@@ -24,7 +24,7 @@ def menu(driver: Driver) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with some files."""
+    """Make a working directory with some files."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text("The word is heron.")

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_their_options_exist(page: Path) -> None:
     known = {name: set(parser._option_string_actions) for name, _, parser in options.subcommands()}
-    for command, rest in re.findall(r"`edgemoe ([a-z]+)([^`\n]*)`", page.read_text(encoding="utf-8")):
+    for command, rest in re.findall(r"`edgemoe ([a-z-]+)([^`\n]*)`", page.read_text(encoding="utf-8")):
         given = set(re.findall(r"--[a-z-]+", rest))
         assert given <= known[command], f"{page.name}: edgemoe {command}{rest}"
 

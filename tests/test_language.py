@@ -8,6 +8,8 @@ import pytest
 
 from tests import language
 
+MOST_RIDDLES = 2.0  # of 1,000 words
+
 PYTHON = '''"""What this module does. It has
 two sentences."""
 
@@ -63,3 +65,8 @@ def test_every_folder_of_the_project_is_read() -> None:
     read = {path.relative_to(language.ROOT).as_posix() for path in language.files([])}
     assert {"README.md", "Makefile", "edgemoe/config.py", "tui/app.py", "bench/cpu.py", "tests/parity.py"} <= read
     assert "docs/log.md" not in read and any(path.endswith(".cpp") for path in read)
+
+
+def test_the_project_is_plain() -> None:
+    read = [sentence for path in language.files([]) for sentence in language.sentences(path)]
+    assert language.per_thousand(read) <= MOST_RIDDLES, "python -m tests.language PATH lists them"

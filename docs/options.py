@@ -36,7 +36,7 @@ Contents: [OffloadConfig](#offloadconfig), [SimConfig](#simconfig), [Llama](#lla
 ENVIRONMENT = {
     "EDGEMOE_HOME": "Folder for everything that EdgeMoE keeps: settings, chats, routing profiles, measurements, "
     "prompts. Without it the system's own folders for settings, data and cache are used.",
-    "EDGEMOE_KERNELS": "Kernels of the CPU for experts: `auto` (as the processor allows), `off` (those of ggml), `avx2`, "
+    "EDGEMOE_KERNELS": "Kernels of the CPU for experts: `auto` (as the processor allows), `off` (ggml's own), `avx2`, "
     "`avxvnni`, `avx512` or `neon`.",
     "HF_HOME, HF_HUB_CACHE": "Folder of downloaded models, as in huggingface_hub.",
     "HF_HUB_OFFLINE": "`1`: never ask the hub.",

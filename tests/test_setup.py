@@ -170,10 +170,10 @@ def test_no_card_no_sentence(tmp_path: Path) -> None:
 def test_a_model_says_that_a_card_lies_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "advice", lambda: "A card lies idle: edgemoe setup makes it usable.")
     monkeypatch.setattr(host, "devices", lambda: [])
-    assert opening.idle_notes(OffloadConfig()) == ["A card lies idle: edgemoe setup makes it usable."]
-    assert opening.idle_notes(OffloadConfig(device="none")) == [], "the user wants it so"
+    assert opening.idle_notes("", OffloadConfig()) == ["A card lies idle: edgemoe setup makes it usable."]
+    assert opening.idle_notes("", OffloadConfig(device="none")) == [], "the user wants it so"
     monkeypatch.setattr(host, "devices", lambda: ["CUDA0"])
-    assert opening.idle_notes(OffloadConfig()) == []
+    assert opening.idle_notes("", OffloadConfig()) == []
 
 
 def test_only_a_current_backend_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from .. import limits
 from .cards import NvidiaDriver
 from .installed import LIBRARIES, PACKAGE, remove_folder, version
 from .programs import Missing, SetupFailed, cause, pip, run
@@ -197,6 +196,8 @@ def _vulkan_is_recent(out: Path) -> bool:
 
 def _jobs(kind: str) -> int:
     """Compilers at a time: as many as this process has processors and, for big files, memory for."""
+    from .. import limits  # loads psutil, which the help text does without
+
     by_memory = limits.memory().available // _JOB_BYTES if kind in ("cuda", "rocm") else limits.processors().logical
     return max(1, min(limits.processors().logical, by_memory))
 

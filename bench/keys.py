@@ -225,7 +225,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
         (
             "Enter opens it",
-            do(press("Enter"), misses("Ctrl+D delete"), sees("of 2"), press("Escape"), misses("of 2")),
+            do(press("Enter"), misses("Ctrl+D delete"), sees("of 2 ·"), press("Escape"), misses("of 2 ·")),
         ),
         ("/file", do(run(f"/file {file}", "note.txt · 23 characters"), press("BSpace"), misses("23 characters"))),
         ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),

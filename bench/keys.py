@@ -223,7 +223,10 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("/branch", run("/branch", "branch ")),
         ("Ctrl+N: new chat", do(press("C-n"), sees("/help"))),
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
-        ("Enter opens it", do(press("Enter"), misses("Ctrl+D delete"))),
+        (
+            "Enter opens it",
+            do(press("Enter"), misses("Ctrl+D delete"), sees("of 2 ·"), press("Escape"), misses("of 2 ·")),
+        ),
         ("/file", do(run(f"/file {file}", "note.txt · 23 characters"), press("BSpace"), misses("23 characters"))),
         ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),
         ("... as a chip", do(sees("23 characters"), run("/detach", ""), misses("23 characters"), clear)),

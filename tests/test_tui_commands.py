@@ -28,6 +28,7 @@ from edgemoe.tui.screens.history import HistoryScreen
 from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.store import Store
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
+from edgemoe.tui.widgets.attachment_bar import Chip
 from edgemoe.tui.widgets.markdown import CodeBlock
 from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.tui.widgets.status_line import StatusLine
@@ -169,9 +170,9 @@ async def test_files_and_long_pastes_go_along_with_the_question(tmp_path: Path) 
         await driver.send("/file nowhere.txt")
         await driver.until(lambda: "there is no file" in driver.notes())
         await driver.send(f"/file {tmp_path / 'code.py'}")
-        await driver.until(lambda: "attached: code.py" in driver.notes())
+        await driver.until(lambda: len(driver.all(Chip)) == 1)
         driver.prompt.post_message(events.Paste("x" * 5000))
-        await driver.until(lambda: "a paste of 5,000" in driver.notes())
+        await driver.until(lambda: "5,000 characters" in shown(driver))
         assert driver.prompt.text == ""
         await ask(driver, "what is it?")
         sent = driver.engine.asked[0][-1]["content"]
@@ -184,7 +185,7 @@ async def test_files_and_long_pastes_go_along_with_the_question(tmp_path: Path) 
 async def test_a_paste_of_5_mb_does_not_freeze_and_is_refused_in_words(tmp_path: Path) -> None:
     async with kept(tmp_path) as driver:
         driver.prompt.post_message(events.Paste("word " * (1 << 20)))
-        await driver.until(lambda: "attached" in driver.notes())
+        await driver.until(lambda: bool(driver.all(Chip)))
         await driver.send("read this")
         await driver.until(lambda: "this question alone" in driver.notes())
         assert driver.prompt.text == "read this" and not driver.engine.asked

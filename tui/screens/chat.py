@@ -413,7 +413,7 @@ class ChatScreen(Screen[None]):
         if found is not None:
             await self.library.resume(found.chat)
             if found.words:
-                await self.find(found.words)
+                self.query_one(FindBar).open(found.words, take_keys=False)
 
     def action_toggle_thinking(self) -> None:
         """Unfold or fold the thinking of all answers."""
@@ -468,7 +468,7 @@ class ChatScreen(Screen[None]):
 
     async def find(self, text: str) -> None:
         """Open the field that finds words in this chat, with ``text`` in it."""
-        await self.query_one(FindBar).open(text)
+        self.query_one(FindBar).open(text, take_keys=True)
 
     @on(FindBar.Wanted)
     def _find_wanted(self, event: FindBar.Wanted) -> None:

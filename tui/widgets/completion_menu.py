@@ -48,8 +48,8 @@ class CompletionMenu(OptionList, can_focus=False):
 
     def show(self, candidates: Sequence[Candidate]) -> None:
         """Show ``candidates``, the first of them highlighted; hide without any."""
-        self.display = bool(candidates)
-        if candidates == self._candidates:
+        was_shown, self.display = self.display, bool(candidates)
+        if was_shown and candidates == self._candidates:
             return
         self._candidates = candidates
         width = min(max((len(candidate.label) for candidate in candidates), default=0), WIDEST_LABEL)

@@ -49,11 +49,12 @@ class FindBar(Horizontal):
         """Hide."""
         self.display = False
 
-    async def open(self, text: str) -> None:
+    def open(self, text: str, take_keys: bool) -> None:
         """Show the field with ``text`` in it, and go to the newest message that has its words."""
         self.display = True
         field = self.query_one(Input)
-        self.screen.set_focus(field)  # at once
+        if take_keys:
+            self.screen.set_focus(field)  # at once
         with self.prevent(Input.Changed):
             field.value = text
         self._seek(-1)

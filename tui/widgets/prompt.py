@@ -241,10 +241,14 @@ class Prompt(TextArea, inherit_bindings=False):
 
     def _extend(self, line: str, start: int, candidates: list[Candidate]) -> None:
         typed, whole = line[start:], completion.common(candidates)
-        if len(candidates) > 1 and len(whole) > len(typed) and not self._menu.highlighted:
+        if len(candidates) > 1 and len(whole) > len(typed) and not self._moved_in(candidates):
             self._replace_from(start, whole)
         else:
             self.accept(self._highlighted(candidates))
+
+    def _moved_in(self, candidates: list[Candidate]) -> bool:
+        """Tell whether the user has left the first of ``candidates``; the menu may be behind the keys."""
+        return list(self._menu.candidates) == candidates and bool(self._menu.highlighted)
 
     def _highlighted(self, candidates: list[Candidate]) -> Candidate:
         return chosen if (chosen := self._menu.chosen) in candidates else candidates[0]
@@ -264,9 +268,9 @@ class Prompt(TextArea, inherit_bindings=False):
 
     def _choose_or_send(self) -> None:
         """Enter: take the command or file that is highlighted where the text is not one yet, else send."""
-        line, moved = self._line(), bool(self._menu.highlighted)
+        line = self._line()
         if (found := completion.commands(self.text)) and self._settled != self.text:
-            if moved or isinstance(parse(self.text), Unknown):
+            if self._moved_in(found) or isinstance(parse(self.text), Unknown):
                 self.accept(self._highlighted(found))
             if not isinstance(parse(self.text.rstrip()), Unknown):
                 self.action_send()

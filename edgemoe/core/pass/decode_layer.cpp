@@ -141,7 +141,7 @@ int em_decode_layer(em_pass * p, em_block & b) {
         p->view.unreported = true; // the device computes: first it gets the next part of the graph
         return STATUS_SUCCESS;
     }
-    if (decode && early && layer.support == em_support::FULL) {
+    if (decode && early && !layer.unsupported()) { // if nobody asked the device before, send_fetched does
         constexpr double AFTER = 25e3, BESIDE = 5e3; // ns: a graph on the device and copies of rows; starting all that
         double           both = 0;
         p->misses.fetched = em_take_fetched(p->e, layer, p->misses.cold, AFTER, BESIDE, &both);

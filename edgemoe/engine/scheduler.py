@@ -111,9 +111,11 @@ class Scheduler:
 
     def before_step(self, tokens: Sequence[int]) -> None:
         """Fetch the experts that these tokens, about to be computed, are known to need."""
+        started = time.perf_counter_ns()
         self._log.begin_step()
         if self.predictor is not None and len(tokens) == 1:
             self._native.begin_token(int(tokens[0]))
+        self.elapsed_ns += time.perf_counter_ns() - started
 
     def settle(self) -> None:
         """Count the routing so far: a program may have computed without `before_step`."""

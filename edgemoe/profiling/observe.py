@@ -48,7 +48,7 @@ class Step:
         start_ns: begin of the step.
         computing_ns: time inside ``eval``.
         sampling_ns: time from the end of ``eval`` to the choice of a token.
-        scheduler_ns: part of ``computing_ns`` in Python after the computation.
+        scheduler_ns: part of ``computing_ns`` in Python, before and after the computation.
         counts: differences of ``COUNTERS``.
         resident: resident experts after the step.
         pending: uploads queued or under way after the step.

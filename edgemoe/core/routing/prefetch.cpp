@@ -183,7 +183,6 @@ void em_prefetch_token(em_prefetch & a, int32_t token_id) {
     if (!a.predictor) {
         return;
     }
-    const int64_t started = em_now_ns();
     settle(a);
     begin_step(a);
     a.begun = true;
@@ -193,7 +192,6 @@ void em_prefetch_token(em_prefetch & a, int32_t token_id) {
         queued += prefetch_layer(a, at);
     }
     copy_now(a, queued);
-    a.count.schedule_ns += em_now_ns() - started;
 }
 
 void em_prefetch_set(em_prefetch & a, em_predictor * predictor, int32_t lead, int32_t most, float gain, bool wait) {

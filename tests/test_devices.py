@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe import OffloadConfig
+from edgemoe import OffloadConfig, limits
 from edgemoe.cli import doctor
 from edgemoe.config import Budget, SimConfig
 from edgemoe.engine import host, opening
@@ -16,7 +16,7 @@ from edgemoe.errors import ConfigError
 from edgemoe.machine import hardware
 from edgemoe.planning.placement import GIB, LAYER_OVERHEAD, MachineRates, ModelNeeds, place
 from edgemoe.types import ModelShape
-from tests.parity import ours
+from tests.parity import open_ours, ours
 from tests.zoo import build
 
 AUTO = OffloadConfig()
@@ -117,6 +117,18 @@ def test_no_more_than_the_free_ram_is_given_to_a_device_that_shares_it(free: int
     assert placed.device_bytes + placed.reserve_bytes <= max(free, 1) * GIB
     needed = placed.ram_private_bytes + placed.ram_mapped_bytes
     assert placed.fits == (needed <= free * GIB) and placed.fits == (free >= 10)
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_experts_take_no_more_of_a_shared_memory_than_the_ram_has(
+    integrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build("llama", tmp_path)
+    monkeypatch.setattr(limits, "memory", lambda: limits.Memory(4 * GIB, GIB))  # no more than the reserve
+    llm = open_ours(path, OffloadConfig(device="sim", profile="off", sim=SimConfig(integrated=integrated)))
+    assert (llm.experts.stats().slot_bytes == 0) == integrated
+    assert (llm._scheduler.memory()[0] <= GIB) == integrated
+    llm.close()
 
 
 def test_sim_stands_for_an_integrated_device(tmp_path: Path) -> None:

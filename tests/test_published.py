@@ -243,7 +243,7 @@ def type_of_a_tensor(number: int) -> Callable[[bytearray], None]:
     ("change", "says"),
     [
         (version(1), "version 1 of 2023"),
-        (version(4), "version 4 is newer"),
+        (version(4), "newer GGUF version 4"),
         (version(3 << 24), "big-endian"),
         (type_of_a_tensor(99), "unknown type 99"),
         (type_of_a_tensor(31), "Q4_0_4_4"),

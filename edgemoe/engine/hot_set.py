@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .. import limits
 from ..config import Budget
 from ..errors import DoesNotFit
-from ..planning.placement import ModelNeeds, Placement, bytes_for_experts, reserve_of, with_slots
+from ..planning.placement import MachineRates, ModelNeeds, Placement, bytes_for_experts, reserve_of, with_slots
 from ..types import BoolArray, IdArray, ModelShape
 from .binding import PENDING, RESIDENT, NativeEngine
 
@@ -27,20 +28,25 @@ class HotSet:
     """
 
     def __init__(
-        self, native: NativeEngine, device: str, needs: ModelNeeds, placement: Placement, notes: list[str]
+        self, native: NativeEngine, machine: MachineRates, needs: ModelNeeds, placement: Placement, notes: list[str]
     ) -> None:
         """Begin without slots.
 
         Args:
             native: the core's engine, with the model loaded.
-            device: ggml name of the device, empty for none.
+            machine: the device, and whether its memory is RAM.
             needs: the model.
             placement: the placement that the model was loaded by.
             notes: gets a sentence for the user when the device has too little room.
         """
         self._native, self._needs, self._notes = native, needs, notes
         self.shape = needs.shape or NO_EXPERTS
-        self.device, self.placement = device, placement
+        self.device, self.placement, self._shares_ram = machine.device, placement, machine.device_shares_ram
+
+    def memory(self) -> tuple[int, int]:
+        """Give the free and the total bytes of the device; of memory that it shares, no more than the free RAM."""
+        free, total = self._native.device_memory()
+        return min(free, limits.memory().available) if self._shares_ram else free, total
 
     def place(self, budget: Budget) -> IdArray:
         """Allocate slots within the budget and the memory that is free now; return the slots of each layer."""
@@ -86,7 +92,7 @@ class HotSet:
 
     def _room(self, budget: Budget) -> int:
         """Count the device memory that experts may take, with the slots that they have now."""
-        free, total = self._native.device_memory()
+        free, total = self.memory()
         stats = self._native.stats()
         stage = max(0, self.placement.staging_of(self._needs) - stats.stage_bytes)  # a prefill will still take as much
         return free + stats.slot_bytes - stage - (reserve_of(total) if budget.automatic else 0)

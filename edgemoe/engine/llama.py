@@ -188,7 +188,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         elif not prepared.takes_experts:
             notes.append(opening.NOT_TAKEN)
             needs = replace(needs, shape=None)
-        hot = HotSet(native, prepared.device, needs, attempt.placement, notes)
+        hot = HotSet(native, prepared.machine, needs, attempt.placement, notes)
         blocks = [layer.block for layer in native.layers()]
         log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))
         keeper = Keeper(profile_folder(config), prepared.identity, hot.shape, notes)

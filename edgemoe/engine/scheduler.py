@@ -247,7 +247,7 @@ class Scheduler:
 
     def memory(self) -> tuple[int, int]:
         """Give the free and the total bytes of the device."""
-        return self._native.device_memory()
+        return self._hot.memory()
 
     def held(self) -> int:
         """Count the bytes of the slots."""

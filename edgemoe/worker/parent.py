@@ -19,7 +19,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
-from .. import limits
 from ..config import child_environment
 from ..errors import EdgeMoEError
 from ..models.page_cache import watched
@@ -292,6 +291,8 @@ def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
     """Describe the end of a child with this exit status, with a hint that may help."""
     reason = f": {words}" if words else ""
     if status == KILLED and out_of_memory:
+        from .. import limits  # imports psutil, which an ordinary end does not need
+
         limit = limits.memory().reason
         cause = f"memory ran out ({limit})" if limit else "the system ran out of memory"
         return f"{cause}: the kernel ended the engine", "a smaller --ctx or --vram, or a smaller model"

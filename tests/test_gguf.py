@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe import BadGguf, Llama, ModelNotFound, OffloadConfig
+from edgemoe.engine import host
 from edgemoe.errors import UnsupportedModel
 from edgemoe.models import families
 from edgemoe.models.gguf import check, model_identity, moe_shape, read
@@ -114,9 +115,12 @@ def test_an_error_of_llama_cpp_keeps_its_text(broken: Callable[[Change], Path]) 
         Llama(path, n_ctx=64, offload=OffloadConfig(device="none", profile="off"))
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])  # without a kernel llama.cpp keeps the experts
 def test_an_assertion_of_ggml_is_an_error_and_the_next_model_loads(
-    broken: Callable[[Change], Path], model: Path
+    kernels: str, broken: Callable[[Change], Path], model: Path, request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(lambda: host.core().choose_kernels("auto"))
+    host.core().choose_kernels(kernels)
     offload = OffloadConfig(device="none", profile="off")
     path = broken(write_after("llama.expert_used_count", 4, "I", 0))
     with pytest.raises(BadGguf, match="GGML_ASSERT"):

@@ -157,6 +157,10 @@ EM_API const char * em_symbol_name(int32_t i);
 EM_API int32_t      em_symbol_set(int32_t i, void * address);
 // The std::__throw_runtime_error of the C++ library that ggml uses; NULL where that is this core's own.
 EM_API void         em_set_thrower(void * function);
+// ggml asserts the contents of a file, and ends the process where an assertion fails. Between these two calls a failure on this
+// thread is an exception instead, which llama.cpp catches.
+EM_API void         em_trap_aborts(void);
+EM_API void         em_release_aborts(void);
 // Compare everything assumed of ggml with the ggml that is loaded. On EM_ERROR_MISMATCH em_last_error names the difference.
 EM_API int32_t      em_check(void);
 // The registry entry, for ggml_backend_load; NULL before a successful em_check.

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -99,6 +99,8 @@ _SIGNATURES = {
     "em_symbol_name": (ctypes.c_char_p, [_i32]),
     "em_symbol_set": (_i32, [_i32, ctypes.c_void_p]),
     "em_set_thrower": (None, [ctypes.c_void_p]),
+    "em_trap_aborts": (None, []),
+    "em_release_aborts": (None, []),
     "em_check": (_i32, []),
     "em_buffer_type": (ctypes.c_void_p, []),
     "em_decode": (_i32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_i32)]),
@@ -206,6 +208,15 @@ class Core:
     def last_error(self) -> str:
         """Text of the last failure on this thread."""
         return str(self._lib.em_last_error().decode())
+
+    @contextlib.contextmanager
+    def trap_aborts(self) -> Iterator[None]:
+        """Make failed assertions of ggml on this thread errors that llama.cpp catches, not the end of the process."""
+        self._lib.em_trap_aborts()
+        try:
+            yield
+        finally:
+            self._lib.em_release_aborts()
 
     def buffer_type(self) -> int:
         """Address of the buffer type that holds experts."""

@@ -228,7 +228,8 @@ def loading(
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()
     try:
-        yield errors
+        with core().trap_aborts():
+            yield errors
     finally:
         binding.llama_model_default_params = plain_params
         llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard

@@ -1,4 +1,4 @@
-// A failed assertion of ggml as an exception, see api.h.
+// A failed assertion of ggml as an exception, see edgemoe.h.
 
 #include "edgemoe.h"
 #include "errors.h"

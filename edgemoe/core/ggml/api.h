@@ -24,9 +24,4 @@ extern em_ops OP;
 
 bool em_host_checked(); // em_check has succeeded
 
-// ggml asserts the contents of a file, and ends the process where an assertion fails. Between these two calls a failure
-// on this thread is an exception instead.
-void em_trap_aborts();
-void em_release_aborts();
-
 inline ggml_backend_buffer * em_buffer_of(const ggml_tensor * t) { return t->view_src ? t->view_src->buffer : t->buffer; }

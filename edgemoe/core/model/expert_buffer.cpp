@@ -115,11 +115,6 @@ em_model * em_loading() { return loading; }
 bool       em_accelerates() { return accelerates; }
 
 void em_set_loading(em_model * model, bool stands_in) {
-    if (model && !loading) {
-        em_trap_aborts();
-    } else if (!model && loading) {
-        em_release_aborts();
-    }
     loading     = model;
     accelerates = model && !stands_in;
 }

@@ -7,6 +7,7 @@
 
 #include "ggml/probes.h"
 #include "memory/region.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <array>
@@ -16,7 +17,6 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #    define EM_X86_KERNELS 1
-#    include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
 #    define EM_ARM_KERNELS 1
 #    include <sys/auxv.h>
@@ -43,22 +43,7 @@ void generic_dots(const em_kernel & k, const em_weight_rows & rows, const em_act
     em_one_by_one(k, rows, tokens, 0, rows.count, 0);
 }
 
-#if defined(EM_X86_KERNELS)
-
-// The compiler's own check asks the operating system, too, whether it keeps the registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-
-bool has_avxvnni() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-}
-
-bool has_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2") && has_avx2();
-}
-
-#elif defined(EM_ARM_KERNELS)
+#if defined(EM_ARM_KERNELS)
 
 bool has_neon() { // with dot products
 #    if defined(__linux__)
@@ -85,9 +70,9 @@ struct family_entry {
 // The best first.
 constexpr family_entry FAMILIES[] = {
 #if defined(EM_X86_KERNELS)
-    {em_family::avx512, "avx512", has_avx512, em_kernel_avx512},
-    {em_family::avxvnni, "avxvnni", has_avxvnni, em_kernel_avxvnni},
-    {em_family::avx2, "avx2", has_avx2, em_kernel_avx2},
+    {em_family::avx512, "avx512", em_has_avx512, em_kernel_avx512},
+    {em_family::avxvnni, "avxvnni", em_has_avxvnni, em_kernel_avxvnni},
+    {em_family::avx2, "avx2", em_has_avx2, em_kernel_avx2},
 #else
     {em_family::avx512, "avx512", never, nullptr},
     {em_family::avxvnni, "avxvnni", never, nullptr},

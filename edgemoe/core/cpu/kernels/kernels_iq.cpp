@@ -9,6 +9,7 @@
 
 #include "avx512_blocks.h"
 #include "grids.h"
+#include "processor.h"
 
 #include <algorithm>
 
@@ -247,7 +248,7 @@ template <class W> void use_with(em_kernel & k, int type) {
 } // namespace
 
 void em_avx512::use_grids(em_kernel & k, int type) {
-    if (!__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512bitalg")) {
+    if (!em_has_avx512_bits()) {
         return;
     }
     switch (type) {

@@ -252,7 +252,7 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     const auto   wait = event_of(event)->wait();
     s->submit(wait);
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait together
+        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait for the same event
     }
 }
 

@@ -65,5 +65,6 @@ void em_before_sending(em_pass * p); // the next copies on p->compute wait for i
 void em_force_ids(em_pass * p, const em_block & b); // replaces the ids on the device if there is a trace
 // Copies one tensor's experts to the stage. Experts in memory that the device reads by itself are one copy. The rest of the run,
 // at either end, is copied apart.
+void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run);
 bool em_sent(em_pass * p, em_stage_part part); // call it after the copies to a part of the stage. False: a copy failed; only sim reports that
 int  em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of misses.cold in place

@@ -44,7 +44,8 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
     for (int32_t x : cold) {
         cold_tokens.push_back(tokens[size_t(x)]);
     }
-    rates.short_byte_ns = p->events ? rates.short_byte_ns : 0; // without events no layer corrects the rate, so each begins with the rate of uploads
+    // Without events no layer corrects the rate, so each layer begins with the rate of uploads.
+    rates.short_byte_ns = p->events ? rates.short_byte_ns : 0;
     p->prompt.shared.plan = em_share(rates, layer.expert_bytes, cold_tokens, layout.sent, idle);
     std::vector<uint8_t> sent(size_t(layer.experts)), ours(size_t(layer.experts));
     for (size_t i = 0; i < cold.size(); ++i) {
@@ -65,7 +66,8 @@ void em_send_early(em_pass * p, em_stage_layout & layout, const em_block & b, em
     em_host_register(p->e->residence, layer);
     int64_t left = std::min(int64_t(rates.short_idle_ns / (rates.short_byte_ns * double(layer.expert_bytes))), int64_t(layer.experts / 2));
     for (int i = 0; i < PROJ_COUNT; ++i) {
-        left = layer.weight[i] && !layer.window[i].from ? 0 : left; // the device cannot read this tensor, so the thread that sends it would have to wait
+        // The device cannot read such a tensor, so the thread that sends it would have to wait.
+        left = layer.weight[i] && !layer.window[i].from ? 0 : left;
     }
     left = b.k * b.tokens < EM_PICKS_MOST * layer.experts ? 0 : left;
     layout.sent = 0;

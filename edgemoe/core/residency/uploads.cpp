@@ -68,7 +68,7 @@ static void copy_loop(em_residence & r) {
         from.pop_front();
         u.copying = true;
         lock.unlock();
-        while (u.wanted && !r.turn.cancelled) { // a std::mutex keeps no order among its waiters
+        while (u.wanted && !r.turn.cancelled) { // the prompt goes first: a std::mutex keeps no order among its waiters
             std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
         {

@@ -78,7 +78,7 @@ def _ggml() -> Any:
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix in ggml's order of extents. The last extent counts experts; a token uses ``used`` of them, 0 for none."""
+    """A matrix in ggml's order of extents. The last extent counts experts, of which a token uses ``used``."""
 
     type: int
     shape: tuple[int, int, int]

@@ -125,8 +125,8 @@ typedef struct {
     const float * next_decay;  // [leads, L, D]
     const float * next_again;  // [leads, L, E, E] a row for each expert that the token before used in layer l
     const float * next_rows;   // [leads, reach, L, E, E] a row for each expert that the token under way used in layer l - lead - j
-    // [leads, L, 3, 2] a weight and a constant. The weight is for an expert's share in the earlier uses of the token's id. The 3
-    // kinds of ids came once, 2 to 4 times, or more often.
+    // [leads, L, 3, 2] a weight and a constant. The weight is for an expert's share in the earlier uses of the token's id. There
+    // are 3 pairs: for an id that came once, 2 to 4 times, or more often.
     const float * next_token;
     const float * next_router; // [leads, L] weight of the margins that the layer's router gives when it is run ahead (routing/router.h)
 } em_predictor_tables;

@@ -55,8 +55,8 @@ struct em_launch { // a pair graph under way; no ctx: none
     int            status = STATUS_SUCCESS;
 };
 
-// Starts the pairs; on the device it returns before they are computed. With a tail (CPU, all pairs of a single token in order) it
-// writes the sum to its place, and gives no result.
+// Starts the pairs; on the device it returns before the pairs are computed. With a tail (CPU, all pairs of a single token in
+// order) it writes the sum to its place, and gives no result.
 em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
 // Copies rows to where the block's result belongs.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);

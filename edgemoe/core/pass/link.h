@@ -59,7 +59,8 @@ ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n); // n r
 bool      em_tables_make(em_pass * p); // and the graphs of each layer, once. False: no memory
 
 // link.cpp
-// Gives a layer's part of a region. It is rewritten only for the next token; until then the device may read it. Null: no memory.
+// Gives a layer's part of a region. The part is rewritten only for the next token; until then the device may read the part. Null:
+// no memory.
 char * em_area_of(em_pass * p, em_layer_region & region, size_t each, const em_layer_t & layer);
 void em_before_sending(em_pass * p); // the next copies on p->compute wait for its computations so far
 void em_force_ids(em_pass * p, const em_block & b); // replaces the ids on the device if there is a trace

@@ -16,8 +16,8 @@
 //   - all experts resident, each in the slot of its number: llama.cpp's own graph runs over the slots.
 //
 // Ordering. Everything runs on one stream (`compute`) in the order of the graph, but for two kinds of copies:
-//   - to the host (`to_host`): a copy begins when `compute` has reached `ready`. Then the layer's inputs are computed, and inputs
-//     that the layer itself overwrites are saved. The CPU waits for `arrived` before it gives `compute` more than the layer's hot
+//   - to the host (`to_host`): a copy begins when `compute` has reached `ready`. By then the layer's inputs are computed, and
+//     inputs that the layer itself overwrites are saved. The CPU waits for `arrived` before it gives `compute` more than the layer's hot
 //     pairs.
 //   - to the stage (`device.stream`): part h is written after `compute` has reached `vacant[h]`, when the layer before has read
 //     the part; `compute` waits for `filled[h]` before it reads the part. Layers of different types may share a part's memory.

@@ -43,8 +43,8 @@ struct em_prompt {
 
 // stage_layout.cpp
 em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer); // a stage that holds the whole layer; null: none
-// `send[expert]`: copy the expert to the stage unless it is resident. An expert that is not sent has a place, too: the CPU's rows
-// replace its rows, or it was sent early. Null: send all.
+// `send[expert]`: copy the expert to the stage unless it is resident. Every other expert has a place as well: the CPU's rows
+// replace its rows, or the expert was sent early. Null: send all.
 void em_lay_out(em_stage_layout & layout, const em_layer_t & layer, const std::vector<uint8_t> * send);
 void em_send_runs(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part);
 

@@ -3,7 +3,7 @@
 // Prefetches: experts that are loaded ahead of need, while a token is under way.
 //
 // Writer: the thread that computes, under em_turn::computing; settings are written between steps.
-// The predictor belongs to the thread that computes. From post to settle it belongs to the lookahead thread. So the thread that
+// The predictor belongs to the thread that computes. From post to settle the lookahead thread has it. So the thread that
 // computes calls settle before it touches the predictor again. If the snapshot was not begun, settle takes the snapshot back. If
 // the snapshot is under way, settle waits.
 

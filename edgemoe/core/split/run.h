@@ -14,8 +14,8 @@ struct em_split {
 // executor.cpp
 // Gives the end of the graph that begins at pair `at`: about `most` pairs later, at most `all`.
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most);
-// Gives the number of rows below which an expert goes to row products. They are faster there than ggml, and equal to the last
-// bit.
+// Gives the number of rows below which an expert goes to row products. There row products are faster than ggml, and equal to the
+// last bit.
 int64_t em_row_product_limit(const em_block & b);
 // Moves the pairs of experts with fewer rows to the front; the pairs are sorted by experts. Returns how many.
 int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer);

@@ -21,7 +21,6 @@ def slots_for(shape: ModelShape, budget_bytes: int) -> IntArray:
 
     A layer gets `least_slots` or more, or none. If the budget is too small for all layers, the last layers get theirs:
     the first layers of a model route most evenly, so slots hit least there.
-    the first layers of a model route most evenly, so slots hit least there.
 
     Args:
         shape: geometry of the model; ``expert_bytes`` above 0.

@@ -2,8 +2,8 @@
 
 // Dot products of weight rows with prepared activation vectors.
 //
-// If a family of kernels runs on this processor and knows the weight type, its kernels read the file layout. They are faster than
-// ggml's kernels, and their results are equal to the last bit. Otherwise ggml's vec_dot computes.
+// If a family of kernels runs on this processor and knows the weight type, its kernels read the file layout. The kernels are
+// faster than ggml's, with results equal to the last bit. Otherwise ggml's vec_dot computes.
 
 #include "ggml/abi.h"
 
@@ -33,7 +33,7 @@ struct em_kernel {
     void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
-    const ggml_type_traits_cpu * dot_traits;  // of the type in which its vec_dot wants activations
+    const ggml_type_traits_cpu * dot_traits;  // of the type that the weight type's vec_dot wants activations in
     const void *                 table;       // table of weights, for types that name groups of weights by number
     size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
     int64_t                      block_values; // of the vector in such a block
@@ -55,7 +55,7 @@ void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_ac
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
 // Whether the family in use has a kernel for rows of n weights of this type.
 bool em_kernel_own(int type, int64_t n);
-// Whether ggml has kernels of its own for many rows of this type. They round otherwise than ggml's dot products.
+// Whether ggml has kernels of its own for many rows of this type. Such kernels round otherwise than ggml's dot products.
 bool em_kernel_many(int type);
 
 // Each sets a family's kernel for its types, or does nothing.

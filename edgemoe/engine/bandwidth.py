@@ -165,7 +165,7 @@ class Bench:
         for tokens in (1, TOKENS):
             few = (
                 weights if tokens == 1 else weights[:: max(1, len(weights) // 4)]
-            )  # arithmetic does not care for caches
+            )  # a batch computes more than it reads, so a few weights are enough
             with self._products(few, tokens) as (graph, work):
                 if graph is None:
                     return None

@@ -196,7 +196,7 @@ class Prefix:
         """Count the tokens of a memory that a prompt can use.
 
         Args:
-            agreed: number of tokens in which memory and prompt agree.
+            agreed: length of the common beginning of memory and prompt.
             length: tokens of the memory, None if its end is uncertain.
             marks: positions of its marks.
             asked: tokens of the prompt.

@@ -21,8 +21,8 @@ BATCH = 512
 FEW_TOKENS = 32
 # llama.cpp makes the KV cache a multiple of so many tokens long.
 CONTEXT_STEP = 256
-# A prefill brings experts to staging places on the device. All experts of a layer have a place if they take no more
-# than this share of the device's memory. Otherwise there are two halves: one is filled while the other computes.
+# A prefill brings experts to staging places on the device. If all experts of a layer take no more than this share of
+# the device's memory, each has a place. Otherwise the places are two halves: one is filled while the other computes.
 STAGE_SHARE = 1 / 8
 STREAM_SLOTS = 16
 # Bytes that alignment may add to the slots of a layer (8 tensors, 512 bytes each).

@@ -17,10 +17,11 @@
 //
 // Ordering. Everything runs on one stream (`compute`) in the order of the graph, but for two kinds of copies:
 //   - to the host (`to_host`): a copy begins when `compute` has reached `ready`. By then the layer's inputs are computed, and
-//     inputs that the layer itself overwrites are saved. The CPU waits for `arrived` before it gives `compute` more than the layer's hot
-//     pairs.
-//   - to the stage (`device.stream`): part h is written after `compute` has reached `vacant[h]`, when the layer before has read
-//     the part; `compute` waits for `filled[h]` before it reads the part. Layers of different types may share a part's memory.
+//     inputs that the layer itself overwrites are saved. The CPU waits for `arrived` before it gives `compute` more than the
+//     layer's hot pairs.
+//   - to the stage (`device.stream`): each part h has two events. `vacant[h]`: `compute` has read the part for the layer before;
+//     copies to the part wait for this event. `filled[h]`: the copies are done; `compute` waits for this event before it reads the
+//     part. Layers of different types may share a part's memory.
 // The CPU's rows, places and tables are sent on `compute` itself. They wait for the computations before them: by the order of the
 // stream, or, if the device sends beside its computations, by `ready` (em_before_sending).
 // A slot is not overwritten while it is read. Under the layer's mutex the hot pairs are started, and `residents.read` is recorded

@@ -14,10 +14,13 @@ from .lfu import Frequency
 # hits with 12 % fewer uploads; from a cold start the same hits with 3 % fewer uploads.
 TERMS = ((0.5, 0.05), (0.9, 0.28), (0.98, 0.45), (0.998, 0.2), (0.9998, 0.2))
 # A newcomer's score is charged with this share of the demand of the moment. At 0 every expert looks hot just when it is
-# missed. At 1 a single demand never displaces an expert. Hit rate and uploads per layer and token on the training
-# halves, at most 2 uploads, first four terms, mean over 12.5, 25 and 50 % resident: LFU .625, 1.31; 0: .625, 0.74;
-# 0.15: .624, 0.66; 0.3: .623, 0.58; 0.6: .619, 0.40; 1: .613, 0.22. Three alternatives were each worse at equal
-# uploads: a ratio of 1.3 (hysteresis: .618, 0.41), a dwell time, and counting demands.
+# missed. At 1 a single demand never displaces an expert. Measured on the training halves, at most 2 uploads, first four
+# terms, mean over 12.5, 25 and 50 % resident:
+#   charge                       LFU     0   0.15    0.3    0.6      1
+#   hit rate                    .625  .625   .624   .623   .619   .613
+#   uploads per layer and token 1.31  0.74   0.66   0.58   0.40   0.22
+# Three alternatives were each worse at equal uploads: a ratio of 1.3 (hysteresis: .618, 0.41), a dwell time, and
+# counting demands.
 CHARGE = 0.15
 
 

@@ -26,9 +26,12 @@ MEMORY_RATES = (0.8, 0.99)
 # *Soon* is a discounted count of uses: 0.8 looks about five tokens ahead. Hit rates on held-out sequences, a quarter
 # resident, of gpt-oss-20b, then of DeepSeek-V2-Lite. 0.8: .727, .636; 0.9: .720, .625; 0.95: .711, .607.
 HORIZON = 0.8
-# Step of learning from every token. Hit rates, a quarter resident, at most 2 loads: gpt-oss-20b and DeepSeek-V2-Lite in
-# the domain of the training, then DeepSeek-V2-Lite in two other domains. 0: .842, .803, .575, .627; 0.01: .847, .805,
-# .734, .773; 0.03: .850, .805, .766, .794; 0.05: .852, .802, .769, .795.
+# Step of learning from every token. Hit rates, a quarter resident, at most 2 loads:
+#   step                                     0   0.01   0.03   0.05
+#   gpt-oss-20b, domain of the training   .842   .847   .850   .852
+#   DeepSeek-V2-Lite, the same domain     .803   .805   .805   .802
+#   DeepSeek-V2-Lite, a second domain     .575   .734   .766   .769
+#   DeepSeek-V2-Lite, a third domain      .627   .773   .794   .795
 RATE = 0.03
 # Weights of the decayed frequencies before any learning: logistic regressions on both models' training halves.
 PRIOR = (0.6, 0.8, 1.5, 3.0, 1.5)

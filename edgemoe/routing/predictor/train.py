@@ -181,8 +181,8 @@ def by_token(use: Floats, tokens: IdArray) -> Floats:
         tokens: token ids, ``(tokens,)``, -1 where not known.
 
     Returns:
-        ``(6, tokens, experts)``: two planes for each kind of ids (once, 2 to 4 times, more often). The planes are the
-        share of each expert, and a constant 1. Planes of another kind are 0.
+        ``(6, tokens, experts)``: for each kind of ids (once, 2 to 4 times, more often) the share of each expert, then
+        a constant 1. A token has numbers in the two rows of its kind, and 0 in the others.
     """
     kinds = len(TOKEN_PRIOR)
     out = np.zeros((kinds, 2, *use.shape), dtype=np.float32)

@@ -16,7 +16,7 @@ using namespace em_q8;
 
 struct alignas(64) prepared_raised { // `prepared` for weights that are raised: a constant makes them positive
     int8_t  q[256];
-    int32_t start[64]; // negative: the part of each four products that raising adds; in the order of q
+    int32_t start[64]; // minus the part of each four products that raising adds; in the order of q
     float   d;
     char    pad[60];
 };

@@ -15,7 +15,7 @@ struct em_exchange {
     em_region stage;        // host side of the stage
 };
 
-// The policy learns little from steps of a model that is resident as a whole, so the core reads the routing of few of them.
+// A step of a wholly resident model teaches the policy little. So the core reads the routing of few such steps.
 struct em_watching {
     std::atomic<int32_t> every{64};     // read the routing of every n-th token at least; any thread writes
     std::atomic<bool>    unseen{false}; // the latest step was not read; the thread that computes writes

@@ -17,7 +17,7 @@ from ..errors import ConfigError, EdgeMoEError
 from ..setup.advice import COMMAND, rebuild
 from ..setup.installed import Backend, built, of_package
 
-# ggml's names of the kinds that the registry is asked for.
+# Name of the RPC backend in ggml's registry.
 _RPC = b"RPC"
 _ENDPOINT = re.compile(r"^(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d{1,5}$")
 _PATIENCE_S = 60.0
@@ -26,7 +26,7 @@ _PATIENCE_S = 60.0
 def load_built(ggml: ctypes.CDLL) -> tuple[str, ...]:
     """Load the backends that were built for this ggml; return a sentence about each that cannot be loaded.
 
-    RPC's is loaded when a server is named: it has no devices before.
+    The RPC backend has no devices before a server is named, so `connect` loads it.
     """
     sentences = []
     theirs = of_package()
@@ -74,7 +74,7 @@ def serve(ggml: ctypes.CDLL, endpoint: str, device: str, threads: int) -> None:
 
 
 def _load(ggml: ctypes.CDLL, backend: Backend) -> str:
-    """Load a backend; give a sentence when that fails, which ggml does not."""
+    """Load a backend; return a sentence on a failure, empty without one. ggml reports no reason for a failure."""
     try:
         ctypes.CDLL(str(backend.path))
     except OSError as error:
@@ -86,7 +86,7 @@ def _load(ggml: ctypes.CDLL, backend: Backend) -> str:
 
 
 def _try(endpoint: str) -> None:
-    """Meet the server in another process first: ggml ends the one in which the first words fail."""
+    """Meet the server in another process first: if the first exchange fails, ggml ends the process that tried it."""
     command = [sys.executable, "-m", "edgemoe.engine.rpc_trial", endpoint]
     hint = f"on that machine: edgemoe rpc-server --port {endpoint.rpartition(':')[2]}"
     try:
@@ -103,7 +103,7 @@ def _try(endpoint: str) -> None:
 
 @cache
 def connected(ggml: ctypes.CDLL, endpoint: str) -> list[str]:
-    """The same as `connect`, without a trial: a server that speaks otherwise ends this process."""
+    """Do the same as `connect`, without a trial. A server that speaks another protocol ends this process."""
     add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(_function(ggml, b"ggml_backend_rpc_add_server"))
     registry = add(endpoint.encode())
     if not registry:
@@ -118,17 +118,17 @@ def connected(ggml: ctypes.CDLL, endpoint: str) -> list[str]:
 
 
 def _function(ggml: ctypes.CDLL, name: bytes) -> int:
-    """Address of a function of the RPC backend."""
+    """Give the address of a function of the RPC backend."""
     address = ggml.ggml_backend_reg_get_proc_address
     address.restype, address.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
     return int(address(_registry(ggml), name))
 
 
 def _registry(ggml: ctypes.CDLL) -> int:
-    """The RPC backend, which is loaded unless it is there.
+    """Give the RPC backend; load it first if it is not loaded yet.
 
     Raises:
-        ConfigError: there is none, with the command that makes one.
+        ConfigError: there is no RPC backend; the hint has the command that makes one.
     """
     ggml.ggml_backend_reg_by_name.restype, ggml.ggml_backend_reg_by_name.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     if not ggml.ggml_backend_reg_by_name(_RPC):

@@ -1,4 +1,4 @@
-"""Measures this machine through ggml: how fast CPU and device multiply one token with experts, and take bytes in.
+"""Measures this machine through ggml: the speed of CPU and device on experts of one token, and the speed of copies.
 
 Everything is timed on graphs and buffers of ggml's public interface, the one that models run on. A rate that cannot be
 measured is None.
@@ -20,13 +20,13 @@ from . import host
 
 _pointer, _i64, _size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
 ROUNDS = 8  # tokens in a row, so that the start of a graph does not count
-MOST_BYTES = 256 << 20  # of weights to measure with
+MOST_BYTES = 256 << 20  # of weights, at most, for a measurement
 MOST_NODES = 1024
-TOKENS = 128  # of a batch
+TOKENS = 128  # tokens of a batch
 UPLOAD_BYTES = 4 << 20  # an expert
 TINY_NODES = 200
 WORDS = 2048
-PATIENCE_S = 0.35  # of each measurement
+PATIENCE_S = 0.35  # time for each measurement
 
 
 class _Parameters(ctypes.Structure):
@@ -78,7 +78,7 @@ def _ggml() -> Any:
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix to multiply with, in ggml's order of extents; routed experts where ``used`` of the last extent count."""
+    """A matrix in ggml's order of extents. The last extent counts experts, of which a token uses ``used``."""
 
     type: int
     shape: tuple[int, int, int]
@@ -92,7 +92,7 @@ class Weight:
 
     @property
     def operations(self) -> int:
-        """Multiply-adds of one token."""
+        """Count the multiply-adds of one token."""
         return self.shape[0] * self.shape[1] * (self.used or 1)
 
 
@@ -101,7 +101,7 @@ COMMON = (Weight(12, (2048, 768, 64), 8), Weight(12, (2048, 768, 64), 8), Weight
 
 
 def weights_of(file: GgufFile) -> tuple[list[Weight], list[Weight]]:
-    """Matrices like those of a model: its routed experts and all others, of each kind `MOST_BYTES` at most."""
+    """Make weights like those of a model: routed experts, and all others; at most `MOST_BYTES` of each kind."""
     used = file.number("expert_used_count") or 1
     experts: list[Weight] = []
     others: list[Weight] = []
@@ -157,15 +157,15 @@ class Bench:
             self._backend = None
 
     def rates(self, weights: Sequence[Weight], patience_s: float = PATIENCE_S) -> tuple[float, float] | None:
-        """Bytes per second when one token is multiplied with the weights, multiply-adds per second of a batch.
+        """Measure bytes per second with one token, and multiply-adds per second with a batch of `TOKENS` tokens.
 
-        None where the backend lacks an operation or the memory.
+        The result is None if the backend lacks an operation or the memory.
         """
         found = []
         for tokens in (1, TOKENS):
             few = (
                 weights if tokens == 1 else weights[:: max(1, len(weights) // 4)]
-            )  # arithmetic does not care for caches
+            )  # a batch computes more than it reads, so a few weights are enough
             with self._products(few, tokens) as (graph, work):
                 if graph is None:
                     return None
@@ -173,7 +173,7 @@ class Bench:
         return found[0], found[1]
 
     def node_ns(self) -> float | None:
-        """Nanoseconds of an operation on so few numbers that only its start counts; None where there is no memory."""
+        """Measure an operation so small that only its start counts, in nanoseconds; None if there is no memory."""
         with self._tensors(TINY_NODES + 8) as (ctx, alloc):
             first = tensor = self._lib.ggml_new_tensor_3d(ctx, F32, 64, 1, 1)
             for _ in range(TINY_NODES):
@@ -184,7 +184,7 @@ class Bench:
             return self._seconds(graph, PATIENCE_S / 2) / TINY_NODES * 1e9
 
     def join_ns(self) -> float | None:
-        """Nanoseconds to send an input, start a small graph and wait for it, the median; None without memory for it."""
+        """Measure nanoseconds to send an input, start a small graph and wait for it; None if there is no memory."""
         with self._tensors(8) as (ctx, alloc):
             first = self._lib.ggml_new_tensor_3d(ctx, F32, WORDS, 1, 1)
             graph = self._graph(ctx, [self._lib.ggml_add(ctx, first, first)])
@@ -200,7 +200,7 @@ class Bench:
             return float(np.median(times))
 
     def upload_rate(self, pinned: bool) -> float | None:
-        """Bytes per second to the device, copies of an expert's size; None where memory cannot be pinned."""
+        """Measure bytes per second of copies to the device, of an expert's size; None if memory cannot be pinned."""
         with self._host(pinned) as source, self._tensors(8) as (ctx, alloc):
             target = self._lib.ggml_new_tensor_3d(ctx, F32, UPLOAD_BYTES // 4, 1, 1)
             if not source or not alloc():
@@ -235,7 +235,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _products(self, weights: Sequence[Weight], tokens: int) -> Iterator[tuple[Any, int]]:
-        """Yield a graph of multiplications and its work: bytes of weights for one token, multiply-adds for more."""
+        """Yield a graph of products and its work: bytes of weights for one token, multiply-adds for several tokens."""
         rounds = ROUNDS if tokens == 1 else 1
         with self._tensors(len(weights) * (2 + 2 * rounds) + 8) as (ctx, alloc):
             products: list[tuple[int, Any]] = []
@@ -252,7 +252,7 @@ class Bench:
                     ids = self._lib.ggml_new_tensor_3d(ctx, I32, weight.used, tokens, 1)
                     choices.append((ids, weight, turn))
                     products.append((turn, self._lib.ggml_mul_mat_id(ctx, matrix, inputs, ids)))
-            # Turn by turn through all weights, as a model does: weights used again soon would come from a cache.
+            # Each turn goes through all weights, as a model does: a cache would hold weights that are used again soon.
             results = [result for _, result in sorted(products, key=lambda pair: pair[0])]
             able = not self._device or all(self._lib.ggml_backend_dev_supports_op(self._device, r) for r in results)
             if not able or not alloc():
@@ -264,7 +264,7 @@ class Bench:
             yield self._graph(ctx, results), work
 
     def _choose(self, ids: Any, weight: Weight, turn: int, tokens: int) -> None:
-        """Fill in experts: those of the next turn are others, so that no cache holds them."""
+        """Fill in the experts of a turn. The next turn has other experts, so that no cache holds them."""
         count, order = weight.shape[2], np.random.default_rng(turn)
         rows = [(np.arange(weight.used) + turn * weight.used) % count]
         if tokens > 1:
@@ -298,14 +298,14 @@ class Bench:
         def compute() -> None:
             self._lib.ggml_backend_graph_compute(self._backend, graph)
             self._lib.ggml_backend_synchronize(self._backend)
-            # A remote device reports no end of a graph: only reading a result shows that it is there.
+            # A remote device does not report the end of a graph. It has ended when its result can be read.
             self._lib.ggml_backend_tensor_get(result, ctypes.byref(word), 0, 4)
 
         return typical(compute, patience_s)
 
 
 def typical(work: Callable[[], Any], patience_s: float) -> float:
-    """Seconds of a run, the median of three or more that fit the time: on a busy machine models are slow too."""
+    """Give the median of three or more runs, in seconds: models run on a busy machine, too."""
     work()
     times: list[float] = []
     end = time.perf_counter() + patience_s

@@ -152,10 +152,10 @@ _SIGNATURES = {
 
 
 def find_core() -> Path:
-    """The compiled core: beside this file, or in the installed package when this file is run from a checkout.
+    """Find the compiled core: beside this file, or in the installed package if this file is run from a checkout.
 
     Raises:
-        EdgeMoEError: it is in neither place.
+        EdgeMoEError: the core is in neither place.
     """
     places = [Path(__file__).with_name(_CORE_NAME)]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -169,10 +169,10 @@ def find_core() -> Path:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The core, loaded once and its functions declared; not checked against ggml yet, see ``Core``.
+    """Load the core once, and declare its functions. Only ``Core`` checks the core against ggml.
 
     Raises:
-        EdgeMoEError: it is missing from the installation or of another version.
+        EdgeMoEError: the core is missing from the installation, or of another version.
     """
     lib = ctypes.CDLL(str(find_core()))
     sizes = [ctypes.sizeof(s) for s in (_Options, _SimOptions, LayerInfo, _Load, _Stats)]
@@ -190,12 +190,12 @@ class Core:
     """The loaded core library, checked against the ggml of this process.
 
     Raises:
-        BackendMismatch: the ggml that is loaded differs from the one the core was written against.
+        BackendMismatch: the loaded ggml differs from the ggml that the core was written against.
         EdgeMoEError: the core is missing from the installation or of another version.
     """
 
     def __init__(self, ggml: Sequence[ctypes.CDLL], found: str, tested: str) -> None:
-        """Load the core and hand it every ggml function it needs, looked up in ``ggml`` in order."""
+        """Load the core, and hand it every ggml function that it needs: the first one of that name in ``ggml``."""
         self.path = find_core()
         self._lib = library()
         for i in range(self._lib.em_symbol_count()):
@@ -206,7 +206,7 @@ class Core:
             raise BackendMismatch(f"{found} ({self.last_error()})", tested)
 
     def last_error(self) -> str:
-        """Text of the last failure on this thread."""
+        """Give the text of the last failure on this thread."""
         return str(self._lib.em_last_error().decode())
 
     @contextlib.contextmanager
@@ -219,7 +219,7 @@ class Core:
             self._lib.em_release_aborts()
 
     def buffer_type(self) -> int:
-        """Address of the buffer type that holds experts."""
+        """Give the address of the buffer type that holds experts."""
         return int(self._lib.em_buffer_type())
 
     def choose_kernels(self, name: str) -> None:
@@ -233,7 +233,7 @@ class Core:
 
     @property
     def kernels(self) -> str:
-        """Family of CPU kernels in use: ``off``, ``avx2``, ``avxvnni``, ``avx512`` or ``neon``."""
+        """Name the family of CPU kernels in use: ``off``, ``avx2``, ``avxvnni``, ``avx512`` or ``neon``."""
         return str(self._lib.em_kernels_name().decode())
 
     def has_kernel(self, weight_type: int, width: int) -> bool:
@@ -252,7 +252,7 @@ class Core:
         return result.value
 
     def abort_callback(self) -> int:
-        """Address of the callback that ends a computation after ``NativeEngine.cancel``."""
+        """Give the address of the callback that ends a computation after ``NativeEngine.cancel``."""
         return int(self._lib.em_abort_callback())
 
     def configure_sim(self, sim: SimConfig) -> None:
@@ -285,7 +285,7 @@ class Core:
         stream_slots: int,
         graph_us: int,
     ) -> NativeEngine:
-        """Make an engine; ``device`` is a ggml device name or empty for none, `edgemoe.h` explains the others.
+        """Make an engine. ``device`` is a ggml device name, or empty for none; `edgemoe.h` explains the rest.
 
         Raises:
             ConfigError: there is no such device, or it cannot be opened.
@@ -306,7 +306,7 @@ class Core:
 
 
 class NativeEngine:
-    """One engine of the core. Not thread-safe where ``edgemoe.h`` says so; freed by ``close``."""
+    """One engine of the core; `close` frees it. ``edgemoe.h`` names the methods for one thread at a time."""
 
     def __init__(self, core: Core, handle: int) -> None:
         """Take ownership of ``handle``."""
@@ -318,40 +318,40 @@ class NativeEngine:
 
     @property
     def handle(self) -> int:
-        """The engine's address, for the abort callback's user data."""
+        """Give the engine's address, for the user data of the abort callback."""
         if self._handle is None:
             raise EdgeMoEError("the engine is closed")
         return self._handle
 
     def stand_in_device(self) -> int:
-        """Address of the device that llama.cpp is to use in the place of this engine's, 0 without one."""
+        """Give the address of the stand-in, which llama.cpp uses as its device; 0 without a device."""
         return int(self._lib.em_stand_in_device(self.handle) or 0)
 
     def set_blocks(self, blocks: int) -> None:
-        """Make layers of the experts of the first ``blocks`` blocks only; call it before the model loads."""
+        """Give layers to the experts of the first ``blocks`` blocks only; call it before the model loads."""
         self._check(self._lib.em_set_blocks(self.handle, blocks))
 
     def begin_load(self, stands_in: bool) -> None:
-        """Take the experts of the next model of this thread; ``stands_in``: llama.cpp uses `stand_in_device`."""
+        """Take the experts of the model that this thread loads next; ``stands_in``: it loads on the stand-in."""
         self._check(self._lib.em_begin_load(self.handle, int(stands_in)))
 
     def end_load(self) -> None:
-        """Hide our devices again and take stock of the expert layers."""
+        """Hide our devices from llama.cpp again, and number the expert layers."""
         self._check(self._lib.em_end_load(self.handle))
 
     def stop(self) -> None:
-        """Stop copies and let go of the device; must precede the freeing of the model."""
+        """Stop copies and release the device; call it before the model is freed."""
         if self._handle is not None:
             self._lib.em_engine_stop(self._handle)
 
     def close(self) -> None:
-        """Free the engine; the model must be freed already."""
+        """Free the engine; call it after the model is freed."""
         if self._handle is not None:
             self._lib.em_engine_free(self._handle)
             self._handle = None
 
     def layers(self) -> list[LayerInfo]:
-        """All expert layers in the order they run."""
+        """List all expert layers in the order in which they run."""
         infos = []
         for i in range(self._lib.em_layer_count(self.handle)):
             info = LayerInfo(struct_bytes=ctypes.sizeof(LayerInfo))
@@ -360,10 +360,10 @@ class NativeEngine:
         return infos
 
     def set_slots(self, slots: npt.NDArray[np.int32]) -> None:
-        """Allocate device places, ``slots`` of shape ``(layers,)``.
+        """Allocate device slots, ``(layers,)``.
 
         Raises:
-            DoesNotFit: the device has no room; layers from the first that failed have no places then.
+            DoesNotFit: the device has no room; the layer that failed and the layers after it have no slots.
         """
         values = np.ascontiguousarray(slots, dtype=np.int32)
         pointer = values.ctypes.data_as(ctypes.POINTER(_i32))
@@ -372,18 +372,18 @@ class NativeEngine:
             raise DoesNotFit(needed, self.device_memory()[0], "a smaller vram= budget")
 
     def submit(self, loads: Sequence[Load]) -> int:
-        """Queue uploads; returns how many were taken."""
+        """Queue uploads; return the number that was taken."""
         if not loads:
             return 0
         array = np.array(loads, dtype=np.int32)  # rows of the three fields of em_load
         return int(self._lib.em_submit(self.handle, array.ctypes.data, len(loads)))
 
     def pin(self, layer: int, expert: int, pinned: bool) -> None:
-        """Never evict an expert, or allow it again."""
+        """Never evict an expert, or allow its eviction again."""
         self._check(self._lib.em_pin(self.handle, layer, expert, int(pinned)))
 
     def set_ahead(self, predictor: int | None, lead: int, most: int, gain: float, wait: bool) -> None:
-        """Learn and load ahead of need from now on, see ``edgemoe.h``; ``predictor`` is a handle, None for neither."""
+        """Let the predictor learn and choose prefetches, see ``edgemoe.h``; None instead of its handle stops both."""
         self._check(self._lib.em_set_prefetch(self.handle, predictor, lead, most, gain, int(wait)))
 
     def set_router(
@@ -393,72 +393,72 @@ class NativeEngine:
         bias: npt.NDArray[np.float32],
         select: npt.NDArray[np.float32] | None,
     ) -> None:
-        """Look ahead with this router; ``weight`` is bfloat16 ``(experts, width)``, see ``edgemoe.h``."""
+        """Set the router that is run ahead for a layer; ``weight`` is bfloat16 ``(experts, width)``."""
         place = None if select is None else select.ctypes.data
         sizes = weight.shape
         self._check(self._lib.em_set_router(self.handle, layer, weight.ctypes.data, bias.ctypes.data, place, *sizes))
 
     def begin_token(self, token_id: int) -> None:
-        """A token of this id, -1 where unknown, is about to be decoded."""
+        """Announce that a token of this id is decoded next; -1 if its id is unknown."""
         self._lib.em_begin_token(self.handle, token_id)
 
     def end_step(self) -> bool:
-        """The step is over, or was cut short: the predictor may be used again.
+        """End the step, also one that was cut short; the caller may use the predictor again.
 
-        False where nothing was noted of its routing, because every expert is resident.
+        The result is False if every expert was resident and the core did not read the step's routing.
         """
         return int(self._lib.em_end_step(self.handle)) != UNSEEN
 
     def watch(self, every: int) -> None:
-        """Note the routing of every n-th token at least; of all of them, and of prompts, with 1."""
+        """Read the routing of every n-th token at least; 1: read the routing of every token and every prompt."""
         self._lib.em_watch(self.handle, every)
 
     def ahead_spent(self, layers: int) -> npt.NDArray[np.int32]:
-        """Prefetches of each layer in the latest step, ``(layers,)``."""
+        """Count the prefetches of each layer in the latest step, ``(layers,)``."""
         out = np.empty(layers, dtype=np.int32)
         self._check(self._lib.em_prefetch_spent(self.handle, out.ctypes.data, layers))
         return out
 
     def force(self, ids: npt.NDArray[np.int32]) -> None:
-        """Take the experts of decode steps from ``(tokens, layers, used)``; none: from the router again."""
+        """Take the experts of steps from ``(tokens, layers, used)``; without tokens, the routers decide again."""
         values = np.ascontiguousarray(ids, dtype=np.int32)
         self._check(self._lib.em_force(self.handle, values.ctypes.data, len(values), values.shape[2]))
 
     def wait_uploads(self, timeout_s: float) -> bool:
-        """Wait until no upload is queued or under way; False when that took too long."""
+        """Wait until no upload is queued or under way; return False if that takes longer."""
         return bool(self._lib.em_wait_uploads(self.handle, int(timeout_s * 1000)) == OK)
 
     def residency(self, layers: int, experts: int) -> npt.NDArray[np.uint8]:
-        """State per expert, shape ``(layers, experts)``: COLD, PENDING or RESIDENT."""
+        """Give the state of each expert, ``(layers, experts)``: COLD, PENDING or RESIDENT."""
         out = np.empty((layers, experts), dtype=np.uint8)
         self._check(self._lib.em_residency(self.handle, out.ctypes.data, out.size))
         return out
 
     def stats(self) -> ExpertStats:
-        """Counters since the engine was made."""
+        """Give the counters since the engine was made."""
         return self.read(self.snapshot())
 
     def snapshot(self) -> _Stats:
-        """The counters as they are, to be read later: taking them costs next to nothing."""
+        """Copy the counters without reading them; this costs next to nothing. `read` reads them later."""
         raw = _Stats()
         self._check(self._lib.em_stats(self.handle, ctypes.byref(raw)))
         return raw
 
     def read(self, raw: _Stats) -> ExpertStats:
-        """The counters of a snapshot."""
+        """Read the counters of a snapshot."""
         return ExpertStats(**{name: getattr(raw, name) for name in _STAT_NAMES if name != "dropped_events"})
 
     def drain(self) -> npt.NDArray[np.int32]:
-        """Routing events since the last call; a view that the next call overwrites."""
+        """Give the routing events since the last call, as a view that the next call overwrites."""
         n = self._lib.em_drain(self.handle, self._drain_place, self._drain_buffer.size)
         return self._drain_buffer[:n]
 
     def cancel(self, cancelled: bool) -> None:
-        """Ask the computation under way to stop, or take that back."""
+        """Ask the computation under way to stop; False takes the request back."""
         self._lib.em_cancel(self.handle, int(cancelled))
 
     def device_memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
+        """Give the free and the total bytes of the device."""
         free, total = _i64(), _i64()
         self._check(self._lib.em_device_memory(self.handle, ctypes.byref(free), ctypes.byref(total)))
         return free.value, total.value

@@ -1,8 +1,7 @@
 """One text completion, token by token: the loop below ``create_completion``.
 
-Its answers are those of llama_cpp's loop. It differs where that loop costs or loses something: a token's text is
-spelled once, a stop string is looked for in the new text only, every byte arrives, and logits are kept only for tokens
-with probabilities in the answer.
+The answers are those of llama_cpp's loop. This loop differs in four points: it spells a token's text once, looks for a
+stop string in the new text only, loses no byte, and keeps logits only for tokens with probabilities in the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SAMPLING = (
 
 @dataclass
 class _Logprobs:
-    """OpenAI's lists, a row for each token."""
+    """Hold OpenAI's lists, a row for each token."""
 
     tokens: list[str] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
@@ -38,7 +37,7 @@ class _Logprobs:
     top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
 
     def taken(self) -> dict[str, Any] | None:
-        """The rows so far, which are forgotten; None when there are none."""
+        """Give the rows so far and forget them; None if there are no rows."""
         if not self.tokens:
             return None
         rows = {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
@@ -78,17 +77,17 @@ class Completion:
             warnings.warn(f"the prompt begins with {text!r} twice, which makes answers worse", RuntimeWarning, 4)
 
     def run(self) -> Iterator[dict[str, Any]]:
-        """The chunks of a stream, or the one whole completion."""
+        """Yield the chunks of a stream, or the one whole completion."""
         given, llm = self._given, self._llm
         stream, wanted = bool(given["stream"]), given["logprobs"]
         stops = [given["stop"]] if isinstance(given["stop"], str) else given["stop"] or []
         words, rows = Wording([stop.encode() for stop in stops]), _Logprobs()
-        spelled = 0  # characters, of the tokens' own text
+        spelled = 0  # characters in the text of the tokens so far
         if llm.cache:
             self._look_up()
         llm.set_seed(given["seed"] if given["seed"] is not None else random.Random(llm._seed).randint(0, 2**32))
         made: list[int] = [] if len(self._prompt) > 0 else [llm.token_bos()]
-        spaced = bool(made)  # behind the first token of all a tokenizer writes a space that nobody asked for
+        spaced = bool(made)  # after the first token of all, a tokenizer writes a space
         text, reason = "", "length"
         with contextlib.closing(self._generated()) as tokens:
             for token in tokens:
@@ -135,12 +134,12 @@ class Completion:
         return self._llm.generate(self._tokens, logits_processor=processors, **keywords)
 
     def _reason_of_an_early_end(self) -> str:
-        """Why ``generate`` ended by itself: a criterion, or a cancel."""
+        """Tell why ``generate`` ended by itself: by a criterion, or by a cancel."""
         criteria, llm = self._given["stopping_criteria"], self._llm
         return "stop" if criteria is not None and criteria(llm._input_ids, llm._scores[-1, :]) else "length"
 
     def _look_up(self) -> None:
-        """A state that llama_cpp's cache holds for a longer beginning of this prompt than the context does."""
+        """Load a state of llama_cpp's cache if it holds a longer beginning of this prompt than the context does."""
         llm = self._llm
         with contextlib.suppress(KeyError):
             state = llm.cache[self._tokens]
@@ -151,7 +150,7 @@ class Completion:
     # Probabilities.
 
     def _add_row(self, rows: _Logprobs, token: int, piece: bytes, place: int, spelled: int) -> int:
-        """The probability of the token that was just sampled; returns the characters of its text."""
+        """Add the probability of the token that was just sampled; return the number of characters of its text."""
         llm = self._llm
         if llm._logits_all:
             logits = llm._scores[len(self._tokens) + place - 2]
@@ -175,7 +174,7 @@ class Completion:
         rows.top_logprobs.append(top)
 
     def _of_prompt(self, made: list[int]) -> _Logprobs:
-        """Give the probabilities of all tokens of prompt and answer but the first."""
+        """Give the probabilities of all tokens of prompt and answer, except the first."""
         llm, rows, offset = self._llm, _Logprobs(), 0
         every = [*self._tokens, *made]
         begin = 1 if every[0] == llm.token_bos() else 0
@@ -184,7 +183,7 @@ class Completion:
             logits = np.array(llm._scores[max(place - 1, 0)], dtype=np.single)
             self._fill(rows, token, text, offset, llm.logits_to_logprobs(logits))
             offset += len(text)
-        if rows.tokens:  # nothing tells how likely the first one was
+        if rows.tokens:  # the first token has no probability: no token precedes it
             rows.token_logprobs[0] = rows.top_logprobs[0] = None
         return rows
 
@@ -217,7 +216,7 @@ class _Bias:
 
 
 def _prompt_tokens(llm: Any, prompt: Any, suffix: str | None) -> list[int]:
-    """Tokens of a prompt; a suffix to be filled up to stands before or behind it, as ``spm_infill`` has it."""
+    """Tokenise a prompt; ``suffix`` is the text after the gap, and comes first if ``spm_infill`` says so."""
     model, given = llm._model, isinstance(prompt, list)
     first, last = model.token_cls(), model.token_sep()
     begin = [first if first != -1 else llm.token_bos()]
@@ -227,7 +226,7 @@ def _prompt_tokens(llm: Any, prompt: Any, suffix: str | None) -> list[int]:
         begin = []
     if whole or (not model.add_eos_token() and last == -1):
         end = []
-    fill = [0] if suffix is not None else []  # llama_cpp knows no tokens for this and takes the first one
+    fill = [0] if suffix is not None else []  # llama_cpp takes token 0 for the markers of the gap
     tokens = prompt if given else llm.tokenize(prompt.encode(), add_bos=False, special=suffix is None) if prompt else []
     before = [*fill, *tokens]
     behind: list[int] = []

@@ -21,9 +21,9 @@ class Decode:
     """Stands in for ``decode`` of llama_cpp's context.
 
     Reports every batch to the scheduler, from ``eval``, ``embed`` or a program that calls ``llm._ctx.decode``. A failed
-    assertion of ggml is an error, not the end of the process. A program that calls ``llama_cpp.llama_decode(llm.ctx,
-    batch)`` itself, as image handlers do for their images, bypasses this class: the answers are right, and its routing
-    is counted with the next batch, but no expert moves meanwhile.
+    assertion of ggml is an error, not the end of the process. A program may call ``llama_cpp.llama_decode(llm.ctx,
+    batch)`` itself, as image handlers do for their images. Such a batch bypasses this class. Its answers are right, and
+    the next batch counts its routing, but no expert moves meanwhile.
     """
 
     def __init__(

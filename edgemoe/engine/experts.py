@@ -103,9 +103,9 @@ class Experts:
         return self._scheduler.resize(budget)
 
     def pin(self, layer: int, expert: int, pinned: bool = True) -> None:
-        """Keep an expert on the device, even when no token uses it, or let it go again. From any thread.
+        """Keep an expert on the device, even if no token uses it; or let it go again. Call it from any thread.
 
-        It is fetched with the next turn of the policy; never without a device or with the policy ``off``.
+        The policy's next turn uploads the expert; never without a device or with the policy ``off``.
 
         Args:
             layer: row of `residency`.

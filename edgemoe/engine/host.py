@@ -1,10 +1,10 @@
-"""Meeting llama_cpp: the libraries it has loaded, and the few places where a load of ours differs from a plain one.
+"""Meeting llama_cpp: its libraries, and the few differences between a load of ours and a plain load.
 
-llama_cpp is never modified on disk. While a model of ours loads, two of its module-level functions are wrapped, and the
-wrappers act only on the loading thread; everybody else gets the original behaviour:
+llama_cpp is never modified on disk. While a model of ours loads, two of its module-level functions are wrapped. The
+wrappers act only on the loading thread; all other threads get the original behaviour:
 
-- the default model parameters, to name our buffer type for expert tensors;
-- the guard that points file descriptors 1 and 2 at the null device, which would freeze a terminal screen.
+- the default model parameters name our buffer type for expert tensors;
+- the guard that points file descriptors 1 and 2 at the null device is off: it would freeze a terminal screen.
 
 The log callback stays ours: messages of our models go to the logger ``edgemoe.llama`` instead of the terminal, and with
 ``verbose=True`` also where they went before; all others go to the callback that was there, llama_cpp's or the user's.
@@ -212,10 +212,10 @@ def loading(
 
     Args:
         engine: takes the experts.
-        on_device: llama.cpp computes its part on the engine's device, through the one that stands for it.
+        on_device: llama.cpp computes its part on the engine's device, through the stand-in.
         experts: the engine takes the experts; otherwise llama.cpp keeps them, in its own layout.
         head: blocks of an MTP head: their tensors stay in the file, never on a device.
-        verbose: llama.cpp's lines go to the callback that was there as well.
+        verbose: llama.cpp's lines also go to the callback that was installed before ours.
     """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
@@ -259,7 +259,7 @@ def tell(text: str) -> None:
 
 
 def _take_log() -> None:
-    """Make the log callback ours; lines of other models go on to the one that was there."""
+    """Make the log callback ours; pass lines of other models on to the callback that was installed before."""
     callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
     if ctypes.cast(callback, ctypes.c_void_p).value not in (None, ctypes.cast(_log_callback, ctypes.c_void_p).value):
@@ -294,9 +294,9 @@ def _all_devices() -> list[tuple[str, int]]:
 
 @cache
 def _overrides(head: tuple[int, ...]) -> Any:
-    """Make the list llama.cpp reads: experts, and all of the blocks ``head``, go to our buffer type.
+    """Make the list that sends experts, and all tensors of the blocks ``head``, to our buffer type.
 
-    It is kept for good: the parameters only point at it.
+    The list is never freed, because the parameters only point at it.
     """
     patterns = [EXPERT_TENSORS, *(b"^blk\\.%d\\." % block for block in head)]
     ours = [_Override(pattern, core().buffer_type()) for pattern in patterns]

@@ -94,7 +94,7 @@ class HotSet:
         """Count the device memory that experts may take, with the slots that they have now."""
         free, total = self.memory()
         stats = self._native.stats()
-        stage = max(0, self.placement.staging_of(self._needs) - stats.stage_bytes)  # a prefill will still take as much
+        stage = max(0, self.placement.staging_of(self._needs) - stats.stage_bytes)  # a prefill will take this much
         return free + stats.slot_bytes - stage - (reserve_of(total) if budget.automatic else 0)
 
     def states(self) -> npt.NDArray[np.uint8]:

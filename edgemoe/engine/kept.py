@@ -1,9 +1,9 @@
-"""States of conversations: records in memory, and files in a folder from which a later process goes on.
+"""States of conversations: records in memory, and files in a folder. A later process goes on from such a file.
 
 A file holds one conversation. It is written under a temporary name, synchronised and renamed, so it is whole or not
-there; a checksum finds damage by the disk. Its name begins with a key of the model and of every setting that a state
-depends on, so the files of other models are never opened. Several processes may share a folder: a file never changes
-once it has its name, and a temporary file is locked by the process that writes it.
+there; a checksum finds damage by the disk. Its name begins with a key of the model and of every setting that changes a
+state. So the files of other models are never opened. Several processes may share a folder. A file never changes once it
+has its name. The process that writes a temporary file locks it.
 
 Ordering: `Folder.find`, `read` and `write` belong to the thread that computes; files are written in a thread of their
 own. No file raises an error here: a problem is a line in the log, and the prompt is computed.
@@ -39,7 +39,7 @@ SUFFIX, UNFINISHED = ".state", ".part"
 MOST_BYTES, SHARE = 4 << 30, 0.1
 # States that may wait for the disk. Each is a copy in memory.
 WAITING = 2
-# Tokens at the end of a prompt that the next one may not repeat: a template writes them before an answer.
+# A template writes some tokens before an answer; the next prompt may not repeat these last tokens of a prompt.
 TAIL = 8
 
 _MAGIC = b"edgemoe state\n"
@@ -50,20 +50,20 @@ _log = logging.getLogger("edgemoe.kept")
 
 @dataclass(eq=False)
 class Mark:
-    """The partial state behind ``position`` tokens."""
+    """The partial state after ``position`` tokens."""
 
     position: int
     state: State
 
     @property
     def bytes(self) -> int:
-        """Its size."""
+        """Count the bytes of the state."""
         return self.state.nbytes
 
 
 @dataclass(eq=False)
 class Kept:
-    """A whole conversation: its tokens, its state, its marks, and how many of its tokens were the last prompt."""
+    """A whole conversation: its tokens, its state, its marks, and the length of its last prompt in tokens."""
 
     tokens: IdArray
     state: State
@@ -78,12 +78,12 @@ class Kept:
 
 @dataclass(eq=False)
 class Header:
-    """The beginning of a file: enough to tell how much of a prompt its state covers.
+    """The beginning of a file, which tells how much of a prompt the file's state covers.
 
     Attributes:
         path: of the file.
         tokens: of the conversation.
-        asked: how many of them were the last prompt.
+        asked: tokens of its last prompt.
         places: positions of its marks.
         sizes: bytes of its marks, then of its whole state.
         offset: where the states begin.
@@ -119,7 +119,7 @@ class Folder:
     # Reading.
 
     def find(self, reach: Callable[[Header], int]) -> tuple[Header | None, int]:
-        """Find the file of which ``reach`` says the most tokens."""
+        """Find the file with the largest result of ``reach``; also return that result."""
         best, furthest = None, 0
         for header in self._headers():
             if (tokens := reach(header)) > furthest:
@@ -127,7 +127,7 @@ class Folder:
         return best, furthest
 
     def read(self, header: Header) -> Kept | None:
-        """Read a whole file; None when it cannot be read. A damaged one is removed."""
+        """Read a whole file; None if the file cannot be read. A damaged file is removed."""
         try:
             with header.path.open("rb") as file:
                 file.seek(header.offset)
@@ -184,7 +184,7 @@ class Folder:
     # Writing.
 
     def write(self, kept: Kept) -> None:
-        """Write a conversation in the background. The file of an earlier turn of it goes when this one is there."""
+        """Write a conversation in the background. Then remove the file of an earlier turn of the conversation."""
         with self._changed:
             self._waiting = [other for other in self._waiting if not _goes_on(kept.tokens, other.tokens, other.asked)]
             self._waiting = [*self._waiting, kept][-WAITING:]
@@ -193,7 +193,7 @@ class Folder:
                 threading.Thread(target=self._write_all, name="edgemoe-kept", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until everything is on the disk; False when that takes longer."""
+        """Wait until everything is on the disk; return False if that takes longer."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._writing, seconds)
 
@@ -225,7 +225,7 @@ class Folder:
                 lock(file)
                 _write_file(file, kept)
                 os.fsync(file.fileno())
-                if RENAMES_OPEN:  # while it is locked, nobody takes it for one that was left behind
+                if RENAMES_OPEN:  # while the file is locked, no process takes it for a file of a killed process
                     os.rename(unfinished, path)
             if not RENAMES_OPEN:
                 os.rename(unfinished, path)
@@ -255,7 +255,7 @@ class Folder:
             total -= size
 
     def _by_use(self) -> list[tuple[int, float, Path]]:
-        """Sizes, times of last use and names of all files."""
+        """List the sizes, times of last use and names of all files."""
         found = []
         for entry in self._files():
             with contextlib.suppress(OSError):
@@ -296,7 +296,7 @@ def common(first: IdArray, second: IdArray) -> int:
 
 
 def _goes_on(tokens: IdArray, before: IdArray, asked: int) -> bool:
-    """Tell whether ``tokens`` are a later turn of the conversation ``before``, but for its last answer."""
+    """Tell whether ``tokens`` are a later turn of the conversation ``before``; its last answer may differ."""
     return common(tokens, before) >= min(max(asked - TAIL, 1), len(before))
 
 

@@ -1,8 +1,8 @@
-"""The models that are open in this process: they are kept or closed when it ends or forks.
+"""The open models of this process: the process closes them when it ends, and a forked child forgets them.
 
-Ordering: at exit no model is freed while anything may still use it. A thread that computes is asked to stop, and kept
-from its next step; where another thread may still hold a model, its memory is left to the operating system. A forked
-child has copies of the models without their threads: it forgets them.
+Ordering: at exit no model is freed while anything may still use it. A thread that computes is asked to stop, and gets
+no further step. If another thread may still hold a model, the operating system frees its memory. A forked child has
+copies of the models without their threads, so it forgets the models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-# A computation ends that soon after a cancel, on any machine that is not overloaded.
+# Longest time from a cancel to the end of a computation, on any machine that is not overloaded.
 LEAVE_S = 5.0
 OURS = "edgemoe-"
 
@@ -34,12 +34,12 @@ class Model(Protocol):
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
-# One model loads at a time: llama_cpp is changed meanwhile.
+# One model loads at a time, because a load changes llama_cpp for its duration.
 load_lock = threading.Lock()
 
 
 def opened(model: Model) -> Callable[[], None]:
-    """Look after ``model``; return a function that ends this and does not hold the model alive."""
+    """Watch over ``model``; return a function that ends the watch. The function does not hold the model alive."""
     _open.add(model)
     reference = weakref.ref(model)
 
@@ -51,13 +51,13 @@ def opened(model: Model) -> Callable[[], None]:
 
 
 def keep_for_good(model: Any) -> None:
-    """Let nothing of ``model`` be freed, not by the interpreter's end either."""
+    """Never free ``model``, not even at the end of the interpreter."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
 
 
 @atexit.register
 def _leave_all() -> None:
-    """Routing profiles are saved while the interpreter can still write files."""
+    """Save routing profiles while the interpreter can still write files."""
     others = any(thread.daemon and not thread.name.startswith(OURS) for thread in threading.enumerate())
     for model in list(_open):
         model.leave(LEAVE_S, others)
@@ -65,7 +65,7 @@ def _leave_all() -> None:
 
 def _forget_all() -> None:
     global load_lock
-    load_lock = threading.Lock()  # a thread that is not here may have held the other one
+    load_lock = threading.Lock()  # a thread that does not exist in the child may have held the old lock
     for model in list(_open):
         keep_for_good(model)
     _open.clear()

@@ -39,9 +39,10 @@ from .tokenizer import Tokenizer
 from .turns import Turn, Turns
 from .watchdog import WATCHDOG_SAYS, BudgetChanged, Watchdog
 
-GRAPH_US = 60_000  # a third of the 200 ms within which an answer stops: layers between two checks are short
+# A third of the 200 ms in which an answer must stop. The checks for a stop come between graphs and between layers.
+GRAPH_US = 60_000
 
-# At the end, for a conversation to be on the disk.
+# Longest wait, at the end, until a conversation is on the disk.
 KEEP_SECONDS = 2.0
 
 _COMPLETION = inspect.signature(llama_cpp.Llama.create_completion)
@@ -76,13 +77,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         UnsupportedModel: the file is sound, but llama.cpp does not run such a model.
         LoadFailed: the file is sound, but llama.cpp could not load it.
         ContextFailed: llama.cpp cannot make a context with these settings.
-        DoesNotFit: there is no memory for the context, not by any smaller plan either.
+        DoesNotFit: there is no memory for the context, not even with the smallest placement.
         ValueError: llama_cpp refuses a setting.
-        BackendMismatch: llama-cpp-python is too old, or so new that it differs where the engine meets it.
+        BackendMismatch: llama-cpp-python is too old, or a newer one has changed a part that the engine uses.
         ConfigError: a setting cannot be honoured.
     """
 
-    _process = 0  # that opened the model; none yet
+    _process = 0  # the process that opened the model; 0 before that
 
     @shown_as(llama_cpp.Llama.__init__)
     def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
@@ -161,7 +162,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         native, config, verbose = self._native, prepared.config, prepared.verbose
         self._turns, self._inside, self._generating = Turns(native, verbose), False, False
         self._evaluated: int | None = None  # tokens of the latest eval
-        self._owner: object | None = None  # the answer that the tokens in the context belong to
+        self._owner: object | None = None  # the answer whose tokens the context holds
         self._on_device = prepared.on_device(attempt)
         states = 0 if config.cache == "off" else attempt.placement.states_bytes
         folder = None if prepared.vocab_only else folder_of(config.cache, self, prepared.identity, prepared.device)
@@ -268,13 +269,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             Cancelled: ``cancel`` was called meanwhile.
         """
         if not self.context_params.embeddings:
-            return super().embed(*args, **keywords)  # which refuses it
+            return super().embed(*args, **keywords)  # llama_cpp refuses the call
         with self._computing():
             self._owner = None
             try:
                 return super().embed(*args, **keywords)
             except Exception as error:
-                self.reset()  # the memory was cleared on the way
+                self.reset()  # llama_cpp has cleared the memory
                 if self._turns.cancelled and isinstance(error, ComputeFailed):
                     raise Cancelled("cancelled") from error
                 raise
@@ -307,7 +308,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        held: Any = list(prompt)  # tokens of this answer in the context: a copy if there is a draft model
+        held: Any = list(prompt)  # the answer's tokens in the context
         with self._turns.taking(turn):
             begun, reset = prompt, options["reset"]
             if not reset:
@@ -321,7 +322,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             made = super().generate(begun, **options)
         sent: Sequence[int] | None = None
         sampler: Any = None
-        known = len(held)  # tokens that are no guesses of a draft model
+        known = len(held)  # tokens, without guesses of a draft model
         with contextlib.closing(made):
             while True:
                 with self._turns.taking(turn):
@@ -354,8 +355,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Make the context hold the tokens of this answer again, after another answer has computed.
 
         Args:
-            held: the tokens; without a draft model the next step computes the last one.
-            sure: of these, the ones that are no guesses; logits of the others are needed once more.
+            held: the tokens of this answer. Without a draft model the next step computes the last token.
+            sure: number of tokens that are no guesses. The others are computed again, because their logits are needed.
         """
         before = [int(token) for token in (held if self.draft_model else held[:-1])]
         reach = self._prefix.begin([*before[:sure], -1])
@@ -366,14 +367,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._generating = False
 
     def _holds_exactly(self, tokens: Sequence[int]) -> bool:
-        """The context has just computed ``tokens`` and nothing else: their logits are there."""
-        # llama_cpp before 0.3.32 does not know, and computes the last token again.
+        """Tell whether the context holds ``tokens`` and nothing else, with the logits of the last token."""
+        # llama_cpp before 0.3.32 does not record this, so the last token is computed again.
         fresh = not getattr(self, "_requires_eval", True) and self.n_tokens == len(tokens)
         return fresh and bool((self.input_ids[: len(tokens)] == tokens).all())
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """A turn for a computation outside an answer; within one, nothing."""
+        """Take a turn for a computation outside an answer; within an answer, do nothing."""
         if self._turns.current is not None:
             yield
             return
@@ -409,7 +410,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def keep(self) -> None:
         """Write the conversation in the context to the folder of ``OffloadConfig.cache``, where there is one.
 
-        It is copied now and written in the background. ``close`` does the same and waits for it.
+        The conversation is copied now, and written in the background. ``close`` does the same, and waits.
         """
         with self._computing():
             self._prefix.keep()
@@ -421,7 +422,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @property
     def _known(self) -> int:
-        """Tokens to show llama_cpp: one at least where a cancel came before the first, for it looks at the last one."""
+        """Count the tokens that llama_cpp may see: at least one after a cancel, because it reads the last token."""
         return max(int(self.n_tokens), 1 if self._turns.cancelled else 0)
 
     @property
@@ -455,7 +456,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return completion if isinstance(completion, dict) else self.spoken(completion, frozenset(), ends)
 
     def _create_completion(self, *args: Any, **keywords: Any) -> Iterator[dict[str, Any]]:
-        """The loop below llama_cpp's ``create_completion``."""
+        """Run the loop below llama_cpp's ``create_completion``."""
         given = _COMPLETION.bind(self, *args, **keywords)
         given.apply_defaults()
         return Completion(*given.args[:1], **dict(list(given.arguments.items())[1:])).run()
@@ -499,7 +500,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._accounted(super().create_chat_completion, (messages, *args), keywords)
 
     def _open_chat(self, chosen: bool) -> None:
-        """Know the model's templates; ``chosen``: the user wants another format."""
+        """Read the model's templates. ``chosen``: the user has chosen another chat format."""
         self._chat, self._ends = Chat(self), frozenset[int]()
         self._chat_format = self.chat_format if not chosen and DEFAULT in self._chat.known else None
         usual: Any = getattr(self, "tokenizer_")  # noqa: B009 (llama_cpp is not typed)
@@ -513,7 +514,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def speaking(self, spelled: frozenset[int], ends: frozenset[int]) -> Iterator[None]:
-        """Meanwhile the control tokens ``spelled`` come out as text, and the tokens ``ends`` end an answer."""
+        """Within the block, spell the control tokens ``spelled`` as text, and let the tokens ``ends`` end an answer."""
         tokenizer: Any = self.tokenizer_
         before, spelled_before = self._ends, getattr(tokenizer, "spelled", frozenset[int]())
         self._ends = before | ends
@@ -524,7 +525,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._ends, tokenizer.spelled = before, spelled_before
 
     def spoken(self, chunks: Iterator[Any], spelled: frozenset[int], ends: frozenset[int]) -> Iterator[Any]:
-        """The same ``chunks``, each made as in ``speaking``: other answers may come between them."""
+        """Yield ``chunks``; make each chunk as in ``speaking``, because other answers may come between two chunks."""
         with contextlib.closing(chunks):  # type: ignore[type-var]
             while True:
                 with self.speaking(spelled, ends):
@@ -534,7 +535,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 yield chunk
 
     def _accounted(self, create: Any, args: Any, keywords: Any) -> Any:
-        if self._inside and self._turns.current is not None:  # a chat calls a completion: account for the outer one
+        if self._inside and self._turns.current is not None:  # a chat calls a completion: the chat has the account
             return create(*args, **keywords)
         meter = Meter(self._native, self.experts.device, self._on_device)
         turn = Turn(meter)

@@ -39,22 +39,22 @@ class Meter:
         self._before = self._native.stats()
 
     def reads(self, computed: int, cached: int) -> None:
-        """A prompt has ``cached`` tokens that are there and ``computed`` that are not yet."""
-        if self._in_parts:  # of the whole, everything was computed for this answer: texts, and images between them
+        """Note a prompt: ``cached`` of its tokens are in the context, ``computed`` tokens are not."""
+        if self._in_parts:  # the prompt was read in parts for this answer, so none of it was cached
             computed, cached = computed + cached - self._prompt_n, 0
         self._prompt_n, self._cache_n = self._prompt_n + computed, self._cache_n + cached
 
     def reads_part(self, computed: int) -> None:
-        """A part of a prompt was read by itself, before the answer is asked for: the text beside an image."""
+        """Note a part of a prompt that was read by itself, before the answer: text beside an image."""
         self._in_parts = True
         self._prompt_n += computed
 
     def drafted(self, evaluated: int | None, asked: int) -> None:
-        """Count guesses of a draft model, at a token after the first.
+        """Count guesses of a draft model, after the first token of an answer.
 
         Args:
-            evaluated: tokens that were computed for it; None where a guess that was right made that needless.
-            asked: of these, the ones that are no guesses.
+            evaluated: tokens computed in the step; None if a right guess made the step needless.
+            asked: tokens of the step that are no guesses.
         """
         if evaluated is None:
             self._accepted_n += 1
@@ -62,12 +62,12 @@ class Meter:
             self._draft_n += evaluated - asked
 
     def computed(self, elapsed_ns: int) -> None:
-        """Account for one evaluation: before the answer's first token it is the prompt's."""
+        """Account for one evaluation. Before the answer's first token, the evaluation belongs to the prompt."""
         if not self._first_ns:
             self._prompt_ns += elapsed_ns
 
     def sampled(self, counts: bool = True) -> None:
-        """A token was chosen, one that ``counts`` as part of the answer or one that ends it."""
+        """Note that a token was chosen; ``counts``: it is part of the answer and does not end it."""
         self._first_ns = self._first_ns or time.perf_counter_ns()
         self._predicted_n += counts
 
@@ -81,8 +81,8 @@ class Meter:
             self._waited_ns += time.perf_counter_ns() - began
 
     def receipt(self) -> dict[str, Any]:
-        """``timings`` and ``edgemoe``; milliseconds, bytes, rates per second."""
-        # Images are computed between two parts, by others.
+        """Give ``timings`` and ``edgemoe``: milliseconds, bytes, rates per second."""
+        # Other code computes the images between two parts, so only the clock tells the time of the prompt.
         prompt_ns = self._first_ns - self._began_ns if self._in_parts and self._first_ns else self._prompt_ns
         prompt_ms = prompt_ns / 1e6
         now = time.perf_counter_ns()

@@ -20,15 +20,15 @@ from ..planning.placement import MachineRates, ModelNeeds, Placement, place
 from ..setup.advice import advice
 from . import host
 
-# With so many logical cores two are left to our own threads, below it one.
+# From this number of logical cores on, our own threads get two of them; below it, one.
 MANY_CORES = 8
 # The share of the available memory that may be pinned for the device.
 PIN_SHARE = 0.7
-# llama_cpp's own.
+# The defaults of llama_cpp.
 DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
-# Top-k assumed where a model has another one in each layer, so that its file gives a list.
+# Assumed top-k of a model with another top-k in each layer: its file gives a list.
 DEFAULT_TOP_K = 8
-# Logits of every token are announced when they take more than this share of the RAM.
+# If the logits of every token take more than this share of the RAM, the user is told.
 MUCH_OF_RAM = 1 / 8
 
 # Types that llama.cpp reads as they lie in the file.
@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
     Attributes:
         placement: the placement.
         keywords: llama_cpp's keywords for it.
-        note: a sentence that names the part of the plan before that was given up, empty for the first plan.
+        note: a sentence on the part that this attempt gives up, empty for the first attempt.
     """
 
     placement: Placement
@@ -160,7 +160,7 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     """
     keywords = dict(given)
     device = "" if keywords.get("vocab_only") else resolve_device(config, keywords)
-    if config.device == "auto" and device and device != host.devices()[0]:  # the one that llama.cpp sees is its first
+    if config.device == "auto" and device and device != host.devices()[0]:  # llama.cpp would take its first
         keywords.pop("tensor_split", None)
         keywords["main_gpu"] = 0
     if device == "sim" and config.sim.compute_rate and keywords.setdefault("n_gpu_layers", 0) != 0:
@@ -395,7 +395,7 @@ def resolve_device(config: OffloadConfig, keywords: Mapping[str, Any]) -> str:
     if config.device == "auto" and not known:
         return ""
     if known and not remote:
-        known = [known[0], *host.rivals(known[0])]  # llama.cpp leaves integrated devices out beside a card
+        known = [known[0], *host.rivals(known[0])]  # beside a card, llama.cpp leaves integrated devices out
     split, chosen = keywords.get("split_mode"), int(keywords.get("main_gpu") or 0)
     shares = list(keywords.get("tensor_split") or ())
     automatic, hint = config.device == "auto", "offload=OffloadConfig(device=...) names the device"

@@ -49,17 +49,17 @@ class NativePredictor:
             raise EdgeMoEError("the core refused the predictor's tables")
 
     def close(self) -> None:
-        """Free it; no engine may use it any more."""
+        """Free the predictor; no engine may use the predictor any more."""
         handle, self.handle = self.handle, None
         if handle:
             self._lib.em_predictor_free(handle)
 
     def __del__(self) -> None:
-        """Free it with its last owner."""
+        """Free the predictor with its last owner."""
         self.close()
 
     def learnt(self) -> Tables:
-        """Give the tables as they are now, corrected by every token so far."""
+        """Give a copy of the tables, with the corrections of all tokens so far."""
         names = ("keep_bias", "keep_again", "next_bias", "next_again", "next_rows", "next_token", "next_router")
         arrays: dict[str, Any] = {name: np.empty(getattr(self.tables, name).shape, dtype=np.float32) for name in names}
         tokens = self._lib.em_predictor_learnt(self.handle, *(array.ctypes.data for array in arrays.values()))
@@ -72,13 +72,13 @@ class NativePredictor:
         self._lib.em_predictor_seed(self.handle, values.ctypes.data)
 
     def token(self, ids: IdArray) -> None:
-        """Learn of a computed token, ``(layers, used)``, -1 where unknown."""
+        """Learn from a computed token: its experts ``(layers, used)``, -1 if unknown."""
         values = np.ascontiguousarray(ids, dtype=np.int32)
         assert values.shape == (self.tables.layers, self.tables.used)
         self._lib.em_predictor_token(self.handle, values.ctypes.data)
 
     def begin(self, token_id: int) -> None:
-        """Say which token is under way; -1 where that is not known."""
+        """Begin a token; -1 if its id is unknown."""
         self._lib.em_predictor_begin(self.handle, token_id)
 
     def seen(self, token_ids: IdArray, ids: IdArray) -> None:
@@ -98,19 +98,19 @@ class NativePredictor:
         self._lib.em_predictor_routed(self.handle, layer, values.ctypes.data, len(values))
 
     def keep(self) -> FloatArray:
-        """Probability that each expert is used soon, ``(layers, experts)``."""
+        """Give the probability that each expert is used soon, ``(layers, experts)``."""
         out = np.empty((self.tables.layers, self.tables.experts), dtype=np.float32)
         self._lib.em_predictor_keep(self.handle, out.ctypes.data)
         return out
 
     def next(self, layer: int, lead: int) -> FloatArray:
-        """Probability that the token under way uses each expert of ``layer``, known ``lead`` layers ahead."""
+        """Give the probability that the token under way uses each expert of ``layer``, known ``lead`` layers ahead."""
         out = np.empty(self.tables.experts, dtype=np.float32)
         self._lib.em_predictor_next(self.handle, layer, lead, out.ctypes.data)
         return out
 
     def choose(self, layer: int, lead: int, state: np.ndarray, free: int, most: int, gain: float) -> list[Load]:
-        """Exchanges for a layer that will run ``lead`` layers from now.
+        """Choose exchanges for a layer that will run ``lead`` layers from now.
 
         Args:
             layer: the layer to load for.

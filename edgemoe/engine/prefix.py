@@ -1,9 +1,9 @@
-"""The computed beginning of a prompt: the longest one that agrees with the memory or with a kept state.
+"""The computed beginning of a prompt: the longest beginning that the memory or a kept state holds.
 
-The memory of a plain model can be cut behind any token. That of a hybrid, recurrent or sliding-window model cannot: it
-holds one state, or a window, which each token overwrites. There states are kept at places where conversations
-are likely to part (*marks*), and put back. A conversation that another one displaces is kept whole, in RAM and, where
-there is a folder, on disk.
+The memory of a plain model can be cut behind any token. The memory of a hybrid, recurrent or sliding-window model
+cannot: it holds one state, or a window, and each token overwrites it. For such a model, states are kept at places where
+conversations are likely to part (*marks*), and put back. A conversation that another conversation displaces is kept
+whole, in RAM and, if there is a folder, on disk.
 
 Ordering: everything happens in the thread that computes, between computations.
 
@@ -24,13 +24,13 @@ from .kept import TAIL, Folder, Header, Kept, Mark, State, common, key_of
 
 SEQUENCE = 0
 PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-# Between two marks of an answer under way.
+# Tokens between two marks of an answer under way.
 SPACING = 256
-# A displaced conversation that is shorter is read again sooner than it is kept.
+# A shorter conversation is not kept when it is displaced: computing it again is faster.
 LEAST_KEPT = 64
 # A file is read when it saves more tokens than this.
 LEAST_READ = 200
-# Settings of a context without which a state means something else.
+# Settings of a context that change the meaning of its states.
 _SETTINGS = (
     *("n_ctx", "n_seq_max", "rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type", "type_k"),
     *("type_v", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast"),
@@ -39,7 +39,7 @@ _SETTINGS = (
 
 
 class Prefix:
-    """The computed beginning of one sequence of one context.
+    """Keeps the computed beginning of one sequence of one context.
 
     Args:
         llm: the model; its ``input_ids`` and ``n_tokens`` are the tokens in the context.
@@ -52,18 +52,18 @@ class Prefix:
     """
 
     def __init__(self, llm: Any, budget: int, whole_window: bool, folder: Folder | None = None) -> None:
-        """Nothing is computed yet."""
+        """Begin with an empty context."""
         self._llm, self._budget, self._folder = llm, budget, folder
         model = llm.model
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         self.cuttable = not recurrent and (whole_window or llama_cpp.llama_model_n_swa(model) == 0)
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._marks: list[Mark] = []
-        self._marks_fit = True  # a single one is no larger than the budget
-        self._kept: list[Kept] = []  # the one used last is the last
+        self._marks_fit = True  # False if a single mark is larger than the budget
+        self._kept: list[Kept] = []  # in the order of their last use
         self._asked = 0  # tokens of the last prompt
-        self._seen = 0  # tokens of the context when this object last looked
-        self._foreign: int | None = None  # tokens from here on were computed elsewhere: images, raw batches
+        self._seen = 0  # tokens of the context at the latest look of this object
+        self._foreign: int | None = None  # from this token on, other code has computed: images, raw batches
         self._on_disk: IdArray | None = None
 
     @property
@@ -74,7 +74,7 @@ class Prefix:
         return sum(marks.values()) + sum(kept.state.nbytes + kept.tokens.nbytes for kept in self._kept)
 
     def begin(self, tokens: Sequence[int]) -> int:
-        """Make the context hold the beginning of ``tokens``, and return its length; the rest has to be computed."""
+        """Make the context hold the beginning of ``tokens``; return its length. The rest remains to be computed."""
         prompt = np.asarray(tokens, dtype=np.intc)
         held = self._held()
         length = len(held) if self._is_intact() and len(held) == self._llm.n_tokens else None
@@ -89,14 +89,14 @@ class Prefix:
         return reach
 
     def forget(self) -> None:
-        """The context holds something else, or nothing: its marks are void."""
+        """Drop the marks, because the context has lost their tokens."""
         self._marks.clear()
         self._seen, self._foreign = self._llm.n_tokens, None
 
     def void(self) -> None:
-        """Give up everything that was computed: the weights mean something else now, as with another adapter."""
+        """Give up all that was computed, because other weights, as of another adapter, compute now."""
         self._kept.clear()
-        self._folder = None  # its key does not name the adapter
+        self._folder = None  # the folder's key does not name the adapter
         self._llm.n_tokens = self._asked = 0
         llama_cpp.llama_memory_clear(self._memory, True)
         self._llm._requires_eval = True
@@ -116,15 +116,15 @@ class Prefix:
             self._folder.wait(seconds)
 
     def failed(self) -> None:
-        """A computation ended half-way; the tokens up to here are computed."""
+        """Note that a computation ended half-way: the tokens up to here are computed."""
         self._seen = self._llm.n_tokens
 
     def cut_back(self) -> None:
         """Drop all that was computed behind ``n_tokens``, before computing goes on there.
 
-        A memory that cannot be cut there is put back to the last mark, and computed again from there. It went further
-        than ``n_tokens`` when a computation failed half-way, when a draft was refused, or when a program set
-        ``n_tokens``.
+        Such tokens remain after a computation that failed half-way, after a refused draft, or if a program sets
+        ``n_tokens``. A memory that cannot be cut there is put back to its last mark, and the tokens from the mark on
+        are computed again.
         """
         here = self._llm.n_tokens
         if self._marks and self._marks[-1].position > here:
@@ -144,19 +144,20 @@ class Prefix:
             at += count
 
     def stops(self, count: int) -> list[int]:
-        """Cut the next ``count`` tokens into parts, so that marks can be set between."""
+        """Cut the next ``count`` tokens into parts, so that `passed` can set a mark after each part."""
         if self.cuttable or count == 1 or not self._budget:
             return [count]
         begin, batch = self._llm.n_tokens, self._llm.n_batch
         end = begin + count
-        # llama_cpp computes a batch at a time, so a stop at its end costs nothing; the last one is cut smaller.
+        # llama_cpp computes a batch at a time, so a part that ends with a batch costs nothing. Only the last batch is
+        # cut smaller.
         last = begin + (count - 1) // batch * batch
         wanted = {*range(begin + batch, end, batch), *range(last, end, SPACING), self._asked - TAIL, self._asked}
         places = [*sorted(place for place in wanted if begin < place < end), end]
         return [place - before for before, place in zip([begin, *places], places, strict=False)]
 
     def passed(self) -> None:
-        """Tokens were computed up to here: set a mark where one is due."""
+        """Note that the tokens up to here are computed; set a mark here if one is due."""
         here = self._seen = self._llm.n_tokens
         if self.cuttable or not self._budget or not self._marks_fit or self._foreign is not None:
             return
@@ -171,19 +172,19 @@ class Prefix:
     # The tokens in the context.
 
     def _held(self) -> IdArray:
-        """Give the tokens in the context, but none that were computed elsewhere."""
+        """Give the tokens in the context, without tokens that other code computed."""
         count = self._llm.n_tokens
         end = self._seen if count > self._seen else count
         held: IdArray = self._llm.input_ids[: end if self._foreign is None else min(end, self._foreign)]
         return held
 
     def _is_intact(self) -> bool:
-        """Whether the memory ends where ``n_tokens`` says; one that can be cut may go further."""
+        """Tell whether the memory ends at ``n_tokens``; a memory that can be cut may go further."""
         end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1
         return bool(end >= self._llm.n_tokens if self.cuttable else end == self._llm.n_tokens)
 
     def _is_whole(self) -> bool:
-        """Whether its tokens say all about the state."""
+        """Tell whether the tokens in the context tell everything about its state."""
         return len(self._held()) == self._llm.n_tokens and self._is_intact()
 
     def _is_on_disk(self) -> bool:
@@ -192,15 +193,15 @@ class Prefix:
     # The usable part of a memory.
 
     def _reach(self, agreed: int, length: int | None, marks: Sequence[int], asked: int) -> int:
-        """Count the tokens that stay of a memory.
+        """Count the tokens of a memory that a prompt can use.
 
         Args:
-            agreed: tokens of it with which the prompt begins.
-            length: tokens of it, None where its end is uncertain.
+            agreed: length of the common beginning of memory and prompt.
+            length: tokens of the memory, None if its end is uncertain.
             marks: positions of its marks.
             asked: tokens of the prompt.
         """
-        most = min(agreed, asked - 1)  # one must be computed, for its logits
+        most = min(agreed, asked - 1)  # the last token must be computed, for its logits
         if self.cuttable:
             end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1 if length is None else length
             return int(min(most, end))
@@ -209,9 +210,9 @@ class Prefix:
         return max((position for position in marks if position <= most), default=0)
 
     def _elsewhere(self, prompt: IdArray, reach: int) -> tuple[Kept, int] | None:
-        """A kept conversation that reaches further than the context, in RAM or else on disk, and how far."""
+        """Find a kept conversation, in RAM or on disk, that reaches further than the context; also give its reach."""
         asked = len(prompt)
-        if self._llm._logits_all:  # rows of logits are not kept, and somebody may ask for those of a whole prompt
+        if self._llm._logits_all:  # rows of logits are not kept, and the caller may ask for the rows of a whole prompt
             return None
         best: Kept | None = None
         furthest = reach + LEAST_KEPT
@@ -236,7 +237,7 @@ class Prefix:
     # Changing the context.
 
     def _displace(self, reach: int) -> None:
-        """Keep the conversation that is there where more of it goes than its last answer."""
+        """Keep the conversation in the context if the new prompt drops more of it than its last answer."""
         llm = self._llm
         if not self._budget or reach >= self._asked - TAIL or llm.n_tokens - reach < LEAST_KEPT:
             return
@@ -250,7 +251,7 @@ class Prefix:
             self._shrink()
 
     def _copy(self) -> Kept | None:
-        """The conversation in the context; None where it is too large for both places."""
+        """Copy the conversation in the context; None if neither RAM nor a folder has room for it."""
         size = llama_cpp.llama_state_seq_get_size(self._llm.ctx, SEQUENCE)
         if size <= 0 or (self._folder is None and size > self._budget):
             return None
@@ -262,7 +263,7 @@ class Prefix:
         self._folder.write(Kept(kept.tokens, kept.state, _thinned(kept), kept.asked))
 
     def _restore(self, kept: Kept) -> bool:
-        """Put a conversation in place of the one that is there; False when llama.cpp refuses it."""
+        """Put a conversation in the place of the one in the context; return False if llama.cpp refuses it."""
         llm = self._llm
         llama_cpp.llama_memory_clear(self._memory, True)
         taken = llama_cpp.llama_state_seq_set_data(llm.ctx, _pointer(kept.state), kept.state.nbytes, SEQUENCE)
@@ -302,7 +303,7 @@ class Prefix:
         return state
 
     def _shrink(self) -> None:
-        """Give up states until the budget holds: first old conversations, then marks close to others."""
+        """Give up states until the rest fits the budget: first the oldest conversations, then crowded marks."""
         while self.bytes > self._budget and self._kept:
             self._kept.pop(0)
         while self.bytes > self._budget and self._marks:
@@ -310,12 +311,12 @@ class Prefix:
 
 
 def folder_of(cache: str | Path, llm: Any, model: str, device: str) -> Folder | None:
-    """The folder that ``OffloadConfig.cache`` names, None for ``auto`` and ``off``.
+    """Give the folder that ``OffloadConfig.cache`` names, None for ``auto`` and ``off``.
 
     Args:
         cache: the setting.
         llm: the model; its context settings and its adapter are part of the files' key.
-        model: its identity.
+        model: identity of the model.
         device: ggml name of the device; its kind is part of the key, because another kind rounds otherwise.
     """
     if str(cache) in ("auto", "off"):
@@ -334,13 +335,13 @@ def _pointer(state: State) -> Any:
 
 
 def _most_crowded(marks: Sequence[Mark]) -> int:
-    """The mark that its neighbours can replace best; of the last two none while there are others."""
+    """Give the index of the mark that its neighbours can replace best; the last two marks go last."""
     places = [0, *(mark.position for mark in marks)]
     return min(range(len(marks) - 2), key=lambda at: places[at + 2] - places[at], default=0)
 
 
 def _thinned(kept: Kept) -> list[Mark]:
-    """Marks for a file: no more bytes of them than of the whole state, but the two at the end of the prompt stay."""
+    """Choose marks for a file: no more bytes than the whole state has. The last two marks of the prompt always stay."""
     marks = [mark for mark in kept.marks if mark.position <= kept.asked]
     while len(marks) > 2 and sum(mark.bytes for mark in marks) > kept.state.nbytes:
         del marks[_most_crowded(marks)]

@@ -1,7 +1,7 @@
-"""Routers that look ahead: each is applied to the input of the layer before, with both norms folded in.
+"""Routers that run ahead, on the input of an earlier layer. The norms of both layers are folded into the weights.
 
-The experts of layer l read ``norm(h) * w``; the router of the next one multiplies ``norm(h') * w'``, and h' is h but
-for one attention and the experts between. So the router's weights times ``w' / w`` foretell most of its choices.
+The experts of layer l read ``norm(h) * w``. The router of the next layer multiplies ``norm(h') * w'``. Between h and h'
+lie only one attention and the experts. So the router's weights times ``w' / w`` foretell most of its choices.
 **Source**: Eliseev and Mazur, "Fast Inference of Mixture-of-Experts Language Models with Offloading", 2023, section
 3.2.
 """
@@ -17,21 +17,21 @@ import numpy.typing as npt
 from ..models.gguf import GgufFile, values
 from ..types import FloatArray
 
-# The norm in front of the experts, by its name in the file: the first that a model has.
+# Names of the norm in front of the experts, in a model's file. A model uses the first of these names that it has.
 NORMS = ("ffn_norm", "post_attention_norm", "attn_output_norm", "attn_norm")
-# A number that a norm silences cannot be restored by dividing by its weight.
+# If a norm's weight is below this share of its largest, the norm silences the number, and no division restores it.
 LEAST_WEIGHT = 1e-3
 SIGMOID = 2  # llama.cpp's number of the gating function with a bias before the comparison
 
 
 @dataclass(frozen=True)
 class Router:
-    """A router to look ahead with.
+    """A router that is run ahead.
 
     Attributes:
         weight: bfloat16 bits, ``(experts, width)``.
         bias: added to the logits, ``(experts,)``.
-        select: added to their sigmoids, ``(experts,)``; None where the logits themselves are compared.
+        select: added to the sigmoids of the logits, ``(experts,)``; None if the logits themselves are compared.
     """
 
     weight: npt.NDArray[np.uint16]
@@ -40,15 +40,16 @@ class Router:
 
 
 def look_ahead(file: GgufFile, blocks: Sequence[int], lead: int) -> list[Router | None]:
-    """The router of each expert layer as the layer ``lead`` before it would have to apply it.
+    """Make the router of each expert layer that can be run ``lead`` layers ahead, on the input of that earlier layer.
 
     Args:
         file: the model.
         blocks: numbers of the expert layers, in the order they run.
-        lead: layers between.
+        lead: layers ahead.
 
     Returns:
-        one for each of ``blocks``; None for the first ``lead``, and where router or norm are not plain numbers.
+        a router for each of ``blocks``. None for the first ``lead`` blocks, and if router or norm are not plain
+        numbers.
     """
     return [_router(file, blocks[at - lead], block) if at >= lead else None for at, block in enumerate(blocks)]
 
@@ -73,7 +74,7 @@ def _router(file: GgufFile, before: int, block: int) -> Router | None:
 
 
 def _norm(file: GgufFile, block: int) -> tuple[FloatArray, FloatArray] | None:
-    """Weight and bias of the norm in front of the experts."""
+    """Read weight and bias of the norm in front of the experts."""
     for name in NORMS:
         weight = values(file, f"blk.{block}.{name}.weight")
         if weight is not None and weight.ndim == 1:

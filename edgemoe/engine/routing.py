@@ -1,4 +1,4 @@
-"""Routing of the tokens computed so far: regrouped from the core's events, counted, kept."""
+"""Routing of the tokens computed so far: regrouped from the core's events, counted, recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import FloatArray, IdArray
 
 
 class Routing:
-    """The choices of the routers. Arrays are the caller's, except for ``heat`` and ``last``.
+    """The choices of the routers. Arrays belong to the caller, except for ``heat`` and ``last``.
 
     Attributes:
         heat: uses of each expert since the model was loaded, prefill included, ``(layers, experts)``.
@@ -28,7 +28,7 @@ class Routing:
             blocks: numbers of the expert layers, in the order they run.
             experts: most experts of a layer.
             used: top-k.
-            prefill_tokens: a batch of so many tokens is a prefill.
+            prefill_tokens: fewest tokens of a prefill.
         """
         self._blocks = np.array(blocks, dtype=np.int32)
         self._row_of = {block: row for row, block in enumerate(blocks)}
@@ -46,12 +46,12 @@ class Routing:
         self._expected.extend(tokens)
 
     def take(self, events: npt.NDArray[np.int32]) -> list[tuple[IdArray, IdArray]]:
-        """Count the core's events; returns one ``(ids, tokens)`` for each batch that was computed.
+        """Count the core's events; return one ``(ids, tokens)`` for each computed batch.
 
         ``ids`` has the shape ``(tokens, layers, used)``, -1 where unknown; ``tokens`` the token ids, -1 where unknown.
         """
         batches = [(ids, self._tokens(len(ids))) for ids in self._batches(events)]
-        self._expected.clear()  # the rest was cut short and never computed
+        self._expected.clear()  # the step was cut short, so the other tokens were never computed
         if not batches:
             return batches
         self.last = batches[-1][0][-1]
@@ -101,7 +101,7 @@ class Routing:
         yield from self._irregular(events)
 
     def _irregular(self, events: npt.NDArray[np.int32]) -> Iterator[IdArray]:
-        """Any batch: a new one begins where the layers start again; layers may use fewer experts than others."""
+        """Read batches of any kind. A batch ends before the layers start again; a layer may use fewer experts."""
         layers, k = self.last.shape
         batch: IdArray | None = None
         previous, at = -1, 0
@@ -116,7 +116,7 @@ class Routing:
                 if batch is not None:
                     yield batch
                 batch = np.full((tokens, layers, k), -1, dtype=np.int32)
-            n, width = min(tokens, len(batch)), min(used, k)  # the last layer may compute the last tokens only
+            n, width = min(tokens, len(batch)), min(used, k)  # the last layer may leave the first tokens out
             batch[len(batch) - n :, row, :width] = ids[tokens - n :, :width]
             previous = row
         if batch is not None:

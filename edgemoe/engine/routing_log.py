@@ -9,16 +9,16 @@ from ..types import FloatArray, IdArray
 from .binding import NativeEngine
 from .routing import Routing
 
-# Batches that wait for the policy's next turn. Only a program that calls llama_decode itself lets so many wait.
+# Most batches that wait for the policy's next turn. Only a program that calls llama_decode itself lets so many wait.
 MOST_UNREPORTED = 4096
-# Where every expert is resident, their routing changes nothing: the core notes it for one of so many tokens.
+# If every expert is resident, their routing changes nothing. Then the core reads it for one of so many tokens.
 WATCH_EVERY = 64
 
 
 class RoutingLog:
     """Counts the experts that tokens were routed to. Every method may be called from any thread.
 
-    A step that is half computed is never counted: between `begin_step` and `end_step` the events stay in the core.
+    A step that is half computed is never counted: from `begin_step` to `end_step` its events stay in the core.
     """
 
     def __init__(self, native: NativeEngine, routing: Routing) -> None:

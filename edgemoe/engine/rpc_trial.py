@@ -1,4 +1,4 @@
-"""``python -m edgemoe.engine.rpc_trial HOST:PORT``: meets an RPC server; ggml ends the process where that fails."""
+"""``python -m edgemoe.engine.rpc_trial HOST:PORT``: meets an RPC server. On a failure ggml ends this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .host import _ggml_libraries
 
 
 def main() -> None:
-    """Meet the server that is named and print the names of its devices."""
+    """Meet the server that the command names, and print the names of its devices."""
     print(*connected(_ggml_libraries()[0], sys.argv[1]))
 
 

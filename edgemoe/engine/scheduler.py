@@ -1,4 +1,4 @@
-"""Turns of the policy: between two steps it hears of the routing so far and says which experts to load.
+"""Turns of the policy: between two steps the policy hears of the routing so far and names experts to load.
 
 Ordering: one lock is held while slots change and while the policy runs, because the watchdog resizes from its own
 thread. The pins have a lock of their own: any thread may pin while the policy runs.
@@ -27,8 +27,9 @@ from .predictor import NativePredictor
 from .routing_log import RoutingLog
 
 SYNCHRONOUS_S = 60.0
-# The share of the time that routing log and policy may take; the policy gets fewer turns otherwise. Without prefetch
-# that costs hits: a quarter of gpt-oss-20b resident, a turn every token .722, every second .704, every fourth .687.
+# Shares of the time that routing log and policy may take, with prefetch and without. Above that the policy gets fewer
+# turns. Without prefetch fewer turns cost hits. Hit rates with a quarter of gpt-oss-20b resident: a turn every token
+# .722, every second token .704, every fourth token .687.
 TURN_SHARE, TURN_SHARE_ON_DEMAND = 0.005, 0.01
 
 
@@ -97,7 +98,7 @@ class Scheduler:
             self._native.wait_uploads(SYNCHRONOUS_S)
 
     def look_ahead(self, file: GgufFile) -> None:
-        """Let the next layer's router, too, say which experts to fetch ahead of need, in a thread of the core."""
+        """Run the next layer's router ahead, too, in a thread of the core; its choices become prefetches."""
         if self.predictor is None:
             return
         found = routers.look_ahead(file, [info.block for info in self._native.layers()], LEAD)
@@ -110,7 +111,7 @@ class Scheduler:
     # ---- one step ----
 
     def before_step(self, tokens: Sequence[int]) -> None:
-        """Fetch the experts that these tokens, about to be computed, are known to need."""
+        """Prefetch experts for the first layers of these tokens, which are computed next."""
         started = time.perf_counter_ns()
         self._log.begin_step()
         if self.predictor is not None and len(tokens) == 1:
@@ -118,14 +119,14 @@ class Scheduler:
         self.elapsed_ns += time.perf_counter_ns() - started
 
     def settle(self) -> None:
-        """Count the routing so far: a program may have computed without `before_step`."""
+        """Count the routing so far, because a program may have computed without `before_step`."""
         self._log.settle()
 
     def after_step(self, tokens: Sequence[int], elapsed_ns: int = 0) -> None:
-        """Give the policy its turn, and its wishes to the core.
+        """Give the policy its turn, and submit the loads that it wants.
 
-        Steps of one token share a turn where that costs no hits: after each step the processor's caches are full of
-        weights, so that this code is at its slowest then.
+        Steps of one token share a turn if that costs no hits. After each step the processor's caches are full of
+        weights, and this code runs slowly.
 
         Args:
             tokens: the token ids that were computed; fewer when the step was cut short.

@@ -1,4 +1,4 @@
-"""Signatures: a method of ours shows llama_cpp's parameters and its own, to programs that look before they call."""
+"""Signatures: a method of ours shows llama_cpp's parameters and its own to programs that inspect signatures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def shown_as(original: Callable[..., Any]) -> Callable[[F], F]:
-    """Show the parameters of ``original``, then the ones that the decorated method adds."""
+    """Show the parameters of ``original``, then the parameters that only the decorated method has."""
 
     def decorate(method: F) -> F:
         theirs, ours = inspect.signature(original), inspect.signature(method)

@@ -16,16 +16,17 @@ from typing import NamedTuple
 WINDOW = 8
 # A trial wins if its tokens take less than this share of the time.
 WORTH = 0.95
-# Tokens stall if the system takes a processor away so often per second, of the clock or of computing. If two programs
-# share it, Linux does so after 3 to 4 ms of computing; on a very busy machine that is rare by the clock.
+# Tokens stall if the system preempts their threads so often in a second, by the clock or of computing. If two programs
+# share a processor, Linux preempts after 3 to 4 ms of computing. On a very busy machine that is rare by the clock.
 PREEMPTIONS_PER_S = 50
-# They stall as well if they suddenly take so much longer than before.
+# Tokens also stall if they suddenly take so many times as long as before.
 SUDDEN = 1.5
 # Share of the latest measurement in the usual time of a token.
 SMOOTHING = 0.25
-# Tokens until the next trial of the same kind, after one that lost; twice as many each time.
+# Tokens until the next trial of the same kind, after a trial that lost. The number doubles each time.
 PATIENCE, MOST_PATIENCE = 64, 256
-# They take at least so many times as long as the trial: a token of too many threads may take as long as 60 others.
+# The pause takes at least so many times as long as the trial: a token of too many threads may take as long as 60
+# others.
 PAUSE = 20
 
 
@@ -86,7 +87,7 @@ class Threads:
         self._most = most
         self._trial: _Trial | None = None
         self._before: float | None = None
-        self._down = 1  # threads less in the next trial
+        self._down = 1  # number of threads less in the next trial
         self._wait = {"down": 0, "up": 0}
         self._patience = {"down": PATIENCE, "up": PATIENCE}
         self._clear()
@@ -98,8 +99,8 @@ class Threads:
         """Account for a token and return the number of threads for the next one.
 
         Args:
-            elapsed_ns: time that its computation took.
-            usage: of the processors, meanwhile.
+            elapsed_ns: time that the token's computation took.
+            usage: usage of the processors meanwhile.
         """
         self._tokens += 1
         self._spent_ns += elapsed_ns
@@ -157,7 +158,7 @@ class Threads:
         self._patience[way] = PATIENCE
 
     def _give_up(self, way: str, cost: float) -> None:
-        """Try no other number of this kind for a while; ``cost``: of the trial, in usual tokens."""
+        """Try no other number of this kind for a while; ``cost`` is the trial's time in usual tokens."""
         self._down = 1
         self._wait[way] = max(self._patience[way], int(PAUSE * cost))
         self._patience[way] = min(MOST_PATIENCE, 2 * self._patience[way])

@@ -1,4 +1,4 @@
-"""Text of tokens: every byte arrives, and the markers of a chat format are spelled out while an answer needs them."""
+"""Text of tokens: no byte is lost, and the markers of a chat format are spelled while an answer needs them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import llama_cpp
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-_USUAL_BYTES = 64  # longer pieces are asked for once more
+_USUAL_BYTES = 64  # a longer piece needs a second call
 
 
 class Tokenizer(LlamaTokenizer):  # type: ignore[misc]
     """llama_cpp's tokenizer, for pieces of any length.
 
     Attributes:
-        spelled: control tokens that come out as text although special tokens are not asked for.
+        spelled: control tokens with text in an answer, even if the caller asks for no special tokens.
     """
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
@@ -26,7 +26,7 @@ class Tokenizer(LlamaTokenizer):  # type: ignore[misc]
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Any = None, special: bool = False) -> bytes:
-        """Text of ``tokens`` in UTF-8; the bytes of a character may be spread over several of them."""
+        """Give the text of ``tokens`` in UTF-8; several tokens may share the bytes of a character."""
         spelled = self.spelled
         text = b"".join([self._piece(token, special or token in spelled) for token in tokens])
         begins = len(tokens) > 0 and tokens[0] == self._model.token_bos()

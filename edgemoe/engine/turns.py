@@ -1,8 +1,9 @@
 """Turns to compute: one answer at a time, each with an account and a cancel of its own.
 
-Ordering: a turn is taken for one step of a stream, or for a whole answer, under a lock that the same thread may take
-again. ``cancel`` may come from any thread, at any moment, without the lock: it ends answers under way, and none that
-begins later. A model that was opened before a fork cannot compute in the child: the copy there has no threads.
+Ordering: a turn is taken for one step of a stream, or for a whole answer. The lock of a turn may be taken again by the
+same thread. ``cancel`` may come from any thread, at any moment, without the lock. It ends answers under way, and no
+answer that begins later. A model that was opened before a fork cannot compute in the child: the copy there has no
+threads.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class Turn:
     """One answer under way.
 
     Attributes:
-        meter: its account; None for a computation outside an answer.
-        cancelled: it shall end.
+        meter: account of the answer; None for a computation outside an answer.
+        cancelled: True if the answer must end.
     """
 
     def __init__(self, meter: Meter | None = None) -> None:
-        """Not cancelled."""
+        """Begin without a cancel."""
         self.meter, self.cancelled = meter, False
 
 
@@ -48,12 +49,12 @@ class Turns:
 
     @property
     def current(self) -> Turn | None:
-        """The turn that this thread has, None when it has none."""
+        """Give the turn that this thread has, None if it has no turn."""
         return self._current if self._holder == threading.get_ident() else None
 
     @property
     def ours(self) -> bool:
-        """This process opened the model."""
+        """Tell whether this process opened the model."""
         return os.getpid() == self._process
 
     @contextlib.contextmanager
@@ -69,7 +70,7 @@ class Turns:
         try:
             if self._current is None and self._leaver not in (None, threading.get_ident()):
                 self._lock.release()
-                threading.Event().wait()  # for good: the end of the program leaves this thread behind
+                threading.Event().wait()  # never returns: the end of the program leaves this thread behind
             if self._closed:
                 raise EdgeMoEError("the model is closed")
             before, self._current = self._current, turn
@@ -88,12 +89,12 @@ class Turns:
             self._lock.release()
 
     def finish(self, turn: Turn) -> None:
-        """No more will be computed for ``turn``."""
+        """End ``turn``: nothing more is computed for it."""
         self._unfinished.discard(turn)
 
     @property
     def cancelled(self) -> bool:
-        """The turn that this thread has shall end."""
+        """Tell whether the turn of this thread must end."""
         return self.current is not None and self.current.cancelled
 
     def cancel(self) -> None:
@@ -103,18 +104,18 @@ class Turns:
         current = self._current
         if current is not None and current.cancelled and not self._closed:
             self._native.cancel(True)
-            if (now := self._current) is not current:  # which has begun in between
+            if (now := self._current) is not current:  # a turn that began in between
                 self._native.cancel(now is not None and now.cancelled)
 
     def _all(self) -> list[Turn]:
         while True:
             try:
                 return list(self._unfinished)
-            except RuntimeError:  # another thread begins or ends one meanwhile
+            except RuntimeError:  # another thread begins or ends a turn meanwhile
                 continue
 
     def quiet(self, seconds: float) -> bool:
-        """Wait until no other thread computes; return False when that takes longer."""
+        """Wait until no other thread computes; return False if that takes longer."""
         if not self.ours or not self._lock.acquire(timeout=seconds):
             return False
         self._lock.release()
@@ -131,7 +132,7 @@ class Turns:
 
     @property
     def open(self) -> bool:
-        """The model is not closed, and it is this process that opened it."""
+        """Tell whether this process opened the model and has not closed it."""
         return self.ours and not self._closed
 
     def close(self) -> None:

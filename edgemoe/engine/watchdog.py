@@ -11,8 +11,8 @@ from ..errors import EdgeMoEError
 from ..planning.placement import reserve_of
 
 PERIOD_S = 0.25
-# Growing needs so many quiet looks in a row, and so much free memory above the reserve (a share of it): programs that
-# come and go must not make experts come and go.
+# The hot set grows after so many looks in a row that find enough free memory: this share of the reserve, above the
+# reserve. So programs that come and go do not make experts come and go.
 QUIET_LOOKS = 20
 HYSTERESIS = 0.5
 # A gain below this share of the reserve is never worth a change.
@@ -30,7 +30,7 @@ class BudgetChanged:
 
     @property
     def sentence(self) -> str:
-        """For the user."""
+        """Give a sentence for the user."""
         verb = "shrank" if self.after_bytes < self.before_bytes else "grew"
         return (
             f"{WATCHDOG_SAYS}{verb} from {self.before_bytes / 2**20:.0f} to {self.after_bytes / 2**20:.0f} MiB: "
@@ -56,12 +56,12 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Decides after each look; `start` looks every `PERIOD_S` from a thread of its own.
+    """Decides after each look whether to resize. The thread of `start` looks every `PERIOD_S`.
 
     Args:
         watched: the device and its hot set.
-        wanted_bytes: room that the hot set never exceeds.
-        changed: told of every resize, from the watching thread.
+        wanted_bytes: most bytes of the hot set.
+        changed: called with every resize, in the watching thread.
         spare_bytes: memory that a prefill will still take.
     """
 
@@ -72,7 +72,7 @@ class Watchdog:
         changed: Callable[[BudgetChanged], None] = lambda event: None,
         spare_bytes: int = 0,
     ) -> None:
-        """Nothing is watched before `start`."""
+        """Watch nothing before `start`."""
         self._watched, self._wanted, self._changed, self._spare = watched, wanted_bytes, changed, spare_bytes
         self._quiet = 0
         self._stopping = threading.Event()
@@ -84,13 +84,13 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; when this returns no resize is under way."""
+        """Look no more; no resize is under way when this returns."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
 
     def look(self) -> BudgetChanged | None:
-        """Look at the memory once, and return the change of the budget, None without one."""
+        """Look at the memory once; return the change of the budget, None without a change."""
         if not self._watched.automatic:
             return None
         free, total = self._watched.memory()

@@ -1,4 +1,4 @@
-"""Tokens into text: each costs the same, however long the answer is. Pure."""
+"""Turns tokens into text; a token costs the same in a short and in a long answer. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Wording:
     """The text of one answer while it grows.
 
     Attributes:
-        stopped: a stop string has come; nothing of it is text of the answer.
+        stopped: True after a stop string, of which nothing is text of the answer.
     """
 
     def __init__(self, stops: Sequence[bytes] = ()) -> None:
-        """Nothing has come yet; ``stops`` end the answer."""
+        """Begin with an empty text; ``stops`` end the answer."""
         self._stops = [stop for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=1)
         self._text = bytearray()
@@ -33,19 +33,19 @@ class Wording:
 
     @property
     def unfinished(self) -> bool:
-        """The text ends within a character."""
+        """Tell whether the text ends within a character."""
         tail = self._text[-3:]
         return any(_length(byte) > len(tail) - at for at, byte in enumerate(tail))
 
     def take(self, final: bool = False) -> str:
-        """Text that is certain by now and was not given yet: no beginning of a stop string, no part of a character."""
+        """Give new text that is certain by now: no part of a character, no beginning of a stop string."""
         end = len(self._text) if final or self.stopped else len(self._text) - self._held()
         fresh = self._decoder.decode(bytes(self._text[self._given : end]), final=final)
         self._given = max(self._given, end)
         return fresh
 
     def _held(self) -> int:
-        """Bytes at the end that may become a stop string."""
+        """Count the bytes at the end that may become a stop string."""
         most = min(self._longest - 1, len(self._text))
         for length in range(most, 0, -1):
             tail = bytes(self._text[-length:])
@@ -55,5 +55,5 @@ class Wording:
 
 
 def _length(byte: int) -> int:
-    """Bytes of the character that begins with ``byte``; 1 where none begins."""
+    """Count the bytes of the character that begins with ``byte``; 1 if no character begins there."""
     return 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1

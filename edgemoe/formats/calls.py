@@ -145,7 +145,7 @@ def minimax_m3(text: str, schemas: Schemas) -> Calls:
 
 
 def nested(text: str, schemas: Schemas) -> Calls:
-    """Read several ``<tool_call>`` in one outer pair: Hy3."""
+    """Read Hy3: several ``<tool_call>`` in one outer pair."""
     inner = re.findall(r"<tool_call[^>]*>(.*?)</tool_call[^>]*>", text, re.DOTALL)
     read = [anything(body, schemas) for body in inner]
     return [call for calls in read if calls for call in calls] if read and all(read) else None

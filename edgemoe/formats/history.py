@@ -103,7 +103,7 @@ def _split(message: Message, style: Style) -> None:
 
 
 def _systems(template: Template, messages: list[Message]) -> list[Message]:
-    """Join system messages into one in front. If the template takes none, the first question begins with it."""
+    """Join system messages into one in front. If the template takes none, the text goes before the first question."""
     lead = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
     first, rest = messages[:lead], messages[lead:]
     if any(message["role"] == "system" for message in rest) and not template.takes_later_system:

@@ -97,7 +97,7 @@ def _written(template: Template, count: int, form: tuple[bool, str | None]) -> s
 
 
 def _common(first: str, second: str) -> int:
-    """Count the characters that both texts begin with. A marker that only begins alike does not count."""
+    """Count the characters with which both texts begin, without a marker that agrees only in part."""
     alike = zip(first, second, strict=False)
     count = next((at for at, (a, b) in enumerate(alike) if a != b), min(len(first), len(second)))
     begun = re.search(r"[<\[][^<>\[\]]*$", first[:count])
@@ -105,7 +105,7 @@ def _common(first: str, second: str) -> int:
 
 
 def _common_end(first: str, second: str) -> int:
-    """Count the characters that both texts end with. A marker that only ends alike does not count."""
+    """Count the characters with which both texts end, without a marker that agrees only in part."""
     alike = zip(reversed(first), reversed(second), strict=False)
     count = next((at for at, (a, b) in enumerate(alike) if a != b), min(len(first), len(second)))
     cut = len(first) - count

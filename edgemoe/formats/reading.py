@@ -348,7 +348,7 @@ class _Part:
         self._reader._emit(self._kind, kept)
 
     def _begun(self) -> str:
-        """Drop the space before the first word; empty while no word has arrived."""
+        """Drop the space before the first word of the text. The result is empty before a word arrives."""
         text = self._lead.lstrip() if self._kind == "reasoning" else re.sub(r"^\s*\n", "", self._lead)
         if not text.strip():
             return ""

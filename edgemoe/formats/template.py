@@ -64,7 +64,7 @@ class Template:
         Args:
             messages: messages in the template's form, see :func:`edgemoe.formats.history.prepared`.
             tools: tools in OpenAI's shape.
-            generate: True ends the prompt at the begin of the model's answer.
+            generate: True ends the prompt at the beginning of the model's answer.
             **keywords: variables of the template, such as ``enable_thinking``.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Bytes of a model and rates of a machine in, a placement and its speed out. Pure arithmetic."""
+"""Computes a placement and its speed from the bytes of a model and the rates of a machine. Pure arithmetic."""

@@ -1,11 +1,11 @@
-"""The speed of a model on a machine, from runs of a few layers; an upper bound from rates. Pure arithmetic.
+"""The speed of a model on a machine, computed from runs of a few layers; from rates, an upper bound. Pure.
 
 A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
-adds the same time. Rates alone leave out the waiting inside a layer: measured speeds were 0.55 to 0.83 of theirs
-(docs/log.md).
+adds the same time. A bound from rates leaves out the waiting inside a layer: measured speeds were 0.55 to 0.83 of such
+bounds (docs/log.md).
 
-By rates a token costs the dense weights, then in each layer its experts: those on the device and those on the CPU at
-the same time, and a join. Uploads run beside and count only when the link cannot keep up.
+By rates a token costs the dense weights, then in each layer its experts and a join. Device and CPU compute their
+experts at the same time. Uploads run beside, and count only if the link cannot keep up.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from ..types import FloatArray
 from .placement import BATCH, MachineRates, ModelNeeds, Placement, disk_bytes
 
-# Hit rates of the adaptive policy by share of experts resident: the middle of gpt-oss-20b and DeepSeek-V2-Lite on
-# recorded routing (loads on demand); at 0.125 that of LRU on larger models.
+# Hit rates of the adaptive policy by share of experts resident. They are the middle of gpt-oss-20b and DeepSeek-V2-Lite
+# on recorded routing (loads on demand). The rate at 0.125 is that of LRU on larger models.
 TYPICAL = ((0.0, 0.0), (0.125, 0.47), (0.25, 0.68), (0.5, 0.87), (0.75, 0.96), (1.0, 1.0))
-# An expert of a prefill is streamed to the device when so many tokens of a batch use it (OffloadConfig.stream_tokens).
+# A prefill streams an expert to the device if so many tokens of a batch use it (OffloadConfig.stream_tokens).
 STREAM_TOKENS = 32
-# By how much a measured speed may differ from one forecast from a run: `python bench/fit.py`.
+# Largest share by which a measured speed may differ from the forecast of a run: `python bench/fit.py`.
 BAND = 0.25
 
 
@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SpeedForecast:
-    """Tokens per second; None where a rate that they depend on was not measured.
+    """Tokens per second; None if a rate that the speed depends on was not measured.
 
     Attributes:
         hit_rate: assumed share of experts found on the device, 0..1.
@@ -80,7 +80,7 @@ def from_runs(
 
 
 def forecast(machine: MachineRates, needs: ModelNeeds, placed: Placement, hit_rate: float) -> SpeedForecast:
-    """Compute upper bounds of a model's speeds from rates; ``hit_rate`` is that of decode, 0..1."""
+    """Compute upper bounds of a model's speeds from rates; ``hit_rate`` is the hit rate of decode, 0..1."""
     hits = needs.pairs * hit_rate if any(placed.slots) else 0.0
     decode = step_seconds(machine, needs, hits, needs.pairs - hits, 0, placed.dense_on_device)
     if decode is not None and placed.ram_short_bytes:
@@ -94,13 +94,13 @@ def forecast(machine: MachineRates, needs: ModelNeeds, placed: Placement, hit_ra
 def step_seconds(
     machine: MachineRates, needs: ModelNeeds, hits: float, misses: float, uploads: float, dense_on_device: bool = True
 ) -> float | None:
-    """Seconds of one token; None when a rate is missing.
+    """Compute the seconds of one token; None if a rate is missing.
 
     Args:
         machine: rates.
         needs: the model.
         hits: (layer, expert) pairs of the token on the device.
-        misses: those on the CPU.
+        misses: (layer, expert) pairs of the token on the CPU.
         uploads: experts that are copied to the device meanwhile.
         dense_on_device: attention and output run on the device, where there is one.
     """
@@ -117,7 +117,7 @@ def step_seconds(
 
 
 def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
-    """Wall time of work of the device and of the CPU at once; a device that is the CPU in disguise takes its cores."""
+    """Compute the wall time of device and CPU at once; a device on the CPU's cores takes cores from the CPU."""
     longer = max(device_s, cpu_s)
     if not machine.device_is_cpu:
         return longer
@@ -125,18 +125,18 @@ def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
 
 
 def typical_hit_rate(resident_share: float) -> float:
-    """Hit rate of decode to expect of a model that is not known, by the share of its experts that is resident."""
+    """Estimate the hit rate of decode for an unknown model, by the share of its experts that is resident."""
     shares, rates = zip(*TYPICAL, strict=True)
     return float(np.interp(resident_share, shares, rates))
 
 
 def hit_rate(placed: Placement, needs: ModelNeeds, heat: FloatArray | None) -> float:
-    """Hit rate of decode to expect: of the hottest experts of the routing profile, or of typical routing.
+    """Estimate the hit rate of decode from the hottest experts of the routing profile, or from typical routing.
 
     Args:
         placed: the placement.
         needs: the model.
-        heat: how often each expert was used, ``(layers, experts)``; None when not known.
+        heat: uses of each expert, ``(layers, experts)``; None if unknown.
     """
     if needs.shape is None or not any(placed.slots):
         return 0.0
@@ -166,7 +166,7 @@ def _dense_rate(machine: MachineRates, on_device: bool) -> float | None:
 
 
 def _batch_seconds(machine: MachineRates, needs: ModelNeeds, placed: Placement) -> float | None:
-    """Seconds of a batch of `BATCH` tokens: resident experts on the device, others streamed there or on the CPU."""
+    """Compute the seconds of a batch of `BATCH` tokens; experts that are not resident are streamed or on the CPU."""
     on_device = placed.dense_on_device and bool(machine.device)
     dense_rate = machine.device_dense_operation_rate if on_device else machine.cpu_dense_operation_rate
     dense = _over(BATCH * needs.dense_operations, dense_rate or machine.cpu_operation_rate)

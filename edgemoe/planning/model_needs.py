@@ -1,7 +1,7 @@
 """The needs of a model: bytes and operations, read from its header.
 
-The KV cache follows from the shapes of the attention's own weights where there are some: a layer without a key
-projection keeps no keys, one with a compressed projection (latent attention) keeps that. Metadata fills the gaps.
+The KV cache follows from the shapes of the attention's weights. A layer without a key projection keeps no keys. A layer
+with a compressed projection (latent attention) keeps the compressed row. If the weights do not tell, metadata does.
 
 **Source**: sizes of cache and state are those of llama.cpp 0.5.0 (llama-kv-cache.cpp, llama-hparams.cpp), compared with
 its reports for every architecture of tests/zoo.
@@ -95,16 +95,16 @@ def _expert_width(file: GgufFile) -> int:
 
 
 def _cache(file: GgufFile, flash: bool, types: tuple[int, int]) -> tuple[int, int, int]:
-    """Bytes of KV cache per token in full and in windowed layers, and of recurrent state."""
+    """Count the bytes of KV cache per token, in full and in windowed layers, and the bytes of recurrent state."""
     blocks: dict[int, dict[str, Shape]] = {}
     for name, tensor in file.run_tensors.items():
         if match := _BLOCK.match(name):
             blocks.setdefault(int(match[1]), {})[match[2]] = tensor.shape
     own = file.run_blocks or len(blocks)
-    sharing = own - (file.number("attention.shared_kv_layers") or 0)  # the last ones read the cache of others
+    sharing = own - (file.number("attention.shared_kv_layers") or 0)  # the last layers read the cache of other layers
     full = windowed = state = 0
     kept = [_kept(file, layer, blocks.get(layer, {})) if layer < sharing else (0, 0) for layer in range(own)]
-    # Without flash attention values are kept transposed, and every layer is as wide as the widest.
+    # Without flash attention, values are kept transposed, and every layer's cache is as wide as the widest.
     widest = max((values for _, values in kept), default=0)
     for layer, (keys, values) in enumerate(kept):
         width = _row(keys, types[0]) + _row(widest if values and not flash else values, types[1])
@@ -118,7 +118,7 @@ def _cache(file: GgufFile, flash: bool, types: tuple[int, int]) -> tuple[int, in
 
 
 def _row(numbers: int, kind: int) -> int:
-    """Bytes of so many numbers of a type."""
+    """Count the bytes of ``numbers`` numbers of a type."""
     size, block = CACHE_TYPES.get(kind, CACHE_TYPES[USUAL_TYPE])
     return -(-numbers // block) * size
 
@@ -128,7 +128,7 @@ def _recurrent(tensors: dict[str, Shape]) -> bool:
 
 
 def _kept(file: GgufFile, layer: int, tensors: dict[str, Shape]) -> tuple[int, int]:
-    """Numbers that the cache keeps of one token in a layer: keys, values."""
+    """Count the numbers that the cache keeps of one token in a layer: of keys, and of values."""
     if not any(name in tensors for name in _ATTENTION) or (_recurrent(tensors) and file.architecture not in _BOTH):
         return 0, 0
     index = (file.number("attention.indexer.key_length") or 0) if any("indexer." in name for name in tensors) else 0
@@ -143,14 +143,14 @@ def _kept(file: GgufFile, layer: int, tensors: dict[str, Shape]) -> tuple[int, i
 
 
 def _head(file: GgufFile, layer: int, kind: str) -> int:
-    """Numbers of one head's key or value."""
+    """Count the numbers of one head's key or value."""
     own = file.number(f"attention.{kind}_length_swa") if _windowed(file, layer) else None
     plain = (file.number("embedding_length") or 0) // (_at(file, "attention.head_count", layer) or 1)
     return own or file.number(f"attention.{kind}_length") or plain
 
 
 def _state_width(file: GgufFile) -> int:
-    """Numbers that a recurrent layer keeps of a sequence."""
+    """Count the numbers that a recurrent layer keeps of a sequence."""
     if head := file.number("wkv.head_size"):
         return (file.number("embedding_length") or 0) * (head + (file.number("token_shift_count") or 2))
     if cells := file.number("shortconv.l_cache"):

@@ -13,24 +13,25 @@ from ..routing.policy import slots_for
 from ..types import ModelShape
 
 GIB = 1 << 30
-# Left free on a device for the desktop and other programs; on a device below 4 GiB a quarter of it.
+# Memory left free on a device for the desktop and other programs; below 4 GiB, a quarter of the device.
 RESERVE_BYTES = GIB
-# Tokens that llama.cpp computes at once (its default n_ubatch); buffers are sized for them.
+# Tokens that llama.cpp computes at once (its default n_ubatch); its buffers have this size.
 BATCH = 512
-# Batches below this are no prompt: llama.cpp, too, brings no experts to the device for them.
+# A smaller batch does not bring experts to the device as whole layers. llama.cpp has the same limit.
 FEW_TOKENS = 32
 # llama.cpp makes the KV cache a multiple of so many tokens long.
 CONTEXT_STEP = 256
-# Staging places for experts that a prefill brings to the device: all of a layer, where that is no more than this share
-# of the device's memory; else two halves, one filled while the other computes.
+# A prefill brings experts to staging places on the device. If all experts of a layer take no more than this share of
+# the device's memory, each has a place. Otherwise the places are two halves: one is filled while the other computes.
 STAGE_SHARE = 1 / 8
 STREAM_SLOTS = 16
 # Bytes that alignment may add to the slots of a layer (8 tensors, 512 bytes each).
 LAYER_OVERHEAD = 4096
-# Margin on the estimate of llama.cpp's compute buffer; 4 measured ones lay 0 to 6 % below it.
+# Margin on the estimate of llama.cpp's compute buffer; four measured buffers were 0 to 6 % smaller than the estimate.
 COMPUTE_MARGIN = 1.1
-# States of prompts that were read: a share of the RAM that the model leaves, at most so many bytes. If it leaves none,
-# they still have a small share of all free RAM: a hybrid without states reads every prompt from its beginning.
+# States of prompts that were read take a share of the RAM that the model leaves, up to a limit. If the model leaves
+# none, they still take a small share of all free RAM, because a hybrid without states reads every prompt from its
+# beginning.
 STATES_SHARE, STATES_BYTES, STATES_LEAST_SHARE = 1 / 4, 4 * GIB, 1 / 64
 
 # Budgets that ask for no resident experts.
@@ -56,16 +57,16 @@ class MachineRates:
         upload_pageable_rate: bytes per second to the device, from ordinary memory.
         device_rate: bytes of weights per second that the device multiplies one token with.
         device_operation_rate: multiply-adds per second of the device on a batch.
-        cpu_dense_rate: bytes of dense weights per second that the CPU multiplies one token with; None takes the rate of
+        cpu_dense_rate: bytes of dense weights per second that the CPU multiplies one token with; None means the rate of
             experts.
         cpu_dense_operation_rate: multiply-adds per second of the CPU with dense weights on a batch.
         device_dense_rate: bytes of dense weights per second that the device multiplies one token with.
         device_dense_operation_rate: multiply-adds per second of the device with dense weights on a batch.
-        disk_rate: bytes per second read from the disk of the models, not from the cache.
+        disk_rate: bytes per second from the disk that holds the models, past the cache.
         join_ns: nanoseconds to start work on the device and wait for it.
-        layer_ns: nanoseconds per layer and token that no weight accounts for.
-        device_is_cpu: device and CPU share their cores: they take turns instead of overlapping (``sim``).
-        device_shares_ram: the memory of the device is RAM, as with integrated graphics: its bytes are counted there.
+        layer_ns: nanoseconds per layer and token beside the reading of weights.
+        device_is_cpu: device and CPU share their cores (``sim``), so they take turns.
+        device_shares_ram: the memory of the device is RAM, as with integrated graphics, and counts as RAM.
     """
 
     device: str = ""
@@ -94,7 +95,7 @@ class MachineRates:
 
     @property
     def device_room_bytes(self) -> int:
-        """Memory that a plan may give to the device: its free memory, of shared memory no more than the free RAM."""
+        """Count the memory that a plan may give to the device; of shared memory, at most the free RAM."""
         if not self.device:
             return 0
         return min(self.device_free_bytes, self.ram_free_bytes) if self.device_shares_ram else self.device_free_bytes
@@ -108,20 +109,20 @@ class ModelNeeds:
         shape: geometry of the routed experts, None for a dense model.
         layers: all layers.
         dense_bytes: all weights but routed experts.
-        dense_device_bytes: dense weights that a device holds: without the token embedding, with a copy of it if the
-            output shares it.
+        dense_device_bytes: dense weights that a device holds, without the token embedding. If the output shares the
+            embedding, the device holds a copy for the output.
         dense_read_bytes: weights outside of routed experts that one token reads.
         dense_operations: multiply-adds of one token outside of routed experts, attention to the context not counted.
         expert_operations: multiply-adds of one (token, expert) pair, mean of the layers.
         kv_token_bytes: KV cache of one token in layers that see all of the context.
         kv_window_bytes: KV cache of one token in layers that see a window.
-        window: tokens that the layers with a window keep; 0 keeps all, the default of llama-cpp-python.
+        window: tokens that the layers with a window keep; 0: they keep all, the default of llama-cpp-python.
         state_bytes: state of recurrent layers, the same for every context.
         width: numbers of a hidden state.
         expert_width: neurons of one expert.
-        heads: attention heads, most of a layer.
+        heads: attention heads of the layer with the most heads.
         vocabulary: tokens the model knows.
-        flash: attention never writes its scores down.
+        flash: flash attention, which never stores its scores.
         batch: most tokens that llama.cpp computes at once (``n_ubatch``).
     """
 
@@ -165,7 +166,7 @@ class ModelNeeds:
         return cells * self.kv_token_bytes + kept * self.kv_window_bytes + self.state_bytes
 
     def compute_bytes(self, context: int) -> int:
-        """Estimate llama.cpp's compute buffer: a batch's logits, its attention to the context, or its pairs."""
+        """Estimate llama.cpp's compute buffer by its largest part: logits, attention scores or pairs of a batch."""
         scores = (2 if self.flash else self.heads + 2) * round_up(context, CONTEXT_STEP) + 6 * self.width
         pairs = self.shape.used * (2 * self.width + 3 * self.expert_width) + 4 * self.width if self.shape else 0
         return int(COMPUTE_MARGIN * 4 * self.batch * max(self.vocabulary + self.width, scores, pairs))
@@ -175,17 +176,17 @@ class ModelNeeds:
 
         Args:
             stream_slots: number of places.
-            rows: inputs and results of all pairs are brought there as well.
+            rows: True if inputs and results of all pairs are brought to the device, too.
         """
         if self.shape is None:
             return 0
-        # Sizes share the memory where rows are read in whole pieces, see core/residency/stage.cpp.
+        # Sizes share memory if rows are read in whole pieces, see core/residency/stage.cpp.
         sizes = set(self.shape.expert_bytes)
         shared = self.width % 256 == 0 == self.expert_width % 256
         places = (max(sizes) if shared else sum(sizes)) * min(stream_slots, self.shape.experts)
         tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
-        # Regions grow by a quarter more than was asked for. Aside: places of a batch's pairs, inputs of a few tokens,
-        # and all that belongs to one.
+        # The core allocates a quarter more than it asks for. `aside` counts the places of a batch's pairs, inputs of a
+        # few tokens, and inputs, rows and results of one token's pairs.
         pair = 2 * self.width + 3 * self.expert_width  # its input and output, three times the neurons
         aside = 5 * (self.batch * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
         return places + tables + aside + rows * self.batch * self.shape.used * 5 * pair
@@ -204,15 +205,15 @@ class Placement:
         dense_bytes: device memory of the dense weights.
         kv_bytes: KV cache, on the device or in RAM.
         compute_bytes: llama.cpp's compute buffer on the device, an estimate.
-        staging_bytes: device memory of a prefill.
+        staging_bytes: device memory that a prefill takes beside llama.cpp's buffer.
         stream_slots: staging places for experts that a prefill streams through the device.
-        reserve_bytes: device memory left to others.
-        pinned_bytes: host memory that cannot be paged: staging of the uploads.
-        ram_private_bytes: host memory that cannot be given back: KV cache and buffers not on the device, staging, and
-            all memory of a device that shares the RAM.
+        reserve_bytes: device memory that stays free for other programs.
+        pinned_bytes: pinned memory for the staging of uploads.
+        ram_private_bytes: host memory that the system cannot take back: KV cache and buffers outside the device,
+            staging, and all memory of a device that shares the RAM.
         ram_mapped_bytes: weights that the CPU reads; pages of the file.
-        ram_short_bytes: mapped weights that the free memory cannot hold: they are read from the disk again and again.
-        states_bytes: host memory for states of prompts that were read, at most; taken when there are some.
+        ram_short_bytes: mapped weights beyond the free memory, which are read from the disk again and again.
+        states_bytes: most host memory for states of prompts that were read; it is taken when there are states.
         fits: the model can be run without reading its weights from the disk for every token.
         parts: pairs of a subject, ``ram``, ``dense`` or ``experts``, and a sentence on the lack of memory there.
     """
@@ -252,7 +253,7 @@ class Placement:
         return self.hot_bytes + self.dense_bytes + kv + self.compute_bytes + self.staging_bytes
 
     def stages_layers(self, shape: ModelShape | None) -> bool:
-        """Tell whether a prefill brings all experts of a layer to the device, rather than rows to experts."""
+        """Tell whether a prefill brings all experts of a layer to the device; otherwise it brings rows to experts."""
         return shape is not None and self.dense_on_device and self.stream_slots >= shape.experts
 
     def staging_of(self, needs: ModelNeeds) -> int:
@@ -281,8 +282,8 @@ def place(
 ) -> Placement:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
-    Parts that do not fit beside the reserve are left to the CPU, KV cache first, then the dense weights. A budget in
-    bytes or as a share may use the reserve; an automatic one leaves it free.
+    If parts do not fit beside the reserve, the KV cache is left to the CPU first, then the dense weights. A budget in
+    bytes or as a share may use the reserve. An automatic budget leaves the reserve free.
 
     Args:
         machine: its free memory; rates only tell the cost of a lack of memory.
@@ -292,7 +293,7 @@ def place(
         stream: a prefill may bring experts to the device.
         dense: True puts the dense weights on the device and False leaves them in RAM, even without room; None decides
             by the room.
-        cache: the same for the KV cache; it is on the device only beside the dense weights.
+        cache: the same for the KV cache; the cache is on the device only if the dense weights are.
     """
     reserve = reserve_of(machine.device_total_bytes) if budget.automatic else 0
     room = max(0, machine.device_room_bytes - reserve)
@@ -346,7 +347,7 @@ def _place_dense(
 
 
 def _stages(machine: MachineRates, needs: ModelNeeds, start: Placement, stream: bool) -> list[int]:
-    """Numbers of staging places, the best first."""
+    """List the numbers of staging places to try, the best first."""
     if not stream or needs.shape is None:
         return [0]
     layer = max(needs.shape.expert_bytes) * needs.shape.experts
@@ -358,7 +359,7 @@ def _place_experts(start: Placement, needs: ModelNeeds, room: int, budget: Budge
     shape = needs.shape
     if shape is None:
         return start
-    tried = (replace(start, stream_slots=stream_slots) for stream_slots in stages)  # with fewer there may still be room
+    tried = (replace(start, stream_slots=stream_slots) for stream_slots in stages)  # fewer places may still fit
     found = next((placed for placed in tried if placed.staging_of(needs) <= room), None)
     if found is None:
         return start

@@ -16,7 +16,7 @@ from ..types import FloatArray, IdArray
 from .trace import read_npz, write_npz
 
 VERSION = 1
-# Evidence this many tokens old counts half: some long chats, so that the profile follows its user.
+# Uses count half after so many tokens: some long chats, so that the profile follows its user.
 HALF_LIFE_TOKENS = 20_000
 # Tokens to train a predictor on: some hours of chat, a few MB.
 RECENT_TOKENS = 16_384
@@ -49,7 +49,7 @@ class Profile:
 def load(
     identity: str, folder: Path, shape: tuple[int, int] | None = None, notes: list[str] | None = None
 ) -> Profile | None:
-    """Read the profile of a model, None when there is none to use; no file raises an error.
+    """Read the profile of a model; None if no file can be used. No file raises an error.
 
     A file that is damaged, of another version, model or shape is renamed to ``*.bad-N``: kept, but out of the
     way.
@@ -76,7 +76,7 @@ def load(
 
 
 def save(profile: Profile, folder: Path, notes: list[str] | None = None) -> None:
-    """Write a profile, whole or not at all; never raises for the disk.
+    """Write a profile, whole or not at all. An error of the disk is not raised.
 
     Args:
         profile: the profile; it replaces the file of the same model.
@@ -105,7 +105,7 @@ def merge(old: Profile | None, run: Profile) -> Profile:
     """Add one run to a profile. The old counts fade with the tokens of the run, so a short run changes little.
 
     Args:
-        old: the profile before, or None; not used when its shape is another.
+        old: the profile before, or None. A profile of another shape is not used.
         run: the new run, with undecayed counts, of the same model.
     """
     if old is None or old.heat.shape != run.heat.shape:

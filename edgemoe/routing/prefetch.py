@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from statistics import median
 
-# Layers between the choice and the layer it is for. One ahead names .772 of the experts, two .760 (gpt-oss-20b).
+# Layers between the choice of an expert and its layer. One layer ahead predicts .772 of the experts, two .760
+# (gpt-oss-20b).
 LEAD = 1
-# Expected uses that an exchange must win. Held out, a quarter resident, at most one load per layer and token; hit rate
-# (share of prefetches never used), gpt-oss-20b and DeepSeek-V2-Lite: 0.1: .814 (.28), .703 (.20); 0.3: .804 (.17),
-# .700 (.15).
+# Least gain of an exchange, in expected uses. Measured on held-out routing, a quarter resident, at most one load per
+# layer and token. Hit rate (share of prefetches never used) of gpt-oss-20b, then of DeepSeek-V2-Lite. Gain 0.1: .814
+# (.28), .703 (.20). Gain 0.3: .804 (.17), .700 (.15).
 GAIN = 0.3
 
-# Most decode steps from one turn of the policy to the next. While experts are fetched ahead, little is left to fetch on
-# demand: hit rate (loads per layer and token), a quarter of gpt-oss-20b resident, every step .8705 (0.97), every eighth
-# .8689 (0.90).
+# Most decode steps from one turn of the policy to the next. Prefetches leave little to load on demand. Hit rate (loads
+# per layer and token), a quarter of gpt-oss-20b resident: every step .8705 (0.97), every eighth step .8689 (0.90).
 PLAN_EVERY = 8
-EPOCH = 16  # decode steps timed before a judgement: their median hardly feels a hiccup
-HOLD, LONGEST_HOLD = 128, 8192  # steps until the other setting gets its next chance
-WORTH = 0.99  # prefetch stays on at equal speed: hits come before speed shows them
+EPOCH = 16  # decode steps that are timed for a judgement; a stall hardly moves their median
+HOLD, LONGEST_HOLD = 128, 8192  # steps until both settings are timed again
+WORTH = 0.99  # prefetch stays on even without a gain of speed: hits rise before speed does
 
 
 class Controller:
-    """Decides by the clock whether prefetch stays on: both ways are timed, the faster runs, the other is tried again.
+    """Decides whether prefetch stays on: times both settings, runs the faster, and later times both again.
 
     Attributes:
         on: whether to prefetch in the next step.

@@ -2,9 +2,8 @@
 
 Arrays of a file: ``ids`` integer (tokens, layers, used) and ``seq_start`` integer (sequences + 1); optional
 ``w`` (tokens, layers, used), ``tok`` (tokens,), ``n_expert`` (), ``expert_bytes`` (layers,), ``is_decode``
-(tokens,), ``meta`` (JSON text). Anything else in the file is ignored. In ``ids`` a negative number, or the
-largest number of an unsigned type, marks an expert that is not known; the latter unless ``n_expert`` makes it
-a real one.
+(tokens,), ``meta`` (JSON text). Anything else in the file is ignored. In ``ids`` a negative number marks an unknown
+expert. The largest number of an unsigned type marks an unknown expert, too, unless ``n_expert`` makes it a real one.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ def _from_arrays(arrays: Mapping[str, AnyArray]) -> Trace:
 
 
 def _smallest(ids: IdArray, experts: int) -> AnyArray:
-    """Store ids in the smallest unsigned type with a largest number above all experts; it stands for unknown."""
+    """Store ids in the smallest unsigned type whose largest number is no expert; that number means unknown."""
     small = np.uint8 if experts < 256 else np.uint16 if experts < 65536 else np.uint32
     return np.where(ids < 0, np.iinfo(small).max, ids.astype(np.int64)).astype(small)
 

@@ -1,4 +1,4 @@
-"""``edgemoe setup``: makes a graphics card usable beside a llama-cpp-python that was built for the CPU.
+"""``edgemoe setup``: makes a graphics card usable if llama-cpp-python was built for the CPU.
 
 ``cards`` finds the cards of this machine, ``toolchain`` the programs that compile for them. ``build`` compiles ggml's
 backend alone. ``installed`` lists the backends that were built. ``advice`` names the command when a card lies idle.

@@ -1,7 +1,7 @@
 """Compiles one backend of ggml alone, from the source archive of the llama-cpp-python that is installed.
 
-The folder of the build is fixed, so a build that was killed goes on where it was. A lock keeps two from one folder. The
-compiler inherits it, so a compiler that outlives its parent still holds it.
+The folder of the build is fixed, so a build that was killed goes on where it was. A lock keeps two processes from one
+folder. The compilers inherit the lock, so a compiler that outlives its parent still holds it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _ALONE = (
     *("CMAKE_BUILD_WITH_INSTALL_RPATH=ON", "CMAKE_INSTALL_RPATH=$ORIGIN"),
 )
 _STEP = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
-# The biggest files of ggml-cuda take a compiler so much memory.
+# A compiler needs so much memory for the biggest files of ggml-cuda.
 _JOB_BYTES = 2 << 30
 # These files have many variants of their kernels and take longer (measured with CUDA 13.2, one architecture).
 _HEAVY = re.compile(r"template-instances/|fattn|mmq|mmf|mmvq|top-k|argsort|cumsum")
 _HEAVY_STEPS = 4.0
-# Compilers that are told to stop get so long.
+# Time for the compilers to stop before they are killed.
 _PATIENCE_S = 30.0
 
 
@@ -52,11 +52,11 @@ class Order:
     """A backend to compile.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
         architectures: processors of the cards, such as 89 or gfx1100; empty where that does not matter.
         work: folder of sources, tools and builds.
-        driver: NVIDIA's.
-        archive: source archive of llama-cpp-python; pip fetches it when None.
+        driver: NVIDIA's driver.
+        archive: source archive of llama-cpp-python; if it is None, pip downloads it.
     """
 
     kind: str
@@ -71,8 +71,8 @@ class Result:
     """A compiled backend.
 
     Attributes:
-        library: its file, in the folder of the build.
-        bundled: libraries that must lie beside it.
+        library: file of the backend, in the folder of the build.
+        bundled: libraries that must lie beside the backend.
     """
 
     library: Path
@@ -80,7 +80,7 @@ class Result:
 
 
 def compiled(order: Order, progress: Progress = lambda share, step: None) -> Result:
-    """Compile a backend: minutes, for CUDA on few processors an hour or more.
+    """Compile a backend. That takes minutes; for CUDA on few processors, an hour or more.
 
     Args:
         order: backend, processors and folder.
@@ -96,7 +96,7 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
         toolchains = for_kind(
             order.kind, order.architectures, order.driver, order.work, lambda step: progress(0.0, step)
         )
-        first = next(toolchains)  # a compiler that is missing is named before anything is fetched
+        first = next(toolchains)  # name a missing compiler before any download
         progress(0.0, "fetching the sources")
         source = unpacked(order.work, order.archive)
         toolchain, ninja, out = _configured(order, chain((first,), toolchains), source, progress)
@@ -131,10 +131,10 @@ def locked(path: Path) -> Iterator[IO[str]]:
 
 
 def unpacked(work: Path, archive: Path | None = None) -> Path:
-    """Folder of ggml's sources out of the archive, which pip fetches when it is not given.
+    """Unpack the archive, and return the folder of ggml's sources. Without ``archive``, pip downloads it.
 
     Raises:
-        SetupFailed: pip cannot fetch it.
+        SetupFailed: pip cannot download the archive.
     """
     place = work / f"{PACKAGE.replace('-', '_')}-{version()}"
     done = place / ".complete"
@@ -143,7 +143,7 @@ def unpacked(work: Path, archive: Path | None = None) -> Path:
         remove_folder(place)
         with tarfile.open(archive) as opened:
             opened.extractall(work, filter="data")
-        (place / "vendor/llama.cpp/ggml/ggml.pc.in").touch()  # its CMake asks for it, the archive lacks it
+        (place / "vendor/llama.cpp/ggml/ggml.pc.in").touch()  # CMake asks for this file, which the archive lacks
         done.touch()
     return place / "vendor/llama.cpp/ggml"
 
@@ -158,7 +158,7 @@ def _fetched(work: Path) -> Path:
 def _configured(
     order: Order, toolchains: Iterable[Toolchain], source: Path, progress: Progress
 ) -> tuple[Toolchain, str, Path]:
-    """Run CMake with the first toolchain that it accepts; give Ninja's path and the folder of the build as well."""
+    """Run CMake with the toolchains until it accepts one; return it, Ninja's path and the folder of the build."""
     program, ninja = cmake(order.work)
     failure: SetupFailed | None = None
     for toolchain in toolchains:
@@ -175,14 +175,14 @@ def _configured(
                 raise Missing("the Vulkan headers are from before 2024", "install Vulkan's SDK and set VULKAN_SDK")
             return replace(toolchain, environment=environment), ninja, out
         except SetupFailed as error:
-            remove_folder(out)  # CMake would remember the failure
+            remove_folder(out)  # else CMake would keep the failure in its cache
             failure = error
     assert failure is not None
     raise Missing(str(failure), failure.hint or needs(order.kind)) from failure
 
 
 def _folder(order: Order, options: Sequence[str]) -> Path:
-    """Name the folder of a build: one for each set of options, so that a failed one leaves the others alone."""
+    """Name the folder of a build. Each set of options has a folder, so a failed build leaves the others alone."""
     digest = hashlib.sha256("\n".join(options).encode()).hexdigest()[:8]
     return order.work / "-".join(["build", order.kind, version(), *order.architectures, digest])
 
@@ -195,15 +195,15 @@ def _vulkan_is_recent(out: Path) -> bool:
 
 
 def _jobs(kind: str) -> int:
-    """Compilers at a time: as many as this process has processors and, for big files, memory for."""
-    from .. import limits  # loads psutil, which the help text does without
+    """Count the compilers to run at a time: one per processor, fewer if memory is short for big files."""
+    from .. import limits  # imported late: it loads psutil, and the help text does not need it
 
     by_memory = limits.memory().available // _JOB_BYTES if kind in ("cuda", "rocm") else limits.processors().logical
     return max(1, min(limits.processors().logical, by_memory))
 
 
 def _compile(command: Sequence[str], toolchain: Toolchain, lock: IO[str], progress: Progress) -> None:
-    """Run Ninja; stopping this process stops the compilers, and a killed one leaves them the lock."""
+    """Run Ninja. If this process is stopped, the compilers stop; if it is killed, they keep the lock."""
     environment = os.environ | dict(toolchain.environment)
     pending = Remaining(run([*command, "-n"], "ninja").splitlines())
     said: list[str] = []
@@ -232,7 +232,7 @@ def _compile(command: Sequence[str], toolchain: Toolchain, lock: IO[str], progre
 
 
 def _stop(ninja: subprocess.Popen[str]) -> None:
-    """End the compilers, and wait for that: the next set-up shall find the folder free."""
+    """End the compilers, and wait for their end, so that the next set-up finds the folder free."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(ninja.pid, signal.SIGTERM)
         try:
@@ -245,13 +245,13 @@ class Remaining:
     """Estimates how long a build takes from the steps that it has done."""
 
     def __init__(self, steps: Sequence[str]) -> None:
-        """Weigh the ``steps`` that Ninja would run now; it does not know them where CMake looks for files first."""
+        """Weigh the ``steps`` that Ninja lists now. Ninja does not list steps for files that CMake looks for first."""
         weights = [_weight(match[3]) for line in steps if (match := _STEP.match(line))]
         self._steps, self._total = len(weights), sum(weights)
         self._done, self._began = 0.0, time.monotonic()
 
     def after(self, done: int, steps: int, step: str, now: float) -> tuple[float, str]:
-        """Share that is done after ``step``, the ``done``-th of ``steps``, and the step with the minutes left."""
+        """Give the share that is done after ``step`` (number ``done`` of ``steps``), and a text with the time left."""
         self._done += _weight(step)
         share = min(self._done / self._total if steps == self._steps else done / steps, 0.99)
         seconds = (now - self._began) / share * (1 - share)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-# PCI vendors of cards that ggml computes on; emulated cards of virtual machines have others.
+# PCI vendors of cards that ggml computes on; emulated cards of virtual machines have other vendors.
 VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 _DISPLAY_CLASS = 0x03
-# A Radeon with less memory of its own is part of the processor: its memory is carved out of RAM.
+# A Radeon with less memory of its own is part of the processor; the memory is carved out of RAM.
 _CARVED_BYTES = 2 << 30
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CUdevice_attribute
-# Windows keeps the driver of a card that its Linux guest may use here.
+# The driver library that Windows gives to its Linux guest (WSL).
 _WSL_DRIVER = "usr/lib/wsl/lib/libcuda.so.1"
 
 
@@ -65,7 +65,7 @@ def find(root: Path = ROOT, driver: NvidiaDriver | None = None) -> list[Card]:
 
     Args:
         root: folder below which /sys lies.
-        driver: NVIDIA's driver; asked when None.
+        driver: NVIDIA's driver; if it is None, the driver library is asked.
     """
     listed = [card for path in _display_devices(root) if (card := _card(path, root)) is not None]
     if driver is None:
@@ -88,7 +88,7 @@ def present(root: Path = ROOT) -> list[Card]:
 
 
 def nvidia_driver() -> NvidiaDriver:
-    """Ask NVIDIA's driver library; an empty record where there is none or it finds no card."""
+    """Ask NVIDIA's driver library; the record is empty if there is no library, or the library finds no card."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         if library.cuInit(0):
@@ -159,7 +159,7 @@ def _access(path: Path, root: Path) -> tuple[str, str]:
 
 
 def _amd_target(path: Path, root: Path) -> str:
-    """AMD's name of the card's instruction set, from the compute driver's list of nodes."""
+    """Find AMD's name of the card's instruction set, in the compute driver's list of nodes."""
     minors = {node.name.removeprefix("renderD") for node in (path / "drm").glob("renderD*")}
     for node in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")):
         values = dict(line.split(None, 1) for line in _text(node).splitlines() if " " in line)
@@ -170,7 +170,7 @@ def _amd_target(path: Path, root: Path) -> str:
 
 
 def _pci_name(root: Path, vendor: int, device: int) -> str:
-    """Look a card's name up in the list that Linux distributions install with lspci; empty when it is not there."""
+    """Find a card's name in the list that Linux distributions install with lspci; empty if it is not in the list."""
     lists: Sequence[str] = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
     text = next((text for name in lists if (text := _text(root / name))), "")
     of_vendor = re.search(rf"^{vendor:04x}  .*\n((?:[\t#].*\n|\n)*)", text, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Backends that ``edgemoe setup`` has built: where they lie, and which of them this llama-cpp-python may load.
+"""The backends that ``edgemoe setup`` has built: their folders, and whether this llama-cpp-python may load them.
 
-Each lies in a folder of its own with a record beside it. A backend is part of one version of ggml: with another version
-its structs may differ, so it is never loaded there.
+Each backend lies in a folder of its own, with a record beside it. A backend belongs to one version of ggml. Another
+version may have other structs, so it never loads the backend.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import home
 
 SCHEMA = "edgemoe.backend.v1"
 PACKAGE = "llama-cpp-python"
-# Libraries that show the backends of a llama-cpp-python.
+# Names of ggml's libraries, which tell the backends of a llama-cpp-python.
 LIBRARIES = {
     "cuda": "ggml-cuda",
     "vulkan": "ggml-vulkan",
@@ -46,22 +46,22 @@ class Backend:
 
     @property
     def path(self) -> Path:
-        """Full path of the library."""
+        """Give the full path of the library."""
         return folder(self.kind) / self.library
 
     @property
     def current(self) -> bool:
-        """Whether it belongs to the llama-cpp-python that is installed."""
+        """Tell whether the backend belongs to the llama-cpp-python that is installed."""
         return self.version == version() and self.path.exists()
 
 
 def version() -> str:
-    """Version of the llama-cpp-python that is installed, without a suffix of its build."""
+    """Give the version of the installed llama-cpp-python, without the suffix of a build."""
     return importlib.metadata.version(PACKAGE).partition("+")[0]
 
 
 def folder(kind: str) -> Path:
-    """Folder of a backend's files."""
+    """Give the folder of a backend's files."""
     return home("data") / "backends" / kind
 
 
@@ -98,7 +98,7 @@ def add(backend: Backend, files: list[Path]) -> Path:
 
 
 def remove(kind: str) -> bool:
-    """Delete a backend; a process that has loaded it keeps it until it ends. Say whether there was one."""
+    """Delete a backend; return whether it existed. A process that has loaded the backend keeps it until it ends."""
     there = folder(kind).exists()
     remove_folder(folder(kind))
     return there
@@ -110,7 +110,7 @@ def remove_folder(path: Path) -> None:
 
 
 def of_package() -> list[str]:
-    """Kinds of backend that the installed llama-cpp-python brings with it, found by its files alone."""
+    """List the kinds of backend in the installed llama-cpp-python, by the names of its files."""
     spec = importlib.util.find_spec("llama_cpp")
     places = spec.submodule_search_locations if spec else None
     names = {file.name for place in places or () for file in Path(place, "lib").glob("*ggml-*")}

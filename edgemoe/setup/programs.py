@@ -1,4 +1,4 @@
-"""Runs other programs: one that fails becomes an error of one line, and pip is found where the environment has none."""
+"""Runs other programs, and turns a failure into an error of one line. Finds pip if the environment has none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(command: Sequence[str], step: str, environment: Mapping[str, str] | None
 
     Args:
         command: program and arguments.
-        step: its name, for the error.
+        step: name of the step, for the error.
         environment: variables beside those of this process.
 
     Raises:
@@ -55,13 +55,13 @@ def cause(output: str) -> str:
 
 
 def pip(work: Path) -> list[str]:
-    """Command that runs pip.
+    """Give the command that runs pip.
 
     Args:
-        work: folder for an environment with pip, made where this environment has none (uv makes such).
+        work: folder for an environment with pip. It is made if this environment has no pip, as those of uv.
 
     Raises:
-        Missing: there is no pip and Python cannot bring it.
+        Missing: there is no pip, and Python cannot install it.
     """
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]

@@ -1,9 +1,9 @@
-"""Finds the compilers of a backend: programs of this machine first, else, for NVIDIA, the compiler that PyPI carries.
+"""Finds the compilers of a backend: programs of this machine first; for NVIDIA, then the compiler from PyPI.
 
-Nothing needs root. A part that only the system's packages have is named with the command that installs it.
+Nothing needs root. If only a package of the system has a part, the error names the command that installs the package.
 
-**Source**: names of the packages on PyPI: the metadata of cuda-toolkit 13.2. Cards below compute capability 7.5 ended
-with CUDA 13 (its release notes); CUDA 13 runs on every driver of CUDA 13 (minor version compatibility).
+**Source**: the packages on PyPI are those in the metadata of cuda-toolkit 13.2. CUDA 13 dropped cards below compute
+capability 7.5 (its release notes). CUDA 13.2 runs on every driver of CUDA 13 (minor version compatibility).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .cards import ROOT, NvidiaDriver
 from .programs import Missing, SetupFailed, pip_install, run
 
 CMAKE = ("cmake>=3.28,<5", "ninja>=1.11")
-_OLDEST_CMAKE = (3, 21)  # ggml's CMake of HIP asks for it, the others for less
+_OLDEST_CMAKE = (3, 21)  # ggml's CMake of HIP needs this version; the other backends accept older versions
 TOOLKIT = ("cuda-toolkit[nvcc,cublas,cccl]==13.2.*",)
 _TOOLKIT_CUDA, _TOOLKIT_OLDEST = (13, 2), 75
 _OLDEST_CUDA = (11, 8)
 # cuBLAS opens NVRTC by name when it is first used.
 _BUNDLED = ("libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*", "libnvrtc.so.*", "libnvrtc-builtins.so.*")
-# Folders of a toolkit that hold a stand-in for the driver, to link with.
+# Folders of a toolkit with a stand-in for the driver's library. The stand-in is for linking only.
 _STUBS = ("lib64/stubs", "targets/*/lib/stubs", "lib/*/stubs")
 
 # Packages by family of Linux distributions, and the command that installs them.
@@ -71,7 +71,7 @@ class Toolchain:
 
 
 def install_command(packages: Mapping[str, str], root: Path = ROOT) -> str:
-    """Command that installs ``packages`` on this Linux distribution, or their names where it is not known."""
+    """Give the command that installs ``packages`` on this Linux distribution; their names if it is unknown."""
     try:
         text = (root / "etc/os-release").read_text()
     except OSError:
@@ -83,7 +83,7 @@ def install_command(packages: Mapping[str, str], root: Path = ROOT) -> str:
 
 
 def cmake(work: Path) -> tuple[str, str]:
-    """Return the paths of CMake and Ninja: the machine's own, else the ones that PyPI carries."""
+    """Return the paths of CMake and Ninja: of this machine, or from PyPI."""
     found, ninja = shutil.which("cmake"), shutil.which("ninja")
     if found and ninja and _version(found, "--version") >= _OLDEST_CMAKE:
         return found, ninja
@@ -96,7 +96,7 @@ def host_compiler(root: Path = ROOT) -> None:
     """Check that there is a C++ compiler.
 
     Raises:
-        Missing: there is none, with the command that installs it.
+        Missing: there is no C++ compiler; the hint has the command that installs one.
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
         hint = "xcode-select --install" if sys.platform == "darwin" else install_command(_COMPILER, root)
@@ -114,13 +114,13 @@ def for_kind(
 
     Args:
         kind: backend.
-        architectures: of the cards, as `cards.Card` has them.
-        driver: NVIDIA's.
+        architectures: architectures of the cards, as in `cards.Card`.
+        driver: NVIDIA's driver.
         work: folder for the compiler from PyPI.
         say: called with a step that takes minutes.
 
     Raises:
-        Missing: there is none; the hint names the packages.
+        Missing: there is no toolchain; the hint names the packages.
     """
     host_compiler()
     if kind == "cuda":
@@ -136,7 +136,7 @@ def for_kind(
 def _cuda(
     architectures: Sequence[str], driver: NvidiaDriver, work: Path, say: Callable[[str], None]
 ) -> Iterator[Toolchain]:
-    vmm = driver.cuda != (0, 0)  # its memory pools link with the driver
+    vmm = driver.cuda != (0, 0)  # ggml-cuda's memory pools must link with the driver
     target = ";".join(f"{number}-real" for number in architectures)
     options = ("GGML_CUDA_GRAPHS=ON", "GGML_CUDA_NCCL=OFF", f"CMAKE_CUDA_ARCHITECTURES={target}")
     if own := nvcc(architectures, driver):
@@ -161,7 +161,7 @@ def _from_pypi(options: Sequence[str], vmm: bool, work: Path) -> Toolchain:
 
 
 def nvcc(architectures: Sequence[str], driver: NvidiaDriver) -> str:
-    """Path of a compiler of NVIDIA that is there and suits the card and its driver; empty for none."""
+    """Find an installed compiler of NVIDIA that suits the cards and their driver; give its path, or empty for none."""
     chosen = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
     usual = [shutil.which("nvcc", path=place) for place in ("/usr/local/cuda/bin", "/opt/cuda/bin")]
     for path in dict.fromkeys(path for path in (*chosen, *usual) if path):
@@ -189,7 +189,7 @@ def _check_pypi(architectures: Sequence[str], driver: NvidiaDriver) -> None:
 
 
 def _linkable(folder: Path) -> tuple[Path, ...]:
-    """Give the libraries of a wheel the names that a linker looks for; return the ones that stay with the backend."""
+    """Link the libraries of a wheel to names that a linker looks for; return the libraries that the backend needs."""
     kept = tuple(sorted(path for pattern in _BUNDLED for path in folder.glob(pattern)))
     for path in kept:
         link = folder / f"{path.name.partition('.so')[0]}.so"
@@ -199,7 +199,7 @@ def _linkable(folder: Path) -> tuple[Path, ...]:
 
 
 def _link_driver(stubs: Path) -> bool:
-    """Let the linker find the driver's library, which the wheels lack. Say whether it is there."""
+    """Let the linker find the driver's library, which the wheels lack; return whether the driver is loaded."""
     loaded = re.search(r"\S+/libcuda\.so\S*", Path("/proc/self/maps").read_text())
     if not loaded:
         return False
@@ -228,7 +228,7 @@ def needs(kind: str, root: Path = ROOT) -> str:
 
 
 def rocm_root() -> Path | None:
-    """Folder of AMD's toolkit, None where there is none."""
+    """Find the folder of AMD's toolkit; None if there is none."""
     places = [os.environ.get("ROCM_PATH"), "/opt/rocm", "/usr"]
     return next((Path(place) for place in places if place and Path(place, "bin", "hipcc").exists()), None)
 

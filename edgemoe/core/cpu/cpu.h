@@ -17,12 +17,12 @@ struct em_cpu {
     em_region prepared;           // activations as the kernels want them
 };
 
-// Another job of the calling thread, done once, while the other threads of a pair graph are at work already.
+// A job that the calling thread does once, at the start of a pair graph, while the other threads already compute.
 struct em_side_task {
     std::function<void()> work;
-    int64_t               apart_ns = 0;     // the part of the job's time that is counted elsewhere
+    int64_t               apart_ns = 0;     // time of the job that is counted elsewhere
     bool                  done     = false;
-    bool                  late     = false; // the others' work was over before
+    bool                  late     = false; // the other threads were done before the job was
     std::exception_ptr    thrown;           // kept, because a team must come to its end
 
     void run() {
@@ -55,8 +55,8 @@ struct em_launch { // a pair graph under way; no ctx: none
     int            status = STATUS_SUCCESS;
 };
 
-// Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of a single token in order) the
-// sum is written to its place and there is no result.
+// Starts the pairs; on the device it returns before the pairs are computed. With a tail (CPU, all pairs of a single token in
+// order) it writes the sum to its place, and gives no result.
 em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
 // Copies rows to where the block's result belongs.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
@@ -65,13 +65,17 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 struct em_rows_job;
 struct em_rows_place {
     ggml_tensor * tensor   = nullptr;
-    bool          of_block = false; // the block's own: a row for each token and k, if there are several; else one for each pair, or for all
+    // True: the tensor is the block's own, with a row for each token and k where it has several. False: a tensor of the pair
+    // graph, with a row for each pair, or one row for all pairs.
+    bool          of_block = false;
 };
-// task: of thread 0, before it takes rows; null: none
+// task: thread 0 runs the task before it takes rows; null: no task
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task);
-bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
+// Adds a second projection of the same input. False: the job has two already, or the heights differ.
+bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight);
 void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
-// Before it is computed. False: no memory for the prepared input; jobs that run one after the other share it.
+// Prepares the job for its computation. False: no memory for the prepared input. Jobs that run one after the other share that
+// memory.
 bool          em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
 void          em_rows_sum(em_rows_job * job, const em_tail & tail);
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);

@@ -30,8 +30,8 @@ struct em_turn {
     std::atomic<bool> cancelled{false}; // any thread writes
 };
 
-bool      em_device_open(em_device & device, const std::string & name); // false: no such device (no handle), or no stream
-bool      em_device_failed(ggml_backend * stream);                      // and clears the failure
+bool      em_device_open(em_device & device, const std::string & name); // false: there is no such device (its handle stays null), or no stream
+bool      em_device_failed(ggml_backend * stream);                      // whether the stream has failed; clears the failure
 em_buffer em_device_alloc(ggml_backend_device * device, size_t bytes);  // null: no memory
 
 // A function that the device's registry offers beside its table. Null: the registry does not know the name.

@@ -2,8 +2,9 @@
 
 // sim: a GPU in software, for tests and benchmarks without a GPU. See sim.cpp.
 //
-// Owner: device/sim*.cpp. Their state belongs to the process and has a lock of its own. em_sim_configure changes the options
-// at any time. An engine keeps the options of the moment when it opened the device (traits.h), but for faults and delays.
+// Owner: device/sim*.cpp. The state of sim belongs to the process and has a lock of its own. em_sim_configure may change the
+// options at any time. Faults and delays change at once. All other options hold for an engine as they were when it opened the
+// device (traits.h).
 
 #include "edgemoe.h"
 #include "ggml/api.h"

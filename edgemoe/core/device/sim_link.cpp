@@ -96,7 +96,7 @@ void em_sim_pretend(const ggml_cgraph * graph, int64_t rate) {
     std::this_thread::sleep_for(std::chrono::duration<double>(bytes / double(rate)));
 }
 
-// A driver that pins the caller's memory. The caller must give it back piece by piece.
+// Registers the caller's memory, as a driver that pins memory does. The caller must give the memory back piece by piece.
 bool em_sim_register(void *, size_t) {
     const bool fails = em_sim_fails(SIM_REGISTER);
     const auto lock  = locked();

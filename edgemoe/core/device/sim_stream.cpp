@@ -68,14 +68,15 @@ class sim_queue {
 
 struct sim_stream {
     em_stream                          cpu;
-    bool                               faulty = false; // errors are injected, and the user of the stream asks for them
+    bool                               faulty = false; // the stream takes part in the injected faults; its user checks for errors
     std::vector<std::function<void()>> unsent;         // copies for the transfer queue, submitted together
     int64_t                            sent = 0;       // latest submission to the transfer queue
     int64_t                            awaited = 0;    // submission that the computations wait for
     int64_t                            latest = 0;     // latest task of the compute queue
     std::atomic<bool>                  failed{false};
     std::shared_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
-    std::shared_ptr<sim_queue>         compute;        // null: the calling thread computes. Ends first: its tasks wait for the other
+    // Null: the calling thread computes. This queue ends before `transfer`, because its tasks wait for `transfer`.
+    std::shared_ptr<sim_queue>         compute;
 
     // Adds a task to the computations. Copies that were sent before are done first.
     void submit(std::function<void()> task) {
@@ -181,7 +182,8 @@ void backend_get_async(ggml_backend * b, const ggml_tensor * t, void * data, siz
     stream_of(b)->submit([=] { em_sim_transfer(data, from, size, true); });
 }
 
-// Copies on the device, in the order of the computations. Without a worker ggml waits and copies, to the same effect.
+// Copies on the device, in the order of the computations. Without a worker this returns false. Then ggml waits and copies, to the
+// same effect.
 bool backend_copy_async(ggml_backend * from, ggml_backend * b, const ggml_tensor * source, ggml_tensor * target) {
     if (from != b || !stream_of(b)->compute) {
         return false;
@@ -200,7 +202,8 @@ int backend_compute(ggml_backend * b, ggml_cgraph * graph) {
     s->send_now();
     s->submit([s, kept = std::make_shared<sim_graph>(graph)] {
         if (s->failed) {
-            return; // after an error a stream runs nothing until the error is taken: inputs may be garbage
+            // After an error the stream runs nothing until the error is taken, because inputs may be garbage.
+            return;
         }
         const int64_t rate = s->faulty ? em_sim_options_now().compute_rate : 0;
         if (rate > 0) {
@@ -223,7 +226,7 @@ struct sim_event {
     std::shared_ptr<sim_queue> queue;
     int64_t                    task = 0;
 
-    std::function<void()> wait() { // for the state of now
+    std::function<void()> wait() { // waits for the tasks that the event stands for now
         std::lock_guard<std::mutex> lock(mutex);
         return [queue = queue, task = task] {
             if (queue) {
@@ -249,7 +252,7 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     const auto   wait = event_of(event)->wait();
     s->submit(wait);
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait together
+        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait for the same event
     }
 }
 

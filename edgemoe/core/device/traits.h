@@ -7,12 +7,13 @@
 struct ggml_backend_device;
 
 struct em_device_traits {
-    // A stream sends in the order of its computations. Otherwise the stream may send beside them, and only events make it wait.
+    // The copies and computations of a stream run in the order of the calls. Otherwise copies may overtake, and only events make
+    // a copy wait.
     bool sends_in_order = false;
-    // A stream frees its commands when they have run, and an event takes no more memory however often it is recorded.
-    // Otherwise somebody must wait for the stream and the event now and then.
+    // A stream frees its commands when they have run, and an event takes no more memory however often it is recorded. Otherwise a
+    // thread must wait for the stream and the event now and then.
     bool keeps_nothing = false;
-    // graph_optimize does not move nodes: it only reports to llama.cpp which tensors a fusion needs for longer.
+    // graph_optimize does not move nodes. It only tells llama.cpp how long a fusion needs a tensor.
     bool optimizes_in_place = false;
     // Hot pairs may be started before the CPU knows the ids.
     bool starts_early = true;
@@ -22,7 +23,7 @@ struct em_device_traits {
     bool shares_cpu = false;
     // A copy may fail, and em_device_failed reports that.
     bool reports_failed_copies = false;
-    // 1: fetch every miss of a decode step; n: all but every n-th of a layer; 0: decide by measured rates.
+    // Misses of a decode step to fetch. 1: all; n > 1: all but one of every n misses of a layer; 0: measured rates decide.
     int64_t fetches_all_but = 0;
     // Parameter of the streams that copy and compute beside a pass.
     const char * stream_params = nullptr;

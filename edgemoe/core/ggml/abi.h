@@ -2,9 +2,9 @@
 
 // The part of ggml's binary interface that the core touches, declared here so that it builds without ggml's headers.
 //
-// Nothing below is trusted: ggml/check.cpp and ggml/probes.cpp compare sizes, field positions, table entries, op names and types
-// with the ggml that is loaded and run a probe graph before any of it is used. Layouts are those of ggml 0.13.1 to 0.25.3,
-// backend API version 2. The third argument of graph_optimize came with 0.25.3; before, ggml neither passes nor reads one.
+// Nothing below is trusted. Before any use, ggml/check.cpp and ggml/probes.cpp compare sizes, field positions, table entries, op
+// names and types with the loaded ggml, and run a probe graph. Layouts are those of ggml 0.13.1 to 0.25.3, backend API version 2.
+// The third argument of graph_optimize came with 0.25.3. Older versions neither pass nor read it.
 
 #include <cstddef>
 #include <cstdint>
@@ -220,7 +220,7 @@ struct llama_batch {
 };
 typedef int32_t (*llama_decode_t)(void * context, llama_batch batch);
 
-// The first field of a plan of the CPU; the rest is only room.
+// The first field of a plan of the CPU. The other fields are never read; they only need room.
 struct ggml_cplan {
     size_t work_size;
     char   rest[120];

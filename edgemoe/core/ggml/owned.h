@@ -29,7 +29,7 @@ using em_buffer = em_owned<ggml_backend_buffer, &ggml_api::ggml_backend_buffer_f
 using em_event  = em_owned<ggml_backend_event, &ggml_api::ggml_backend_event_free>;
 using em_arena  = em_owned<ggml_context, &ggml_api::ggml_free>; // holds tensors and graphs, not their data
 
-// Nothing where there is no event.
+// Records the event on the stream; does nothing if there is no event.
 inline void em_event_record(ggml_backend_event * event, ggml_backend * stream) {
     if (event && stream->iface.event_record) {
         G.ggml_backend_event_record(event, stream);

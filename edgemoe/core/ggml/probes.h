@@ -13,5 +13,5 @@ std::string em_probe_types(ggml_context * ctx);
 // Reads the properties of the CPU's device through our declaration.
 std::string em_probe_properties(ggml_context * ctx);
 
-// Whether ggml computes rows of this type with kernels of its own from eight tokens on. It asks for memory for them.
+// Whether ggml computes rows of this type with kernels of its own from eight tokens on. ggml asks for memory for such kernels.
 bool em_probe_many(int type);

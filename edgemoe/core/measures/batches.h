@@ -1,6 +1,6 @@
 #pragma once
 
-// Sizes at which the core changes its way. Python knows one of them, too (FEW_TOKENS, planning/placement.py).
+// The batch sizes at which the core changes its method. Python knows one of these sizes, too (FEW_TOKENS, planning/placement.py).
 
 #include <cstddef>
 #include <cstdint>
@@ -12,14 +12,14 @@
 //  >= em_options.prefill_tokens   a prefill: counted apart, and never a reason to load an expert
 constexpr int64_t EM_STAGE_TOKENS = 32; // llama.cpp, too, copies experts to the device from this size on
 
-// Tokens per expert, on average or of one expert.
+// Tokens per expert: of one expert, or the mean of all.
 constexpr int64_t EM_PICKS_ALL    = 16; // practically every expert is used: the next layer's can be sent unseen
-constexpr int64_t EM_PICKS_MOST   = 3;  // with fewer, too many experts are not used at all
-constexpr int64_t EM_MANY_ROWS    = 8;  // ggml takes other kernels for some types, which round otherwise (tiled/tiled.cpp)
-constexpr int64_t EM_ROWS_TOGETHER = 64; // of one expert: a cut between such pieces changes no kernel
+constexpr int64_t EM_PICKS_MOST   = 3;  // with a lower mean, too many experts are unused
+constexpr int64_t EM_MANY_ROWS    = 8;  // from so many rows on, ggml takes other kernels for some types; they round otherwise
+constexpr int64_t EM_ROWS_TOGETHER = 64; // of one expert: a graph may end after so many rows without a change of kernel
 
 // Pairs of one graph.
-constexpr int64_t EM_MIN_PAIRS   = 16;   // fewer give no rate, and a graph has at least as many
+constexpr int64_t EM_MIN_PAIRS   = 16;   // a graph with fewer pairs gives no rate; graphs are at least this long
 constexpr int64_t EM_MAX_PAIRS   = 2048; // bounds a graph's memory (rows of n_embd + 3 n_ff floats each)
-constexpr int64_t EM_MAX_ROWS    = 256;  // of row products: the rows between gate and down stay in the cache
+constexpr int64_t EM_MAX_ROWS    = 256;  // rows of row products: the rows between gate and down stay in the cache
 constexpr size_t  EM_MANY_COPIES = 16;   // of rows to the device: more take longer than one copy and a scatter

@@ -34,7 +34,7 @@ template <typename RATE> void em_note_rate(RATE & rate, double value, double smo
     const double known = rate;
     rate = known > 0 ? known + smooth * (value - known) : value;
 }
-// Lets a rate fade that is not measured now: one slow moment must not decide for ever.
+// Lets a rate fade while it is not measured, so that one slow moment does not decide for ever.
 inline void em_fade(double & rate) { rate *= 0.999; }
 
 // Time of a pair of so many multiplications: as measured, or a slow guess.
@@ -51,9 +51,9 @@ struct em_division {
     int64_t fetches = 0;
     double  both_ns = 0;
 };
-// A fetch takes the device `after` ns once its expert has arrived, and costs both sides `beside` ns.
+// The device is done `after` ns after the last fetched expert has arrived. A fetch delays both sides by `beside` ns.
 em_division em_divide_misses(const em_rates & rates, size_t expert_bytes, int64_t n, double after, double beside);
-// Fewest tokens of an expert for which a copy to the device is faster than the CPU; `given` until there are rates.
+// Fewest tokens of an expert for which a copy to the device is faster than the CPU; `given` if rates are not measured yet.
 int64_t em_stream_from(const em_rates & rates, size_t expert_bytes, int64_t given);
 // Experts that still reach the device in time for a layer `lead` layers ahead, after `waiting` others; at most `most`.
 int64_t em_prefetches_in_time(const em_rates & rates, size_t expert_bytes, int64_t lead, size_t waiting, int64_t most);
@@ -62,12 +62,13 @@ int64_t em_prefetches_in_time(const em_rates & rates, size_t expert_bytes, int64
 struct em_sharing {
     size_t kept      = 0; // experts for the CPU
     double link_ns   = 0; // expected time of the link, with experts that were sent early
-    double sent_ns   = 0; // without those
+    double sent_ns   = 0; // expected time of the link without the experts that were sent early
     double cpu_ns    = 0; // expected time of the CPU
     double expert_ns = 0; // expected time of the link for one more expert
 };
-// Shares experts with so many tokens each, fewest first. `sent_early` experts are on the link, which was idle for `idle_ns`.
+// Shares experts between CPU and link. `tokens` holds the tokens of each expert, the fewest first. The link has `sent_early`
+// experts under way; it was idle for `idle_ns`.
 em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int64_t> & tokens, int64_t sent_early, double idle_ns);
-// Corrects short_byte_ns by the outcome. `waited_ns`: from the CPU's end to the link's, 0 if the link was done first. `link_first`
-// counts the layers in a row of which the link was done first against the plan.
+// Corrects short_byte_ns by the outcome. `waited_ns`: time from the CPU's end to the link's end, 0 if the link was done first.
+// `link_first`: number of successive layers in which the link was done first against the plan.
 void em_learn_sharing(em_rates & rates, const em_sharing & plan, double waited_ns, int & link_first);

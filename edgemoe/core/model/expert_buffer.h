@@ -2,8 +2,8 @@
 
 // The buffer type that llama.cpp places expert tensors in, straight from its mmap. The tensors' names give the layers.
 //
-// Writer: the thread that loads a model. The model under way, and the appearance of our devices meanwhile, belong to that
-// thread (thread_local). No lock.
+// Writer: the thread that loads a model. Two things belong to that thread (thread_local): the model under way, and the type that
+// our devices report during the load. No lock.
 
 #include "model/layer.h"
 

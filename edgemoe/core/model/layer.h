@@ -50,7 +50,7 @@ struct em_residents {
     int32_t              count = 0;  // experts in state RESIDENT
     int64_t              version = 0; // changes with every change of slot_of
     em_places            places;     // device memory of the slots
-    em_event             read;       // on a pass's stream: everything started before has read the slots
+    em_event             read;       // recorded on a pass's stream: the work before the event has read the slots
     std::vector<uint8_t> pinned;     // expert -> 1 is never evicted; empty: none
     std::vector<uint8_t> prefetched; // expert -> 1 prefetched or queued for that, and not used since
     int64_t              useful = 0, late = 0, wasted = 0; // prefetches
@@ -89,7 +89,7 @@ struct em_model {
 
     em_engine * const engine; // the owner
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
-    // The `extra` field of a tensor would be shorter, but ggml-cpu reads it as the mark of a repacked weight.
+    // A pointer in the tensor's `extra` field would be simpler, but ggml-cpu reads this field as the mark of a repacked weight.
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
     int32_t blocks = INT32_MAX; // blocks the model runs: experts of later ones get no layer
     bool    loaded = false;

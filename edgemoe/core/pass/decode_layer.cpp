@@ -88,7 +88,7 @@ static int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
     return status == STATUS_SUCCESS ? fetch_status : status;
 }
 
-// Finds the cold pairs, and counts. `hot`: the device computes the pairs of experts in slots.
+// Finds the cold pairs, and counts hits and misses. `hot`: the device computes the pairs of experts in slots.
 static void find_misses(em_pass * p, const em_block & b, bool hot, bool decode) {
     em_counters & c = p->e->count;
     em_layer_t &  layer = *b.layer;
@@ -134,15 +134,16 @@ int em_decode_layer(em_pass * p, em_block & b) {
     }
     find_misses(p, b, hot, decode);
     if (!p->events) {
-        G.ggml_backend_synchronize(p->compute); // else the slots could be overwritten while they are read
+        G.ggml_backend_synchronize(p->compute); // without events the lock alone would not keep the slots from being overwritten
     }
     lock.unlock();
     if (p->misses.cold.empty()) {
-        p->view.unreported = true; // the device computes: first it gets the next part of the graph
+        p->view.unreported = true; // reported later: the device first gets the next part of the graph
         return STATUS_SUCCESS;
     }
     if (decode && early && !layer.unsupported()) { // if nobody asked the device before, send_fetched does
-        constexpr double AFTER = 25e3, BESIDE = 5e3; // ns: a graph on the device and copies of rows; starting all that
+        // ns. AFTER: a graph on the device, and copies of its rows. BESIDE: the start of a fetch.
+        constexpr double AFTER = 25e3, BESIDE = 5e3;
         double           both = 0;
         p->misses.fetched = em_take_fetched(p->e, layer, p->misses.cold, AFTER, BESIDE, &both);
     }

@@ -68,7 +68,8 @@ struct builder {
     }
 };
 
-// Whether `of` holds for every tensor of a block's graph but the weights; stops at the first failure.
+// Whether `of` holds for every tensor of a block's graph except the weights. Stops at the first tensor for which it does not
+// hold.
 template <typename F> bool all_sources(const em_block & b, F of) {
     for (int i = 0; i < b.count; ++i) {
         if (!of(b.node[i])) {

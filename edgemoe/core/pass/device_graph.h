@@ -1,6 +1,6 @@
 #pragma once
 
-// A block's nodes once more, over memory of the device: slots, the stage, or scratch memory. Writer: device_graph.cpp.
+// A second copy of a block's nodes, over memory of the device: slots, the stage, or scratch memory. Writer: device_graph.cpp.
 
 #include "model/block.h"
 
@@ -38,7 +38,7 @@ struct em_device_graph {
 // The graphs of every layer, by index.
 struct em_device_graphs {
     std::vector<std::unique_ptr<em_device_graph>> hot, staged, fetched;
-    uint64_t uid = uint64_t(1) << 48; // latest number of our own graphs, above all of ggml's
+    uint64_t uid = uint64_t(1) << 48; // number of our latest graph; above all numbers of ggml's graphs
 };
 
 // Scratch memory holds ids, inputs, nodes, in this order.

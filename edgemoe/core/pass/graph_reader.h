@@ -8,7 +8,7 @@ struct em_pass;
 
 struct em_patch {
     ggml_tensor ** where;
-    ggml_tensor *  what; // to put there; or, for the undoing, to put back
+    ggml_tensor *  what; // the tensor to put there; when the edit is undone, the tensor to put back
 };
 
 struct em_stop { // operations that the device cannot do by itself
@@ -16,12 +16,12 @@ struct em_stop { // operations that the device cannot do by itself
     em_block * block;       // null: not recognised
 };
 
-// llama.cpp computes the same graph again and again; the graph's number tells so.
+// llama.cpp computes the same graph again and again. A graph that keeps its number is the same graph.
 struct em_reading {
     uint64_t              uid = 0;
     std::vector<em_block> blocks;
     std::vector<em_stop>  stops;
-    std::vector<em_patch> biases; // to be read on the device
+    std::vector<em_patch> biases; // biases that the device must read from its own memory
 };
 
 struct em_cut {

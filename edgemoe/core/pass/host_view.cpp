@@ -115,7 +115,7 @@ void em_report_prompt(em_pass * p) {
 
 void em_report_view(em_pass * p) {
     p->view.unreported = false;
-    em_report_prompt(p); // these ids were sent before the view, so they have arrived
+    em_report_prompt(p); // the ids of a prompt were sent before the view, so they have arrived
     em_record(p->e->log, p->view.block.layer->block, p->view.block.ids);
     em_look_ahead(p->e->prefetch, p->view.block);
 }

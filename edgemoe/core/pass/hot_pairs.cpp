@@ -11,13 +11,13 @@ static bool start(em_pass * p, em_layer_t & layer, const em_device_graph & g) {
     return true;
 }
 
-// Some slot that holds an expert; there is one.
+// Finds some slot that holds an expert; the caller knows that there is one.
 static int32_t any_slot(const em_layer_t & layer) {
     return *std::find_if(layer.residents.slot_of.begin(), layer.residents.slot_of.end(), [](int32_t slot) { return slot >= 0; });
 }
 
-// Chooses slots for a token's pairs: the experts' own; for cold experts other slots, all different, or any slot where pairs may
-// share one. False: too few slots.
+// Chooses slots for a token's pairs. A hot expert gets its own slot. A cold expert gets another slot: any slot if pairs may share
+// one, otherwise a slot of its own. False: there are too few slots.
 static bool choose_slots(const em_layer_t & layer, const int32_t * experts, int64_t k, bool may_share, int32_t * places) {
     const em_residents & here = layer.residents;
     std::vector<uint8_t> taken(here.slots.size(), 0);
@@ -45,7 +45,7 @@ static bool choose_slots(const em_layer_t & layer, const int32_t * experts, int6
 
 bool em_has_hot(const em_layer_t & layer) { return layer.residents.count > 0 && !layer.unsupported(); }
 
-// Other kernels, for more tokens and for floats, require that a token's experts differ.
+// Kernels for several tokens, and kernels for floats, require that a token's experts differ.
 bool em_one_by_one_pairs(const em_pass * p, const em_block & b) {
     const bool quantised = std::all_of(std::begin(b.layer->weight), std::end(b.layer->weight), [](const ggml_tensor * w) {
         return !w || (w->type != TYPE_F32 && w->type != TYPE_F16 && w->type != TYPE_BF16);
@@ -86,7 +86,7 @@ bool em_start_sent(em_pass * p, const em_block & b, const ggml_tensor * ids) {
     if (!places) {
         return false;
     }
-    // The device rests since the view has arrived, so nothing is to be waited for.
+    // The device has been idle since the view arrived, so the copy need not wait.
     G.ggml_backend_tensor_set_async(p->compute, g.ids, places, 0, size_t(b.k * b.tokens) * 4);
     return start(p, layer, g);
 }

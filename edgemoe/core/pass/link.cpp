@@ -87,7 +87,7 @@ em_put_rows::em_put_rows(int64_t width, int64_t height, int64_t n) {
     G.ggml_build_forward_expand(graph, put);
 }
 
-// Copies rows and their numbers to scratch memory of the view's inputs; from there the device puts the rows in place.
+// Copies rows and their numbers to the scratch memory where the view's inputs lay. From there the device puts the rows in place.
 static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
     const size_t row = size_t(out->ne[0]) * 4;
     const em_put_rows r(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
@@ -108,7 +108,7 @@ int em_send_rows(em_pass * p, const em_block & b) {
     const size_t  most = p->tables.puts_rows && p->memory.scratch.size > ids ? (p->memory.scratch.size - ids) / (row + 4) : 0;
     std::vector<int32_t> number;
     for (const em_pair & c : p->misses.cold) {
-        number.push_back(int32_t(c.token * b.k + c.k)); // rows of a multiplication lie one behind the other
+        number.push_back(int32_t(c.token * b.k + c.k)); // rows of a multiplication follow each other in memory
     }
     std::sort(number.begin(), number.end());
     if (n < EM_MANY_COPIES || most == 0) {

@@ -6,15 +6,15 @@
 
 #include <array>
 
-// Memory of all layers, so much for each.
+// Memory of all layers: `stride` bytes for each layer.
 struct em_layer_region : em_region {
     size_t stride = 0;
 };
 
 struct em_pass_memory {
     em_region       mirror;     // host copies of a layer's inputs, and its rows
-    em_layer_region prompt_ids; // of a prompt
-    em_layer_region places;     // places of pairs that the host knows first
+    em_layer_region prompt_ids; // expert ids of a prompt
+    em_layer_region places;     // places of pairs, if the host chooses them
     em_layer_region forced_ids; // from a trace that replaces the routers
     em_region       scratch;    // on the device, of one layer: places of pairs, saved inputs, fetched pairs
     int64_t         scratch_serial = 0;
@@ -36,7 +36,7 @@ struct em_tables {
     std::vector<ggml_tensor *>       slots, stage; // [1, experts]
     std::vector<ggml_tensor *>       bias;         // [layer * PROJ_COUNT + projection] all experts' biases
     std::vector<int64_t>             sent_version;  // version of slot_of in the table that was sent
-    std::vector<int64_t>             whole_version; // version of slot_of that had each expert in the slot of its number
+    std::vector<int64_t>             whole_version; // latest version of slot_of in which each expert had the slot of its number
     bool                             puts_rows = false; // the device supports em_put_rows
 
     int32_t * host_table(size_t layer, bool stage_side) const {
@@ -59,11 +59,13 @@ ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n); // n r
 bool      em_tables_make(em_pass * p); // and the graphs of each layer, once. False: no memory
 
 // link.cpp
-// Memory of a layer, rewritten only for the next token: until then the device may read it. Null: no memory.
+// Gives a layer's part of a region. The part is rewritten only for the next token; until then the device may read the part. Null:
+// no memory.
 char * em_area_of(em_pass * p, em_layer_region & region, size_t each, const em_layer_t & layer);
 void em_before_sending(em_pass * p); // the next copies on p->compute wait for its computations so far
 void em_force_ids(em_pass * p, const em_block & b); // replaces the ids on the device if there is a trace
-// Copies one tensor's experts to the stage. Memory that the device reads by itself is one copy; its ragged ends are other copies.
+// Copies one tensor's experts to the stage. Experts in memory that the device reads by itself are one copy. The rest of the run,
+// at either end, is copied apart.
 void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run);
-bool em_sent(em_pass * p, em_stage_part part); // after the copies to a part of the stage. False: a copy failed, as only sim reports
+bool em_sent(em_pass * p, em_stage_part part); // call it after the copies to a part of the stage. False: a copy failed; only sim reports that
 int  em_send_rows(em_pass * p, const em_block & b); // puts the CPU's rows of misses.cold in place

@@ -1,4 +1,5 @@
-// The graph of a pass: its parts run as they are, and every layer's experts between the parts. See pass.h.
+// The graph of a pass. Parts between the expert blocks run as they are; each layer's experts are computed between two parts. See
+// pass.h.
 
 #include "pass/pass.h"
 
@@ -19,13 +20,14 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
     part.uid = graph->uid ? PARTS_UID | graph->uid << 20 | uint64_t(from) : 0; // a device may know graphs by their numbers alone
     const int64_t began  = em_now_ns();
     const int     status = G.ggml_backend_graph_compute_async(p->compute, &part);
-    p->e->count.device_ns += em_now_ns() - began; // the whole computation if the device computes in the calling thread, as sim does
+    // The whole computation if the device computes in the calling thread, as sim does.
+    p->e->count.device_ns += em_now_ns() - began;
     return status;
 }
 
 // A device on the CPU's cores: the host computes a layer that takes long, in graphs that end soon.
 bool takes_long(const em_pass * p, const em_block & b) {
-    constexpr double GRAPHS = 2; // of options.graph_us
+    constexpr double GRAPHS = 2; // graphs of options.graph_us each: a shorter layer does not take long
     const double us = em_pair_ns(b.layer->pair_multiplications(), 0) * double(b.k * b.tokens) / 1e3;
     return p->e->device.traits.shares_cpu && us > GRAPHS * double(p->e->options.graph_us);
 }
@@ -34,7 +36,7 @@ bool takes_long(const em_pass * p, const em_block & b) {
 // every record until a thread waits for the event. In a pass only streams wait. So the thread that computes waits for all streams
 // and events now and then, between two graphs, when nothing is under way.
 void wait_for_all(em_pass * p) {
-    constexpr int64_t EVERY = 64, LATEST = 256; // graphs; a token is one
+    constexpr int64_t EVERY = 64, LATEST = 256; // graphs; each token is one graph
     em_engine * e = p->e;
     if (e->device.traits.keeps_nothing || ++p->unwaited < EVERY) {
         return;
@@ -79,7 +81,7 @@ bool fits_stage(em_pass * p) {
     return ids.ensure(ids.stride * p->reading.blocks.size());
 }
 
-// `frozen` keeps uploads out while the graph is computed WHOLE or as a PROMPT.
+// Chooses the way to compute a graph. `frozen` keeps uploads out while the graph is computed WHOLE or as a PROMPT.
 mode choose_mode(em_pass * p, std::unique_lock<std::mutex> & frozen) {
     em_engine *                   e      = p->e;
     const std::vector<em_block> & blocks = p->reading.blocks;
@@ -90,7 +92,7 @@ mode choose_mode(em_pass * p, std::unique_lock<std::mutex> & frozen) {
     const int64_t tokens = blocks.empty() ? 0 : blocks.front().tokens;
     const bool    read   = e->watching.every == 1 || (tokens == 1 && ++p->whole.unread >= e->watching.every);
     frozen = std::unique_lock<std::mutex>(e->residence.uploads.mutex, std::defer_lock);
-    if (known && e->forced.tokens == 0 && !read && frozen.try_lock()) { // otherwise an upload is under way
+    if (known && e->forced.tokens == 0 && !read && frozen.try_lock()) { // if the lock is not free, an upload is under way
         if (em_whole_resident(p, blocks)) {
             return mode::WHOLE;
         }

@@ -6,26 +6,28 @@
 // straight through to the ggml device, in one stream. So one backend computes all of a token, activations stay on the device,
 // and nothing is copied between backends. A layer's experts are computed in one of three ways:
 //
-//   - few tokens: the device computes the hot pairs over the activations. Their inputs are copied to the host meanwhile, the CPU
-//     computes the cold pairs, and the CPU's rows are put in place. For one token the device maps experts to slots by a table of
-//     its own, so that it need not wait for the CPU: cold pairs are mapped to some slot, too, and replaced. The CPU waits once per
-//     layer, for the ids; the device waits only for a miss.
-//   - many tokens: the layer's experts are put together in the stage, hot ones from their slots and the others from host memory,
-//     and the layer is computed as llama.cpp would. One half of a layer is copied while the other half computes. In a short prompt
-//     the CPU computes the experts with the fewest tokens while the link copies others.
+//   - few tokens: the device computes the hot pairs over the activations. Meanwhile the inputs are copied to the host, and the
+//     CPU computes the cold pairs. Then the CPU's rows are put in place. For one token the device maps experts to slots by a
+//     table of its own, so that it need not wait for the CPU. The table maps cold pairs to some slot, too; their rows are
+//     replaced. The CPU waits once per layer, for the ids; the device waits only for a miss.
+//   - many tokens: all experts of the layer meet in the stage, hot experts from their slots, the others from host memory. The
+//     layer is computed as llama.cpp would. One half of a layer is copied while the other half computes. In a short prompt the
+//     CPU computes the experts with the fewest tokens while the link copies the others.
 //   - all experts resident, each in the slot of its number: llama.cpp's own graph runs over the slots.
 //
 // Ordering. Everything runs on one stream (`compute`) in the order of the graph, but for two kinds of copies:
-//   - to the host (`to_host`): a copy begins when `compute` has reached `ready`, after the layer's inputs were computed, and saved
-//     if the layer itself overwrites them. The CPU waits for `arrived` before it gives `compute` more than the layer's hot pairs.
-//   - to the stage (`device.stream`): part h is written after `compute` has reached `vacant[h]`, when the layer before has read
-//     the part; `compute` waits for `filled[h]` before it reads the part. Layers of different types may share a part's memory.
+//   - to the host (`to_host`): a copy begins when `compute` has reached `ready`. By then the layer's inputs are computed, and
+//     inputs that the layer itself overwrites are saved. The CPU waits for `arrived` before it gives `compute` more than the
+//     layer's hot pairs.
+//   - to the stage (`device.stream`): each part h has two events. `vacant[h]`: `compute` has read the part for the layer before;
+//     copies to the part wait for this event. `filled[h]`: the copies are done; `compute` waits for this event before it reads the
+//     part. Layers of different types may share a part's memory.
 // The CPU's rows, places and tables are sent on `compute` itself. They wait for the computations before them: by the order of the
 // stream, or, if the device sends beside its computations, by `ready` (em_before_sending).
-// A slot is not overwritten while it is read: under the layer's mutex the hot pairs are started and `residents.read` is recorded
-// on `compute`; the copy thread marks the slot under the same mutex, then its stream waits for `residents.read`. A prompt, and a
-// graph over all slots, hold the copy thread's mutex; the latter records `readers.read`. On a device without events, every wait
-// for an event is a wait for the stream.
+// A slot is not overwritten while it is read. Under the layer's mutex the hot pairs are started, and `residents.read` is recorded
+// on `compute`. The copy thread marks the slot under the same mutex. Then its stream waits for `residents.read`. A prompt, and a
+// graph over all slots, hold the copy thread's mutex. A graph over all slots records `readers.read`. On a device without events,
+// every wait for an event is a wait for the stream.
 //
 // Writer: the thread that computes, under em_turn::computing. A part's header names the files that write the part.
 
@@ -39,7 +41,7 @@ struct em_misses {
     std::vector<em_pair> cold, fetched;
 };
 
-// A graph over all slots. A device knows a graph by its first node: `marker` is this graph's, and does nothing.
+// A graph over all slots. A device knows a graph by its first node. So the graph begins with `marker`, which computes nothing.
 struct em_whole {
     ggml_tensor                marker{};
     std::vector<ggml_tensor *> nodes;

@@ -15,14 +15,14 @@ struct em_stage_run {
 struct em_stage_layout {
     int32_t                   layer = -1;
     std::vector<int32_t>      place; // of each expert
-    int32_t                   hot = 0; // so many slots are copied as they are, to the first places
+    int32_t                   hot = 0; // number of slots that are copied as they are, to the first places; 0: none
     std::vector<em_stage_run> runs; // to be sent now
     bool                      whole = false; // every expert is sent unless it is hot
     int32_t                   sent  = 0;     // experts of the runs, and experts that were sent early
     std::vector<uint8_t>      sent_early;    // expert -> 1 sent before the layer's ids were known
 };
 
-// A layer of a short prompt that link and CPU share, for the lesson when the layer after it begins.
+// A layer of a short prompt that link and CPU share. When the layer after it begins, the outcome corrects the rates.
 struct em_shared_layer {
     em_sharing plan;
     int        turn       = -1; // of the layer after it
@@ -43,8 +43,8 @@ struct em_prompt {
 
 // stage_layout.cpp
 em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer); // a stage that holds the whole layer; null: none
-// `send[expert]`: copy to the stage unless resident. Others keep their place; their rows are overwritten, or were sent early.
-// Null: send all.
+// `send[expert]`: copy the expert to the stage unless it is resident. Every other expert has a place as well: the CPU's rows
+// replace its rows, or the expert was sent early. Null: send all.
 void em_lay_out(em_stage_layout & layout, const em_layer_t & layer, const std::vector<uint8_t> * send);
 void em_send_runs(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part);
 
@@ -57,6 +57,6 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
 void em_send_early(em_pass * p, em_stage_layout & layout, const em_block & b, em_stage & stage);
 
 // prompt_layer.cpp
-// `next` is the layer after it, null if that layer is not computed this way; `turn` counts the layers of a prompt.
+// `next` is the layer after this one, null if `next` is not computed this way. `turn` counts the layers of a prompt.
 int  em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn);
 void em_end_prompt(em_pass * p);

@@ -17,7 +17,7 @@ void copy_hot(em_pass * p, const em_layer_t & layer, em_stage & stage, em_stage_
         const em_places & slots = layer.residents.places;
         for (auto [from, to] : {std::pair(slots.weight[i], stage.places.weight[i]), std::pair(slots.bias[i], stage.places.bias[i])}) {
             if (from) {
-                ggml_tensor target = *from; // with as many places
+                ggml_tensor target = *from; // a tensor with as many places as there are slots
                 target.data = to->data, target.buffer = to->buffer, target.view_src = nullptr;
                 G.ggml_backend_tensor_copy_async(p->compute, p->compute, from, &target);
             }
@@ -55,7 +55,7 @@ struct staged {
     em_stage_layout & layout, & next_layout;
     em_stage *        stage, * next_stage; // of this layer; of the layer after it, null if that layer needs none
     em_layer_t *      next;
-    bool              arrives   = true;  // every copy to the stage works
+    bool              arrives   = true;  // no copy to the stage has failed
     bool              sent_next = false; // something of the next layer was sent
     int               status    = STATUS_SUCCESS;
 
@@ -111,7 +111,7 @@ struct staged {
     void count() const {
         em_counters & c      = p->e->count;
         const int64_t missed = int64_t(p->misses.cold.size()), met = b.k * b.tokens - missed;
-        const int64_t streamed = layout.sent ? met * layout.sent / (layout.sent + layout.hot) : 0; // in proportion to experts
+        const int64_t streamed = layout.sent ? met * layout.sent / (layout.sent + layout.hot) : 0; // the experts' share of the pairs
         c.prefill_misses += missed;
         c.prefill_streamed += streamed;
         c.prefill_hits += met - streamed;
@@ -146,7 +146,7 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
         s.layout.layer = -1;
         return seen ? em_by_host_seen(p, b) : em_by_host(p, b);
     }
-    if (!known || (all && !sent)) { // nothing that was sent counts
+    if (!known || (all && !sent)) { // the experts that were sent early do not count
         s.layout.sent = 0;
         s.layout.sent_early.assign(size_t(layer.experts), 0);
     }

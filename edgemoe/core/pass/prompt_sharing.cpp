@@ -1,8 +1,9 @@
 // Short prompts: the link and the CPU share a layer's experts.
 //
-// 64 tokens use most experts of a layer, each for a few tokens only. The CPU computes the experts with the fewest tokens while the
-// link copies the others to the stage, so that both are done at once. The speeds are learnt from layer to layer. Between two
-// layers the CPU waits for the ids of the next one, and the link copies experts that will be needed in all likelihood.
+// 64 tokens use most experts of a layer, each for a few tokens only. The CPU computes the experts with the fewest tokens while
+// the link copies the others to the stage. The experts are shared out so that both sides end at the same time. The speeds are
+// learnt from layer to layer. Between two layers the CPU waits for the ids of the next layer. Meanwhile the link copies experts
+// that the next layer will need in all likelihood.
 
 #include "pass/pass.h"
 
@@ -18,7 +19,7 @@ double em_wait_and_learn(em_pass * p, int turn) {
         em_view_wait(p);
         return 0;
     }
-    constexpr int64_t AT_ONCE = 20000; // ns: no wait
+    constexpr int64_t AT_ONCE = 20000; // ns: a shorter wait is no wait
     const int64_t     began   = em_now_ns();
     G.ggml_backend_event_synchronize(p->sync.filled[EM_SECOND]);
     const int64_t done = em_now_ns();
@@ -43,7 +44,8 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
     for (int32_t x : cold) {
         cold_tokens.push_back(tokens[size_t(x)]);
     }
-    rates.short_byte_ns = p->events ? rates.short_byte_ns : 0; // without events nothing is learnt
+    // Without events no layer corrects the rate, so each layer begins with the rate of uploads.
+    rates.short_byte_ns = p->events ? rates.short_byte_ns : 0;
     p->prompt.shared.plan = em_share(rates, layer.expert_bytes, cold_tokens, layout.sent, idle);
     std::vector<uint8_t> sent(size_t(layer.experts)), ours(size_t(layer.experts));
     for (size_t i = 0; i < cold.size(); ++i) {
@@ -64,7 +66,8 @@ void em_send_early(em_pass * p, em_stage_layout & layout, const em_block & b, em
     em_host_register(p->e->residence, layer);
     int64_t left = std::min(int64_t(rates.short_idle_ns / (rates.short_byte_ns * double(layer.expert_bytes))), int64_t(layer.experts / 2));
     for (int i = 0; i < PROJ_COUNT; ++i) {
-        left = layer.weight[i] && !layer.window[i].from ? 0 : left; // the sender would have to wait
+        // The device cannot read such a tensor, so the thread that sends it would have to wait.
+        left = layer.weight[i] && !layer.window[i].from ? 0 : left;
     }
     left = b.k * b.tokens < EM_PICKS_MOST * layer.experts ? 0 : left;
     layout.sent = 0;

@@ -34,8 +34,8 @@ void em_lay_out(em_stage_layout & layout, const em_layer_t & layer, const std::v
     }
 }
 
-// All biases are on the device. No driver pins them in the model's file, so a copy from there would wait for earlier copies, and the
-// caller with it.
+// Copies biases from the device, where all of them are. No driver pins biases in the model's file. A copy from the file would
+// wait for earlier copies, and the caller would wait with it.
 static void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & places, const em_stage_run & run) {
     ggml_tensor from = em_some_rows(all, run.from, run.n), to = em_some_rows(places, run.place, run.n);
     G.ggml_backend_tensor_copy_async(p->e->device.stream, p->e->device.stream, &from, &to);

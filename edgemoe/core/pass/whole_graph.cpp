@@ -6,7 +6,7 @@
 // Numbers of such graphs, far from ggml's own.
 static constexpr uint64_t WHOLE_UID = uint64_t(1) << 61;
 
-// The device must have every operation, too. Needs uploads.mutex.
+// The device must have every operation as well. Needs uploads.mutex.
 bool em_whole_resident(em_pass * p, const std::vector<em_block> & blocks) {
     for (const em_block & b : blocks) {
         em_layer_t &                layer = *b.layer;
@@ -49,7 +49,7 @@ int em_run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> &
             }
         }
     }
-    p->whole.nodes.assign(1, &p->whole.marker); // a device knows a graph by its first node: not the node of a part
+    p->whole.nodes.assign(1, &p->whole.marker); // a device knows a graph by its first node, which must not be the first node of a part
     p->whole.nodes.insert(p->whole.nodes.end(), graph->nodes, graph->nodes + graph->n_nodes);
     ggml_cgraph all = *graph;
     all.size = all.n_leafs = 0;

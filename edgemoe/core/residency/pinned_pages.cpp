@@ -1,9 +1,9 @@
-// Experts in host memory that a device may read by itself. Without that every upload is copied to pinned staging first: three
-// times the memory traffic of an expert, where decoding waits for memory.
+// Experts in host memory that a device may read by itself. Without this, every upload is first copied to pinned staging. That
+// takes three times the memory traffic, and decoding waits for memory.
 
 #include "residency/residency.h"
 
-// Whole pages only: the next tensor begins on the last page, and no page is registered twice.
+// Registers whole pages only. The next tensor begins on the last page, and no page may be registered twice.
 static constexpr uintptr_t PAGE = 4096;
 
 void em_host_register(em_residence & r, em_layer_t & layer) {

@@ -30,7 +30,7 @@ struct em_uploads {
     std::thread             thread;
     std::mutex              queue_mutex;
     std::condition_variable queue_changed;
-    std::deque<em_request>  urgent, queue; // prefetches, and loads for later
+    std::deque<em_request>  urgent, queue; // prefetches, which come first; all other uploads
     bool                    copying = false; // an upload is under way
     bool                    stopping = false;
     std::mutex              mutex;
@@ -55,12 +55,12 @@ struct em_uploads {
 
 // The stream and the event of computations that may read slots.
 struct em_readers {
-    em_event       read; // on the pass's stream: a graph over the slots of all layers has read them
+    em_event       read; // on the pass's stream: a graph over all slots has read the slots
     std::mutex     mutex;
-    ggml_backend * stream = nullptr; // of the pass: there is one at a time
+    ggml_backend * stream = nullptr; // the stream of the pass; there is one pass at a time
 };
 
-// Places for experts that are streamed through in a prefill; one set of tensors per weight shape.
+// Places for experts that are streamed in a prefill. Layers with weights of the same shapes share one stage.
 struct em_stage {
     const em_layer_t * like = nullptr; // a layer of this shape
     em_places          places;
@@ -69,7 +69,7 @@ struct em_stage {
 struct em_stages {
     std::vector<std::unique_ptr<em_stage>> all;
     bool                 made = false;
-    em_buffer            memory;     // shared by stages: each part of a stage lies where the same part of another stage does
+    em_buffer            memory;     // shared by stages: a part has the same position in every stage
     size_t               second = 0; // where the second part begins
     std::atomic<int64_t> bytes{0};
 };
@@ -91,12 +91,12 @@ struct em_residence {
 void em_residents_begin(em_residence & r); // empty tables for every layer, events where the device has them
 void em_residents_end(em_residence & r);   // no slots, no events
 bool em_slots_claim(em_layer_t & layer, const em_load & load, bool prefetch); // COLD -> PENDING; false: the expert was not cold
-// The slot to fill for a pending expert, or -1. `missed`: the expert comes too late.
+// Gives the slot to fill for a pending expert, or -1. `missed`: the layer has run already, so the expert comes too late.
 int  em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_backend * copy);
 void em_slot_loaded(em_layer_t & layer, const em_load & load, int32_t slot, bool ok);
 int  em_slots_set(em_residence & r, const int32_t * slots); // of each layer
 int  em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned);
-bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: another stream is there
+bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: the readers have another stream already
 void em_readers_leave(em_readers & readers, ggml_backend * stream);
 void em_readers_wait(em_readers & readers); // until the stream has done everything that was started
 void em_note_use(em_layer_t & layer, const ggml_tensor * ids); // needs the layer's mutex
@@ -109,7 +109,7 @@ void   em_queue_clear(em_uploads & u);
 bool   em_uploads_wait(em_uploads & u, int32_t timeout_ms); // until the queue is empty. False: time is over
 bool   em_link_idle(em_uploads & u);
 size_t em_urgent_waiting(em_uploads & u); // uploads before the next prefetch
-// Copies all weights and biases of an expert; staging holds expert_bytes and must stay until the stream was waited for.
+// Copies all weights and biases of an expert. `staging` holds expert_bytes; keep it until the stream has been waited for.
 void   em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
                         int32_t expert, int32_t place);
 

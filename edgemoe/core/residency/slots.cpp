@@ -11,7 +11,7 @@ namespace {
 constexpr bool SLOT_MOVES[3][3]   = {/* FREE */ {0, 1, 0}, /* LOADING */ {1, 0, 1}, /* RESIDENT */ {0, 1, 0}};
 constexpr bool EXPERT_MOVES[3][3] = {/* COLD */ {0, 1, 0}, /* PENDING */ {1, 0, 1}, /* RESIDENT */ {1, 0, 0}};
 
-// Also in a release: after an illegal transition the device might compute with the weights of another expert.
+// The check stays in a release. After an illegal transition the device might compute with the weights of another expert.
 void require(bool legal, const char * machine, int from, int to) {
     if (!legal) {
         fprintf(stderr, "edgemoe: illegal transition of %s, %d to %d\n", machine, from, to);
@@ -52,7 +52,7 @@ void move_slot(em_residents & here, int32_t slot, em_slot_state to, int32_t expe
 
 // Waits until nothing reads a layer's slots any more. Needs the compute mutex: in ggml-vulkan the wait resets memory that the
 // computing thread's stream records into. Needs the layer's mutex, so that nothing else is started meanwhile. If there are
-// events, a stream that another thread uses is not waited for: that stream might be capturing a graph.
+// events, the wait leaves out a stream that another thread uses: that stream might be capturing a graph.
 void wait_for_readers(em_readers & readers, const em_residents & here) {
     if (here.read && readers.read) {
         G.ggml_backend_event_synchronize(here.read);
@@ -177,7 +177,7 @@ int em_slots_set(em_residence & r, const int32_t * slots) {
     int status = EM_OK;
     std::lock_guard<std::mutex> compute(r.turn.computing);
     std::lock_guard<std::mutex> copy(r.uploads.mutex);
-    // First every layer that shrinks, so that layers that grow find room.
+    // First all layers that shrink, so that layers that grow find room.
     for (const bool grow : {false, true}) {
         for (size_t i = 0; i < r.model.layers.size(); ++i) {
             em_layer_t &   layer = *r.model.layers[i];

@@ -3,7 +3,7 @@
 
 #include "residency/residency.h"
 
-// Makes tensors without memory; bytes of the first part, and of the second part, the down projection.
+// Makes tensors without memory. `bytes` gets the sizes of the first part and of the second part (the down projection).
 static em_places make_places(ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]) {
     ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(device);
     const size_t               align = G.ggml_backend_buft_get_alignment(buft);
@@ -62,8 +62,9 @@ static int32_t places_of(const em_options & options, const em_layer_t & layer) {
     return options.stream_slots >= layer.experts ? layer.experts : options.stream_slots / 2 * 2;
 }
 
-// ggml-cuda reads rows in pieces of 256 numbers, 512 for the types with four bits of float, and past the end of a matrix that
-// the pieces do not divide. Numbers must lie there, and bytes of another type may not be numbers.
+// Tells whether the layer's places may lie in memory that other layers use, too. ggml-cuda reads rows in pieces of 256 numbers
+// (512 for the types with four bits of float). It reads past the end of a matrix that the pieces do not divide. Numbers must lie
+// there; bytes of another type may not be numbers.
 static bool shares_memory(const em_layer_t & layer) {
     constexpr int FOUR_BIT_FLOATS = 39; // file format number of the first such type
     return std::all_of(std::begin(layer.weight), std::end(layer.weight), [](const ggml_tensor * w) {

@@ -4,7 +4,7 @@
 
 void em_upload_expert(em_counters & count, ggml_backend * backend, char * staging, const em_layer_t & layer, const em_places & to,
                       int32_t expert, int32_t place) {
-    const bool waits = !backend->iface.set_tensor_async; // copies before it returns, and needs no staging either
+    const bool waits = !backend->iface.set_tensor_async; // such a device copies before the call returns, and needs no staging
     auto       send  = [&](const ggml_tensor * from, ggml_tensor * target, size_t bytes, bool direct) {
         const char * source = static_cast<const char *>(from->data) + size_t(expert) * bytes;
         if (direct) {
@@ -68,7 +68,7 @@ static void copy_loop(em_residence & r) {
         from.pop_front();
         u.copying = true;
         lock.unlock();
-        while (u.wanted && !r.turn.cancelled) { // a std::mutex keeps no order among its waiters
+        while (u.wanted && !r.turn.cancelled) { // the prompt goes first: a std::mutex keeps no order among its waiters
             std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
         {

@@ -67,7 +67,7 @@ struct em_predictor {
     float              rate = 0, horizon = 0;
     int64_t            tokens = 0; // learnt from
 
-    int32_t              done = 0; // tokens that end() has learnt from and that token() will get again
+    int32_t              done = 0; // tokens that end() has learnt from; token() will get the same tokens again, and skips them
 
     // Guards `keep`, which token() and seed() write and other threads read.
     std::mutex keep_mutex;
@@ -76,7 +76,8 @@ struct em_predictor {
     void begin(int32_t id);
     // Ends the token, and learns from its routing in all layers.
     void end();
-    // Learns from a computed token which experts are used soon, and predicts that anew; ids is [layers, top_k], -1 where unknown.
+    // Learns from a computed token which experts are used soon, and predicts the next uses. ids is [layers, top_k], -1 where
+    // unknown.
     void token(const int32_t * ids);
     // Starts from use per token, [layers, experts].
     void seed(const float * use);

@@ -3,9 +3,9 @@
 // Prefetches: experts that are loaded ahead of need, while a token is under way.
 //
 // Writer: the thread that computes, under em_turn::computing; settings are written between steps.
-// The predictor belongs to that thread. From post to settle the predictor belongs to the lookahead thread: the thread that
-// computes settles before it touches the predictor again. settle takes back a snapshot that was not begun, and waits for one
-// that is under way.
+// The predictor belongs to the thread that computes. From post to settle the lookahead thread has it. So the thread that
+// computes calls settle before it touches the predictor again. If the snapshot was not begun, settle takes the snapshot back. If
+// the snapshot is under way, settle waits.
 
 #include "residency/residency.h"
 #include "routing/router.h"
@@ -47,7 +47,7 @@ struct em_prefetch {
 void em_prefetch_begin(em_prefetch & a); // the model is loaded
 void em_prefetch_set(em_prefetch & a, em_predictor * predictor, int32_t lead, int32_t most, float gain, bool wait);
 void em_prefetch_router(em_prefetch & a, int32_t layer, em_router router);
-void em_prefetch_token(em_prefetch & a, int32_t token_id); // is about to be decoded
+void em_prefetch_token(em_prefetch & a, int32_t token_id); // call it before a token of this id is decoded
 void em_prefetch_end_step(em_prefetch & a);
 void em_prefetch_stop(em_prefetch & a); // ends the lookahead thread
 void em_look_ahead(em_prefetch & a, const em_block & block); // before the layer computes

@@ -1,7 +1,7 @@
 #pragma once
 
-// The experts that each token id used before: known before a pass begins, for all layers at once. Direct-mapped by id: of two
-// ids that share a place the later one stays.
+// The experts that each token id used before. They are known for all layers before a pass begins. Each id has one place; if two
+// ids share a place, the later id takes it.
 
 #include <cstdint>
 #include <cstdlib>
@@ -14,7 +14,7 @@ struct em_token_memory {
     void    make(int32_t layers, int32_t experts);
     // Notes a token's routing; ids is [layers, top_k], -1 where unknown.
     void    note(int32_t token, const int32_t * ids, int32_t top_k);
-    // Gives how often a token used each expert, [layers, experts] in 1/255 of its times; null for a token that is new.
+    // Gives the share of a token's uses in which it used each expert: [layers, experts], in 1/255. Null for a new token.
     const uint8_t * shares(int32_t token) const;
     int32_t kind(int32_t token) const; // 0 .. EM_TOKEN_TIMES - 1, of a token that is not new
 

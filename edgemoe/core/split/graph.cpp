@@ -29,7 +29,7 @@ static bool all_cold(em_engine * e, em_layer_t & layer) {
     return layer.residents.count == 0;
 }
 
-// As one graph on the CPU, which stops only between its matrices, the layer would go on for too long.
+// Whether the layer takes too long for one graph on the CPU. Such a graph stops only between two matrices.
 static bool is_long(const em_block & b) {
     constexpr double MATRICES = 3;
     const double     pair     = em_pair_ns(b.layer->pair_multiplications(), b.engine->rates.cold_pair_ns);

@@ -19,7 +19,8 @@ static int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n
     return best.fetches && em_link_idle(e->residence.uploads) ? best.fetches : 0;
 }
 
-// If the device cannot read the expert by itself, the CPU would have to copy it, and has better work to do.
+// Whether a fetch of the expert is worth a try. If the device cannot read it by itself, the CPU would have to copy it instead of
+// computing.
 static bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
     bool all = e->device.stream && e->device.stream->iface.set_tensor_async;
     for (int p = 0; p < PROJ_COUNT && all; ++p) {
@@ -69,7 +70,7 @@ void em_fetch_now(em_run & r, em_split & s) {
     if (s.fetched.empty()) {
         em_fade(r.e->rates.fetch_ns);
     } else if (!start_fetch(r, s)) {
-        s.cold = cold; // in the old order, which counts
+        s.cold = cold; // in the old order, because the order of a token's pairs must stay
         s.fetched.clear();
     }
 }

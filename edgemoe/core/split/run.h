@@ -12,14 +12,15 @@ struct em_split {
 };
 
 // executor.cpp
-// The end of a graph of pairs [at, all) that begins at `at`, about `most` later.
+// Gives the end of the graph that begins at pair `at`: about `most` pairs later, at most `all`.
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most);
-// An expert with fewer rows goes to row products: faster than ggml there, and equal to the last bit.
+// Gives the number of rows below which an expert goes to row products. There row products are faster than ggml, and equal to the
+// last bit.
 int64_t em_row_product_limit(const em_block & b);
 // Moves the pairs of experts with fewer rows to the front; the pairs are sorted by experts. Returns how many.
 int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer);
 bool    em_mostly_row_products(const em_block & b); // for most of the experts that are used
-bool    em_fusable(const em_block & b); // a single token, and its last projection and sum can be one operation
+bool    em_fusable(const em_block & b); // whether a block of a single token can compute its last projection and the sum as one operation
 
 struct em_run {
     em_context *   c;

@@ -15,13 +15,14 @@ struct em_context { // one per llama context that opened our backend
 // host_layer.cpp
 // Computes all pairs of a block, wherever the experts are.
 int em_host_block(em_context * c, em_block & block, const em_tail * tail = nullptr);
-// Computes cold pairs; rows go to the block's down projection. If no pair is computed by row products, the caller runs the side task.
-enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // fetched: by the device, if that is faster
+// Computes cold pairs; their rows go to the block's down projection. If row products compute no pair, the caller runs the side
+// task.
+enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // OR_FETCHED: the device may fetch some experts, if that is faster
 int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind, em_side_task * task = nullptr);
 
 // miss_fetch.cpp
-// Moves pairs out of `cold`: misses that the device should fetch while the CPU computes the others. A fetch takes the device
-// `after` ns once its expert has arrived, and costs both sides `beside` ns; both are expected to be done after `both_ns`.
+// Moves misses out of `cold`: the device fetches them while the CPU computes the others. The device is done `after` ns after its
+// last expert has arrived. A fetch delays both sides by `beside` ns. `both_ns` becomes the expected time of the longer side.
 std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after, double beside,
                                      double * both_ns);
 

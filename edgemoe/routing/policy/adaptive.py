@@ -8,16 +8,19 @@ from ...types import BoolArray, FloatArray, ModelShape
 from .base import Indices, Scores
 from .lfu import Frequency
 
-# (decay per decode token, weight). The first four are the least-squares forecast of an expert's use over the
-# next 8 tokens, fitted on the training halves of the gpt-oss-20b and DeepSeek-V2-Lite traces; the two fits
-# differ by 0.1. The last one keeps a saved profile alive for thousands of tokens: 0.15 points more hits with
-# 12 % fewer uploads from a profile, the same hits with 3 % fewer uploads from a cold start.
+# (decay per decode token, weight). The first four terms are the least-squares forecast of an expert's use over the next
+# 8 tokens. They were fitted on the training halves of the gpt-oss-20b and DeepSeek-V2-Lite traces; the two fits differ
+# by 0.1. The last term keeps a saved profile alive for thousands of tokens. With a profile it gives 0.15 points more
+# hits with 12 % fewer uploads; from a cold start the same hits with 3 % fewer uploads.
 TERMS = ((0.5, 0.05), (0.9, 0.28), (0.98, 0.45), (0.998, 0.2), (0.9998, 0.2))
-# Share of the demand being served now that a newcomer's score is charged. At 0 every expert looks hot just
-# when it is missed; at 1 a single demand never displaces anyone. Hit rate and uploads per layer and token on
-# the training halves, at most 2 uploads, first four terms, mean over 12.5, 25 and 50 % resident: LFU .625,
-# 1.31; 0: .625, 0.74; 0.15: .624, 0.66; 0.3: .623, 0.58; 0.6: .619, 0.40; 1: .613, 0.22. A ratio of 1.3
-# instead (hysteresis: .618, 0.41), a dwell time and counting demands were each worse at equal uploads.
+# A newcomer's score is charged with this share of the demand of the moment. At 0 every expert looks hot just when it is
+# missed. At 1 a single demand never displaces an expert. Measured on the training halves, at most 2 uploads, first four
+# terms, mean over 12.5, 25 and 50 % resident:
+#   charge                       LFU     0   0.15    0.3    0.6      1
+#   hit rate                    .625  .625   .624   .623   .619   .613
+#   uploads per layer and token 1.31  0.74   0.66   0.58   0.40   0.22
+# Three alternatives were each worse at equal uploads: a ratio of 1.3 (hysteresis: .618, 0.41), a dwell time, and
+# counting demands.
 CHARGE = 0.15
 
 

@@ -27,9 +27,9 @@ Scores = npt.NDArray[np.float64]
 class Policy(Protocol):
     """Decides which experts deserve a slot. One object per loaded model, used by one thread at a time.
 
-    Arrays handed in stay the caller's and are not kept. ``resident`` and ``pending`` are ``(layers,
-    experts)``: computable on the device now, and submitted but not there yet. The victim of a pending load
-    may be resident still.
+    Arrays handed in stay the caller's and are not kept. ``resident`` and ``pending`` have the shape ``(layers,
+    experts)``. The device can compute a resident expert now. A pending expert is submitted, but not on the device yet.
+    The victim of a pending load may still be resident.
     """
 
     @property
@@ -62,9 +62,9 @@ class Policy(Protocol):
     def choose(self, resident: BoolArray, pending: BoolArray, max_per_layer: int | IntArray) -> list[Load]:
         """Give the loads to submit now, after the latest ``observe``.
 
-        No load is of a resident or pending expert; no victim was used by the latest decode batch, is pending,
-        or is promised to a load still pending. ``victim`` is -1 when the layer has a slot that is neither
-        occupied nor promised. Nothing moves when the latest batch was a prefill.
+        No load is of a resident or pending expert. The latest decode batch did not use a victim; a victim is not
+        pending, and no pending load has its slot. ``victim`` is -1 if the layer has a slot that is neither occupied nor
+        promised. Nothing moves if the latest batch was a prefill.
 
         Args:
             resident: experts on the device now.
@@ -80,8 +80,8 @@ class Policy(Protocol):
         The caller empties a layer that it shrinks; the hottest experts come back through the loads given here.
 
         Args:
-            slots: ``(layers,)``, the new capacity, already allocated.
-            resident: experts that survived the change; a layer that holds more than its slots gets no loads.
+            slots: the new capacity of each layer, ``(layers,)``, already allocated.
+            resident: experts that stayed on the device. A layer with more of them than slots gets no loads.
         """
         ...
 
@@ -141,7 +141,7 @@ class Ledger:
         return tokens
 
     def prefill(self, ids: IdArray) -> None:
-        """Record one prefill batch: it counts as use, but nobody is in use after it."""
+        """Record one prefill batch: it counts as use, but leaves no expert in `latest`."""
         self.latest.fill(False)
         self.uses += np.bincount(self._flat(ids), minlength=self.uses.size).reshape(self.uses.shape)
 

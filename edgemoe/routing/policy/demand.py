@@ -34,8 +34,8 @@ class Scorer(Protocol):
 class DemandPolicy:
     """The common part of ``lru``, ``lfu`` and ``adaptive``: they differ in their `Scorer` only.
 
-    An expert is wanted if the latest decode batch used it and did not find it. A prefill does not reach the scorer: a
-    prompt touches most experts. (Mixing the prompt's use shares into the scores of `adaptive` gave +1.5
+    The latest decode batch used a wanted expert, and did not find it on the device. A prefill does not reach the
+    scorer: a prompt touches most experts. (Mixing the prompt's use shares into the scores of `adaptive` gave +1.5
     points of hits on gpt-oss-20b and -0.9 on DeepSeek-V2-Lite at 25 % resident.)
     """
 

@@ -1,4 +1,4 @@
-"""From scores to loads: experts that come and victims that go.
+"""Turns scores into loads: each load brings one expert, and may name a victim.
 
 Every policy moves experts through here and nowhere else.
 """
@@ -18,7 +18,7 @@ _NEVER = np.inf
 
 
 def fill(scores: Scores, slots: IntArray, resident: BoolArray, pinned: BoolArray | None = None) -> list[Load]:
-    """Fill the free slots with the pinned and then the best experts that are not resident; ties go to the lower one.
+    """Fill the free slots with absent experts: the pinned first, then by score; of equal scores, the lower id first.
 
     Args:
         scores: ``(layers, experts)``, higher is better.
@@ -44,8 +44,8 @@ def fill(scores: Scores, slots: IntArray, resident: BoolArray, pinned: BoolArray
 class Exchange:
     """Swaps wanted experts for the lowest-scored residents, and remembers which victims are promised.
 
-    A victim keeps its slot until its load is under way, so until then it is resident *and* spoken for. A
-    promise ends when its load is no longer pending (done or failed) or the victim has left.
+    A victim keeps its slot until its load is under way. Until then the victim is resident *and* promised. A promise
+    ends when its load is no longer pending (done or failed), or when the victim has left.
     """
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Exchange:
         Args:
             layers: the layers that want something, ascending.
             worth: ``(len(layers), experts)``, score of wanted experts, -inf for all others; overwritten.
-            keep: ``(len(layers), experts)``, score of replaceable experts, +inf for all others; overwritten.
-                Experts that are not resident, pending or promised are excluded here.
+            keep: ``(len(layers), experts)``, score of replaceable experts, +inf for all others; overwritten. This
+                method excludes experts that are not resident, pending or promised.
             slots: ``(all layers,)``, capacity.
             resident: ``(all layers, experts)``.
             pending: ``(all layers, experts)``.

@@ -9,21 +9,21 @@ import numpy as np
 from ...types import BoolArray, FloatArray, IdArray, ModelShape
 from .base import Indices, Scores
 
-# Expected uses (discounted, 0..1) that a newcomer must have above its victim. Hit rate (loads per layer and token) on
-# held-out sequences, a quarter resident, gpt-oss-20b and DeepSeek-V2-Lite: 0: .727 (0.47), .636 (1.27);
-# 0.02: .725 (0.38), .634 (0.96).
+# A newcomer must have so many expected uses (discounted, 0..1) more than its victim. Hit rate (loads per layer and
+# token) on held-out sequences, a quarter resident, of gpt-oss-20b, then of DeepSeek-V2-Lite. Margin 0: .727 (0.47),
+# .636 (1.27). Margin 0.02: .725 (0.38), .634 (0.96).
 MARGIN = 0.02
 
 
 class Predictor(Protocol):
-    """The questions of this policy to a predictor; see ``engine.predictor.NativePredictor``."""
+    """The methods of a predictor that this policy calls; see ``engine.predictor.NativePredictor``."""
 
     def seed(self, use: FloatArray) -> None:
         """Start from uses per token, ``(layers, experts)``."""
         ...
 
     def token(self, ids: IdArray) -> None:
-        """Learn of a computed token, ``(layers, used)``, -1 where unknown."""
+        """Learn from a computed token: its experts ``(layers, used)``, -1 if unknown."""
         ...
 
     def keep(self) -> FloatArray:

@@ -1,4 +1,4 @@
-"""``lfu``: the least frequently used expert goes, use counts decaying per token. Every miss comes in."""
+"""``lfu``: evicts the least frequently used expert; use counts decay per token. Every miss is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ _SCALE_LIMIT = 1e100  # far from overflow, and reached only every few thousand t
 class Frequency:
     """A use count that decays by a factor per token, `demand.Scorer`.
 
-    Instead of shrinking every count at each token, the weight of a new use grows: the stored counts are the
-    true ones times ``scale``. Ratios within a layer are the same, and a token touches only the experts that
-    it used.
+    The stored counts are the true counts times ``scale``. Not every count shrinks at each token: the weight of a new
+    use grows instead. Ratios within a layer are the same, and a token touches only the experts that it used.
     """
 
     def __init__(self, shape: ModelShape, decay: float = DECAY) -> None:
-        """Start with nothing used; ``decay`` in 0..1 is the weight of a use one token later."""
+        """Start with nothing used. ``decay`` in 0..1 is the weight that a use has one token later."""
         self._growth = 1.0 / decay
         self._memory = 1.0 / (1.0 - decay)  # tokens
         self._used = shape.used
@@ -45,5 +44,5 @@ class Frequency:
         return self.scaled[layers]
 
     def accept(self, newcomer: Scores, victim: Scores) -> BoolArray:
-        """Always."""
+        """Accept every exchange."""
         return np.ones(newcomer.shape, dtype=np.bool_)

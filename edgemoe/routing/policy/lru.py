@@ -1,4 +1,4 @@
-"""``lru``: the expert that was unused for longest goes. Every miss comes in."""
+"""``lru``: evicts the expert that was unused for longest. Every miss is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Recency:
         self._last_use: Scores = np.zeros((shape.layers, shape.experts))
 
     def seed(self, heat: FloatArray) -> None:
-        """Rank the past between -1 and 0: before anything that is used from now on."""
+        """Rank past uses between -1 and 0, below every use from now on."""
         self._last_use[:] = heat / (1.0 + heat.max(axis=1, keepdims=True)) - 1.0
 
     def use(self, used: Indices) -> None:
@@ -30,5 +30,5 @@ class Recency:
         return self._last_use[layers]
 
     def accept(self, newcomer: Scores, victim: Scores) -> BoolArray:
-        """Always."""
+        """Accept every exchange."""
         return np.ones(newcomer.shape, dtype=np.bool_)

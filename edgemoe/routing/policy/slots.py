@@ -19,7 +19,7 @@ def least_slots(shape: ModelShape) -> int:
 def slots_for(shape: ModelShape, budget_bytes: int) -> IntArray:
     """Spread a budget over the layers, every layer the same bytes as nearly as whole experts allow.
 
-    A layer gets `least_slots` or more, or none. When there is not enough for all, the last layers get theirs:
+    A layer gets `least_slots` or more, or none. If the budget is too small for all layers, the last layers get theirs:
     the first layers of a model route most evenly, so slots hit least there.
 
     Args:
@@ -57,7 +57,7 @@ def _total(sizes: tuple[int, ...], slots: list[int]) -> int:
 
 
 def _spend(sizes: tuple[int, ...], slots: list[int], left_bytes: int, most: int) -> None:
-    """Spend the rest one slot at a time, always on the layer with the fewest bytes, of equals on the last."""
+    """Give the rest one slot at a time to the layer with the fewest bytes; of equal layers, to the last."""
     while True:
         open_layers = [i for i, size in enumerate(sizes) if slots[i] < most and size <= left_bytes]
         if not open_layers:

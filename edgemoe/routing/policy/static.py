@@ -8,7 +8,8 @@ from ...types import BoolArray, FloatArray, IdArray, Load, ModelShape
 from .base import IntArray, Ledger
 from .exchange import Exchange, fill
 
-LEARN_TOKENS = 64  # decode tokens before the one placement of a model without a past: most of a first answer
+# A model without a past is placed once, after so many decode tokens: most of a first answer.
+LEARN_TOKENS = 64
 
 
 class Static:

@@ -19,10 +19,11 @@ class Quality:
     """Figures of one prediction.
 
     Attributes:
-        recall_at_k: share of a layer's experts that are among the k likeliest.
-        recall_at_2k: the same among the 2k likeliest.
-        calibration: ``(predicted, observed, share of all)`` for tenths of predicted probability, without empty ones.
-        calibration_error: mean distance between predicted and observed, weighted by how often it was predicted.
+        recall_at_k: share of the experts that a layer uses that are among the k likeliest experts.
+        recall_at_2k: the same share among the 2k likeliest experts.
+        calibration: ``(predicted, observed, share of all)`` for each tenth of predicted probability; empty tenths are
+            left out.
+        calibration_error: mean distance between predicted and observed; each tenth weighs as much as its share.
     """
 
     recall_at_k: float
@@ -31,12 +32,12 @@ class Quality:
     calibration_error: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Give the figures as a dictionary for JSON."""
         return asdict(self)
 
 
 def next_layers(tables: Tables, ids: IdArray, lead: int, tokens: IdArray | None = None) -> Quality:
-    """Judge the prediction of a layer, made ``lead`` layers before it, over all layers with enough layers before them.
+    """Judge the prediction of a layer ``lead`` layers before it, over all layers with so many layers before them.
 
     Args:
         tables: the predictor.
@@ -66,7 +67,7 @@ def next_layers(tables: Tables, ids: IdArray, lead: int, tokens: IdArray | None 
 
 
 def plain_table(train: IdArray, ids: IdArray, experts: int) -> Quality:
-    """Judge the simplest predictor: how often an expert followed those of the layer before, counted on ``train``."""
+    """Judge the simplest predictor: counts of expert pairs in successive layers, made on ``train``."""
     layers, used = ids.shape[1:]
     recall = np.zeros(2)
     for layer in range(1, layers):

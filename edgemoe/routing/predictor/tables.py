@@ -19,26 +19,29 @@ from ...types import FloatArray
 from ..trace import read_npz, write_npz
 
 VERSION = 2
-# The weight of a use one token later: from "just now" to "the taste of this model".
+# The weight of a use one token later: from "a moment ago" to "the taste of this model".
 DECAYS = (0.5, 0.8, 0.95, 0.99, 0.998)
-# Two of them also remember *which* experts were used, through rows of a table: a few tokens, and a conversation.
+# Two decays also remember *which* experts were used, by rows of a table: over a few tokens, and over a conversation.
 MEMORY_RATES = (0.8, 0.99)
-# *Soon* is a discounted count of uses: with 0.8 the next five tokens or so. Hit rates on held-out sequences of
-# gpt-oss-20b and DeepSeek-V2-Lite, a quarter resident: 0.8: .727, .636; 0.9: .720, .625; 0.95: .711, .607.
+# *Soon* is a discounted count of uses: 0.8 looks about five tokens ahead. Hit rates on held-out sequences, a quarter
+# resident, of gpt-oss-20b, then of DeepSeek-V2-Lite. 0.8: .727, .636; 0.9: .720, .625; 0.95: .711, .607.
 HORIZON = 0.8
-# Step of learning from every token. Hit rates, a quarter resident, at most 2 loads, of gpt-oss-20b and DeepSeek-V2-Lite
-# in the domain of the training, then of DeepSeek-V2-Lite in two others: 0: .842, .803, .575, .627; 0.01: .847, .805,
-# .734, .773; 0.03: .850, .805, .766, .794; 0.05: .852, .802, .769, .795.
+# Step of learning from every token. Hit rates, a quarter resident, at most 2 loads:
+#   step                                     0   0.01   0.03   0.05
+#   gpt-oss-20b, domain of the training   .842   .847   .850   .852
+#   DeepSeek-V2-Lite, the same domain     .803   .805   .805   .802
+#   DeepSeek-V2-Lite, a second domain     .575   .734   .766   .769
+#   DeepSeek-V2-Lite, a third domain      .627   .773   .794   .795
 RATE = 0.03
-# Weights of the decayed frequencies where nothing was learnt yet: logistic regressions on both models' training halves.
+# Weights of the decayed frequencies before any learning: logistic regressions on both models' training halves.
 PRIOR = (0.6, 0.8, 1.5, 3.0, 1.5)
-# Weight of the share of its earlier uses in which a token id used an expert, and a constant: of an id that came once
-# before, 2 to 4 times, more often.
+# Weight and constant for the share of a token id's earlier uses in which it used an expert. The three pairs are for ids
+# that came once before, 2 to 4 times, and more often.
 TOKEN_PRIOR = ((3.0, -0.9), (4.0, -1.2), (5.0, -1.4))
-# Weight of a router that looks ahead; the first tokens correct it.
+# Weight of a router that is run ahead; the first tokens correct it.
 ROUTER_PRIOR = 1.5
 LEADS = 2
-REACH = 3  # layers of the token under way that a prediction looks back on
+REACH = 3  # layers of the token under way that a prediction reads
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,19 @@ class Tables:
     Attributes:
         used: experts a token uses in a layer.
         decay: ``(D,)``.
-        keep_bias: ``(L, E)``, and the weights of the other terms of *soon*:
-        keep_decay: ``(L, D)``, of the decayed frequency of the expert itself.
-        keep_again: ``(L, E, E)``, a row for each expert that the latest token used in the layer.
-        memory_rate: ``(M,)``.
+        keep_bias: ``(L, E)``, constant term of *soon*.
+        keep_decay: ``(L, D)``, weights of the expert's own decayed frequencies in *soon*.
+        keep_again: ``(L, E, E)``, a row of *soon* for each expert that the latest token used in the layer.
+        memory_rate: ``(M,)``, decays of the memories.
         keep_memory: ``(M, L, E, E)``, rows as in ``keep_again``, summed over all tokens with decay ``memory_rate``.
-        next_bias: ``(A, L, E)``, and the weights of the other terms of *next*, known a + 1 layers ahead:
-        next_decay: ``(A, L, D)``.
-        next_again: ``(A, L, E, E)``, a row for each expert that the token before used in the layer.
-        next_rows: ``(A, R, L, E, E)``, rows for the experts of layer l - a - 1 - r of the token under way.
+        next_bias: ``(A, L, E)``, constant term of *next*, known a + 1 layers ahead.
+        next_decay: ``(A, L, D)``, weights of the expert's own decayed frequencies in *next*.
+        next_again: ``(A, L, E, E)``, a row of *next* for each expert that the token before used in the layer.
+        next_rows: ``(A, R, L, E, E)``, a row of *next* for each expert that the token under way used in layer
+            l - a - 1 - r.
         next_token: ``(A, L, 3, 2)``, weight and constant as in `TOKEN_PRIOR`.
-        next_router: ``(A, L)``, of the look-ahead of the layer's router: how far an expert is above the border of being
-            chosen, in standard deviations.
+        next_router: ``(A, L)``, weight of the layer's router, run ahead. The router tells how far an expert is above
+            the border of being chosen, in standard deviations.
         tokens: number of tokens that the tables have learnt from.
         report: figures of the training, see ``train.py``.
     """
@@ -82,12 +86,12 @@ class Tables:
 
     @property
     def layers(self) -> int:
-        """Layers with routed experts."""
+        """Count the layers with routed experts."""
         return len(self.keep_bias)
 
     @property
     def experts(self) -> int:
-        """Experts of a layer."""
+        """Count the experts of a layer."""
         return int(self.keep_bias.shape[1])
 
     @property
@@ -96,18 +100,18 @@ class Tables:
         return len(self.next_bias)
 
     def only(self, lead: int) -> Tables:
-        """Return tables that look ahead ``lead`` layers at most: less to hold and to evaluate."""
+        """Return tables that predict ``lead`` layers ahead at most. They take less memory and less time."""
         nexts = ("next_bias", "next_decay", "next_again", "next_rows", "next_token", "next_router")
         return replace(self, **{name: getattr(self, name)[:lead] for name in nexts})
 
     @property
     def reach(self) -> int:
-        """Layers of the token under way that a prediction looks back on."""
+        """Count the layers of the token under way that a prediction reads."""
         return int(self.next_rows.shape[1])
 
 
 def untrained(layers: int, experts: int, used: int, leads: int = LEADS) -> Tables:
-    """Tables that know decayed frequencies only."""
+    """Make tables that use decayed frequencies only."""
 
     def zeros(*shape: int) -> FloatArray:
         return np.zeros(shape, dtype=np.float32)
@@ -134,12 +138,12 @@ def untrained(layers: int, experts: int, used: int, leads: int = LEADS) -> Table
 
 _ARRAYS = tuple(f.name for f in fields(Tables) if f.name not in ("used", "tokens", "report"))
 _NUMBERS = ("version", "identity", "used", "tokens", "report")
-# Rows take nearly all of the room; half precision moves a probability by less than 0.001.
+# The tables of rows take nearly all of the memory. Half precision moves a probability by less than 0.001.
 _HALVES = ("keep_again", "keep_memory", "next_again", "next_rows")
 
 
 def path_of(identity: str, folder: Path) -> Path:
-    """File of the predictor of the model with this identity."""
+    """Give the file of the predictor of the model with this identity."""
     return folder / f"{identity}.predictor.npz"
 
 
@@ -147,7 +151,7 @@ def save(tables: Tables, identity: str, folder: Path) -> Path:
     """Write a predictor, whole or not at all.
 
     Raises:
-        OSError: the disk said no.
+        OSError: the disk refused the file.
     """
     path = path_of(identity, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +170,7 @@ def save(tables: Tables, identity: str, folder: Path) -> Path:
 
 
 def load(identity: str, folder: Path, shape: tuple[int, int, int], notes: list[str]) -> Tables | None:
-    """Read the predictor of a model, None when there is none to use; no file raises an error.
+    """Read the predictor of a model; None if no file can be used. No file raises an error.
 
     Args:
         identity: key of the model.

@@ -21,13 +21,14 @@ Floats = npt.NDArray[np.float32]
 
 BATCH = 1024
 LEARNING_RATE = 0.02
-FEW_FASTER = 5  # weights that all experts of a layer share have far to go, and much to learn from
+# Factor of their step. All experts of a layer share these weights, so they have far to go, and much to learn from.
+FEW_FASTER = 5
 DECAY_OF_WEIGHTS = 1e-5
 EPOCHS, LEAST_STEPS, MOST_EPOCHS = 6, 250, 40
 LEAST_TOKENS = 2000
-LATEST_TIMES = 8  # a share follows so many of the latest uses of a token id
-GROUP_FLOATS = 60_000_000  # features of as many layers at a time as take 240 MB
-MOST_TOKENS = 60_000  # the latest ones
+LATEST_TIMES = 8  # so many of the latest uses of a token id make its share
+GROUP_FLOATS = 60_000_000  # layers are trained together while their features take up to 240 MB
+MOST_TOKENS = 60_000  # of longer traces, the latest tokens count
 
 
 def fit(
@@ -36,10 +37,10 @@ def fit(
     """Train on tokens in running order.
 
     Args:
-        ids: ``(tokens, layers, used)``, -1 where missing; of longer traces the last `MOST_TOKENS` count.
+        ids: ``(tokens, layers, used)``, -1 if missing. Of longer traces, the last `MOST_TOKENS` tokens count.
         experts: routed experts per layer.
         progress: called with the share done, 0..1, and the name of the step.
-        tokens: token ids, ``(tokens,)``, -1 where not known; None where none is.
+        tokens: token ids, ``(tokens,)``, -1 if unknown; None if all are unknown.
 
     Raises:
         EdgeMoEError: torch is missing, or there are too few tokens to learn from.
@@ -112,7 +113,7 @@ def _fit_next(torch: Any, tables: Tables, ids: IdArray, span: range, lead: int, 
 def _regress(
     torch: Any, matrices: list[Floats], frequencies: Floats, target: Floats
 ) -> tuple[list[Floats], Floats, Floats]:
-    """Logistic regression of ``target`` (layers, tokens, experts), all layers at once.
+    """Fit logistic regressions of ``target`` (layers, tokens, experts), for all layers at once.
 
     Args:
         torch: the module.
@@ -121,7 +122,7 @@ def _regress(
         target: probabilities.
 
     Returns:
-        weights of the matrices, each ``(layers, experts, experts)``, bias ``(layers, experts)``, weights of the
+        weights of the matrices, each ``(layers, experts, experts)``; the bias ``(layers, experts)``; weights of the
         frequencies ``(layers, decays)``.
     """
     layers, tokens, experts = target.shape
@@ -162,7 +163,7 @@ def one_hot(ids: IdArray, experts: int) -> Floats:
 
 
 def decayed(use: Floats, decays: Sequence[float] | Floats = DECAYS) -> Floats:
-    """Decayed use per token *before* each token, ``(decays, tokens, experts)``."""
+    """Give the decayed use per token *before* each token, ``(decays, tokens, experts)``."""
     out = np.zeros((len(decays), *use.shape), dtype=np.float32)
     rates = np.array(decays, dtype=np.float32)[:, None]
     state = np.zeros((len(decays), use.shape[1]), dtype=np.float32)
@@ -173,15 +174,15 @@ def decayed(use: Floats, decays: Sequence[float] | Floats = DECAYS) -> Floats:
 
 
 def by_token(use: Floats, tokens: IdArray) -> Floats:
-    """Give earlier uses by each token's id, as the core remembers them (``tokens.cpp``), for ``next_token``.
+    """Give the earlier uses by each token's id, for ``next_token``, as the core remembers them.
 
     Args:
         use: ``(tokens, experts)`` of one layer.
         tokens: token ids, ``(tokens,)``, -1 where not known.
 
     Returns:
-        ``(6, tokens, experts)``: for ids that came once, 2 to 4 times and more often the share of each expert and a
-        constant 1; 0 elsewhere.
+        ``(6, tokens, experts)``: for each kind of ids (once, 2 to 4 times, more often) the share of each expert, then
+        a constant 1. A token has numbers in the two rows of its kind, and 0 in the others.
     """
     kinds = len(TOKEN_PRIOR)
     out = np.zeros((kinds, 2, *use.shape), dtype=np.float32)
@@ -200,7 +201,7 @@ def by_token(use: Floats, tokens: IdArray) -> Floats:
 
 
 def soon(use: Floats) -> Floats:
-    """Discounted use after each token, 0..1, like ``use``."""
+    """Give the discounted use after each token, 0..1, in the shape of ``use``."""
     out = np.zeros_like(use)
     state = np.zeros(use.shape[1], dtype=np.float32)
     for token in range(len(use) - 1, -1, -1):

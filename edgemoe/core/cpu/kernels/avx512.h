@@ -1,6 +1,6 @@
 #pragma once
 
-// What kernels for AVX-512 with VNNI have in common.
+// Functions that the kernels for AVX-512 with VNNI share.
 
 #include "kernels.h"
 
@@ -37,7 +37,8 @@ EM_TARGET static inline float add_lanes(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 
-// Bytes to fetch ahead of their use: the hardware stops at every 4 KiB page, and mapped files have such pages.
+// Distance in bytes at which the cache is asked for weights. The hardware stops at every 4 KiB page, and mapped files have such
+// pages.
 constexpr int AHEAD = 8192;
 
 inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
@@ -58,7 +59,8 @@ EM_TARGET static inline __m512i iq4_values(__m512i nibbles) {
                                                                     char(181), char(197), char(217), char(241))), nibbles);
 }
 
-// As many tokens at once as registers hold sums for; `some` computes so many (a constant) from a token on.
+// Takes tokens in groups as large as the registers have room for sums: MOST, then half as many, and so on. `some` computes a
+// group (its size is a constant) from a token on.
 template <int MOST, class Some> inline void by_tokens(int64_t tokens, Some some) {
     int64_t t = 0;
     for (; t + MOST <= tokens; t += MOST) {

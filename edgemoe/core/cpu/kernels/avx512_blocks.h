@@ -1,6 +1,6 @@
 #pragma once
 
-// Rows of blocks of 256 weights times activations, with AVX-512: what their kernels have in common.
+// Functions for rows of blocks of 256 weights times activations, with AVX-512.
 //
 // A weight type is a class: BYTES of a block, FACTOR of a row's sum, `activation`, `add` for a block and `rest` for its minima.
 
@@ -14,9 +14,9 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-struct alignas(64) prepared_raised { // the same for weights that are raised
+struct alignas(64) prepared_raised { // `prepared` for weights that are raised: a constant makes them positive
     int8_t  q[256];
-    int32_t start[64]; // what raising adds to each four products, negative; in the order of q
+    int32_t start[64]; // minus the part of each four products that raising adds; in the order of q
     float   d;
     char    pad[60];
 };

@@ -1,6 +1,6 @@
 #pragma once
 
-// The weights that IQ types name by number, as ggml knows them.
+// The groups of weights that IQ types name by number, with ggml's values.
 
 #include "ggml/abi.h"
 
@@ -12,11 +12,11 @@ struct em_grid {
     int8_t  weight[1024 * 8];
 };
 
-// Of IQ2_XXS, IQ2_S, IQ3_XXS or IQ3_S; null for other types. Read from ggml once: its dot product of a row of chosen entries with a
-// vector that is zero but for one place.
+// Gives the grid of IQ2_XXS, IQ2_S, IQ3_XXS or IQ3_S; null for other types. It is read from ggml once: ggml multiplies a row of
+// chosen entries with vectors that have a single number other than zero.
 const em_grid * em_grid_of(int type);
 
-// Signs of 8 weights as bytes, by bits: seven of them, the eighth makes their number even.
+// Signs of 8 weights as bytes, by 7 bits. The eighth sign makes the number of minus signs even.
 struct em_even_signs {
     std::array<uint64_t, 128> of{};
 

@@ -1,7 +1,8 @@
-// Dot products for expert weights in file layout: which kernel for which type.
+// Dot products for expert weights in file layout: the choice of a kernel for each type.
 //
 // Activations are quantised by ggml. Integer sums are exact, and floats are added in the order of ggml's kernels for the same
-// architecture: the results are the same to the last bit, which matters, for a last bit can tip the quantisation of the next activation.
+// architecture. So the results are the same to the last bit. This matters: a last bit can tip the quantisation of the next
+// activation.
 
 #include "kernels.h"
 

@@ -2,8 +2,8 @@
 
 // Dot products of weight rows with prepared activation vectors.
 //
-// Where a family of kernels runs on this processor and knows the weight type, its kernels read the file layout, faster than
-// ggml's and equal to them to the last bit. Otherwise ggml's vec_dot computes.
+// If a family of kernels runs on this processor and knows the weight type, its kernels read the file layout. The kernels are
+// faster than ggml's, with results equal to the last bit. Otherwise ggml's vec_dot computes.
 
 #include "ggml/abi.h"
 
@@ -33,15 +33,16 @@ struct em_kernel {
     void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
-    const ggml_type_traits_cpu * dot_traits;  // of the type its vec_dot wants activations in
-    const void *                 table;       // of weights, for types that name groups of them by number
+    const ggml_type_traits_cpu * dot_traits;  // of the type that the weight type's vec_dot wants activations in
+    const void *                 table;       // table of weights, for types that name groups of weights by number
     size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
     int64_t                      block_values; // of the vector in such a block
 
     size_t activation_bytes(int64_t n) const;
 };
 
-// Choose the family: auto, off, avx2, avxvnni, avx512 or neon. Empty: done; otherwise the reason why not, one sentence.
+// Choose the family: auto, off, avx2, avxvnni, avx512 or neon. Returns one sentence with the reason if it cannot; empty if it is
+// done.
 std::string em_kernels_choose(const std::string & name);
 // The family in use; the best one of this processor until another is chosen.
 em_family em_kernels_family();
@@ -52,9 +53,9 @@ bool em_family_runs(em_family family); // on this processor, in this build
 void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
 // The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
-// Does the family in use have a kernel for them?
+// Whether the family in use has a kernel for rows of n weights of this type.
 bool em_kernel_own(int type, int64_t n);
-// Has ggml kernels of its own for many rows of the type, which round otherwise than its dot products? (tiled/tiled.cpp)
+// Whether ggml has kernels of its own for many rows of this type. Such kernels round otherwise than ggml's dot products.
 bool em_kernel_many(int type);
 
 // Each sets a family's kernel for its types, or does nothing.

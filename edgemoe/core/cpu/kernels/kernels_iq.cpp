@@ -1,7 +1,7 @@
 // IQ2_XXS, IQ2_S, IQ3_XXS and IQ3_S with AVX-512: blocks of 256 weights that name groups of 8 or 4 weights by number.
 //
-// A group has a code of 16 bits, two or three for each weight. Registers hold the codes, so that 32 groups are looked up at once; bytes
-// are made of bits by one instruction for 64 weights.
+// A group has a code of 16 bits, two or three bits for each weight. Registers hold the codes, so 32 groups are looked up at once.
+// One instruction makes bytes of the bits of 64 weights.
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #    define EM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg,bmi2,f16c,fma")))

@@ -1,7 +1,7 @@
 // K-quants and IQ4_XS: blocks of 256 weights with scales within.
 //
-// Rows are read 64 bytes at a time. Activations are quantised by ggml (Q8_K), then laid out once per vector in the order in which
-// the nibbles of a row come apart, so that the loop over rows does not shuffle. What belongs to the weights of a block is done
+// Rows are read 64 bytes at a time. Activations are quantised by ggml (Q8_K), then laid out once per vector. Their order is the
+// order in which the nibbles of a row come apart, so the loop over rows does not shuffle. Work on the weights of a block is done
 // once for up to four tokens.
 
 #include "avx512_blocks.h"
@@ -13,8 +13,8 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. 64 bytes of two or three bits hold
-// four times 32 weights of the first half of a block, and of the second.
+// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. Of two or three bits, each of
+// four pairs of bits in 64 bytes holds 32 weights of the first half of a block, and 32 of the second.
 constexpr int NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
@@ -130,12 +130,12 @@ struct q6_k : without_minima {
     }
 };
 
-// Two-bit weights, and what else belongs to them, with a scale for 16 of them each: bits 2 * k of 64 bytes times 64 activations, for
-// k = 0 to 3.
+// Two-bit weights and their further bits, with a scale for each 16 weights. Bits 2 * k of 64 bytes are multiplied with 64
+// activations, for k = 0 to 3.
 struct two_bits {
     __m512i weights[4], scales[2];
 
-    // `more` gives what else belongs to the weights
+    // `more` gives the further bits of the weights
     template <class More> EM_TARGET inline two_bits(const uint8_t * q, __m128i each, More more) {
         const __m512i bits = _mm512_loadu_si512(q), three = _mm512_set1_epi8(3);
         // pairs of 16 bits for two values of k: 0 and 2 with 1 and 3, 4 and 6 with 5 and 7; then the same of the second half

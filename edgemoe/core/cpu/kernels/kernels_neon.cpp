@@ -1,8 +1,8 @@
 // Kernels for ARM's NEON with dot products: Apple's processors, and others of the last years.
 //
-// ggml's own kernels for ARM add the products of a block before they become a float, so here they are added lane by lane, scaled, and
-// brought together once a block. What compilers make of a product and a sum in C differs: a kernel is used only where it gives what
-// ggml's gives for rows of numbers without a pattern.
+// ggml's own kernels for ARM add the products of a block before they become a float. So here the products are added lane by lane,
+// scaled, and brought together once a block. Compilers differ in how they round a product and a sum in C. So a kernel is used
+// only if its results equal ggml's for rows of random numbers.
 
 #if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 
@@ -378,7 +378,8 @@ struct iq3_s : natural_sums {
 };
 
 template <class W> struct blocks_of_256 {
-    static constexpr int64_t VALUES = 256, ROW = 256; // of a block; of what a row must have a multiple of
+    // VALUES: weights of a block. The width of a row must be a multiple of ROW.
+    static constexpr int64_t VALUES = 256, ROW = 256;
     using weight = W;
     using block  = prepared;
     static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { W::prepare(k, x, n, activation); }
@@ -441,7 +442,8 @@ struct q5_0 {
     static float scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) {
         const weights_32 low = nibbles(w + 6);
-        auto fifth = [&](const uint8_t * at) EM_TARGET { return vandq_s8(sixteen_signs(at), vdupq_n_s8(0x10)); }; // of -1, that is where a bit is set
+        // sixteen_signs gives -1 where a bit is set, and 1 elsewhere. Only -1 contains 0x10.
+        auto fifth = [&](const uint8_t * at) EM_TARGET { return vandq_s8(sixteen_signs(at), vdupq_n_s8(0x10)); };
         return less({vorrq_s8(low.low, fifth(w + 2)), vorrq_s8(low.high, fifth(w + 4))}, 16);
     }
 };
@@ -492,7 +494,7 @@ template <class W, bool FUSED> struct lanes_of_32 {
     }
 };
 
-// One sum of whole blocks, two at a time. Of the two products the compiler rounds one.
+// One sum of whole blocks, two at a time. The compiler rounds one of the two products.
 template <class W, bool FIRST_FUSED> struct pairs_of_32 {
     static constexpr int64_t VALUES = 64, ROW = 64;
     using weight = W;
@@ -520,7 +522,7 @@ template <class W, bool FIRST_FUSED> struct pairs_of_32 {
     }
 };
 
-// --- what a kernel is made of ---
+// --- the parts of a kernel ---
 
 template <class Blocks> void dot(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out) {
     Blocks::template row<1>(k, n, static_cast<const uint8_t *>(row), &activation, &out, 0);
@@ -552,7 +554,7 @@ template <class Blocks> em_kernel made_of(em_kernel k, int type) {
     return k;
 }
 
-// Whether a kernel gives what ggml's gives, for rows of bytes without a pattern and scales near one.
+// Whether a kernel's results equal ggml's, for rows of random bytes and scales near one.
 template <class Blocks> bool agrees(const em_kernel & k) {
     using W = typename Blocks::weight;
     constexpr int64_t   N = 2048, ROWS = 16, BLOCK = Blocks::VALUES == 256 ? 256 : 32;
@@ -587,7 +589,7 @@ template <class Blocks> bool agrees(const em_kernel & k) {
     return true;
 }
 
-// The first of some kernels that agrees with ggml's, or none.
+// Uses the first kernel with results equal to ggml's, or none.
 template <class Blocks, class... Others> void use(em_kernel & k, int type, int64_t n) {
     const em_kernel   made = made_of<Blocks>(k, type);
     static const bool good = agrees<Blocks>(made);

@@ -14,16 +14,16 @@
 
 struct em_cpu {
     em_region scratch;            // inputs and intermediates
-    em_region prepared;           // activations as the kernels want them
+    em_region prepared;           // activations in the kernels' layout
 };
 
-// Another job of the calling thread, done once, while the other threads of a pair graph are at work already.
+// A side task: the team's first thread does it once, while the other threads of a pair graph compute.
 struct em_side_task {
     std::function<void()> work;
     int64_t               apart_ns = 0;     // the part of the job's time that is counted elsewhere
     bool                  done     = false;
-    bool                  late     = false; // the others' work was over before
-    std::exception_ptr    thrown;           // kept, because a team must come to its end
+    bool                  late     = false; // the other threads had finished before the task did
+    std::exception_ptr    thrown;           // kept until the team has finished
 
     void run() {
         if (!done) {
@@ -37,7 +37,7 @@ struct em_side_task {
     }
 };
 
-struct em_side { // where a pair graph runs
+struct em_side { // the side on which a pair graph runs
     ggml_backend *        backend;
     bool                  device;
     ggml_tensor * const * weight; // per projection
@@ -49,29 +49,31 @@ struct em_side { // where a pair graph runs
     bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
 };
 
-struct em_launch { // a pair graph under way; no ctx: none
+struct em_launch { // a pair graph under way; ctx is null if there is none
     em_arena       ctx;
-    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: rows are where they belong
+    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: the rows are in their final place
     int            status = STATUS_SUCCESS;
 };
 
 // Starts the pairs; the device side returns before it has finished. With a tail (CPU, all pairs of a single token in order) the
 // sum is written to its place and there is no result.
 em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
-// Copies rows to where the block's result belongs.
+// Copies rows to the place of the block's result.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
 
 // row_products.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
 struct em_rows_job;
 struct em_rows_place {
     ggml_tensor * tensor   = nullptr;
-    bool          of_block = false; // the block's own: a row for each token and k, if there are several; else one for each pair, or for all
+    // True: a tensor of the block, with a row for each token and k or one row for all. False: a row for each pair, or one row for all.
+    bool          of_block = false;
 };
-// task: of thread 0, before it takes rows; null: none
+// `task`: thread 0 does it before it takes rows; null: no task
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task);
-bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight); // same input; false: the first is taken already
+// Adds a projection of the same input. False: the projection does not go with the first one.
+bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight);
 void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
-// Before it is computed. False: no memory for the prepared input; jobs that run one after the other share it.
+// Call it before the job is computed. Jobs that run one after the other share the memory of the prepared input. False: no memory.
 bool          em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
 void          em_rows_sum(em_rows_job * job, const em_tail & tail);
 void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);

@@ -1,6 +1,6 @@
 #pragma once
 
-// What kernels for AVX-512 with VNNI have in common.
+// Shared parts of the kernels for AVX-512 with VNNI.
 
 #include "kernels.h"
 
@@ -37,14 +37,14 @@ EM_TARGET static inline float add_lanes(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 
-// Bytes to fetch ahead of their use: the hardware stops at every 4 KiB page, and mapped files have such pages.
+// Bytes to touch ahead of their use. The processor's own prefetching stops at every 4 KiB page, and mapped files have such pages.
 constexpr int AHEAD = 8192;
 
 inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
 
 inline int32_t sum_of_four(const int8_t * q) { return q[0] + q[1] + q[2] + q[3]; }
 
-// Two blocks' nibbles as bytes: of each block the low ones come before the high ones.
+// The nibbles of two blocks as bytes: in each block the low nibbles come before the high nibbles.
 EM_TARGET static inline __m512i nibbles(const uint8_t * first, const uint8_t * second) {
     const __m512i both  = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(first)))),
                                              _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(second))), 1);
@@ -58,7 +58,7 @@ EM_TARGET static inline __m512i iq4_values(__m512i nibbles) {
                                                                     char(181), char(197), char(217), char(241))), nibbles);
 }
 
-// As many tokens at once as registers hold sums for; `some` computes so many (a constant) from a token on.
+// Computes as many tokens at once as the registers hold sums for. `some` computes a constant number of tokens from a token on.
 template <int MOST, class Some> inline void by_tokens(int64_t tokens, Some some) {
     int64_t t = 0;
     for (; t + MOST <= tokens; t += MOST) {
@@ -72,7 +72,7 @@ template <int MOST, class Some> inline void by_tokens(int64_t tokens, Some some)
 // Each sets a kernel for its types, or does nothing.
 void use_k(em_kernel & k, int type);
 void use_pairs(em_kernel & k, int type, int64_t n);
-void use_grids(em_kernel & k, int type); // where the processor has AVX512_VBMI and AVX512_BITALG
+void use_grids(em_kernel & k, int type); // for processors with AVX512_VBMI and AVX512_BITALG
 
 } // namespace em_avx512
 

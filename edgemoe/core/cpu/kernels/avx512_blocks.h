@@ -1,6 +1,6 @@
 #pragma once
 
-// Rows of blocks of 256 weights times activations, with AVX-512: what their kernels have in common.
+// Rows of blocks of 256 weights times activations, with AVX-512: shared parts of the kernels.
 //
 // A weight type is a class: BYTES of a block, FACTOR of a row's sum, `activation`, `add` for a block and `rest` for its minima.
 
@@ -14,9 +14,9 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-struct alignas(64) prepared_raised { // the same for weights that are raised
+struct alignas(64) prepared_raised { // one block of 256 activations, for weights that are raised to be unsigned
     int8_t  q[256];
-    int32_t start[64]; // what raising adds to each four products, negative; in the order of q
+    int32_t start[64]; // minus the sum that raising adds to each four products, in the order of q
     float   d;
     char    pad[60];
 };
@@ -42,13 +42,13 @@ template <int TOKENS> struct row_sums {
 };
 
 struct without_minima {
-    static constexpr float FACTOR = 1; // of a row's sum
+    static constexpr float FACTOR = 1; // the sum of a row is multiplied by it
     static float rest(__m128) { return 0; }
 };
 
 template <class W, int TOKENS>
 EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t row) {
-    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // of the cache, about
+    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // cache lines of a block, about
     row_sums<TOKENS>               sums  = {};
     const typename W::activation * y[TOKENS];
     for (int t = 0; t < TOKENS; ++t) {

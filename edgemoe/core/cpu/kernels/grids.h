@@ -12,11 +12,11 @@ struct em_grid {
     int8_t  weight[1024 * 8];
 };
 
-// Of IQ2_XXS, IQ2_S, IQ3_XXS or IQ3_S; null for other types. Read from ggml once: its dot product of a row of chosen entries with a
-// vector that is zero but for one place.
+// Gives the grid of IQ2_XXS, IQ2_S, IQ3_XXS or IQ3_S; null for other types. The grid is read from ggml once, by dot products of a
+// row of chosen entries with a vector that is zero except at one place.
 const em_grid * em_grid_of(int type);
 
-// Signs of 8 weights as bytes, by bits: seven of them, the eighth makes their number even.
+// Signs of 8 weights as bytes, from 7 bits: the eighth sign makes the number of minus signs even.
 struct em_even_signs {
     std::array<uint64_t, 128> of{};
 

@@ -2,8 +2,8 @@
 
 // Dot products of weight rows with prepared activation vectors.
 //
-// Where a family of kernels runs on this processor and knows the weight type, its kernels read the file layout, faster than
-// ggml's and equal to them to the last bit. Otherwise ggml's vec_dot computes.
+// If a family of kernels runs on this processor and knows the weight type, its kernels compute. They read the layout of the file, are
+// faster than ggml's kernels, and give the same result to the last bit. Otherwise ggml's vec_dot computes.
 
 #include "ggml/abi.h"
 
@@ -21,7 +21,7 @@ struct em_weight_rows {
     const uint8_t * at(int64_t row) const { return reinterpret_cast<const uint8_t *>(data) + size_t(row) * stride; }
 };
 
-// Prepared activations of some tokens, and where their products with rows go: out[token][row].
+// Prepared activations of some tokens, and the places of their products with rows: out[token][row].
 struct em_activations {
     const void * const * prepared;
     float * const *      out;
@@ -33,31 +33,31 @@ struct em_kernel {
     void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
-    const ggml_type_traits_cpu * dot_traits;  // of the type its vec_dot wants activations in
-    const void *                 table;       // of weights, for types that name groups of them by number
-    size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
-    int64_t                      block_values; // of the vector in such a block
+    const ggml_type_traits_cpu * dot_traits;  // of the activations' type for vec_dot
+    const void *                 table;       // table of weights, for types that name groups of weights by number
+    size_t                       block_bytes; // bytes of a block of prepared activations; 0: ggml's kernel has no such blocks
+    int64_t                      block_values; // values of the activation vector in such a block
 
     size_t activation_bytes(int64_t n) const;
 };
 
-// Choose the family: auto, off, avx2, avxvnni, avx512 or neon. Empty: done; otherwise the reason why not, one sentence.
+// Chooses the family: auto, off, avx2, avxvnni, avx512 or neon. Returns an empty text, or one sentence with the reason of a refusal.
 std::string em_kernels_choose(const std::string & name);
-// The family in use; the best one of this processor until another is chosen.
+// The family in use: the best family of this processor, unless another one was chosen.
 em_family em_kernels_family();
 const char * em_family_name(em_family family);
-bool em_family_runs(em_family family); // on this processor, in this build
+bool em_family_runs(em_family family); // true: the family runs on this processor and is part of this build
 
-// Rows [from, to) times the tokens from `first` on, each by `dot`.
+// Computes rows [from, to) times the tokens from `first` on, each product by `dot`.
 void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
 // The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
-// Does the family in use have a kernel for them?
+// True: the family in use has a kernel for such rows.
 bool em_kernel_own(int type, int64_t n);
-// Has ggml kernels of its own for many rows of the type, which round otherwise than its dot products? (tiled/tiled.cpp)
+// True: ggml has kernels for many rows of the type, which round differently from its dot products (tiled/tiled.cpp).
 bool em_kernel_many(int type);
 
-// Each sets a family's kernel for its types, or does nothing.
+// Each function sets the kernel of its family if it knows the type, else nothing.
 void em_kernel_avx2(em_kernel & k, int type, int64_t n);
 void em_kernel_avxvnni(em_kernel & k, int type, int64_t n);
 void em_kernel_avx512(em_kernel & k, int type, int64_t n);

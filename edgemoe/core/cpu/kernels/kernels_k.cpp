@@ -1,8 +1,7 @@
 // K-quants and IQ4_XS: blocks of 256 weights with scales within.
 //
-// Rows are read 64 bytes at a time. Activations are quantised by ggml (Q8_K), then laid out once per vector in the order in which
-// the nibbles of a row come apart, so that the loop over rows does not shuffle. What belongs to the weights of a block is done
-// once for up to four tokens.
+// Rows are read 64 bytes at a time. ggml quantises the activations (Q8_K). Once per vector they are laid out in the order of the
+// unpacked nibbles, so that the loop over rows does not shuffle. The weights of a block are unpacked once for up to four tokens.
 
 #include "avx512_blocks.h"
 
@@ -28,7 +27,7 @@ EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
     return _mm_unpacklo_epi32(_mm_cvtsi64_si128(int64_t(a & low6)), _mm_cvtsi64_si128(int64_t(high | ((a >> 6) & low2) << 4)));
 }
 
-// Q4_K and Q5_K: the fifth bits lie apart.
+// Q4_K and Q5_K: the fifth bits lie in another place.
 template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
     static constexpr int   BYTES  = BLOCK_BYTES;
     static constexpr float FACTOR = 1;
@@ -39,7 +38,7 @@ template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
         const __m512i low4 = _mm512_set1_epi8(0x0f), zero = _mm512_setzero_si512();
         const __m128i packed = unpack_scales(w + 4), minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
         const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
-        // which pair of scales an int32 lane takes: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
+        // number of the pair of scales for each int32 lane: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
         const __m512i scales01 = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), scales);
         const __m512i scales23 = _mm512_permutexvar_epi32(_mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3), scales);
         const uint8_t * q  = w + 16 + (FIVE ? 32 : 0);
@@ -130,12 +129,12 @@ struct q6_k : without_minima {
     }
 };
 
-// Two-bit weights, and what else belongs to them, with a scale for 16 of them each: bits 2 * k of 64 bytes times 64 activations, for
-// k = 0 to 3.
+// Two-bit weights with a scale for each 16 weights: bits 2 * k and 2 * k + 1 of 64 bytes times 64 activations, for k = 0 to 3. `more`
+// may add a third bit.
 struct two_bits {
     __m512i weights[4], scales[2];
 
-    // `more` gives what else belongs to the weights
+    // `more(weights, k)` returns the weights, with further bits for types that have them.
     template <class More> EM_TARGET inline two_bits(const uint8_t * q, __m128i each, More more) {
         const __m512i bits = _mm512_loadu_si512(q), three = _mm512_set1_epi8(3);
         // pairs of 16 bits for two values of k: 0 and 2 with 1 and 3, 4 and 6 with 5 and 7; then the same of the second half

@@ -1,8 +1,8 @@
 // Kernels for ARM's NEON with dot products: Apple's processors, and others of the last years.
 //
-// ggml's own kernels for ARM add the products of a block before they become a float, so here they are added lane by lane, scaled, and
-// brought together once a block. What compilers make of a product and a sum in C differs: a kernel is used only where it gives what
-// ggml's gives for rows of numbers without a pattern.
+// ggml's own kernels for ARM add the products of a block as integers. So these kernels add products lane by lane, scale them, and add
+// the lanes once a block. Compilers round a product and a sum in C differently. A kernel is used only if its result equals the result
+// of ggml's kernel for rows of pseudo-random numbers.
 
 #if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 
@@ -27,7 +27,7 @@ namespace {
 
 using namespace em_q8;
 
-constexpr int AHEAD = 4096; // bytes to fetch ahead of their use; not measured on a processor of this kind
+constexpr int AHEAD = 4096; // bytes to touch ahead of their use; not measured on an ARM processor
 
 inline float half_to_float(uint16_t bits) {
     __fp16 half;
@@ -78,7 +78,7 @@ template <int TOKENS> struct totals {
             of[t] = vmlaq_n_s32(of[t], products(w, ys[t]->q + at), scale);
         }
     }
-    // with a scale for 16 weights each
+    // Each scale belongs to 16 weights.
     EM_TARGET inline void add(weights_32 w, int first, int second, const prepared * const (&ys)[TOKENS], int at) {
         const int32x4_t zero = vdupq_n_s32(0);
         EM_UNROLL
@@ -111,7 +111,7 @@ inline void unpack_scales(const uint8_t * packed, uint8_t (&out)[16]) {
     memcpy(out, all, 16);
 }
 
-// Q4_K and Q5_K: the fifth bits lie apart. Of Q5_K's sums the compiler rounds one of two products.
+// Q4_K and Q5_K: the fifth bits lie in another place. In the sums of Q5_K the compiler rounds one of two products.
 template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
     static constexpr int   BYTES    = BLOCK_BYTES;
     static constexpr float FACTOR   = 1;
@@ -378,7 +378,7 @@ struct iq3_s : natural_sums {
 };
 
 template <class W> struct blocks_of_256 {
-    static constexpr int64_t VALUES = 256, ROW = 256; // of a block; of what a row must have a multiple of
+    static constexpr int64_t VALUES = 256, ROW = 256; // values of a block; a row has a multiple of ROW values
     using weight = W;
     using block  = prepared;
     static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { W::prepare(k, x, n, activation); }
@@ -464,7 +464,7 @@ struct mxfp4 {
     EM_TARGET static weights_32 values(const uint8_t * w) { return look_up(vld1q_s8(FP4_VALUES), nibbles(w + 1)); }
 };
 
-// Sums of lanes, of even blocks and of odd ones. Compilers differ in whether they round a product before it is added.
+// Sums of lanes, one for even blocks and one for odd blocks. Some compilers round a product before its addition, others do not.
 template <class W, bool FUSED> struct lanes_of_32 {
     static constexpr int64_t VALUES = 64, ROW = 64;
     using weight = W;
@@ -492,7 +492,7 @@ template <class W, bool FUSED> struct lanes_of_32 {
     }
 };
 
-// One sum of whole blocks, two at a time. Of the two products the compiler rounds one.
+// One sum of whole blocks, two blocks at a time. The compiler rounds one of the two products.
 template <class W, bool FIRST_FUSED> struct pairs_of_32 {
     static constexpr int64_t VALUES = 64, ROW = 64;
     using weight = W;
@@ -520,7 +520,7 @@ template <class W, bool FIRST_FUSED> struct pairs_of_32 {
     }
 };
 
-// --- what a kernel is made of ---
+// --- the functions of a kernel ---
 
 template <class Blocks> void dot(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out) {
     Blocks::template row<1>(k, n, static_cast<const uint8_t *>(row), &activation, &out, 0);
@@ -552,7 +552,7 @@ template <class Blocks> em_kernel made_of(em_kernel k, int type) {
     return k;
 }
 
-// Whether a kernel gives what ggml's gives, for rows of bytes without a pattern and scales near one.
+// True: a kernel gives the same result as ggml's, for rows of pseudo-random bytes and scales near one.
 template <class Blocks> bool agrees(const em_kernel & k) {
     using W = typename Blocks::weight;
     constexpr int64_t   N = 2048, ROWS = 16, BLOCK = Blocks::VALUES == 256 ? 256 : 32;
@@ -587,7 +587,7 @@ template <class Blocks> bool agrees(const em_kernel & k) {
     return true;
 }
 
-// The first of some kernels that agrees with ggml's, or none.
+// Gives the first of some kernels that agrees with ggml's; none if no kernel agrees.
 template <class Blocks, class... Others> void use(em_kernel & k, int type, int64_t n) {
     const em_kernel   made = made_of<Blocks>(k, type);
     static const bool good = agrees<Blocks>(made);

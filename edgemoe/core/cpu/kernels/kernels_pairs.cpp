@@ -17,7 +17,7 @@ inline void prefetch_near(const void * at) { __builtin_prefetch(at, 0, 2); }
 
 struct alignas(64) prepared_pair { // two blocks of 32 activations
     int8_t  q[64];
-    int32_t start[16]; // what raising the weights adds to each lane's four products, negative
+    int32_t start[16]; // minus the sum that raising the weights adds to each lane's four products
     float   d[2];
     char    pad[56];
 };
@@ -25,7 +25,7 @@ static_assert(sizeof(prepared_pair) == 192, "three cache lines");
 
 constexpr int64_t PAIR = 64; // values
 
-// For weights that are raised by so much.
+// Prepares activations for weights that are raised by RAISED.
 template <int RAISED>
 EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, void * activation) {
     prepared_pair * out = static_cast<prepared_pair *>(activation);
@@ -163,7 +163,7 @@ EM_TARGET void tile(int64_t n, const uint8_t * rows, size_t stride, const void *
         }
     };
     for (int64_t p = 0; p < n / PAIR; ++p) {
-        constexpr int STEP = TILE_ROWS * 2 * W::BYTES; // in the order of memory, whatever that of use
+        constexpr int STEP = TILE_ROWS * 2 * W::BYTES; // touched in the order of memory; the order of use is another one
         EM_UNROLL
         for (int at = 0; at < STEP; at += 64) {
             prefetch(rows + AHEAD + p * STEP + at);
@@ -187,7 +187,7 @@ EM_TARGET void tile(int64_t n, const uint8_t * rows, size_t stride, const void *
 
 template <class W> void dots_pairs(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens) {
     constexpr int MOST  = W::TWO_SUMS ? 4 : 8;
-    constexpr int LEAST = W::TWO_SUMS || !W::FAR_AHEAD ? 2 : 1; // for a single token these are read faster row by row
+    constexpr int LEAST = W::TWO_SUMS || !W::FAR_AHEAD ? 2 : 1; // a single token reads rows of these types faster one by one
     const int64_t whole = rows.count / TILE_ROWS * TILE_ROWS;
     for (int64_t r = 0; r < whole; r += TILE_ROWS) {
         by_tokens<MOST>(tokens.count, [&](auto n, int64_t t) {
@@ -204,7 +204,7 @@ template <class W> void dots_pairs(const em_kernel & k, const em_weight_rows & r
 
 template <class W> void use(em_kernel & k, int64_t n) {
     if (W::TWO_SUMS && n % PAIR) {
-        return; // a product and a sum in ggml's last block, which its compiler rounds once or twice as it is built
+        return; // ggml's last block is a product and a sum in C: ggml's compiler decides if they are rounded once or twice
     }
     k.block_bytes  = sizeof(prepared_pair);
     k.block_values = PAIR;

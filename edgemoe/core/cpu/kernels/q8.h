@@ -21,13 +21,13 @@ struct q8_0 { // ggml's block_q8_0
 
 struct alignas(64) prepared { // one block of 256 activations
     int8_t  q[256];
-    int16_t sums[16]; // of 16 values each; for Q4_K and Q5_K of 32 each, in the first 8 places
+    int16_t sums[16]; // sums of 16 values each; for Q4_K and Q5_K sums of 32 values each, in the first 8 places
     float   d;
     char    pad[28];
 };
 static_assert(sizeof(prepared) == 320, "a multiple of a cache line");
 
-// Quantises blocks of 256 by ggml and puts their parts of 32 into an order; `rest` does what else belongs to a block.
+// Quantises blocks of 256 values by ggml and puts the parts of 32 values into an order. `rest` fills the other fields of a block.
 template <class Prepared, class Rest>
 void quantise(const em_kernel & k, const float * x, int64_t n, void * activation, const int (&order)[8], Rest rest) {
     Prepared * out = static_cast<Prepared *>(activation);

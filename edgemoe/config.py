@@ -139,7 +139,7 @@ class OffloadConfig:
         pin: let the device's driver pin the memory of cold experts. The device then reads these experts directly, with
             a third of the memory traffic. Nothing is pinned if too little RAM would be left.
         synchronous: wait for every upload before the next computation. This is slow, but two runs on the same tokens
-            then move the same experts. ``edgemoe replay`` moves them, too.
+            then move the same experts. With ``prefetch="history"``, ``edgemoe replay`` computes the same moves.
         sim: behaviour of the ``sim`` device.
 
     Raises:

@@ -1,7 +1,8 @@
-// Dot products for expert weights in file layout: which kernel for which type.
+// Dot products for expert weights in file layout: the choice of the kernel for a type.
 //
-// Activations are quantised by ggml. Integer sums are exact, and floats are added in the order of ggml's kernels for the same
-// architecture: the results are the same to the last bit, which matters, for a last bit can tip the quantisation of the next activation.
+// ggml quantises the activations. Integer sums are exact, and floats are added in the order of ggml's kernels for the same
+// architecture. So the results equal ggml's to the last bit. This matters: a last bit can change the quantised value of a later
+// activation.
 
 #include "kernels.h"
 
@@ -45,7 +46,7 @@ void generic_dots(const em_kernel & k, const em_weight_rows & rows, const em_act
 
 #if defined(EM_X86_KERNELS)
 
-// The compiler's own check asks the operating system, too, whether it keeps the registers.
+// The compiler's check also asks the operating system whether it saves the registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 
 bool has_avxvnni() {
@@ -60,9 +61,9 @@ bool has_avx512() {
 
 #elif defined(EM_ARM_KERNELS)
 
-bool has_neon() { // with dot products
+bool has_neon() { // true: NEON with dot products
 #    if defined(__linux__)
-    constexpr unsigned long DOT_PRODUCTS = 1ul << 20; // of HWCAP
+    constexpr unsigned long DOT_PRODUCTS = 1ul << 20; // bit of HWCAP
     return getauxval(AT_HWCAP) & DOT_PRODUCTS;
 #    else
     int    has  = 0;
@@ -82,7 +83,7 @@ struct family_entry {
     void (*use)(em_kernel & k, int type, int64_t n);
 };
 
-// The best first.
+// Families, the best one first.
 constexpr family_entry FAMILIES[] = {
 #if defined(EM_X86_KERNELS)
     {em_family::avx512, "avx512", has_avx512, em_kernel_avx512},

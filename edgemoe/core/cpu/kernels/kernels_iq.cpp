@@ -1,7 +1,7 @@
 // IQ2_XXS, IQ2_S, IQ3_XXS and IQ3_S with AVX-512: blocks of 256 weights that name groups of 8 or 4 weights by number.
 //
-// A group has a code of 16 bits, two or three for each weight. Registers hold the codes, so that 32 groups are looked up at once; bytes
-// are made of bits by one instruction for 64 weights.
+// Each group has a code of 16 bits, with two or three bits for each weight. Registers hold the codes, so that 32 groups are looked up at
+// once. One instruction turns the bits of 64 weights into bytes.
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #    define EM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg,bmi2,f16c,fma")))
@@ -19,9 +19,9 @@ namespace {
 constexpr int RAISED = 64; // weights are at most 62
 
 struct alignas(64) codes {
-    uint16_t of[1024]; // of each group, its first weight in the lowest bits
-    uint8_t  low[512], high[512]; // their bytes, where there are no more than 512
-    int8_t   plus[64], minus[64]; // weights by their code, raised, four times over
+    uint16_t of[1024]; // the code of each group; the lowest bits belong to its first weight
+    uint8_t  low[512], high[512]; // the low and high bytes of the codes, if the type has at most 512 groups
+    int8_t   plus[64], minus[64]; // raised weights by their bits, in four copies
 };
 
 codes codes_of(int type) {

@@ -422,7 +422,7 @@ EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, vo
     }
 }
 
-// A power of two, halved; as ggml has it.
+// Half a power of two, as in ggml.
 inline float exponent_to_float(uint8_t e) {
     const uint32_t bits = e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23;
     float          f;
@@ -441,7 +441,7 @@ struct q5_0 {
     static float scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) {
         const weights_32 low = nibbles(w + 6);
-        auto fifth = [&](const uint8_t * at) EM_TARGET { return vandq_s8(sixteen_signs(at), vdupq_n_s8(0x10)); }; // of -1, that is where a bit is set
+        auto fifth = [&](const uint8_t * at) EM_TARGET { return vandq_s8(sixteen_signs(at), vdupq_n_s8(0x10)); }; // a set bit becomes -1, and -1 & 0x10 is 0x10
         return less({vorrq_s8(low.low, fifth(w + 2)), vorrq_s8(low.high, fifth(w + 4))}, 16);
     }
 };

@@ -12,8 +12,8 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. 64 bytes of two or three bits hold
-// four times 32 weights of the first half of a block, and of the second.
+// 64 bytes of nibbles hold sub-blocks 0 and 2 in the low nibbles, 1 and 3 in the high nibbles. 64 bytes of two-bit weights (or of the
+// low bits of three-bit weights) hold a whole block: 32 bytes for four times 32 weights of the first half, 32 for the second half.
 constexpr int NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
@@ -48,7 +48,7 @@ template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
         if (FIVE) {
             const __m512i qh  = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 16)));
             const __m512i bit = _mm512_set1_epi8(0x10);
-            // bit of sub-block j is bit j of each byte; the upper half of a register is two sub-blocks on
+            // The fifth bit of sub-block j is bit j of each byte. The upper half of a register belongs to the sub-block j + 2.
             const __m512i up = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
             auto fifth = [&](int j) EM_TARGET {
                 const __m512i at = _mm512_srlv_epi16(qh, _mm512_add_epi16(up, _mm512_set1_epi16(short(j))));
@@ -101,7 +101,7 @@ struct q6_k : without_minima {
         const __m128i mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
         const __m512i pairs  = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m256i scales = _mm256_cvtepi8_epi16(packed);
-        // four lanes take one scale of the first 64 weights and, in their high half, the one of the next 64
+        // Four lanes hold a scale of the first 64 weights, and in their high half a scale of the next 64.
         const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         __m512i lo[2], hi[2], of[2];
         EM_UNROLL
@@ -193,7 +193,7 @@ struct q3_k : without_minima {
 
     template <int TOKENS>
     EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
-        // the third bits of the first half are bits 0 to 3 of the bytes they share, of the second bits 4 to 7
+        // The third bits of the first half are bits 0 to 3 of the shared bytes; those of the second half are bits 4 to 7.
         const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1), third = _mm512_set1_epi8(4);
         const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)));
         const two_bits weights(w + 32, unpack_scales_q3(w + 96), [&](__m512i v, int k) EM_TARGET {
@@ -218,7 +218,7 @@ struct iq4_xs : without_minima {
         uint32_t low;
         memcpy(&high, w + 2, 2);
         memcpy(&low, w + 4, 4);
-        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits a byte, 32 too large
+        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits in each byte, 32 too large
         const __m256i  of_32  = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_cvtsi64_si128(int64_t(packed)), _mm_set1_epi8(32)));
         __m512i        lane   = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), weights[4], scales[4];
         EM_UNROLL

@@ -26,7 +26,7 @@ FILE = Path(__file__).with_name("options.md")
 HEAD = """\
 # Options
 
-This page is made from the docstrings and from `--help`: `python -m docs.options` writes it, a test checks it.
+`python -m docs.options` writes this page from the docstrings and from `--help`. A test fails if the page is old.
 
 Contents: [OffloadConfig](#offloadconfig), [SimConfig](#simconfig), [Llama](#llama),
 [environment variables](#environment-variables), [the command line](#the-command-line).
@@ -36,13 +36,13 @@ Contents: [OffloadConfig](#offloadconfig), [SimConfig](#simconfig), [Llama](#lla
 ENVIRONMENT = {
     "EDGEMOE_HOME": "Folder for everything that EdgeMoE keeps: settings, chats, routing profiles, measurements, "
     "prompts. Without it the system's own folders for settings, data and cache are used.",
-    "EDGEMOE_KERNELS": "Kernels of the CPU for experts: `auto` (as the processor allows), `off` (ggml's own), `avx2`, "
-    "`avxvnni`, `avx512` or `neon`.",
+    "EDGEMOE_KERNELS": "CPU kernels for experts: `auto` (the best that the processor has), `off` (ggml's kernels), "
+    "`avx2`, `avxvnni`, `avx512` or `neon`.",
     "HF_HOME, HF_HUB_CACHE": "Folder of downloaded models, as in huggingface_hub.",
-    "HF_HUB_OFFLINE": "`1`: never ask the hub.",
-    "HF_TOKEN": "Token for models that need one.",
-    "GGML_CUDA_REGISTER_HOST": "ggml pins host memory for CUDA if it is set. EdgeMoE sets it when pinning pays; "
-    "`OffloadConfig(pin=False)` leaves it alone.",
+    "HF_HUB_OFFLINE": "`1`: never connect to the hub.",
+    "HF_TOKEN": "Token of the hub, for models that need one.",
+    "GGML_CUDA_REGISTER_HOST": "With any value, ggml pins host memory for CUDA. EdgeMoE sets this variable before it "
+    "pins memory; with `OffloadConfig(pin=False)` it does not.",
     "NO_COLOR": "Any value: the chat uses no colours.",
     "TERM": "`dumb`: the chat is line by line, as with `--plain`.",
 }

@@ -76,22 +76,22 @@ class SimConfig:
         bandwidth: speed of the link in bytes per second. 0 is unlimited.
         latency_us: delay of every transfer in microseconds.
         capacity: memory of the device in bytes.
-        fail_alloc: number of the allocation that fails, counted from 1. 0 is never.
-        fail_copy: every n-th upload fails. 0 is never.
-        fail_compute: every n-th computation fails. 0 is never.
-        fail_register: number of the piece of host memory that cannot be registered. 0 is never.
+        fail_alloc: number of the allocation that fails, counted from 1. 0: none fails.
+        fail_copy: n, if every n-th upload fails. 0: none fails.
+        fail_compute: n, if every n-th computation fails. 0: none fails.
+        fail_register: number of the piece of host memory that cannot be pinned, counted from 1. 0: none fails.
         jitter_us: longest random delay before each operation, in microseconds.
         seed: seed of the random delays.
-        compute_rate: above 0, the device takes the time of reading its weights at this many bytes per second, and its
-            results are zeros. Use it to time forced routing. It holds experts only.
-        fetch_all: above 0, the device fetches and computes every miss of a decode step, whether or not this pays. Above
-            1, the CPU keeps every n-th miss of a layer.
+        compute_rate: bytes of weights per second that the device pretends to read. 0: the device computes. Above 0, it
+            only waits, and its results are zeros: use this to time forced routing. Such a device holds experts only.
+        fetch_all: 0: measured rates decide which misses of a decode step the device fetches. 1: it fetches every miss.
+            n above 1: it fetches all but every n-th miss of a layer.
         early: start resident experts before the CPU knows the misses, as a GPU does. Results may differ in the last
-            digits: ggml's CPU kernels compute for ``sim``, and they round differently for experts with more rows.
-        integrated: the memory of the device counts as RAM, as with integrated graphics.
-        streams: threads that compute llama.cpp's graph. ``caller``: the calling thread. ``ordered``: threads that copy
-            and compute in the order of the calls, as CUDA does. ``transfer``: threads that copy beside the
-            computations, as Vulkan does on some cards.
+            digits: ``sim`` computes with ggml's CPU kernels, which round differently for experts with more rows.
+        integrated: count the memory of the device as RAM, as with integrated graphics.
+        streams: threads that copy and compute for the device. ``caller``: the calling thread. ``ordered``: threads of
+            the device, in the order of the calls, as CUDA does. ``transfer``: as ``ordered``, but copies run while the
+            device computes, as Vulkan does on some cards.
     """
 
     bandwidth: int = 0
@@ -112,31 +112,34 @@ class SimConfig:
 
 @dataclass(frozen=True)
 class OffloadConfig:
-    """Choose where experts are kept and how they move. Every field has a working default.
+    """Choose the places of experts and the rules for moving them. Every field has a working default.
 
     Attributes:
         device: ``auto`` (the first GPU that llama.cpp finds, a card before integrated graphics, else none), ``none``,
             ``sim``, or the ggml name of a device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
-        rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. ``device="auto"`` then uses its first
-            device.
+        rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. With a server, ``device="auto"`` is the
+            server's first device.
         vram: device memory for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
-        policy: rule that chooses the resident experts: ``adaptive``, ``static``, ``lru``, ``lfu``, or ``off`` (no
-            expert ever moves).
-        prefetch: source of the guesses that fetch experts ahead of need. ``history``: past routing. ``lookahead``: past
-            routing and the next layer's router, run ahead on the current layer's input. ``auto``: ``lookahead`` if a
-            core is free for it, else ``history``. ``off``: no prefetch. Prefetch pauses while it does not pay.
+        policy: rule that chooses the resident experts. ``adaptive``: learns the experts that the next tokens will use.
+            ``lru``: the experts used last. ``lfu``: the experts used most. ``static``: chosen once, then never changed.
+            ``off``: the policy moves no expert.
+        prefetch: prediction by which experts are uploaded before a layer needs them. ``history``: from past routing.
+            ``lookahead``: from past routing and from the next layer's router, run ahead on the current layer's input.
+            ``auto``: ``lookahead`` if a core is free for it, else ``history``. ``off``: no prefetch. Prefetch pauses
+            while tokens are faster without it.
         profile: routing profile of the model, kept between runs: ``auto``, ``off``, or the path of a file.
-        uploads_per_step: most experts that the policy moves per layer and step.
+        uploads_per_step: largest number of experts that the policy uploads per layer and step.
         prefill_tokens: smallest batch that counts as a prefill. A prefill does not change the resident experts.
-        stream_tokens: a prefill that does not copy whole layers copies an expert to the device if at least this many
-            tokens use the expert. Measured rates replace this limit. In a decode step the device fetches some misses
-            if that is faster than the CPU alone. 0 stops both.
+        stream_tokens: fewest tokens of a cold expert for which a prefill copies the expert to the device, if the
+            prefill does not copy whole layers. After the first prefill, measured rates set the limit, between a
+            quarter and 16 times this number. 0 copies no cold expert, neither in a prefill nor for a miss of a decode
+            step.
         cache: storage of computed prompts for reuse. ``auto``: in RAM, within the placement's budget. A path: also in
             this folder, for later processes. ``off``: only the current context.
-        pin: let the device's driver pin the memory of cold experts. The device then reads them directly, with a third
-            of the memory traffic. Nothing is pinned if too little RAM would be left.
-        synchronous: wait for every upload before the next computation. Slow, but each run moves the same experts, as a
-            replay does.
+        pin: let the device's driver pin the memory of cold experts. The device then reads these experts directly, with
+            a third of the memory traffic. Nothing is pinned if too little RAM would be left.
+        synchronous: wait for every upload before the next computation. This is slow, but two runs on the same tokens
+            then move the same experts. With ``prefetch="history"``, ``edgemoe replay`` computes the same moves.
         sim: behaviour of the ``sim`` device.
 
     Raises:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("list", help="list models that have a name, and models on this machine")
+    parser = commands.add_parser("list", help="list the models of the catalogue and the models on this machine")
     parser.add_argument("filter", nargs="?", default="", metavar="FILTER", help="part of a name, family or tag")
     parser.add_argument("--downloaded", action="store_true", help="only models on this machine")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print edgemoe.list.v1")
+    form.add_argument("--json", action="store_true", help="print JSON for programs (edgemoe.list.v1)")
     form.add_argument("--names", action="store_true", help="print one name a line, for a shell's completion")
     parser.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     parser.set_defaults(command=lambda parsed, _: _list(parsed))

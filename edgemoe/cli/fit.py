@@ -31,11 +31,13 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     fit.add_argument(
         "model",
         metavar="MODEL",
-        help="a GGUF file, a name of the catalogue, or org/repo:QUANT; it need not be downloaded",
+        help="a GGUF file, a name of the catalogue, or ORG/REPO:QUANT; the model need not be downloaded",
     )
     fit.add_argument("--device", default="auto", help="auto, none, sim, or a ggml device such as CUDA0")
     fit.add_argument("--rpc", metavar="HOST:PORT", help="use the device of ggml's RPC server on another machine")
-    fit.add_argument("--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%%")
+    fit.add_argument(
+        "--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, or 50%% (of the experts)"
+    )
     fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     fit.add_argument("--threads", type=int, metavar="N", help="CPU threads that compute")
     fit.add_argument(

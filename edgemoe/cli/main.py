@@ -104,7 +104,7 @@ def _report_error(error: Exception) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="edgemoe", description="Chat with Mixture-of-Experts models on a small GPU.")
+    parser = _Parser(prog="edgemoe", description="Run Mixture-of-Experts models that do not fit the GPU.")
     parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
     common, thinking, chatting = _common_options(), _thinking_options(), _chat_options()
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
@@ -124,7 +124,7 @@ def _parser() -> _Parser:
     run.add_argument(
         "prompt", nargs="?", default="-", metavar="PROMPT", help="the question; read from stdin if missing or '-'"
     )
-    run.add_argument("--json", action="store_true", help="print the chat completion with timings and edgemoe")
+    run.add_argument("--json", action="store_true", help="print the chat completion as JSON, with timings and figures")
     run.set_defaults(command=run_command)
     profile.add_parser(commands, common, find_model, lambda parsed: offload_of(parsed, parsed.model))
     routing.add_parsers(commands, find_model)
@@ -143,21 +143,23 @@ def _common_options() -> _Parser:
     place = common.add_argument_group("placement of experts")
     place.add_argument("--device", help="auto, none, sim, or a ggml device such as CUDA0")
     place.add_argument("--rpc", metavar="HOST:PORT", help="use the device of ggml's RPC server on another machine")
-    place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, 50%% of the experts")
-    place.add_argument("--policy", help="adaptive, static, lru, lfu or off")
+    place.add_argument("--vram", metavar="SIZE", help="device memory for experts: auto, 6GiB, or 50%% (of the experts)")
     place.add_argument(
-        "--cache", metavar="WHERE", help="storage of computed prompts: auto (in RAM), off, or a folder (and RAM)"
+        "--policy", help="rule that chooses the experts on the device: adaptive, static, lru, lfu or off"
+    )
+    place.add_argument(
+        "--cache", metavar="WHERE", help="storage of computed prompts: auto (RAM), off, or a folder (RAM and disk)"
     )
     model = common.add_argument_group("the model")
     model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
     model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads that compute")
-    usual = f"longest answer ({MAX_TOKENS}; the rest of the context if the model thinks first)"
+    usual = f"longest answer in tokens ({MAX_TOKENS}; the rest of the context if the model thinks first)"
     model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)
     model.add_argument(
         "--temperature",
         type=_temperature,
         metavar="T",
-        help="randomness of the choice of tokens; 0 always takes the likeliest",
+        help="randomness of the choice of tokens; 0 always takes the likeliest token",
     )
     model.add_argument("--seed", type=int, metavar="N", help="seed of the choice of tokens")
     model.add_argument("--system", default="", metavar="TEXT", help="system prompt")
@@ -168,7 +170,7 @@ def _common_options() -> _Parser:
 def _thinking_options() -> _Parser:
     thinking = _Parser(add_help=False)
     group = thinking.add_argument_group("thinking")
-    levels = f"amount of thinking before the answer, if the model can change it: {', '.join(LEVELS)}"
+    levels = f"amount of thinking, if the model's template has such a switch: {', '.join(LEVELS)}"
     group.add_argument("--think", choices=LEVELS, metavar="LEVEL", default="", help=levels)
     return thinking
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, EdgeMoEError
 from ..text.console import show_progress, talk
+from . import MODEL
 
 if TYPE_CHECKING:
     from ..config import OffloadConfig
@@ -26,15 +27,19 @@ def add_parser(
     profile = commands.add_parser(
         "profile", parents=[common], help="measure speed, latency and memory beside llama.cpp"
     )
-    profile.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'")
-    profile.add_argument("-p", "--n-prompt", default="512", metavar="N,..", help="tokens of a prefill (%(default)s)")
+    profile.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+    profile.add_argument("-p", "--n-prompt", default="512", metavar="N,..", help="tokens of a prompt (%(default)s)")
     profile.add_argument("-n", "--n-gen", default="128", metavar="N,..", help="tokens to generate (%(default)s)")
-    profile.add_argument("-d", "--n-depth", default="0", metavar="N,..", help="tokens of context before (%(default)s)")
+    profile.add_argument(
+        "-d", "--n-depth", default="0", metavar="N,..", help="tokens in the context before a test (%(default)s)"
+    )
     profile.add_argument(
         "-r", "--repetitions", type=int, default=5, metavar="N", help="repetitions of each test (%(default)s)"
     )
     profile.add_argument("--synthetic", action="store_true", help="random tokens instead of text")
-    profile.add_argument("-o", "--output", choices=FORMATS, default="md", help="%(choices)s (%(default)s)")
+    profile.add_argument(
+        "-o", "--output", choices=FORMATS, default="md", help="format of the report: %(choices)s (%(default)s)"
+    )
     profile.add_argument("--html", metavar="FILE", type=Path, help="also write one page with plots")
     profile.add_argument("--trace", metavar="FILE", type=Path, help="also write trace events, which Perfetto opens")
     two = ("A.json", "B.json")

@@ -19,23 +19,27 @@ if TYPE_CHECKING:
     from ..models.hub.meter import Progress
 
 INTERRUPTED = 130
-MODEL = "a name of the catalogue, org/repo:QUANT, or org/repo for the quantisation that fits best"
+MODEL = "a name of the catalogue, ORG/REPO:QUANT, or ORG/REPO for the quantisation that fits best"
 
 
 def add_parsers(commands: Any) -> None:
     """Add the two subcommands."""
     pull = commands.add_parser("pull", help="download a model")
     pull.add_argument("model", metavar="MODEL", help=MODEL)
-    pull.add_argument("--revision", metavar="REV", help="branch, tag or commit, in place of the newest")
+    pull.add_argument(
+        "--revision", metavar="REV", help="branch, tag or commit of the repository, in place of the newest commit"
+    )
     pull.add_argument("--dry-run", action="store_true", help="name the files and download nothing")
-    pull.add_argument("--json", action="store_true", help="print repository, revision, files, bytes and path")
+    pull.add_argument("--json", action="store_true", help="print repository, revision, files, bytes and path as JSON")
     pull.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     pull.set_defaults(command=lambda parsed, _: _pull(parsed))
 
     rm = commands.add_parser("rm", help="remove a downloaded model from the disk")
-    rm.add_argument("model", metavar="MODEL", help="a name of the catalogue, org/repo:QUANT, or org/repo for all of it")
+    rm.add_argument(
+        "model", metavar="MODEL", help="a name of the catalogue, ORG/REPO:QUANT, or ORG/REPO for all its files"
+    )
     rm.add_argument("--yes", action="store_true", help="do not ask")
-    rm.add_argument("--json", action="store_true", help="print repository, files and freed bytes")
+    rm.add_argument("--json", action="store_true", help="print repository, files and freed bytes as JSON")
     rm.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     rm.set_defaults(command=lambda parsed, _: _rm(parsed))
 

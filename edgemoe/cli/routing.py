@@ -22,28 +22,34 @@ def add_parsers(commands: Any, find: Callable[[str], Path]) -> None:
     replay = commands.add_parser("replay", help="compare policies on a recorded routing trace, without its model")
     replay.add_argument("traces", nargs="+", metavar="TRACE", help="a routing trace (.npz)")
     replay.add_argument(
-        "--train", nargs="+", default=[], metavar="TRACE", help="traces for training; the test then uses all of TRACE"
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="TRACE",
+        help="traces for training, so that all of TRACE is for the test; else the first half of TRACE is for training",
     )
-    replay.add_argument("--slots", default=FRACTIONS, metavar="SHARES", help="resident shares (%(default)s)")
-    replay.add_argument("--uploads", type=int, metavar="N", help="most loads per layer and token")
+    replay.add_argument(
+        "--slots", default=FRACTIONS, metavar="SHARES", help="shares of the experts that are resident (%(default)s)"
+    )
+    replay.add_argument("--uploads", type=int, metavar="N", help="largest number of uploads per layer and token")
     replay.add_argument(
         "--clock",
         nargs="?",
         const="",
         metavar="KEY=VALUE,...",
-        help="forecast tokens per second of a machine. Keys: cpu, device, link (bytes per second), launch, join, rest "
-        "(seconds), expert (bytes). Defaults are for a PC with a PCIe 4.0 card",
+        help="forecast tokens per second on a machine with these rates. Keys: cpu, device, link (bytes per second), "
+        "launch, join, rest (seconds), expert (bytes). Defaults are for a PC with a PCIe 4.0 card",
     )
-    replay.add_argument("--json", action="store_true", help="print edgemoe.replay.v1")
+    replay.add_argument("--json", action="store_true", help="print JSON for programs (edgemoe.replay.v1)")
     replay.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     replay.set_defaults(command=lambda parsed, _: _replay(parsed))
 
-    train = commands.add_parser("train", help="train the routing predictor of a model from its history")
+    train = commands.add_parser("train", help="train the routing predictor of a model on its routing history")
     train.add_argument("model", metavar="MODEL", help=MODEL)
     train.add_argument(
-        "--trace", nargs="+", default=[], metavar="TRACE", help="traces for training, instead of the history"
+        "--trace", nargs="+", default=[], metavar="TRACE", help="traces for training, in place of the history"
     )
-    train.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    train.add_argument("--json", action="store_true", help="print JSON for programs")
     train.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     train.set_defaults(command=lambda parsed, _: _train(parsed, find))
 

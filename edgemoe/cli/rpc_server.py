@@ -15,10 +15,14 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     server = commands.add_parser(
         "rpc-server",
-        help="lend a device of this machine to another machine, which uses --rpc",
+        help="lend a device of this machine to other machines (there: --rpc HOST:PORT)",
         epilog="The protocol has no password and no encryption: serve inside a network that you trust.",
     )
-    server.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (%(default)s)")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 for all addresses of this machine (%(default)s)",
+    )
     server.add_argument("--port", type=int, default=PORT, help="port to listen at (%(default)s)")
     server.add_argument("--device", default="auto", help="auto (the first GPU, else the CPU), or a ggml device")
     server.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")

@@ -31,14 +31,16 @@ REPORT_S = 60.0
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     setup = commands.add_parser(
-        "setup", help="make the graphics card usable (minutes; for NVIDIA up to an hour or more)"
+        "setup", help="make the graphics card usable (takes minutes; for NVIDIA an hour on two cores)"
     )
-    setup.add_argument("--backend", choices=KINDS, help="backend to use, instead of the card's usual one")
+    setup.add_argument("--backend", choices=KINDS, help="backend to build, in place of the one that suits the card")
     setup.add_argument(
-        "--architecture", metavar="N", help="processor to compile for, such as 89 or gfx1100; else the cards' own"
+        "--architecture",
+        metavar="N",
+        help="graphics processor to compile for, such as 89 or gfx1100, in place of the installed cards",
     )
-    setup.add_argument("--remove", action="store_true", help="delete the backends that were built")
-    setup.add_argument("--json", action="store_true", help="print the result for programs")
+    setup.add_argument("--remove", action="store_true", help="delete the backends that this command built")
+    setup.add_argument("--json", action="store_true", help="print JSON for programs")
     setup.add_argument("--verbose", action="store_true", help="show the Python traceback of an error")
     setup.set_defaults(command=lambda parsed, _: _setup(parsed))
 

@@ -53,15 +53,20 @@ _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
-    Every keyword of ``llama_cpp.Llama`` works. Four have other defaults: ``n_threads`` is the number of physical
-    cores, less one or two for the copies of a device, and less while other programs keep these cores busy;
-    ``n_threads_batch`` is the number of processors, beside a device that of ``n_threads``; ``n_gpu_layers`` puts the
-    dense part on the device if there is one; ``verbose`` is off. Only processors that this process may use count.
-    llama.cpp's messages go to the logger ``edgemoe.llama``, and with ``verbose=True`` to stderr, too. Errors that
-    llama_cpp raises as a ``ValueError`` or ``RuntimeError`` have these types here, too.
+    Every keyword of ``llama_cpp.Llama`` works. Four have other defaults:
 
-    Several threads may use one model: each answer, or token of a stream, waits for its turn. A program that ends, or
-    closes the model, ends the computations of other threads. After a fork the child has to open the model anew.
+    - ``n_threads`` is the number of physical cores. With a device, one or two processors stay free for its copies.
+      Fewer threads decode while other programs need the processors.
+    - ``n_threads_batch`` is the number of processors; with a device it equals ``n_threads``.
+    - ``n_gpu_layers`` puts the dense part on the device if there is one.
+    - ``verbose`` is off.
+
+    Only processors that this process may use count. llama.cpp's messages go to the logger ``edgemoe.llama``, with
+    ``verbose=True`` also to stderr. An error that is a ``ValueError`` or ``RuntimeError`` in llama_cpp is one here,
+    too.
+
+    Several threads may use one model: each answer, or token of a stream, waits for its turn. If a program ends or
+    closes the model, the computations of its other threads end. After a fork the child has to open the model anew.
 
     Args:
         model_path: a GGUF file; any shard opens the whole model.
@@ -481,7 +486,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             *args: as in ``llama_cpp.Llama``.
             chat_template_kwargs: keywords of the model's template, such as ``{"enable_thinking": False}``.
             reasoning_effort: amount of thinking: ``low``, ``medium``, ``high``, ``on``, or ``off`` (``none``). Only the
-                levels in ``thinking.levels`` have an effect.
+                levels in ``Llama.thinking.levels`` have an effect.
             **keywords: as in ``llama_cpp.Llama``.
 
         Raises:

@@ -14,7 +14,7 @@
 
 struct em_cpu {
     em_region scratch;            // inputs and intermediates
-    em_region prepared;           // activations as the kernels want them
+    em_region prepared;           // activations in the kernels' layout
 };
 
 // A job that the calling thread does once, at the start of a pair graph, while the other threads already compute.
@@ -37,7 +37,7 @@ struct em_side_task {
     }
 };
 
-struct em_side { // where a pair graph runs
+struct em_side { // the side on which a pair graph runs
     ggml_backend *        backend;
     bool                  device;
     ggml_tensor * const * weight; // per projection
@@ -49,16 +49,16 @@ struct em_side { // where a pair graph runs
     bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
 };
 
-struct em_launch { // a pair graph under way; no ctx: none
+struct em_launch { // a pair graph under way; ctx is null if there is none
     em_arena       ctx;
-    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: rows are where they belong
+    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: the rows are in their final place
     int            status = STATUS_SUCCESS;
 };
 
 // Starts the pairs; on the device it returns before the pairs are computed. With a tail (CPU, all pairs of a single token in
 // order) it writes the sum to its place, and gives no result.
 em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
-// Copies rows to where the block's result belongs.
+// Copies rows to the place of the block's result.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
 
 // row_products.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team

@@ -1,7 +1,7 @@
 // A set of pairs as a graph of its own: the block's nodes again, with the pairs in the place of tokens and k.
 //
 // One token keeps ggml's fast matrix-vector shape, ids [P, 1] over a broadcast activation; more tokens take ids [1, P] over one
-// activation row per pair. Kernels, and so results, are those ggml would have used for the undivided block.
+// activation row per pair. ggml would use the same kernels for the undivided block, so the results are the same.
 
 #include "cpu/cpu.h"
 #include "model/clones.h"
@@ -23,8 +23,8 @@ struct builder {
     const em_pair *  pairs;
     int64_t          n;
     const em_tail *  tail = nullptr;
-    bool             placed = false; // the rows go where they belong
-    struct rows_job { // row products as a node
+    bool             placed = false; // the rows are written to their final place
+    struct rows_job { // a job of row products, as a node of the graph
         em_rows_job *       job;
         ggml_tensor *       output;
         const ggml_tensor * input;
@@ -33,7 +33,7 @@ struct builder {
     em_arena         ctx;
     em_clones        map;
     ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; null while no projection needs them
-    std::vector<std::pair<ggml_tensor *, const ggml_tensor *>> inputs; // and their originals
+    std::vector<std::pair<ggml_tensor *, const ggml_tensor *>> inputs; // each input and its original
 
     bool single() const { return block.tokens == 1; }
 
@@ -42,7 +42,7 @@ struct builder {
         return G.ggml_new_tensor(ctx, type, 3, ne);
     }
     ggml_tensor * make_rows(int64_t width) { return single() ? make(TYPE_F32, width, n, 1) : make(TYPE_F32, width, 1, n); }
-    // A source from outside the block: the ids, or an input, gathered unless one row is for all pairs.
+    // A source from outside the block: the ids, or an input. An input is gathered, unless one row serves all pairs.
     ggml_tensor * outside(const ggml_tensor * t) {
         if (t == block.ids) {
             return ids = single() ? make(TYPE_I32, n, 1, 1) : make(TYPE_I32, 1, n, 1);
@@ -66,7 +66,7 @@ struct builder {
 // waits for the first.
 ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
     ggml_tensor *       cloned = map.find(t->src[1]);
-    const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // an input is read where it lies
+    const em_rows_place x      = cloned ? em_rows_place{cloned} : em_rows_place{t->src[1], true}; // an input is read in place
     for (const rows_job & j : jobs) {
         if (j.input == x.tensor && em_rows_second(j.job, t->src[0])) {
             ggml_tensor * c = make_rows(t->ne[0]);
@@ -125,7 +125,7 @@ constexpr size_t HOST_ALIGN = 64;
 
 size_t host_bytes(const ggml_tensor * t) { return em_align(G.ggml_nbytes(t), HOST_ALIGN); }
 
-// Lays every tensor without memory one behind the other. False: no memory.
+// Places all tensors without memory one after the other. False: no memory.
 bool place_all(builder & b) {
     em_region &  m     = *b.side.memory;
     const bool   dev   = b.side.device;

@@ -1,10 +1,10 @@
 // Rows of expert weights times activations, inside ggml-cpu's own thread team.
 //
 // A job is one node of a ggml graph: gate and up of all pairs at once, down, or a single token's down with the weighted sum over
-// k. Each thread has a share of the rows that lies in one piece, for long streams are what memory likes, and takes it in small
-// pieces, each times all tokens of its expert; when it is done it takes pieces of the others' shares, so a core that is slow, or
-// busy with something else, does less. An activation is prepared (quantised) by the thread that needs it first, and the others
-// wait for that: cheaper than a barrier.
+// k. Each thread has a share of consecutive rows, because memory is fastest with long streams. The thread takes its share in small
+// pieces and multiplies each piece with all tokens of its expert. After its own share it takes pieces of other shares. So a slow
+// core, or a core that is busy with something else, does less. The first thread that needs an activation prepares (quantises) it,
+// and the other threads wait for this activation. That costs less than a barrier.
 
 #include "cpu/cpu.h"
 #include "cpu/kernels/kernels.h"
@@ -14,11 +14,11 @@
 #include <memory>
 #include <thread>
 
-// Work that is numbered [0, total), dealt out to threads.
+// Divides the work items [0, total) among threads.
 class em_shares {
   public:
-    // The next of thread `ith` of `n`, of its own share or another's, within a group of `group`: most(left) or fewer of those that
-    // are left of a share. False: no more.
+    // Gives thread `ith` of `n` its next items [from, to), from its own share or another share. The items lie within one group of
+    // `group` items. `most(left)` limits their number by the number of items that are left in the share. False: no items are left.
     template <class Most> bool take(int ith, int n, int64_t total, Most most, int64_t group, int64_t & from, int64_t & to) {
         const int lanes = std::min(n, LANES);
         for (int i = 0; i < lanes; ++i) {
@@ -48,7 +48,7 @@ class em_shares {
 struct em_rows_job {
     const em_pair *     pairs = nullptr;
     int64_t             n     = 0;
-    std::vector<int64_t> group; // where in the pairs another expert begins; last, n
+    std::vector<int64_t> group; // index of each expert's first pair; n at the end
     const ggml_tensor * weight[2] = {};
     em_kernel           kernel[2] = {};
     em_rows_place       out[2]    = {};
@@ -57,27 +57,27 @@ struct em_rows_job {
     em_shares           shares;
     em_side_task *         task = nullptr;
 
-    // Activations as the kernels want them, each prepared by the thread that needs it first.
+    // Activations in the kernels' layout. The first thread that needs an activation prepares it.
     em_region * prepared       = nullptr;
-    size_t      prepared_bytes = 0; // of a vector
-    int         sets           = 1; // gate and up of different types: each with preparations of its own
-    int64_t     tokens         = 0; // of the block, whose pairs share their token's; 0: each pair has its own
+    size_t      prepared_bytes = 0; // of one activation vector
+    int         sets           = 1; // 2: gate and up have different types, and each has prepared activations of its own
+    int64_t     tokens         = 0; // tokens of the block: pairs of one token share an activation; 0: each pair has its own
     std::unique_ptr<std::atomic<uint8_t>[]> state;
 
-    // With a sum: all pairs are a single token's.
+    // For a job with the sum over k: all pairs belong to one token.
     const em_tail *    tail = nullptr;
-    std::vector<float> router; // copied: the sum may lie where the weights did
+    std::vector<float> router; // a copy of the router's weights: the sum may overwrite the original
 };
 
 namespace {
 
-// Rows that a thread takes at once: of its own share they follow each other in any case.
+// Number of rows that a thread takes at once. Pieces of its own share follow each other in memory.
 constexpr int64_t PIECE = 16;
-// With a sum, k experts take turns: the longer the better (measured: 32 rows 6.9 ms a token, 512 rows 3.8). A piece is half of what a
-// share has left, so that the last ones are short and a slow core holds up nobody for long (docs/log.md has a model of it).
+// For a job with a sum, k experts take turns, and longer pieces are faster (measured: 32 rows 6.9 ms a token, 512 rows 3.8). A piece
+// is half of the rest of a share. The last pieces are therefore short, and no thread waits long for a slow core (docs/log.md).
 constexpr int64_t MIN_PIECE = 16, MAX_PIECE = 512;
 
-constexpr size_t ALIGN = 64; // of prepared activations
+constexpr size_t ALIGN = 64; // alignment of prepared activations
 
 // A pair's row.
 float * row_of(const em_rows_job & job, const em_rows_place & at, int64_t pair) {
@@ -90,7 +90,7 @@ class worker {
   public:
     explicit worker(em_rows_job & j) : job(j), width(j.input.tensor->ne[0]) {}
 
-    // n rows of the expert that `count` pairs from `pair` on have in common; where each pair's go
+    // Computes n rows for `count` pairs from `pair` on, which have one expert. `where` gives the place of a pair's rows.
     template <class Where> void rows(int64_t pair, int64_t count, int output, int64_t from, int64_t n, Where where) {
         constexpr int64_t   MOST = 8;
         const ggml_tensor * w = job.weight[output];
@@ -108,7 +108,7 @@ class worker {
         }
     }
 
-    // All threads need all pairs' at once: each begins with another.
+    // All threads need the activations of all pairs at the same time, so each thread begins with another pair.
     void prepare_all(int ith) {
         for (int64_t i = 0; i < job.n; ++i) {
             prepare((ith + i) % job.n, 0);
@@ -136,7 +136,7 @@ class worker {
         }
     }
     const void * activation(int64_t pair, int output) {
-        constexpr int          SOON = 4000; // looks, until somebody else should have the core
+        constexpr int          SOON = 4000; // looks at a flag before the thread gives up its core
         const int64_t          v     = vector_of(pair, output);
         std::atomic<uint8_t> & state = job.state[size_t(v)];
         prepare(pair, output);
@@ -152,14 +152,14 @@ class worker {
     int64_t       width;
 };
 
-// False: there was nothing left.
+// False: no rows are left.
 bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     bool          any    = false;
     const int64_t height = j.weight[0]->ne[1], experts = int64_t(j.group.size()) - 1;
     for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, [](int64_t) { return PIECE; }, height, from, to);) {
-        const int64_t matrix = from / height, row = from % height; // gate and up of an expert, then those of the next
+        const int64_t matrix = from / height, row = from % height; // order: gate and up of an expert, then gate and up of the next expert
         const int64_t expert = matrix / j.outputs, output = matrix % j.outputs;
-        const int64_t pair = j.group[size_t(expert)], pairs = j.group[size_t(expert) + 1] - pair; // rows stay in the cache meanwhile
+        const int64_t pair = j.group[size_t(expert)], pairs = j.group[size_t(expert) + 1] - pair; // the rows stay in the cache for all pairs
         w.rows(pair, pairs, int(output), row, to - from, [&](int64_t p) { return row_of(j, j.out[output], p) + row; });
         any = true;
     }

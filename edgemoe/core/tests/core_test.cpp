@@ -1,6 +1,6 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
 //
-// With "streams" in the place of the rounds: only what streams.cpp has; with "kernels": only the dot products.
+// "streams" in the place of the rounds runs the tests of streams.cpp only; "kernels" runs the tests of dot products only.
 
 #include "tests/harness.h"
 
@@ -17,10 +17,10 @@ ggml_backend * our_backend() { return em_buft()->device->iface.init_backend(em_b
 
 void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_cast<em_context *>(b->context)->cpu, 1); }
 
-// Rows of `type` of n weights against `tokens` activations: equal to ggml's to the last bit, one by one and together.
+// Rows of n weights of `type` times `tokens` activations: products equal ggml's to the last bit, one by one and together.
 void check_kernel(int type, int64_t n, int64_t rows, int64_t tokens) {
     const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
-    const std::vector<float> importance(size_t(n), 1.0f); // two-bit types cannot be quantised without
+    const std::vector<float> importance(size_t(n), 1.0f); // two-bit types cannot be quantised without importance
     const size_t row_bytes = G.ggml_row_size(type, n);
     std::vector<char> packed(row_bytes * rows);
     T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, importance.data());
@@ -84,7 +84,7 @@ void test_kernels() {
     CHECK(em_kernels_choose("auto").empty());
 }
 
-// Any share of the experts hot, any batch, streamed or not, in one graph or in many: what ggml-cpu computes.
+// Results equal ggml-cpu's for any share of hot experts, any batch, streamed or not, in one graph or in many.
 void test_parity() {
     ggml_backend * cpu = cpu_backend();
     for (const int type : {TYPE_F32, 8, 12, 14}) {
@@ -116,8 +116,8 @@ void test_parity() {
     puts("parity holds");
 }
 
-// The same where the device computes the graph: hot pairs before the CPU knows the ids or after; no miss, all or all but every second
-// one fetched; prompts through a stage of a whole layer or of half of one.
+// Results equal ggml-cpu's if the device computes the graph. Hot pairs start before the CPU knows the ids, or after. The device fetches
+// no miss, every miss, or all but every second miss. A stage for prompts holds a whole layer or half a layer.
 void test_pass_parity() {
     ggml_backend * cpu = cpu_backend();
     for (const int type : {TYPE_F32, 8, 12}) {
@@ -136,12 +136,12 @@ void test_pass_parity() {
                     for (const int64_t tokens : {1, 2, 5, 16, 40, 300, 1}) {
                         test_graph g(model, int(tokens) % s.layers, tokens, uint64_t(tokens), pass.buffer);
                         const auto want = g.run(cpu);
-                        // ggml-cpu, which sim computes with, rounds otherwise for experts with more rows
+                        // sim computes with ggml-cpu, which rounds differently for experts with more rows
                         const double most = o.early && tokens > 1 ? 1e-6 : 0;
                         CHECK(largest_difference(g.run(pass.stream), want) <= most);
-                        CHECK(largest_difference(g.run(pass.stream), want) <= most); // its graphs are kept
+                        CHECK(largest_difference(g.run(pass.stream), want) <= most); // a second run uses the kept graphs
                     }
-                    em_engine_stop(e); // llama.cpp lets go of its streams later
+                    em_engine_stop(e); // llama.cpp frees its streams later
                 }
                 em_engine_free(e);
             }
@@ -151,8 +151,8 @@ void test_pass_parity() {
     puts("parity holds where the device computes the graph");
 }
 
-// Several layers in one graph, as in a model: of short prompts experts are sent before their layer's ids are known. Every layer's rows
-// are right; a batch between that uses all experts gets all of them.
+// Several layers in one graph, as in a model. In short prompts experts are sent before the ids of their layer are known. The rows of
+// every layer are right. A batch in between that uses all experts gets all experts.
 void test_prompts_of_layers() {
     ggml_backend * cpu = cpu_backend();
     for (const int type : {TYPE_F32, TYPE_Q4_K}) {
@@ -180,7 +180,7 @@ void test_prompts_of_layers() {
                                 want.push_back(g->run(cpu));
                             }
                             test_chain chain(layers);
-                            e->rates.short_idle_ns = 1e9; // sim brings ids at once: there would be no time
+                            e->rates.short_idle_ns = 1e9; // sim brings ids at once, so the link would have no time to send
                             chain.run(pass.stream);
                             for (size_t l = 0; l < layers.size(); ++l) {
                                 CHECK(largest_difference(layers[l]->result(), want[l]) == 0);
@@ -203,7 +203,7 @@ void test_prompts_of_layers() {
     puts("prompts through several layers agree, with experts sent ahead");
 }
 
-// A short prompt's experts are shared out so that link and CPU are done at once, by what the layers before have taught.
+// Link and CPU share the experts of a short prompt so that both finish at once. The shares follow the times of earlier layers.
 void test_sharing() {
     em_sim_options o{};
     o.latency_us = 5000;
@@ -236,7 +236,7 @@ void test_sharing() {
         for (const double copy : {1.0, 2000.0, 5000.0, 8000.0, 1e9}) {
             const auto sent = share(copy);
             const auto n    = std::count(sent.begin(), sent.end(), 1);
-            CHECK(std::is_sorted(sent.begin(), sent.end())); // the CPU has those with the fewest tokens
+            CHECK(std::is_sorted(sent.begin(), sent.end())); // the CPU computes the experts with the fewest tokens
             CHECK(int64_t(p->misses.cold.size()) == (s.experts - n) * (s.experts - n + 1) / 2);
             const auto both = [&](int64_t sends) { return std::max(copy * double(sends), pair * double((s.experts - sends) * (s.experts - sends + 1) / 2)); };
             for (int64_t other = 0; other <= s.experts; ++other) {
@@ -245,21 +245,21 @@ void test_sharing() {
             CHECK(copy != 1.0 || n == s.experts);
             CHECK(copy != 1e9 || n == 0);
         }
-        layout.sent_early[7] = 1, layout.sent = 1; // on its way
+        layout.sent_early[7] = 1, layout.sent = 1; // the expert is on the link already
         CHECK(!share(2000)[7] && std::none_of(p->misses.cold.begin(), p->misses.cold.end(), [](const em_pair & c) { return c.expert == 7; }));
 
-        // A machine that is busy elsewhere may wait where there is nothing to wait for, and not where there is.
+        // On a busy machine a wait may be seen that was none, or a real wait may be missed: one of three tries counts.
         const auto once_of_three = [](auto holds) { return holds() || holds() || holds(); };
         CHECK(once_of_three([&] {
-            p->prompt.shared = {{0, 1e6, 1e6, 0.9e6, 1e5}, 1, 0, 0}; // the link was to be last, and is first
+            p->prompt.shared = {{0, 1e6, 1e6, 0.9e6, 1e5}, 1, 0, 0}; // the plan expected the link to finish last, but it finished first
             e->rates.short_byte_ns = 1;
             em_wait_and_learn(p, 1);
             const double once = e->rates.short_byte_ns;
             em_wait_and_learn(p, 1);
             const double twice = e->rates.short_byte_ns;
             em_wait_and_learn(p, 2);
-            CHECK(e->rates.short_byte_ns == twice); // of another layer nothing is learnt
-            return once < 1 && twice / once < once; // it gets more, and more quickly
+            CHECK(e->rates.short_byte_ns == twice); // a layer that was not shared teaches nothing
+            return once < 1 && twice / once < once; // the link gets more experts, and each time a larger step
         }));
         const auto after_a_wait = [&](double planned_ns) {
             p->prompt.shared = {{0, 1e7, 1e7, 1e7 - planned_ns, 1e6}, 1, em_now_ns(), 0};
@@ -269,8 +269,8 @@ void test_sharing() {
             em_wait_and_learn(p, 1);
             return e->rates.short_byte_ns;
         };
-        CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: less for that
-        CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // not as long as was planned
+        CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: the link gets fewer experts
+        CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // the CPU waited less than planned
         p->prompt.shared = {{0, 1e6, 0, 0, 1e6}, 1, 0, 0};
         e->rates.short_byte_ns = 1;
         em_wait_and_learn(p, 1);
@@ -316,7 +316,7 @@ void test_rates() {
     puts("decisions follow from rates");
 }
 
-// A stop does not wait for the layer: hot, cold or streamed, what is under way ends and nothing else begins.
+// A stop does not wait for the end of the layer. Graphs under way finish and no other graph begins, for hot, cold and streamed pairs.
 void test_stop() {
     for (const int share : {0, 4, 8}) {
         configure_sim({});
@@ -347,7 +347,7 @@ void test_stop() {
     puts("a stop waits for no layer");
 }
 
-// A predictor that knows nothing and is asked all the time.
+// A predictor without any training is asked all the time.
 em_predictor * ignorant_predictor(const test_shape & s) {
     const size_t             experts = size_t(s.experts), layers = 2;
     const std::vector<float> zeros(layers * experts * experts * 3, 0.0f);
@@ -362,7 +362,7 @@ em_predictor * ignorant_predictor(const test_shape & s) {
     return p;
 }
 
-// Evictions, uploads and prefetches at random while the model computes: never a wrong number. Run under the thread sanitizer.
+// Random evictions, uploads and prefetches while the model computes never give a wrong number. Also runs under the thread sanitizer.
 void test_churn(bool by_pass, em_sim_streams_t streams) {
     ggml_backend * cpu = cpu_backend();
     em_sim_options slow{};
@@ -432,7 +432,7 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
     printf("no wrong number under churn%s%s\n", where, STREAMS[streams]);
 }
 
-// Every fault of the device, again and again: numbers stay right, on the CPU if need be.
+// Every kind of fault of the device, again and again: results stay right, because the CPU computes the failed parts.
 void test_faults() {
     ggml_backend * cpu = cpu_backend();
     for (int period = 1; period <= 12; ++period) {
@@ -468,7 +468,7 @@ void test_faults() {
     puts("no wrong number under faults");
 }
 
-// Start, load, begin uploads, stop at once.
+// An engine starts, loads, begins uploads and stops at once.
 void test_start_stop() {
     em_sim_options o{};
     o.latency_us = 20;
@@ -512,7 +512,7 @@ void test_blocks() {
     puts("blocks that do not run have no layer");
 }
 
-// An id of no expert, as in a doctored table of a file: an error. ggml, which would not look, never sees it.
+// An id that names no expert, as from a manipulated file, is an error. ggml does not check ids, so it must never get such an id.
 void test_bad_ids() {
     for (const int32_t id : {-1, 8, 1 << 30}) {
         configure_sim({});
@@ -534,7 +534,7 @@ void test_bad_ids() {
                 g.ids.back() = id;
                 CHECK(G.ggml_backend_graph_compute(pass.stream, g.graph) == STATUS_FAILED);
             }
-            em_engine_stop(e); // llama.cpp lets go of its streams later
+            em_engine_stop(e); // llama.cpp frees its streams later
         }
         em_engine_free(e);
     }

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the core's own tests share: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
+// Shared parts of the core's own tests: ggml by dlopen, checks, and a model of random experts made without llama.cpp.
 
 #include "device/sim.h"
 #include "model/expert_buffer.h"
@@ -125,7 +125,7 @@ struct test_model {
         char name[64];
         snprintf(name, sizeof(name), "blk.%d.ffn_%s_exps.weight", layer, what);
         G.ggml_set_name(t, name);
-        // The same for every model.
+        // Every model has the same values.
         static std::map<std::tuple<int, int64_t, int64_t, int, uint64_t>, std::vector<char>> made;
         const int64_t  rows  = out * shape.experts;
         const uint64_t seed  = uint64_t(layer * 3 + what[0]);
@@ -146,13 +146,13 @@ struct test_model {
     }
 };
 
-// llama.cpp's expert block for one layer, with inputs and memory of its own, which is the device's where a buffer of it is given.
+// llama.cpp's expert block for one layer, with its own inputs and memory. A given buffer of the device is used for the memory.
 struct test_graph {
     ggml_context *                  ctx;
     ggml_cgraph *                   graph;
     ggml_tensor *                   out;
     ggml_tensor *                   input;
-    std::vector<float>              values; // of the input
+    std::vector<float>              values; // the values of the input
     std::vector<std::vector<float>> memory;
     std::vector<int32_t>            ids;
     ggml_backend_buffer *           buffer;
@@ -179,7 +179,7 @@ struct test_graph {
         ggml_tensor * up   = give(G.ggml_mul_mat_id(ctx, m.up[size_t(layer)], x, i));
         ggml_tensor * act  = give(T.ggml_swiglu_split(ctx, gate, up));
         ggml_tensor * down = give(G.ggml_mul_mat_id(ctx, m.down[size_t(layer)], act, i));
-        if (buffer) { // llama.cpp gives a node the memory of what is not needed any more
+        if (buffer) { // llama.cpp gives a node the memory of a tensor that is not needed any more
             x->data = down->data;
         }
         ggml_tensor * rows = give(T.ggml_mul(ctx, down, w));
@@ -193,7 +193,7 @@ struct test_graph {
         for (int k = 1; k < s.k; ++k) {
             out = give(T.ggml_add(ctx, out, terms[size_t(k)]));
         }
-        static uint64_t uids = 0; // as llama.cpp's graphs have them
+        static uint64_t uids = 0; // llama.cpp numbers its graphs, too
         graph      = G.ggml_new_graph_custom(ctx, 64, false);
         graph->uid = ++uids;
         G.ggml_build_forward_expand(graph, rows);
@@ -211,7 +211,7 @@ struct test_graph {
     }
     void begin() {
         memset(out->data, 0xff, size_t(out->ne[0] * out->ne[1]) * 4);
-        memcpy(input->data, values.data(), values.size() * 4); // the run before may have overwritten it
+        memcpy(input->data, values.data(), values.size() * 4); // an earlier run may have overwritten the input
     }
     std::vector<float> result() const {
         const float * d = static_cast<const float *>(out->data);
@@ -240,7 +240,7 @@ struct test_chain {
                 G.ggml_graph_add_node(graph, g->graph->nodes[i]);
             }
         }
-        graph->uid = layers.front()->graph->uid << 16; // no other's
+        graph->uid = layers.front()->graph->uid << 16; // no other graph has this number
     }
     ~test_chain() { G.ggml_free(ctx); }
 
@@ -278,7 +278,7 @@ inline void configure_sim(em_sim_options o) {
     CHECK(em_sim_configure(&o) == EM_OK);
 }
 
-// Threads of a pass. The thread sanitizer knows nothing of the team's own barriers.
+// Number of threads of a pass. The thread sanitizer does not know the barriers of ggml's thread team.
 #if defined(__SANITIZE_THREAD__)
 constexpr int TEAM = 1;
 #else
@@ -309,7 +309,7 @@ inline void make_hot(em_engine * e, const test_shape & s, int share_of_8) {
     CHECK(em_wait_uploads(e, 20000) == EM_OK);
 }
 
-// A stream of the device that llama.cpp gets in the place of sim, and a piece of its memory.
+// A stream of our stand-in for sim, as llama.cpp sees it, and a piece of the stand-in's memory.
 struct test_pass {
     ggml_backend *        stream;
     ggml_backend_buffer * buffer;

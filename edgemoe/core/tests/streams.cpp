@@ -1,5 +1,5 @@
-// A pass over streams that compute in threads of their own. Its copies and computations must wait for each other by
-// events and not by luck.
+// A pass over streams that compute in threads of their own. Events, and not luck, must make copies and computations wait for
+// each other.
 
 #include "tests/harness.h"
 
@@ -13,7 +13,7 @@ test_shape shape_of(int type, int layers) {
     return s;
 }
 
-// Counts graphs, and those of which a row was wrong.
+// Counts graphs, and graphs with a wrong row.
 struct tally {
     int graphs = 0, wrong = 0;
 
@@ -28,10 +28,10 @@ struct tally {
     }
 };
 
-// ggml-cpu, which sim computes with, rounds otherwise for experts with more rows.
+// sim computes with ggml-cpu, which rounds differently for experts with more rows.
 double most_difference(const em_sim_options & o, int64_t tokens) { return o.early && tokens > 1 ? 1e-6 : 0; }
 
-// What ggml-cpu makes of a graph, which is the same for every engine.
+// Gives ggml-cpu's result of a graph, which is the same for every engine.
 const std::vector<float> & wanted(test_graph & g, int type, uint64_t seed, ggml_backend * cpu) {
     static std::map<std::pair<int, uint64_t>, std::vector<float>> known;
     auto & want = known[{type, seed}];
@@ -41,7 +41,7 @@ const std::vector<float> & wanted(test_graph & g, int type, uint64_t seed, ggml_
     return want;
 }
 
-// One layer in a graph. From 64 tokens on practically all of its experts are used.
+// One layer in a graph. A batch of 64 tokens or more uses practically all experts of the layer.
 void single_layers(tally & t, const em_sim_options & o, int type, int share, int stage_slots, ggml_backend * cpu) {
     configure_sim(o);
     em_engine * e = new_engine("sim", 2, 60000, stage_slots);
@@ -53,17 +53,17 @@ void single_layers(tally & t, const em_sim_options & o, int type, int share, int
         for (const int64_t tokens : {1, 2, 5, 16, 40, 70, 1}) {
             test_graph   g(model, 0, tokens, uint64_t(tokens), pass.buffer);
             const auto & want = wanted(g, type, uint64_t(tokens), cpu);
-            for (int again = 0; again < 2; ++again) { // its graphs are kept
+            for (int again = 0; again < 2; ++again) { // a second run uses the kept graphs
                 const bool right = largest_difference(g.run(pass.stream), want) <= most_difference(o, tokens);
                 t.add(right, o, "a layer", type, share, tokens);
             }
         }
-        em_engine_stop(e); // llama.cpp lets go of its streams later
+        em_engine_stop(e); // llama.cpp frees its streams later
     }
     em_engine_free(e);
 }
 
-// Several layers in a graph, whose memory and tables are used one after the other.
+// Several layers in a graph. They use the memory and the tables of a pass one after the other.
 void chains(tally & t, const em_sim_options & o, int type, int share, ggml_backend * cpu) {
     configure_sim(o);
     em_engine * e = new_engine("sim", 2, 60000, 8);
@@ -96,7 +96,7 @@ void chains(tally & t, const em_sim_options & o, int type, int share, ggml_backe
     em_engine_free(e);
 }
 
-// A trace replaces the ids that a router computes just then.
+// A trace replaces ids while the router computes them.
 void forced(tally & t, const em_sim_options & o, int share, ggml_backend * cpu) {
     configure_sim(o);
     em_engine * e = new_engine("sim", 2, 60000, 8);
@@ -107,7 +107,7 @@ void forced(tally & t, const em_sim_options & o, int share, ggml_backend * cpu) 
         test_pass    pass(e);
         test_graph   g(model, 0, 1, 1, pass.buffer);
         const auto & want = g.run(cpu);
-        const std::vector<int32_t> trace = {g.ids[0], g.ids[1], 0, 1}; // of both layers
+        const std::vector<int32_t> trace = {g.ids[0], g.ids[1], 0, 1}; // ids of both layers
         CHECK(em_force(e, trace.data(), 1, s.k) == EM_OK);
         ggml_tensor * ids    = g.graph->nodes[0]->src[2];
         ggml_tensor   router = *ids;
@@ -152,15 +152,15 @@ void test_parity_of(em_sim_streams_t streams, int jitter_us) {
     CHECK(t.wrong == 0);
 }
 
-// ---- what a pass waits for now and then ----
+// ---- regular waits of a pass ----
 
 struct {
-    std::map<const void *, int> waits; // of streams and events
+    std::map<const void *, int> waits; // number of waits for each stream and event
     void (*synchronize)(ggml_backend *);
     void (*event_synchronize)(ggml_backend_device *, ggml_backend_event *);
 } counted;
 
-// A stream and events of a device that frees nothing by itself are waited for every 64 graphs, and not more often.
+// A device may keep the memory of its streams and events until a thread waits. A pass waits for these every 64 graphs, not more often.
 void test_letting_go() {
     constexpr int GRAPHS = 64 * 3 + 10;
     em_sim_options o{};
@@ -201,7 +201,7 @@ void test_letting_go() {
 
 // ---- fusions ----
 
-// The check of ggml-cuda and ggml-vulkan before they fuse nodes: a source that is none of the nodes is overwritten.
+// ggml-cuda and ggml-vulkan make this check before they fuse nodes. True: the result would overwrite a source from outside the nodes.
 bool overwrites_a_source(const ggml_cgraph * nodes, const ggml_tensor * result) {
     auto begin = [](const ggml_tensor * t) { return static_cast<const char *>(t->data); };
     auto end   = [](const ggml_tensor * t) { return static_cast<const char *>(t->data) + G.ggml_nbytes(t); };
@@ -255,7 +255,7 @@ void test_fusions() {
         }
         p->compute->iface.graph_compute = looked.compute;
 
-        // llama.cpp's graphs reach the device's own look at them.
+        // llama.cpp's graphs reach the device's graph_optimize.
         p->compute->iface.graph_optimize = [](ggml_backend *, ggml_cgraph *, ggml_backend_graph_optimize_params *) {
             looked.optimized = true;
         };

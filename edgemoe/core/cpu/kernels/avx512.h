@@ -45,7 +45,7 @@ inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }
 
 inline int32_t sum_of_four(const int8_t * q) { return q[0] + q[1] + q[2] + q[3]; }
 
-// Two blocks' nibbles as bytes: of each block the low ones come before the high ones.
+// The nibbles of two blocks as bytes: in each block the low nibbles come before the high nibbles.
 EM_TARGET static inline __m512i nibbles(const uint8_t * first, const uint8_t * second) {
     const __m512i both  = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(first)))),
                                              _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(second))), 1);
@@ -74,7 +74,7 @@ template <int MOST, class Some> inline void by_tokens(int64_t tokens, Some some)
 // Each sets a kernel for its types, or does nothing.
 void use_k(em_kernel & k, int type);
 void use_pairs(em_kernel & k, int type, int64_t n);
-void use_grids(em_kernel & k, int type); // where the processor has AVX512_VBMI and AVX512_BITALG
+void use_grids(em_kernel & k, int type); // for processors with AVX512_VBMI and AVX512_BITALG
 
 } // namespace em_avx512
 

@@ -42,13 +42,13 @@ template <int TOKENS> struct row_sums {
 };
 
 struct without_minima {
-    static constexpr float FACTOR = 1; // of a row's sum
+    static constexpr float FACTOR = 1; // the sum of a row is multiplied by it
     static float rest(__m128) { return 0; }
 };
 
 template <class W, int TOKENS>
 EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t row) {
-    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // of the cache, about
+    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // cache lines of a block, about
     row_sums<TOKENS>               sums  = {};
     const typename W::activation * y[TOKENS];
     for (int t = 0; t < TOKENS; ++t) {

@@ -8,13 +8,13 @@ namespace {
 
 using em_q8::q8_k;
 
-constexpr uint16_t ONE = 0x3c00; // as a half
+constexpr uint16_t ONE = 0x3c00; // 1.0 as a 16-bit float
 constexpr int MOST_BYTES = 512; // more than any block has
 
 struct layout { // of a block of 256 weights
     int   type, count, width;
-    int   high;  // where the bits of numbers above 255 begin; 0: there are none
-    float scale; // of ggml's result for the smallest scale
+    int   high;  // offset of the bits for numbers above 255; 0: the type has no such numbers
+    float scale; // multiplies ggml's result for the smallest scale
 };
 
 constexpr layout LAYOUTS[] = {

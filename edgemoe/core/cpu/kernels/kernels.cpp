@@ -46,9 +46,9 @@ void generic_dots(const em_kernel & k, const em_weight_rows & rows, const em_act
 
 #if defined(EM_ARM_KERNELS)
 
-bool has_neon() { // with dot products
+bool has_neon() { // true: NEON with dot products
 #    if defined(__linux__)
-    constexpr unsigned long DOT_PRODUCTS = 1ul << 20; // of HWCAP
+    constexpr unsigned long DOT_PRODUCTS = 1ul << 20; // bit of HWCAP
     return getauxval(AT_HWCAP) & DOT_PRODUCTS;
 #    else
     int    has  = 0;
@@ -68,7 +68,7 @@ struct family_entry {
     void (*use)(em_kernel & k, int type, int64_t n);
 };
 
-// The best first.
+// Families, the best one first.
 constexpr family_entry FAMILIES[] = {
 #if defined(EM_X86_KERNELS)
     {em_family::avx512, "avx512", em_has_avx512, em_kernel_avx512},

@@ -21,7 +21,7 @@ struct em_weight_rows {
     const uint8_t * at(int64_t row) const { return reinterpret_cast<const uint8_t *>(data) + size_t(row) * stride; }
 };
 
-// Prepared activations of some tokens, and where their products with rows go: out[token][row].
+// Prepared activations of some tokens, and the places of their products with rows: out[token][row].
 struct em_activations {
     const void * const * prepared;
     float * const *      out;
@@ -44,12 +44,12 @@ struct em_kernel {
 // Choose the family: auto, off, avx2, avxvnni, avx512 or neon. Returns one sentence with the reason if it cannot; empty if it is
 // done.
 std::string em_kernels_choose(const std::string & name);
-// The family in use; the best one of this processor until another is chosen.
+// The family in use: the best family of this processor, unless another one was chosen.
 em_family em_kernels_family();
 const char * em_family_name(em_family family);
-bool em_family_runs(em_family family); // on this processor, in this build
+bool em_family_runs(em_family family); // true: the family runs on this processor and is part of this build
 
-// Rows [from, to) times the tokens from `first` on, each by `dot`.
+// Computes rows [from, to) times the tokens from `first` on, each product by `dot`.
 void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
 // The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
@@ -58,7 +58,7 @@ bool em_kernel_own(int type, int64_t n);
 // Whether ggml has kernels of its own for many rows of this type. Such kernels round otherwise than ggml's dot products.
 bool em_kernel_many(int type);
 
-// Each sets a family's kernel for its types, or does nothing.
+// Each function sets the kernel of its family if it knows the type, else nothing.
 void em_kernel_avx2(em_kernel & k, int type, int64_t n);
 void em_kernel_avxvnni(em_kernel & k, int type, int64_t n);
 void em_kernel_avx512(em_kernel & k, int type, int64_t n);

@@ -20,9 +20,9 @@ namespace {
 constexpr int RAISED = 64; // weights are at most 62
 
 struct alignas(64) codes {
-    uint16_t of[1024]; // of each group, its first weight in the lowest bits
-    uint8_t  low[512], high[512]; // their bytes, where there are no more than 512
-    int8_t   plus[64], minus[64]; // weights by their code, raised, four times over
+    uint16_t of[1024]; // the code of each group; the lowest bits belong to its first weight
+    uint8_t  low[512], high[512]; // the low and high bytes of the codes, if the type has at most 512 groups
+    int8_t   plus[64], minus[64]; // raised weights by their bits, in four copies
 };
 
 codes codes_of(int type) {
@@ -67,7 +67,7 @@ template <int COUNT> EM_TARGET static inline __m512i look_up(const codes & table
     return found[0];
 }
 
-// Bytes of a table by 64 numbers of eight bits, and a ninth in a mask.
+// Looks up 64 bytes of a table by numbers of nine bits: eight bits in `numbers`, the ninth in a mask.
 template <int COUNT> EM_TARGET static inline __m512i look_up_bytes(const uint8_t * table, __m512i numbers, __mmask64 ninth) {
     const __mmask64 eighth = _mm512_movepi8_mask(numbers);
     auto found = [&](int at) EM_TARGET { return _mm512_permutex2var_epi8(_mm512_load_si512(table + at), numbers, _mm512_load_si512(table + at + 64)); };
@@ -79,9 +79,9 @@ template <int COUNT> EM_TARGET static inline __m512i look_up_bytes(const uint8_t
 struct two_codes {
     __m512i first, second;
 
-    // a bit of `ninth` belongs to a number
+    // Each bit of `ninth` is the ninth bit of one number.
     template <int COUNT> EM_TARGET static inline two_codes of(const codes & table, __m512i numbers, uint64_t ninth) {
-        // eights are mixed so that bytes of codes come together in their order
+        // The groups of eight numbers are reordered: unpacklo and unpackhi then give the codes in the order of the numbers.
         const __m512i mixed  = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), numbers);
         const __m128i bits   = _mm_shuffle_epi8(_mm_cvtsi64_si128(int64_t(ninth)), _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, -1, -1, -1, -1, -1, -1, -1, -1));
         const __mmask64 above = __mmask64(_mm_cvtsi128_si64(bits));
@@ -90,7 +90,7 @@ struct two_codes {
     }
 };
 
-// 64 weights by 8 codes of two bits each, or 16 of three; a bit of `minus` is a weight's sign.
+// 64 weights from 8 codes with two bits per weight (`twos`) or 16 codes with three (`threes`). Each bit of `minus` is the sign of a weight.
 EM_TARGET static inline __m512i weights_of_twos(const codes & table, __m128i eight, uint64_t minus) {
     const __m512i each = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0e0c0a0806040200), _mm512_cvtepu16_epi64(eight));
     const __m512i code = _mm512_and_si512(each, _mm512_set1_epi8(3));
@@ -112,7 +112,8 @@ struct signs {
         memcpy(out.of, w, 32);
         return out;
     }
-    // Of 8 fields of four times 7 bits, at bit `first` of a number of 64; the eighth bit makes the number of signs even.
+    // Signs from 8 fields of four times 7 bits. A field begins at bit `first` of 64 bits. The eighth sign of each seven makes the number
+    // of minus signs even.
     EM_TARGET static inline signs sevens(__m512i fields, int first) {
         const __m512i where = _mm512_set1_epi64(int64_t(uint64_t(first) * 0x01010101 + 0x150e0700));
         const __m256i seven = _mm256_and_si256(_mm512_cvtepi64_epi32(_mm512_multishift_epi64_epi8(where, fields)), _mm256_set1_epi8(0x7f));
@@ -123,7 +124,7 @@ struct signs {
     }
 };
 
-// A block's weights, and scales of pairs of 32.
+// The weights of a block, and the scales of each two times 32 weights.
 struct block {
     __m512i weights[4], scales[2];
 
@@ -171,7 +172,7 @@ struct iq2_xxs : without_minima {
 
     template <int TOKENS>
     EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
-        const __m512i q = _mm512_loadu_si512(w + 2); // of each 32 weights four numbers, then 28 bits of signs and a scale
+        const __m512i q = _mm512_loadu_si512(w + 2); // for each 32 weights: four numbers, then 28 bits of signs and a scale
         block b;
         b.set_twos(codes_in(k), look_up<256>(codes_in(k), _mm512_cvtepu8_epi16(_mm512_cvtepi64_epi32(q))), signs::sevens(q, 32));
         b.set_scales(scales_above_28_bits(_mm512_castsi512_si256(_mm512_permutexvar_epi32(_mm512_setr_epi32(1, 5, 3, 7, 9, 13, 11, 15, 0, 0, 0, 0, 0, 0, 0, 0), q))));
@@ -208,7 +209,7 @@ struct iq2_s : without_minima {
         const __m512i high = _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0600040002000000), qh), _mm512_set1_epi16(0x0300));
         block b;
         b.set_twos(codes_in(k), look_up<1024>(codes_in(k), _mm512_or_si512(low, high)), signs::at(w + 34));
-        // 16 scales of 16 weights: four lanes take one of the first 64 weights and, in their high half, the one of the next 64
+        // 16 scales of 16 weights each. Four lanes hold a scale of the first 64 weights, and in their high half one of the next 64.
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(w + 74)), nibble = _mm_set1_epi8(0x0f);
         const __m128i each  = _mm_unpacklo_epi8(_mm_and_si128(bytes, nibble), _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
         const __m128i odd   = _mm_or_si128(_mm_add_epi8(each, each), _mm_set1_epi8(1));

@@ -28,7 +28,7 @@ EM_TARGET inline __m128i unpack_scales(const uint8_t * packed) {
     return _mm_unpacklo_epi32(_mm_cvtsi64_si128(int64_t(a & low6)), _mm_cvtsi64_si128(int64_t(high | ((a >> 6) & low2) << 4)));
 }
 
-// Q4_K and Q5_K: the fifth bits lie apart.
+// Q4_K and Q5_K: the fifth bits lie in another place.
 template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
     static constexpr int   BYTES  = BLOCK_BYTES;
     static constexpr float FACTOR = 1;
@@ -39,7 +39,7 @@ template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
         const __m512i low4 = _mm512_set1_epi8(0x0f), zero = _mm512_setzero_si512();
         const __m128i packed = unpack_scales(w + 4), minima = _mm_cvtepu8_epi16(_mm_srli_si128(packed, 8));
         const __m512i scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(packed));
-        // which pair of scales an int32 lane takes: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
+        // number of the pair of scales for each int32 lane: the first 8 lanes belong to two sub-blocks, the last 8 to the next two
         const __m512i scales01 = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), scales);
         const __m512i scales23 = _mm512_permutexvar_epi32(_mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3), scales);
         const uint8_t * q  = w + 16 + (FIVE ? 32 : 0);
@@ -49,7 +49,7 @@ template <int BLOCK_BYTES, bool FIVE> struct nibbles_k {
         if (FIVE) {
             const __m512i qh  = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 16)));
             const __m512i bit = _mm512_set1_epi8(0x10);
-            // bit of sub-block j is bit j of each byte; the upper half of a register is two sub-blocks on
+            // The fifth bit of sub-block j is bit j of each byte. The upper half of a register belongs to the sub-block j + 2.
             const __m512i up = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
             auto fifth = [&](int j) EM_TARGET {
                 const __m512i at = _mm512_srlv_epi16(qh, _mm512_add_epi16(up, _mm512_set1_epi16(short(j))));
@@ -102,7 +102,7 @@ struct q6_k : without_minima {
         const __m128i mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
         const __m512i pairs  = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m256i scales = _mm256_cvtepi8_epi16(packed);
-        // four lanes take one scale of the first 64 weights and, in their high half, the one of the next 64
+        // Four lanes hold a scale of the first 64 weights, and in their high half a scale of the next 64.
         const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         __m512i lo[2], hi[2], of[2];
         EM_UNROLL
@@ -194,7 +194,7 @@ struct q3_k : without_minima {
 
     template <int TOKENS>
     EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const activation * const (&ys)[TOKENS], row_sums<TOKENS> & to) {
-        // the third bits of the first half are bits 0 to 3 of the bytes they share, of the second bits 4 to 7
+        // The third bits of the first half are bits 0 to 3 of the shared bytes; those of the second half are bits 4 to 7.
         const __m512i half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1), third = _mm512_set1_epi8(4);
         const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w)));
         const two_bits weights(w + 32, unpack_scales_q3(w + 96), [&](__m512i v, int k) EM_TARGET {
@@ -219,7 +219,7 @@ struct iq4_xs : without_minima {
         uint32_t low;
         memcpy(&high, w + 2, 2);
         memcpy(&low, w + 4, 4);
-        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits a byte, 32 too large
+        const uint64_t packed = _pdep_u64(low, 0x0f0f0f0f0f0f0f0f) | _pdep_u64(high, 0x3030303030303030); // six bits in each byte, 32 too large
         const __m256i  of_32  = _mm256_cvtepi8_epi32(_mm_sub_epi8(_mm_cvtsi64_si128(int64_t(packed)), _mm_set1_epi8(32)));
         __m512i        lane   = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), weights[4], scales[4];
         EM_UNROLL

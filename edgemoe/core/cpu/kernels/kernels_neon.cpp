@@ -27,7 +27,7 @@ namespace {
 
 using namespace em_q8;
 
-constexpr int AHEAD = 4096; // bytes to fetch ahead of their use; not measured on a processor of this kind
+constexpr int AHEAD = 4096; // bytes to touch ahead of their use; not measured on an ARM processor
 
 inline float half_to_float(uint16_t bits) {
     __fp16 half;
@@ -78,7 +78,7 @@ template <int TOKENS> struct totals {
             of[t] = vmlaq_n_s32(of[t], products(w, ys[t]->q + at), scale);
         }
     }
-    // with a scale for 16 weights each
+    // Each scale belongs to 16 weights.
     EM_TARGET inline void add(weights_32 w, int first, int second, const prepared * const (&ys)[TOKENS], int at) {
         const int32x4_t zero = vdupq_n_s32(0);
         EM_UNROLL
@@ -111,7 +111,7 @@ inline void unpack_scales(const uint8_t * packed, uint8_t (&out)[16]) {
     memcpy(out, all, 16);
 }
 
-// Q4_K and Q5_K: the fifth bits lie apart. Of Q5_K's sums the compiler rounds one of two products.
+// Q4_K and Q5_K: the fifth bits lie in another place. In the sums of Q5_K the compiler rounds one of two products.
 template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
     static constexpr int   BYTES    = BLOCK_BYTES;
     static constexpr float FACTOR   = 1;
@@ -423,7 +423,7 @@ EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, vo
     }
 }
 
-// A power of two, halved; as ggml has it.
+// Half a power of two, as in ggml.
 inline float exponent_to_float(uint8_t e) {
     const uint32_t bits = e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23;
     float          f;
@@ -466,7 +466,7 @@ struct mxfp4 {
     EM_TARGET static weights_32 values(const uint8_t * w) { return look_up(vld1q_s8(FP4_VALUES), nibbles(w + 1)); }
 };
 
-// Sums of lanes, of even blocks and of odd ones. Compilers differ in whether they round a product before it is added.
+// Sums of lanes, one for even blocks and one for odd blocks. Some compilers round a product before its addition, others do not.
 template <class W, bool FUSED> struct lanes_of_32 {
     static constexpr int64_t VALUES = 64, ROW = 64;
     using weight = W;

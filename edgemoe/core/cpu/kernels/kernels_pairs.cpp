@@ -1,4 +1,5 @@
-// Types with blocks of 32 weights. A row times one activation takes two blocks at a time; times several, the same block of two rows.
+// Types with blocks of 32 weights. With one activation, two blocks of a row are computed at a time. With several activations, one block
+// of two rows each is computed at a time.
 
 #include "avx512.h"
 #include "q8.h"
@@ -24,7 +25,7 @@ struct alignas(64) prepared_pair { // two blocks of 32 activations
 };
 static_assert(sizeof(prepared_pair) == 192, "three cache lines");
 
-constexpr int64_t PAIR = 64; // values
+constexpr int64_t PAIR = 64; // values of two blocks
 
 // For weights that are raised by RAISED.
 template <int RAISED>
@@ -43,7 +44,7 @@ EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, vo
     }
 }
 
-// A power of two, halved; as ggml has it.
+// Half a power of two, as in ggml.
 inline float exponent_to_float(uint8_t e) {
     const uint32_t bits = e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23;
     float          f;
@@ -53,7 +54,7 @@ inline float exponent_to_float(uint8_t e) {
 
 struct mxfp4 {
     static constexpr int  BYTES = 17, RAISED = 12;
-    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true; // even blocks in one sum, odd ones in another
+    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true; // one sum for even blocks, one for odd blocks
     static float scale(const uint8_t * w) { return exponent_to_float(w[0]); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
@@ -134,7 +135,7 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
 
 EM_TARGET inline __m512 halves(float low, float high) { return _mm512_insertf32x8(_mm512_set1_ps(low), _mm256_set1_ps(high), 1); }
 
-// Two rows side by side in a register, and two such registers, times TOKENS activations.
+// Four rows times TOKENS activations: two rows side by side in a register, and two such registers.
 constexpr int TILE_ROWS = 4;
 
 template <class W, int TOKENS>

@@ -1,4 +1,4 @@
-// Rows times tokens without a kernel for several at once, see kernels.h.
+// Rows times tokens, one token at a time, for types without a kernel for several tokens; see kernels.h.
 
 #include "kernels.h"
 

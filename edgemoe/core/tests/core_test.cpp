@@ -543,8 +543,9 @@ void test_bad_ids() {
     puts("ids of no expert are an error");
 }
 
-int64_t threads_of_process() {
-    const std::filesystem::directory_iterator tasks("/proc/self/task");
+int64_t threads_of_process() { // 0: this system does not list them
+    std::error_code                           unknown;
+    const std::filesystem::directory_iterator tasks("/proc/self/task", unknown);
     return std::distance(begin(tasks), end(tasks));
 }
 
@@ -559,7 +560,8 @@ void test_thread_pool() {
         const auto     set  = reinterpret_cast<set_n_threads_t>(ours->device->reg->iface.get_proc_address(ours->device->reg, "ggml_backend_set_n_threads"));
         const bool     pool = static_cast<em_context *>(ours->context)->threads.own();
         const int64_t  before = threads_of_process();
-        int            most   = 1;
+        const bool     counted = pool && before > 0;
+        int            most    = 1;
         for (const int threads : {2, 1, 3, 2}) {
             set(ours, threads);
             most = std::max(most, threads);
@@ -568,11 +570,11 @@ void test_thread_pool() {
                 const auto want = g.run(cpu);
                 CHECK(largest_difference(g.run(ours), want) == 0);
                 CHECK(largest_difference(g.run(ours), want) == 0);
-                CHECK(!pool || threads_of_process() == before + most - 1);
+                CHECK(!counted || threads_of_process() == before + most - 1);
             }
         }
         G.ggml_backend_free(ours);
-        CHECK(!pool || threads_of_process() == before);
+        CHECK(!counted || threads_of_process() == before);
         em_engine_stop(e);
         puts(pool ? "the threads stay from graph to graph" : "ggml was built with OpenMP, which keeps its threads");
     }

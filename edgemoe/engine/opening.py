@@ -31,8 +31,9 @@ DEFAULT_TOP_K = 8
 # If the logits of every token take more than this share of the RAM, the user is told.
 MUCH_OF_RAM = 1 / 8
 
-# Types that llama.cpp reads as they lie in the file.
-FLOATS = ("F32", "F16", "BF16")
+# Types for which llama.cpp has a layout of its own on some processor, and reads it faster than the file's.
+# Source: ggml_repack_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp.
+REPACKED = ("Q4_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4")
 
 NOT_TAKEN = "No CPU kernel of ours knows this model's types: llama.cpp computes the experts, in its own layout."
 
@@ -112,8 +113,8 @@ class Opening:
             return True
         matches = ((EXPERTS.match(tensor.name), tensor) for tensor in self.file.run_tensors.values())
         experts = [tensor for match, tensor in matches if match and match[2] == "weight"]
-        return any(
-            tensor.type_name in FLOATS or host.core().has_kernel(tensor.type, tensor.shape[0]) for tensor in experts
+        return any(host.core().has_kernel(tensor.type, tensor.shape[0]) for tensor in experts) or not any(
+            tensor.type_name in REPACKED for tensor in experts
         )
 
     @property

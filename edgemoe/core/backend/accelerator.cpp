@@ -127,7 +127,7 @@ void set_n_threads(ggml_backend * b, int n) {
     if (is_sim(b)) {
         em_sim_set_threads(b, n);
     } else {
-        G.ggml_backend_cpu_set_n_threads(context_of(b)->cpu, n);
+        context_of(b)->threads.set_threads(context_of(b)->cpu, n);
     }
 }
 

@@ -137,7 +137,7 @@ template <typename F> F of_device(em_pass * p, const char * name) {
 
 void set_n_threads(ggml_backend * b, int n) {
     em_pass * p = pass_of(b);
-    G.ggml_backend_cpu_set_n_threads(p->cpu.cpu, n);
+    p->cpu.threads.set_threads(p->cpu.cpu, n);
     if (auto * set = of_device<void (*)(ggml_backend *, int)>(p, "ggml_backend_set_n_threads")) {
         set(p->compute, n);
     }

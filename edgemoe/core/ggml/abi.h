@@ -34,6 +34,7 @@ struct ggml_backend_device;
 struct ggml_backend_reg;
 struct ggml_backend_event;
 struct ggml_backend_graph_optimize_params;
+struct ggml_threadpool;
 
 struct ggml_tensor {
     int                   type;
@@ -326,7 +327,12 @@ struct ggml_cplan {
     X(ggml_backend *, ggml_backend_cpu_init, ())                                                                      \
     X(ggml_backend_buffer_type *, ggml_backend_cpu_buffer_type, ())                                                   \
     X(void, ggml_backend_cpu_set_n_threads, (ggml_backend * backend, int n))                                          \
-    X(void, ggml_backend_cpu_set_abort_callback, (ggml_backend * backend, ggml_abort_callback fn, void * data))
+    X(void, ggml_backend_cpu_set_abort_callback, (ggml_backend * backend, ggml_abort_callback fn, void * data))             \
+    X(void, ggml_backend_cpu_set_threadpool, (ggml_backend * backend, ggml_threadpool * pool))                         \
+    X(void, ggml_threadpool_params_init, (void * params, int n_threads))                                               \
+    X(ggml_threadpool *, ggml_threadpool_new, (void * params))                                                         \
+    X(void, ggml_threadpool_free, (ggml_threadpool * pool))                                                            \
+    X(void, ggml_threadpool_pause, (ggml_threadpool * pool))
 
 struct ggml_api {
 #define X(result, name, args) result(*name) args;

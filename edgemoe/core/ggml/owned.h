@@ -19,6 +19,7 @@ template <typename T, void (*ggml_api::*FREE)(T *)> class em_owned {
     }
     operator T *() const { return object; }
     T * operator->() const { return object; }
+    T * release() { return std::exchange(object, nullptr); } // the object is not freed with the owner
 
   private:
     T * object;

@@ -182,6 +182,7 @@ int em_pass_compute(em_pass * p, ggml_cgraph * graph) {
         return G.ggml_backend_graph_compute_async(p->compute, graph);
     }
     std::lock_guard<std::mutex> compute(p->e->turn.computing);
+    const em_pool_use use(p->cpu.threads);
     if (!em_tables_make(p)) {
         return STATUS_ALLOC_FAILED;
     }

@@ -48,6 +48,7 @@ static bool runs_plain(const em_block & b) {
 }
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
+    const em_pool_use use(c->threads);
     const int64_t started = em_now_ns();
     const int     n       = G.ggml_graph_n_nodes(graph);
     int           status  = STATUS_SUCCESS;

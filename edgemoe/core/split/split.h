@@ -5,9 +5,11 @@
 // Owner: the thread that computes. The caller holds em_turn::computing; em_graph_compute takes it itself, layer by layer. If
 // there are hot pairs, the layer's mutex is held until the device is done.
 
+#include "cpu/thread_pool.h"
 #include "engine.h"
 
 struct em_context { // one per llama context that opened our backend
+    em_thread_pool    threads;
     em_stream         cpu;
     std::vector<char> arena;
 };

@@ -1,6 +1,7 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
 //
-// "streams" in the place of the rounds runs the tests of streams.cpp only; "kernels" runs the tests of dot products only.
+// In the place of the rounds, a name runs one part only: "streams" the tests of streams.cpp, "kernels" the dot products, "threads" the
+// pool of threads.
 
 #include "tests/harness.h"
 
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 namespace {
 
@@ -541,11 +543,50 @@ void test_bad_ids() {
     puts("ids of no expert are an error");
 }
 
+int64_t threads_of_process() { // 0: this system does not list them
+    std::error_code                           unknown;
+    const std::filesystem::directory_iterator tasks("/proc/self/task", unknown);
+    return std::distance(begin(tasks), end(tasks));
+}
+
+// Where ggml was built without OpenMP, the threads stay from graph to graph. With any number of threads, results are those of one.
+void test_thread_pool() {
+    typedef void (*set_n_threads_t)(ggml_backend *, int);
+    ggml_backend * cpu = cpu_backend();
+    em_engine *    e   = new_engine("", 0);
+    {
+        test_model     model(test_shape{}, e);
+        ggml_backend * ours = our_backend();
+        const auto     set  = reinterpret_cast<set_n_threads_t>(ours->device->reg->iface.get_proc_address(ours->device->reg, "ggml_backend_set_n_threads"));
+        const bool     pool = static_cast<em_context *>(ours->context)->threads.own();
+        const int64_t  before = threads_of_process();
+        const bool     counted = pool && before > 0;
+        int            most    = 1;
+        for (const int threads : {2, 1, 3, 2}) {
+            set(ours, threads);
+            most = std::max(most, threads);
+            for (const int64_t tokens : {1, 5, 40}) {
+                test_graph g(model, 0, tokens, uint64_t(tokens));
+                const auto want = g.run(cpu);
+                CHECK(largest_difference(g.run(ours), want) == 0);
+                CHECK(largest_difference(g.run(ours), want) == 0);
+                CHECK(!counted || threads_of_process() == before + most - 1);
+            }
+        }
+        G.ggml_backend_free(ours);
+        CHECK(!counted || threads_of_process() == before);
+        em_engine_stop(e);
+        puts(pool ? "the threads stay from graph to graph" : "ggml was built with OpenMP, which keeps its threads");
+    }
+    em_engine_free(e);
+    G.ggml_backend_free(cpu);
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams | kernels]\n");
+        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams | kernels | threads]\n");
         return 2;
     }
     setvbuf(stdout, nullptr, _IOLBF, 0);
@@ -556,6 +597,10 @@ int main(int argc, char ** argv) {
     }
     if (argc > 2 && strcmp(argv[2], "kernels") == 0) {
         test_kernels();
+        return 0;
+    }
+    if (argc > 2 && strcmp(argv[2], "threads") == 0) {
+        test_thread_pool();
         return 0;
     }
     rounds = argc > 2 ? atoi(argv[2]) : rounds;
@@ -575,6 +620,9 @@ int main(int argc, char ** argv) {
     test_start_stop();
     test_blocks();
     test_bad_ids();
+    if (TEAM > 1) {
+        test_thread_pool();
+    }
     puts("core: all tests passed");
     return 0;
 }

@@ -30,9 +30,10 @@ struct weights {
     int64_t      width; // width of a row, as in real models
 };
 
-constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},    {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},    {"Q2_K", 10, 2048},  {"Q3_K", 11, 2048},
-                               {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},   {"Q6_K", 14, 2048},   {"IQ4_NL", 20, 2048}, {"IQ4_XS", 23, 2048},
-                               {"IQ2_XXS", 16, 2048}, {"IQ2_S", 22, 2048},  {"IQ3_XXS", 18, 2048}, {"IQ3_S", 21, 2048}, {"MXFP4", 39, 2880}};
+constexpr weights WEIGHTS[] = {{"Q4_0", 2, 2048},     {"Q5_0", 6, 1408},    {"Q8_0", 8, 1408},     {"Q2_K", 10, 2048},
+                               {"Q3_K", 11, 2048},    {"Q4_K", 12, 2048},   {"Q5_K", 13, 2048},    {"Q6_K", 14, 2048},
+                               {"IQ4_NL", 20, 2048},  {"IQ4_XS", 23, 2048}, {"IQ2_XXS", 16, 2048}, {"IQ2_S", 22, 2048},
+                               {"IQ3_XXS", 18, 2048}, {"IQ3_S", 21, 2048},  {"MXFP4", 39, 2880}};
 
 enum way { GGML, AHEAD, OWN, OWN_2, OWN_4, OWN_8, WAYS };
 constexpr int MOST_TOKENS = 8, PIECE = 16; // rows at once, as rows.cpp takes them
@@ -80,7 +81,7 @@ struct reader {
 
     void read(const char * memory, int64_t from, int64_t to) {
         constexpr size_t DISTANCE = 8192;
-        float            out = 0;
+        float            out      = 0;
         for (int64_t r = from; r < to; ++r) {
             const char * row = memory + size_t(r) * row_bytes;
             if (ahead) {
@@ -98,7 +99,8 @@ struct reader {
             out[t]         = rows[t];
         }
         for (int64_t r = from; r < to; r += PIECE) {
-            kernel.dots(kernel, {memory + size_t(r) * row_bytes, row_bytes, std::min<int64_t>(PIECE, to - r), w.width}, {activations, out, tokens});
+            kernel.dots(kernel, {memory + size_t(r) * row_bytes, row_bytes, std::min<int64_t>(PIECE, to - r), w.width},
+                        {activations, out, tokens});
         }
     }
     double gigabytes_per_second(const char * memory, int threads) {
@@ -138,15 +140,17 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "%s\n", refused.c_str());
         return 2;
     }
-    char *    memory[2] = {memory_of(false), memory_of(true)};
-    printf("%d threads, kernels %s, GB/s: ggml, with rows fetched ahead, ours, ours for 2, 4 and 8 tokens | the same in large pages\n", threads, em_family_name(em_kernels_family()));
+    char * memory[2] = {memory_of(false), memory_of(true)};
+    printf(
+        "%d threads, kernels %s, GB/s: ggml, with rows fetched ahead, ours, ours for 2, 4 and 8 tokens | the same in large pages\n",
+        threads, em_family_name(em_kernels_family()));
     for (const weights & w : WEIGHTS) {
         if (argc > 4 && strcmp(argv[4], w.name) != 0) {
             continue;
         }
-        const auto        values = random_floats(size_t(w.width) * TILE, 0.05f, 7);
-        const size_t      tile   = G.ggml_row_size(w.type, w.width) * TILE;
-        std::vector<char> packed(tile);
+        const auto               values = random_floats(size_t(w.width) * TILE, 0.05f, 7);
+        const size_t             tile   = G.ggml_row_size(w.type, w.width) * TILE;
+        std::vector<char>        packed(tile);
         const std::vector<float> importance(size_t(w.width), 1.0f); // two-bit types cannot be quantised without
         T.ggml_quantize_chunk(w.type, values.data(), packed.data(), 0, TILE, w.width, importance.data());
         for (char * m : memory) {
@@ -154,7 +158,8 @@ int main(int argc, char ** argv) {
                 memcpy(m + at, packed.data(), std::min(tile, BYTES - at));
             }
         }
-        reader              readers[WAYS] = {{w, false, false}, {w, false, true}, {w, true, false}, {w, true, false, 2}, {w, true, false, 4}, {w, true, false, 8}};
+        reader              readers[WAYS] = {{w, false, false},   {w, false, true},    {w, true, false},
+                                             {w, true, false, 2}, {w, true, false, 4}, {w, true, false, 8}};
         std::vector<double> speeds[2][WAYS];
         for (int round = 0; round < ROUNDS; ++round) {
             for (int large = 0; large < 2; ++large) {

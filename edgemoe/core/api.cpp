@@ -9,7 +9,8 @@
 static bool abort_requested(void * engine) { return static_cast<em_engine *>(engine)->turn.cancelled; }
 
 int32_t em_struct_bytes(int32_t which) {
-    constexpr int32_t SIZES[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load), sizeof(em_stats_t)};
+    constexpr int32_t SIZES[] = {sizeof(em_options), sizeof(em_sim_options), sizeof(em_layer_info), sizeof(em_load),
+                                 sizeof(em_stats_t)};
     return which >= 0 && which < 5 ? SIZES[which] : -1;
 }
 
@@ -43,7 +44,7 @@ em_engine * em_engine_new(const em_options * options) {
         em_fail(EM_ERROR_STATE, "the core was not checked against ggml, or the options are invalid");
         return nullptr;
     }
-    auto e = std::make_unique<em_engine>();
+    auto e            = std::make_unique<em_engine>();
     e->options        = *options;
     e->options.device = nullptr;
     if (options->device && *options->device) {
@@ -118,10 +119,11 @@ int32_t em_layer(em_engine * e, int32_t i, em_layer_info * out) {
     if (i < 0 || i >= em_layer_count(e) || !out || out->struct_bytes != int32_t(sizeof(*out))) {
         return em_fail(EM_ERROR_ARGUMENT, "no such layer");
     }
-    em_layer_t & l = *e->model.layers[size_t(i)];
+    em_layer_t &                l = *e->model.layers[size_t(i)];
     std::lock_guard<std::mutex> lock(l.residents.mutex);
-    const auto pattern = int32_t(l.pattern.load()), support = int32_t(l.support.load());
-    *out = {int32_t(sizeof(*out)), l.block, l.experts, int32_t(l.residents.slots.size()), pattern, support, int64_t(l.expert_bytes)};
+    const auto                  pattern = int32_t(l.pattern.load()), support = int32_t(l.support.load());
+    *out = {int32_t(sizeof(*out)),  l.block, l.experts, int32_t(l.residents.slots.size()), pattern, support,
+            int64_t(l.expert_bytes)};
     return EM_OK;
 }
 
@@ -168,11 +170,12 @@ int32_t em_residency(em_engine * e, uint8_t * out, int64_t capacity) {
 
 int32_t em_stats(em_engine * e, em_stats_t * s) {
     const em_counters & c = e->count;
-    *s = {};
+    *s                    = {};
     s->tokens = c.tokens, s->hits = c.hits, s->misses = c.misses;
-    s->fetched = c.fetched;
+    s->fetched      = c.fetched;
     s->prefill_hits = c.prefill_hits, s->prefill_streamed = c.prefill_streamed, s->prefill_misses = c.prefill_misses;
-    s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes, s->direct_bytes = c.direct_bytes;
+    s->uploads = c.uploads, s->upload_bytes = c.upload_bytes, s->streamed_bytes = c.streamed_bytes,
+    s->direct_bytes   = c.direct_bytes;
     s->failed_uploads = c.failed_uploads, s->joins = c.joins, s->device_fallbacks = c.device_fallbacks;
     s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns, s->schedule_ns = c.schedule_ns;
     s->dropped_events = c.dropped_events;
@@ -218,8 +221,8 @@ int32_t em_device_memory(em_engine * e, int64_t * free_bytes, int64_t * total_by
     return EM_OK;
 }
 
-int32_t em_set_router(em_engine * e, int32_t layer, const uint16_t * weight, const float * bias, const float * select, int32_t experts,
-                      int32_t width) {
+int32_t em_set_router(em_engine * e, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
+                      int32_t experts, int32_t width) {
     std::lock_guard<std::mutex> compute(e->turn.computing);
     if (layer < 0 || layer >= em_layer_count(e) || experts < 2 || width < 1) {
         return em_fail(EM_ERROR_ARGUMENT, "no such layer, or no router");

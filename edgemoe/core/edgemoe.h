@@ -26,13 +26,13 @@
 #define EM_ABI_VERSION 6
 
 enum em_status {
-    EM_OK               = 0,
-    EM_ERROR_ARGUMENT   = -1,
-    EM_ERROR_MISMATCH   = -2, // the loaded ggml is not the one the core was written against
-    EM_ERROR_DEVICE     = -3, // no such device, or it cannot be opened
-    EM_ERROR_NO_MEMORY  = -4, // the device has too little memory
-    EM_ERROR_STATE      = -5, // called in the wrong order
-    EM_UNSEEN           = 1,  // of em_end_step: a success without events
+    EM_OK              = 0,
+    EM_ERROR_ARGUMENT  = -1,
+    EM_ERROR_MISMATCH  = -2, // the loaded ggml is not the one the core was written against
+    EM_ERROR_DEVICE    = -3, // no such device, or it cannot be opened
+    EM_ERROR_NO_MEMORY = -4, // the device has too little memory
+    EM_ERROR_STATE     = -5, // called in the wrong order
+    EM_UNSEEN          = 1,  // of em_end_step: a success without events
 };
 
 enum em_expert_state { EM_COLD = 0, EM_PENDING = 1, EM_RESIDENT = 2 };
@@ -41,13 +41,13 @@ typedef struct em_engine em_engine;
 
 // Settings of a new engine.
 typedef struct {
-    int32_t struct_bytes;
-    int32_t prefill_tokens;   // fewest tokens of a prefill
-    int32_t stream_tokens;    // prefill: fewest tokens for which a cold expert is streamed; 0 never
-    int32_t stream_slots;     // experts that the stage on the device holds, an even number; 0 none
-    int32_t graph_us;         // expected time of one graph of a prefill. Nothing can stop a graph, so a graph must be short
-    int64_t pin_bytes;        // most bytes of experts in host memory that the device's driver may pin, to read them by itself
-    const char * device;      // ggml device name, NULL or empty for none
+    int32_t      struct_bytes;
+    int32_t      prefill_tokens;   // fewest tokens of a prefill
+    int32_t      stream_tokens;    // prefill: fewest tokens for which a cold expert is streamed; 0 never
+    int32_t      stream_slots;     // experts that the stage on the device holds, an even number; 0 none
+    int32_t      graph_us;         // expected time of one graph of a prefill. Nothing can stop a graph, so a graph must be short
+    int64_t      pin_bytes; // most bytes of experts in host memory that the device's driver may pin, to read them by itself
+    const char * device; // ggml device name, NULL or empty for none
 } em_options;
 
 // Where the streams of a pass on sim compute: in the calling thread, or in threads of their own. See device/sim.cpp.
@@ -55,15 +55,15 @@ enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER =
 
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
 typedef struct {
-    int32_t struct_bytes;
-    int32_t latency_us;
-    int64_t bandwidth;
-    int64_t capacity;
-    int32_t fail_alloc;
-    int32_t fail_copy;
-    int32_t fail_compute;
-    int32_t fail_register;
-    int32_t jitter_us;
+    int32_t  struct_bytes;
+    int32_t  latency_us;
+    int64_t  bandwidth;
+    int64_t  capacity;
+    int32_t  fail_alloc;
+    int32_t  fail_copy;
+    int32_t  fail_compute;
+    int32_t  fail_register;
+    int32_t  jitter_us;
     uint64_t seed;
     int64_t  compute_rate;
     int64_t  fetch_all;
@@ -74,11 +74,11 @@ typedef struct {
 // One expert layer, in the order the layers run.
 typedef struct {
     int32_t struct_bytes;
-    int32_t block;        // number in the tensor names
+    int32_t block; // number in the tensor names
     int32_t experts;
     int32_t slots;
-    int32_t pattern;      // 1 recognised, 0 unknown: runs as in llama.cpp, -1 not seen yet
-    int32_t support;      // 1 the device has every operation, 0 it lacks one: the CPU computes, -1 not asked yet
+    int32_t pattern; // 1 recognised, 0 unknown: runs as in llama.cpp, -1 not seen yet
+    int32_t support; // 1 the device has every operation, 0 it lacks one: the CPU computes, -1 not asked yet
     int64_t expert_bytes; // one expert, all projections
 } em_layer_info;
 
@@ -110,47 +110,47 @@ typedef struct em_predictor em_predictor;
 // Log-linear tables, float32; the core copies them. E experts, L layers, D decays, M memories. Lead a predicts a + 1 layers
 // ahead.
 typedef struct {
-    int32_t struct_bytes;
-    int32_t layers, experts, top_k, decays, memories, leads, reach;
-    float   rate;    // step of learning from every token; 0: the tables stay as they are
-    float   horizon; // weight of "use soon": a use n tokens from now counts (1 - horizon) * horizon^(n - 1)
-    int64_t tokens;  // number of tokens that the tables have learnt from
-    const float * decay;       // [D] share of a frequency that is left after a token
-    const float * keep_bias;   // [L, E] for "use soon". Its logit: bias + decay . frequency + rows of the latest token + memories
-    const float * keep_decay;  // [L, D]
-    const float * keep_again;  // [L, E, E]
+    int32_t       struct_bytes;
+    int32_t       layers, experts, top_k, decays, memories, leads, reach;
+    float         rate; // step of learning from every token; 0: the tables stay as they are
+    float         horizon; // weight of "use soon": a use n tokens from now counts (1 - horizon) * horizon^(n - 1)
+    int64_t       tokens; // number of tokens that the tables have learnt from
+    const float * decay; // [D] share of a frequency that is left after a token
+    const float * keep_bias; // [L, E] for "use soon". Its logit: bias + decay . frequency + rows of the latest token + memories
+    const float * keep_decay; // [L, D]
+    const float * keep_again; // [L, E, E]
     const float * memory_rate; // [M]
     const float * keep_memory; // [M, L, E, E]
-    const float * next_bias;   // [leads, L, E] for use of an expert of layer l by the token under way
-    const float * next_decay;  // [leads, L, D]
-    const float * next_again;  // [leads, L, E, E] a row for each expert that the token before used in layer l
-    const float * next_rows;   // [leads, reach, L, E, E] a row for each expert that the token under way used in layer l - lead - j
+    const float * next_bias; // [leads, L, E] for use of an expert of layer l by the token under way
+    const float * next_decay; // [leads, L, D]
+    const float * next_again; // [leads, L, E, E] a row for each expert that the token before used in layer l
+    const float * next_rows; // [leads, reach, L, E, E] a row for each expert that the token under way used in layer l - lead - j
     // [leads, L, 3, 2] a weight and a constant. The weight is for an expert's share in the earlier uses of the token's id. There
     // are 3 pairs: for an id that came once, 2 to 4 times, or more often.
     const float * next_token;
-    const float * next_router; // [leads, L] weight of the margins that the layer's router gives when it is run ahead (routing/router.h)
+    const float *
+        next_router; // [leads, L] weight of the margins that the layer's router gives when it is run ahead (routing/router.h)
 } em_predictor_tables;
 
 EM_API em_predictor * em_predictor_new(const em_predictor_tables * tables); // NULL: the sizes make no sense
 EM_API void           em_predictor_free(em_predictor * p);
-EM_API void           em_predictor_seed(em_predictor * p, const float * use);   // [L, E] uses per token so far
+EM_API void           em_predictor_seed(em_predictor * p, const float * use); // [L, E] uses per token so far
 // Learn from a computed token: its experts [L, top_k], -1 unknown. Does nothing if an engine has learnt from this token already
 // (em_set_prefetch).
-EM_API void           em_predictor_token(em_predictor * p, const int32_t * ids);
-EM_API void           em_predictor_begin(em_predictor * p, int32_t token_id);    // begin a token; -1: its id is unknown
+EM_API void em_predictor_token(em_predictor * p, const int32_t * ids);
+EM_API void em_predictor_begin(em_predictor * p, int32_t token_id); // begin a token; -1: its id is unknown
 // Remember the experts [n, L, top_k] of n computed tokens, by the ids of the tokens.
-EM_API void           em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n);
-EM_API void           em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // experts of the token under way
-EM_API void           em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out);      // [E] probabilities
-EM_API void           em_predictor_keep(em_predictor * p, float * out);                                   // [L, E] probabilities
+EM_API void em_predictor_seen(em_predictor * p, const int32_t * token_ids, const int32_t * ids, int64_t n);
+EM_API void em_predictor_routed(em_predictor * p, int32_t layer, const int32_t * ids, int32_t n); // experts of the token under way
+EM_API void em_predictor_next(em_predictor * p, int32_t layer, int32_t lead, float * out); // [E] probabilities
+EM_API void em_predictor_keep(em_predictor * p, float * out); // [L, E] probabilities
 // Copies the tables; returns the number of tokens that they have learnt from.
-EM_API int64_t        em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias,
-                                          float * next_again, float * next_rows, float * next_token,
-                                          float * next_router);
+EM_API int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again,
+                                   float * next_rows, float * next_token, float * next_router);
 // Chooses at most `most` exchanges that gain at least `gain` expected uses each; state is em_expert_state [E]. Returns their
 // number.
-EM_API int32_t        em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
-                                          int32_t most, float gain, em_load * out);
+EM_API int32_t em_predictor_choose(em_predictor * p, int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots,
+                                   int32_t most, float gain, em_load * out);
 
 // --- meeting ggml ---
 EM_API int32_t      em_abi_version(void);
@@ -160,22 +160,22 @@ EM_API int32_t      em_symbol_count(void);
 EM_API const char * em_symbol_name(int32_t i);
 EM_API int32_t      em_symbol_set(int32_t i, void * address);
 // Set the std::__throw_runtime_error of the C++ library that ggml uses; NULL if ggml uses the library of this core.
-EM_API void         em_set_thrower(void * function);
+EM_API void em_set_thrower(void * function);
 // ggml asserts the contents of a file, and ends the process where an assertion fails. Between these two calls a failure on this
 // thread is an exception instead, which llama.cpp catches.
-EM_API void         em_trap_aborts(void);
-EM_API void         em_release_aborts(void);
+EM_API void em_trap_aborts(void);
+EM_API void em_release_aborts(void);
 // Compare all assumptions about ggml with the loaded ggml. On EM_ERROR_MISMATCH em_last_error names the difference.
-EM_API int32_t      em_check(void);
+EM_API int32_t em_check(void);
 // The registry entry, for ggml_backend_load; NULL before a successful em_check.
-EM_API void *       ggml_backend_init(void);
+EM_API void * ggml_backend_init(void);
 // The buffer type for llama_model_params.tensor_buft_overrides.
-EM_API void *       em_buffer_type(void);
+EM_API void * em_buffer_type(void);
 // Calls llama_decode(context, *batch); an assertion of ggml that fails on this thread is an error instead of the end of the
 // process. The context cannot be used afterwards, only freed.
-EM_API int32_t      em_decode(void * llama_decode, void * context, const void * batch, int32_t * result);
+EM_API int32_t em_decode(void * llama_decode, void * context, const void * batch, int32_t * result);
 // Address of bool (*)(void * engine): true once em_cancel was called; for llama_set_abort_callback.
-EM_API void *       em_abort_callback(void);
+EM_API void * em_abort_callback(void);
 
 // --- kernels of the CPU, for the whole process ---
 // Choose a family of kernels: auto, off, avx2, avxvnni, avx512 or neon. EM_ERROR_ARGUMENT: no family has this name, or this
@@ -183,7 +183,7 @@ EM_API void *       em_abort_callback(void);
 EM_API int32_t      em_kernels(const char * name);
 EM_API const char * em_kernels_name(void); // name of the family in use
 // 1: the family in use computes rows of `width` weights of this ggml type; 0: ggml computes them. Valid after em_check.
-EM_API int32_t      em_kernels_know(int32_t type, int64_t width);
+EM_API int32_t em_kernels_know(int32_t type, int64_t width);
 
 // --- the sim device ---
 EM_API int32_t em_sim_configure(const em_sim_options * options);
@@ -193,55 +193,55 @@ EM_API em_engine * em_engine_new(const em_options * options);
 EM_API void        em_engine_free(em_engine * engine);
 // The device that llama.cpp uses in the place of the engine's device. It computes the whole graph, and each expert on the
 // side where the expert is. For llama_model_params.devices; NULL without a device. The engine owns it.
-EM_API void *      em_stand_in_device(em_engine * engine);
+EM_API void * em_stand_in_device(em_engine * engine);
 // The model runs its first blocks only: experts of later blocks (an MTP head) get no layer. Call it before em_begin_load;
 // otherwise all blocks run.
-EM_API int32_t     em_set_blocks(em_engine * engine, int32_t blocks);
+EM_API int32_t em_set_blocks(em_engine * engine, int32_t blocks);
 // Between em_begin_load and em_end_load, on the same thread, llama.cpp may give expert tensors to our buffer type. stands_in:
 // llama.cpp uses em_stand_in_device for its graph. Otherwise llama.cpp sees an accelerator that computes expert layers in host
 // memory. It sees the accelerator only during the load.
-EM_API int32_t     em_begin_load(em_engine * engine, int32_t stands_in);
-EM_API int32_t     em_end_load(em_engine * engine);
+EM_API int32_t em_begin_load(em_engine * engine, int32_t stands_in);
+EM_API int32_t em_end_load(em_engine * engine);
 // Stop copies and release the device; call it before the model is freed.
-EM_API int32_t     em_engine_stop(em_engine * engine);
-EM_API int32_t     em_layer_count(em_engine * engine);
-EM_API int32_t     em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
+EM_API int32_t em_engine_stop(em_engine * engine);
+EM_API int32_t em_layer_count(em_engine * engine);
+EM_API int32_t em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
 // Allocate device slots anew: slots[layer]. The first call also allocates the stage. Layers with another number of slots lose
 // their residents. EM_ERROR_NO_MEMORY leaves the layer that failed and the layers after it without slots.
-EM_API int32_t     em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
+EM_API int32_t em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
 // Queue uploads; returns how many were taken.
-EM_API int32_t     em_submit(em_engine * engine, const em_load * loads, int32_t count);
+EM_API int32_t em_submit(em_engine * engine, const em_load * loads, int32_t count);
 // Let the predictor learn from every token that is decoded alone, and choose prefetches. `most`: most prefetches of a layer in a
 // step; `lead`: layers ahead; `gain`: least gain of an exchange in expected uses. NULL stops both. The caller owns the predictor,
 // and must not free it while it is set. Between em_begin_token and em_end_step only the engine may use it. wait: the computation
 // waits for every prefetch.
-EM_API int32_t     em_set_prefetch(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
+EM_API int32_t em_set_prefetch(em_engine * engine, em_predictor * predictor, int32_t lead, int32_t most, float gain, int32_t wait);
 // Set the router of a layer; it is run `lead` layers ahead. weight is bfloat16 [experts, width]; the core copies it. bias is
 // [experts]. select is [experts], added to the sigmoids of the logits, or NULL (routing/router.h).
-EM_API int32_t     em_set_router(em_engine * engine, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
-                                 int32_t experts, int32_t width);
+EM_API int32_t em_set_router(em_engine * engine, int32_t layer, const uint16_t * weight, const float * bias, const float * select,
+                             int32_t experts, int32_t width);
 // A token of this id is about to be decoded (-1 unknown): prefetch for the first `lead` layers.
-EM_API int32_t     em_begin_token(em_engine * engine, int32_t token_id);
+EM_API int32_t em_begin_token(em_engine * engine, int32_t token_id);
 // A step is over, or was cut short: the predictor is the caller's again. Returns EM_UNSEEN if every expert was resident and the
 // step's routing was not read; then the step has no events.
-EM_API int32_t     em_end_step(em_engine * engine);
+EM_API int32_t em_end_step(em_engine * engine);
 // Read the routing of every n-th token at least, also if every expert is resident. 1: read the routing of every token and every
 // prompt.
-EM_API int32_t     em_watch(em_engine * engine, int32_t every);
+EM_API int32_t em_watch(em_engine * engine, int32_t every);
 // Prefetches of each layer in the latest step.
-EM_API int32_t     em_prefetch_spent(em_engine * engine, int32_t * out, int32_t capacity);
+EM_API int32_t em_prefetch_spent(em_engine * engine, int32_t * out, int32_t capacity);
 // Take the experts from this trace, [tokens, layers, top_k], over and over, instead of from the routers; 0 tokens: from the routers
 // again. For benchmarks.
-EM_API int32_t     em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t top_k);
+EM_API int32_t em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t top_k);
 // Never evict this expert, or allow that again. Does not load the expert.
-EM_API int32_t     em_pin(em_engine * engine, int32_t layer, int32_t expert, int32_t pinned);
+EM_API int32_t em_pin(em_engine * engine, int32_t layer, int32_t expert, int32_t pinned);
 // Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
-EM_API int32_t     em_wait_uploads(em_engine * engine, int32_t timeout_ms);
+EM_API int32_t em_wait_uploads(em_engine * engine, int32_t timeout_ms);
 // em_expert_state per (layer, expert), row by row.
-EM_API int32_t     em_residency(em_engine * engine, uint8_t * out, int64_t capacity);
-EM_API int32_t     em_stats(em_engine * engine, em_stats_t * out);
+EM_API int32_t em_residency(em_engine * engine, uint8_t * out, int64_t capacity);
+EM_API int32_t em_stats(em_engine * engine, em_stats_t * out);
 // Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
-EM_API int64_t     em_drain(em_engine * engine, int32_t * out, int64_t capacity);
-EM_API int32_t     em_cancel(em_engine * engine, int32_t cancelled);
+EM_API int64_t em_drain(em_engine * engine, int32_t * out, int64_t capacity);
+EM_API int32_t em_cancel(em_engine * engine, int32_t cancelled);
 // Free and total bytes of the engine's device.
-EM_API int32_t     em_device_memory(em_engine * engine, int64_t * free_bytes, int64_t * total_bytes);
+EM_API int32_t em_device_memory(em_engine * engine, int64_t * free_bytes, int64_t * total_bytes);

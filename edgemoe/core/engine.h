@@ -22,19 +22,19 @@ struct em_watching {
 };
 
 struct em_engine {
-    em_options     options{};
-    em_turn        turn;
-    em_device      device;
-    em_model       model{this};
-    em_counters    count;
-    em_rates       rates;
-    em_residence   residence{options, model, device, turn, count, rates};
-    em_routing_log log{model, count};
-    em_forced      forced;
-    em_prefetch    prefetch{model, residence, count, rates};
-    em_cpu         cpu;
-    em_exchange    exchange;
-    em_watching    watching;
+    em_options          options{};
+    em_turn             turn;
+    em_device           device;
+    em_model            model{this};
+    em_counters         count;
+    em_rates            rates;
+    em_residence        residence{options, model, device, turn, count, rates};
+    em_routing_log      log{model, count};
+    em_forced           forced;
+    em_prefetch         prefetch{model, residence, count, rates};
+    em_cpu              cpu;
+    em_exchange         exchange;
+    em_watching         watching;
     ggml_backend_device stand_in{}; // llama.cpp's device in the place of `device`, see backend/stand_in.cpp
 
     bool decodes(int64_t tokens) const { return tokens < options.prefill_tokens; } // otherwise a batch is a prefill

@@ -21,22 +21,33 @@ void backend_free(ggml_backend * b) {
     delete b;
 }
 
-int backend_compute(ggml_backend * b, ggml_cgraph * graph) { return em_graph_compute(context_of(b), graph); }
+int          backend_compute(ggml_backend * b, ggml_cgraph * graph) { return em_graph_compute(context_of(b), graph); }
 const char * device_name(ggml_backend_device *) { return "EdgeMoE"; }
 const char * device_description(ggml_backend_device *) { return "EdgeMoE expert placement"; }
-void device_memory(ggml_backend_device *, size_t * free, size_t * total) { *free = *total = 0; }
-int  device_type(ggml_backend_device *) { return em_accelerates() ? DEV_ACCEL : DEV_CPU; }
+void         device_memory(ggml_backend_device *, size_t * free, size_t * total) { *free = *total = 0; }
+int          device_type(ggml_backend_device *) { return em_accelerates() ? DEV_ACCEL : DEV_CPU; }
 
 void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
     const ggml_backend_dev_caps caps = {false, false, /* buffer_from_host_ptr */ true, false, /* mmap_support */ true};
-    *props = {device_name(dev), device_description(dev), 0, 0, device_type(dev), nullptr, caps};
+    *props                           = {device_name(dev), device_description(dev), 0, 0, device_type(dev), nullptr, caps};
 }
 
-constexpr ggml_backend_i STREAM = {
-    /* get_name, free, set_tensor_async, get_tensor_async             */ backend_name, backend_free, nullptr, nullptr,
-    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr, nullptr, nullptr,
-    /* synchronize, graph_plan_create, _free, _update, _compute       */ nullptr, nullptr, nullptr, nullptr, nullptr,
-    /* graph_compute, event_record, event_wait, graph_optimize        */ backend_compute, nullptr, nullptr, nullptr};
+constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async             */ backend_name,
+                                   backend_free,
+                                   nullptr,
+                                   nullptr,
+                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   /* synchronize, graph_plan_create, _free, _update, _compute       */ nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   /* graph_compute, event_record, event_wait, graph_optimize        */ backend_compute,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr};
 
 ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     auto c = std::make_unique<em_context>();
@@ -87,9 +98,9 @@ bool is_expert_sum(const ggml_tensor * t) {
     }
     const ggml_tensor * rows = term->src[0];
     const ggml_tensor * left = t->src[0];
-    const bool chained = left->op == OP.view ? left->src[0] == rows
-                                             : left->op == OP.add && left->src[1] && left->src[1]->op == OP.view &&
-                                                   left->src[1]->src[0] == rows;
+    const bool chained = left->op == OP.view
+                             ? left->src[0] == rows
+                             : left->op == OP.add && left->src[1] && left->src[1]->op == OP.view && left->src[1]->src[0] == rows;
     return chained && hangs_on_experts(rows, 0);
 }
 
@@ -116,7 +127,8 @@ ggml_backend_device device = {
      /* get_host_buffer_type, buffer_from_host_ptr           */ nullptr, device_from_host,
      /* supports_op, supports_buft, offload_op               */ device_supports_op, device_supports_buft, nullptr,
      /* event_new, event_free, event_synchronize             */ nullptr, nullptr, nullptr},
-    nullptr, nullptr};
+    nullptr,
+    nullptr};
 
 // ---- the registry ----
 
@@ -139,12 +151,15 @@ void set_abort_callback(ggml_backend * b, ggml_abort_callback fn, void * data) {
     }
 }
 
-const char * reg_name(ggml_backend_reg *) { return "EdgeMoE"; }
-size_t       reg_count(ggml_backend_reg *) { return 2; }
+const char *          reg_name(ggml_backend_reg *) { return "EdgeMoE"; }
+size_t                reg_count(ggml_backend_reg *) { return 2; }
 ggml_backend_device * reg_device(ggml_backend_reg *, size_t i) { return i == 0 ? &device : em_sim_device(); }
 
 void * reg_proc(ggml_backend_reg *, const char * name) {
-    const struct { const char * name; void * address; } functions[] = {
+    const struct {
+        const char * name;
+        void *       address;
+    } functions[] = {
         {"ggml_backend_set_n_threads", reinterpret_cast<void *>(set_n_threads)},
         {"ggml_backend_set_abort_callback", reinterpret_cast<void *>(set_abort_callback)},
         {"ggml_backend_register_host_buffer", reinterpret_cast<void *>(em_sim_register)}, // ggml-cuda's names
@@ -161,7 +176,8 @@ void * reg_proc(ggml_backend_reg *, const char * name) {
 
 ggml_backend_reg * registry() {
     static ggml_backend_reg reg = {
-        GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
+        GGML_BACKEND_API,
+        /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
     device.reg           = &reg;
     em_sim_device()->reg = &reg;
     em_buft()->device    = &device;

@@ -14,7 +14,7 @@ em_pass * pass_of(ggml_backend * b) { return static_cast<em_pass *>(b->context);
 // llama.cpp's calls between its graphs hold the compute mutex, and so does the thread that waits in em_slots_set. In ggml-vulkan
 // a wait for an event may reset memory that the event's stream records into.
 std::lock_guard<std::mutex> alone(ggml_backend * b) { return std::lock_guard<std::mutex>(pass_of(b)->e->turn.computing); }
-const char * stream_name(ggml_backend * b) { return pass_of(b)->compute->iface.get_name(pass_of(b)->compute); }
+const char *                stream_name(ggml_backend * b) { return pass_of(b)->compute->iface.get_name(pass_of(b)->compute); }
 
 void stream_free(ggml_backend * b) {
     em_pass * p = pass_of(b);
@@ -46,20 +46,33 @@ void stream_optimize(ggml_backend * b, ggml_cgraph * graph, ggml_backend_graph_o
     pass_of(b)->compute->iface.graph_optimize(pass_of(b)->compute, graph, params);
 }
 
-constexpr ggml_backend_i STREAM = {
-    /* get_name, free, set_tensor_async, get_tensor_async             */ stream_name, stream_free, stream_set, stream_get,
-    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr, nullptr, nullptr,
-    /* synchronize, graph_plan_create, _free, _update, _compute       */ stream_synchronize, nullptr, nullptr, nullptr, nullptr,
-    /* graph_compute, event_record, event_wait, graph_optimize        */ stream_compute, nullptr, nullptr, nullptr};
+constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async             */ stream_name,
+                                   stream_free,
+                                   stream_set,
+                                   stream_get,
+                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   /* synchronize, graph_plan_create, _free, _update, _compute       */ stream_synchronize,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   /* graph_compute, event_record, event_wait, graph_optimize        */ stream_compute,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr};
 
 // ---- the device ----
 
 em_engine *           engine_of(ggml_backend_device * dev) { return static_cast<em_engine *>(dev->context); }
 ggml_backend_device * device_of(ggml_backend_device * dev) { return engine_of(dev)->device.handle; }
-const char * device_name(ggml_backend_device * dev) { return device_of(dev)->iface.get_name(device_of(dev)); }
+const char *          device_name(ggml_backend_device * dev) { return device_of(dev)->iface.get_name(device_of(dev)); }
 const char * device_description(ggml_backend_device * dev) { return device_of(dev)->iface.get_description(device_of(dev)); }
-void         device_memory(ggml_backend_device * dev, size_t * free, size_t * total) { G.ggml_backend_dev_memory(device_of(dev), free, total); }
-int          device_type(ggml_backend_device *) { return DEV_GPU; }
+void         device_memory(ggml_backend_device * dev, size_t * free, size_t * total) {
+    G.ggml_backend_dev_memory(device_of(dev), free, total);
+}
+int device_type(ggml_backend_device *) { return DEV_GPU; }
 
 void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
     device_of(dev)->iface.get_props(device_of(dev), props);
@@ -72,10 +85,10 @@ ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     em_engine *           e      = engine_of(dev);
     ggml_backend_device * device = e->device.handle;
     auto                  p      = std::make_unique<em_pass>();
-    p->e       = e;
-    p->compute = G.ggml_backend_dev_init(device, nullptr);
-    p->to_host = p->compute ? G.ggml_backend_dev_init(device, nullptr) : nullptr;
-    p->cpu.cpu = p->to_host ? G.ggml_backend_cpu_init() : nullptr;
+    p->e                         = e;
+    p->compute                   = G.ggml_backend_dev_init(device, nullptr);
+    p->to_host                   = p->compute ? G.ggml_backend_dev_init(device, nullptr) : nullptr;
+    p->cpu.cpu                   = p->to_host ? G.ggml_backend_cpu_init() : nullptr;
     if (!p->cpu.cpu || !em_readers_join(e->residence.readers, p->compute)) {
         return nullptr;
     }
@@ -85,12 +98,12 @@ ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     }
     p->events = p->sync.ready;
     p->early  = p->events && e->device.traits.starts_early;
-    for (em_region * r : std::initializer_list<em_region *>{&p->memory.mirror, &p->tables.host, &p->memory.prompt_ids, &p->memory.places,
-                                                            &p->memory.forced_ids}) {
+    for (em_region * r : std::initializer_list<em_region *>{&p->memory.mirror, &p->tables.host, &p->memory.prompt_ids,
+                                                            &p->memory.places, &p->memory.forced_ids}) {
         r->buft = e->device.host_memory();
     }
     p->memory.scratch.buft = e->device.memory();
-    p->whole.marker.op = OP.none;
+    p->whole.marker.op     = OP.none;
     std::fill(std::begin(p->whole.marker.ne), std::end(p->whole.marker.ne), 1);
     std::fill(std::begin(p->whole.marker.nb), std::end(p->whole.marker.nb), 4);
     auto * b = new ggml_backend{GUID, STREAM, dev, p.get()};
@@ -122,12 +135,21 @@ bool device_offload_op(ggml_backend_device * dev, const ggml_tensor * t) {
     return device_of(dev)->iface.offload_op && device_of(dev)->iface.offload_op(device_of(dev), t);
 }
 
-constexpr ggml_backend_device_i DEVICE = {
-    /* get_name, get_description, get_memory, get_type      */ device_name, device_description, device_memory, device_type,
-    /* get_props, init_backend, get_buffer_type             */ device_props, device_init, device_buft,
-    /* get_host_buffer_type, buffer_from_host_ptr           */ device_host_buft, nullptr,
-    /* supports_op, supports_buft, offload_op               */ device_supports_op, device_supports_buft, device_offload_op,
-    /* event_new, event_free, event_synchronize             */ nullptr, nullptr, nullptr};
+constexpr ggml_backend_device_i DEVICE = {/* get_name, get_description, get_memory, get_type      */ device_name,
+                                          device_description,
+                                          device_memory,
+                                          device_type,
+                                          /* get_props, init_backend, get_buffer_type             */ device_props,
+                                          device_init,
+                                          device_buft,
+                                          /* get_host_buffer_type, buffer_from_host_ptr           */ device_host_buft,
+                                          nullptr,
+                                          /* supports_op, supports_buft, offload_op               */ device_supports_op,
+                                          device_supports_buft,
+                                          device_offload_op,
+                                          /* event_new, event_free, event_synchronize             */ nullptr,
+                                          nullptr,
+                                          nullptr};
 
 // ---- the registry: settings of a stream's CPU side, and of a device that computes on the CPU's cores ----
 
@@ -162,7 +184,8 @@ void * reg_proc(ggml_backend_reg *, const char * name) {
 }
 
 ggml_backend_reg registry = {
-    GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc}, nullptr};
+    GGML_BACKEND_API, /* get_name, get_device_count, get_device, get_proc_address */ {reg_name, reg_count, reg_device, reg_proc},
+    nullptr};
 } // namespace
 
 void * em_stand_in_device(em_engine * e) {

@@ -45,14 +45,15 @@ struct em_side { // the side on which a pair graph runs
     em_region *           memory;  // inputs and intermediates
     em_region *           staging; // device only: host side of inputs and results
     em_region *           prepared = nullptr; // CPU only: activations as the kernels want them
-    em_side_task *        task = nullptr;     // CPU only
-    bool                  by_rows = false;    // CPU only: by row_products.cpp, not by ggml
+    em_side_task *        task     = nullptr;     // CPU only
+    bool                  by_rows  = false;    // CPU only: by row_products.cpp, not by ggml
 };
 
 struct em_launch { // a pair graph under way; ctx is null if there is none
-    em_arena       ctx;
-    const float *  result = nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: the rows are in their final place
-    int            status = STATUS_SUCCESS;
+    em_arena      ctx;
+    const float * result =
+        nullptr; // [n_embd, pairs], valid after the backend was synchronised; null: the rows are in their final place
+    int status = STATUS_SUCCESS;
 };
 
 // Starts the pairs; on the device it returns before the pairs are computed. With a tail (CPU, all pairs of a single token in
@@ -64,20 +65,20 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 // row_products.cpp: one or two projections of all pairs, as a custom operation inside ggml-cpu's thread team
 struct em_rows_job;
 struct em_rows_place {
-    ggml_tensor * tensor   = nullptr;
+    ggml_tensor * tensor = nullptr;
     // True: the tensor is the block's own, with a row for each token and k where it has several. False: a tensor of the pair
     // graph, with a row for each pair, or one row for all pairs.
-    bool          of_block = false;
+    bool of_block = false;
 };
 // task: thread 0 runs the task before it takes rows; null: no task
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task);
 // Adds a second projection of the same input. False: the job has two already, or the heights differ.
-bool          em_rows_second(em_rows_job * job, const ggml_tensor * weight);
-void          em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
+bool em_rows_second(em_rows_job * job, const ggml_tensor * weight);
+void em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first, em_rows_place second);
 // Prepares the job for its computation. False: no memory for the prepared input. Jobs that run one after the other share that
 // memory.
-bool          em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
-void          em_rows_sum(em_rows_job * job, const em_tail & tail);
-void          em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
-void          em_rows_free(em_rows_job * job);
-bool          em_rows_supported(const ggml_tensor * weight);
+bool em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
+void em_rows_sum(em_rows_job * job, const em_tail & tail);
+void em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
+void em_rows_free(em_rows_job * job);
+bool em_rows_supported(const ggml_tensor * weight);

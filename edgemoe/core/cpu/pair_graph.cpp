@@ -22,7 +22,7 @@ struct builder {
     const em_block & block;
     const em_pair *  pairs;
     int64_t          n;
-    const em_tail *  tail = nullptr;
+    const em_tail *  tail   = nullptr;
     bool             placed = false; // the rows are written to their final place
     struct rows_job { // a job of row products, as a node of the graph
         em_rows_job *       job;
@@ -30,9 +30,9 @@ struct builder {
         const ggml_tensor * input;
     };
     std::vector<rows_job> jobs;
-    em_arena         ctx;
-    em_clones        map;
-    ggml_tensor *    ids = nullptr; // places on the device, experts on the CPU; null while no projection needs them
+    em_arena              ctx;
+    em_clones             map;
+    ggml_tensor *         ids = nullptr; // places on the device, experts on the CPU; null while no projection needs them
     std::vector<std::pair<ggml_tensor *, const ggml_tensor *>> inputs; // each input and its original
 
     bool single() const { return block.tokens == 1; }
@@ -58,8 +58,8 @@ struct builder {
             em_rows_free(j.job);
         }
     }
-    void          fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const;
-    void          fill_ids(int32_t * to) const;
+    void fill_input(const ggml_tensor * input, const ggml_tensor * t, char * to) const;
+    void fill_ids(int32_t * to) const;
 };
 
 // A projection as a custom operation. Two projections of the same input become one; the second's output is a leaf that
@@ -75,7 +75,7 @@ ggml_tensor * builder::clone_rows(const ggml_tensor * t) {
             return map.add(t, c);
         }
     }
-    em_rows_job * job = em_rows_new(pairs, n, t->src[0], jobs.empty() ? side.task : nullptr);
+    em_rows_job * job  = em_rows_new(pairs, n, t->src[0], jobs.empty() ? side.task : nullptr);
     const int64_t rows = single() ? n : 1, cols = single() ? 1 : n;
     ggml_tensor * c = G.ggml_custom_4d(ctx, TYPE_F32, t->ne[0], rows, cols, 1, &cloned, cloned ? 1 : 0, em_rows_compute, -1, job);
     jobs.push_back({job, c, x.tensor});
@@ -92,7 +92,7 @@ ggml_tensor * builder::clone(const ggml_tensor * t) {
         return clone_rows(t);
     }
     ggml_tensor * c = make_rows(t->ne[0]);
-    c->op = t->op;
+    c->op           = t->op;
     memcpy(c->op_params, t->op_params, sizeof(c->op_params));
     map.connect(t, c, [&](const ggml_tensor * s) { return outside(s); });
     if (t->op == OP.view) {
@@ -130,11 +130,11 @@ bool place_all(builder & b) {
     em_region &  m     = *b.side.memory;
     const bool   dev   = b.side.device;
     const size_t align = dev ? G.ggml_backend_buft_get_alignment(m.buft) : HOST_ALIGN;
-    auto bytes = [&](const ggml_tensor * t) {
+    auto         bytes = [&](const ggml_tensor * t) {
         return em_align(dev ? G.ggml_backend_buft_get_alloc_size(m.buft, t) : G.ggml_nbytes(t), align);
     };
     const std::vector<ggml_tensor *> all(b.map.to, b.map.to + b.map.count); // the source of a view comes before the view
-    size_t total = align;
+    size_t                           total = align;
     for (const ggml_tensor * t : all) {
         total += t->view_src || t->data ? 0 : bytes(t);
     }
@@ -171,8 +171,8 @@ const float * run_on_device(builder & b, ggml_cgraph * graph, ggml_tensor * resu
         status = STATUS_ALLOC_FAILED;
         return nullptr;
     }
-    char * at = em_align(b.side.staging->base, HOST_ALIGN);
-    auto send = [&](ggml_tensor * t) {
+    char * at   = em_align(b.side.staging->base, HOST_ALIGN);
+    auto   send = [&](ggml_tensor * t) {
         G.ggml_backend_tensor_set_async(b.side.backend, t, at, 0, G.ggml_nbytes(t));
         at += host_bytes(t);
     };

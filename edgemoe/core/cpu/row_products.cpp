@@ -22,10 +22,10 @@ class em_shares {
     template <class Most> bool take(int ith, int n, int64_t total, Most most, int64_t group, int64_t & from, int64_t & to) {
         const int lanes = std::min(n, LANES);
         for (int i = 0; i < lanes; ++i) {
-            const int     lane  = (ith + i) % lanes;
-            const int64_t begin = total * lane / lanes, end = total * (lane + 1) / lanes;
+            const int              lane  = (ith + i) % lanes;
+            const int64_t          begin = total * lane / lanes, end = total * (lane + 1) / lanes;
             std::atomic<int64_t> & next = lane_next[lane].value;
-            int64_t at = next.load(std::memory_order_relaxed);
+            int64_t                at   = next.load(std::memory_order_relaxed);
             while (begin + at < end) {
                 from = begin + at;
                 to   = std::min({from + most(end - from), end, (from / group + 1) * group});
@@ -46,16 +46,16 @@ class em_shares {
 };
 
 struct em_rows_job {
-    const em_pair *     pairs = nullptr;
-    int64_t             n     = 0;
+    const em_pair *      pairs = nullptr;
+    int64_t              n     = 0;
     std::vector<int64_t> group; // index of each expert's first pair; n at the end
-    const ggml_tensor * weight[2] = {};
-    em_kernel           kernel[2] = {};
-    em_rows_place       out[2]    = {};
-    int                 outputs   = 1;
-    em_rows_place       input;
-    em_shares           shares;
-    em_side_task *         task = nullptr;
+    const ggml_tensor *  weight[2] = {};
+    em_kernel            kernel[2] = {};
+    em_rows_place        out[2]    = {};
+    int                  outputs   = 1;
+    em_rows_place        input;
+    em_shares            shares;
+    em_side_task *       task = nullptr;
 
     // Activations in the kernels' layout. The first thread that needs an activation prepares it.
     em_region * prepared       = nullptr;
@@ -83,7 +83,9 @@ constexpr size_t ALIGN = 64; // alignment of prepared activations
 float * row_of(const em_rows_job & job, const em_rows_place & at, int64_t pair) {
     const ggml_tensor * t   = at.tensor;
     const bool          one = t->ne[1] * t->ne[2] == 1;
-    return reinterpret_cast<float *>(static_cast<char *>(t->data) + (at.of_block ? em_row_offset(t, job.pairs[pair]) : one ? 0 : size_t(pair * t->ne[0]) * 4));
+    return reinterpret_cast<float *>(static_cast<char *>(t->data) + (at.of_block ? em_row_offset(t, job.pairs[pair])
+                                                                     : one       ? 0
+                                                                                 : size_t(pair * t->ne[0]) * 4));
 }
 
 class worker {
@@ -93,12 +95,13 @@ class worker {
     // Computes n rows for `count` pairs from `pair` on, which have one expert. `where` gives the place of a pair's rows.
     template <class Where> void rows(int64_t pair, int64_t count, int output, int64_t from, int64_t n, Where where) {
         constexpr int64_t   MOST = 8;
-        const ggml_tensor * w = job.weight[output];
-        const em_kernel &   k = job.kernel[output];
-        const char *        first = static_cast<const char *>(w->data) + size_t(job.pairs[pair].expert) * w->nb[2] + size_t(from) * w->nb[1];
+        const ggml_tensor * w    = job.weight[output];
+        const em_kernel &   k    = job.kernel[output];
+        const char *        first =
+            static_cast<const char *>(w->data) + size_t(job.pairs[pair].expert) * w->nb[2] + size_t(from) * w->nb[1];
         for (int64_t done = 0; done < count; done += MOST) {
-            const void * prepared[MOST];
-            float *      to[MOST];
+            const void *  prepared[MOST];
+            float *       to[MOST];
             const int64_t tokens = std::min(MOST, count - done);
             for (int64_t t = 0; t < tokens; ++t) {
                 prepared[t] = activation(pair + done + t, output);
@@ -122,21 +125,20 @@ class worker {
         const int64_t set = output % job.sets;
         return job.tokens > 0 ? job.pairs[pair].token + set * job.tokens : pair + set * job.n;
     }
-    char * place_of(int64_t vector) const {
-        return em_align(job.prepared->base, ALIGN) + size_t(vector) * job.prepared_bytes;
-    }
+    char * place_of(int64_t vector) const { return em_align(job.prepared->base, ALIGN) + size_t(vector) * job.prepared_bytes; }
 
     void prepare(int64_t pair, int output) {
         const int64_t          v     = vector_of(pair, output);
         std::atomic<uint8_t> & state = job.state[size_t(v)];
         uint8_t                none  = NONE;
-        if (state.load(std::memory_order_relaxed) == NONE && state.compare_exchange_strong(none, BEGUN, std::memory_order_relaxed)) {
+        if (state.load(std::memory_order_relaxed) == NONE &&
+            state.compare_exchange_strong(none, BEGUN, std::memory_order_relaxed)) {
             job.kernel[output].prepare(job.kernel[output], row_of(job, job.input, pair), width, place_of(v));
             state.store(READY, std::memory_order_release);
         }
     }
     const void * activation(int64_t pair, int output) {
-        constexpr int          SOON = 4000; // looks at a flag before the thread gives up its core
+        constexpr int          SOON  = 4000; // looks at a flag before the thread gives up its core
         const int64_t          v     = vector_of(pair, output);
         std::atomic<uint8_t> & state = job.state[size_t(v)];
         prepare(pair, output);
@@ -156,10 +158,13 @@ class worker {
 bool compute_rows(em_rows_job & j, worker & w, int ith, int threads) {
     bool          any    = false;
     const int64_t height = j.weight[0]->ne[1], experts = int64_t(j.group.size()) - 1;
-    for (int64_t from, to; j.shares.take(ith, threads, height * experts * j.outputs, [](int64_t) { return PIECE; }, height, from, to);) {
-        const int64_t matrix = from / height, row = from % height; // order: gate and up of an expert, then gate and up of the next expert
+    for (int64_t from, to;
+         j.shares.take(ith, threads, height * experts * j.outputs, [](int64_t) { return PIECE; }, height, from, to);) {
+        const int64_t matrix = from / height,
+                      row    = from % height; // order: gate and up of an expert, then gate and up of the next expert
         const int64_t expert = matrix / j.outputs, output = matrix % j.outputs;
-        const int64_t pair = j.group[size_t(expert)], pairs = j.group[size_t(expert) + 1] - pair; // the rows stay in the cache for all pairs
+        const int64_t pair  = j.group[size_t(expert)],
+                      pairs = j.group[size_t(expert) + 1] - pair; // the rows stay in the cache for all pairs
         w.rows(pair, pairs, int(output), row, to - from, [&](int64_t p) { return row_of(j, j.out[output], p) + row; });
         any = true;
     }
@@ -189,9 +194,9 @@ void compute_sum(em_rows_job & j, worker & w, int ith, int threads) {
 bool em_rows_supported(const ggml_tensor * weight) { return em_kernel_for(weight->type, weight->ne[0], false).dot != nullptr; }
 
 em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * weight, em_side_task * task) {
-    auto job = std::make_unique<em_rows_job>();
-    job->pairs     = pairs;
-    job->n         = n;
+    auto job   = std::make_unique<em_rows_job>();
+    job->pairs = pairs;
+    job->n     = n;
     for (int64_t i = 0; i < n; ++i) {
         if (i == 0 || pairs[i].expert != pairs[i - 1].expert) {
             job->group.push_back(i);
@@ -199,7 +204,7 @@ em_rows_job * em_rows_new(const em_pair * pairs, int64_t n, const ggml_tensor * 
     }
     job->group.push_back(n);
     job->weight[0] = weight;
-    job->task    = task;
+    job->task      = task;
     job->kernel[0] = em_kernel_for(weight->type, weight->ne[0], true);
     return job.release();
 }
@@ -222,9 +227,9 @@ void em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first
 
 bool em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared) {
     const ggml_tensor * x = job->input.tensor;
-    job->tokens   = job->input.of_block && x->ne[1] == 1 && block.tokens <= job->n ? block.tokens : 0;
-    job->prepared = &prepared;
-    job->sets     = job->outputs == 2 && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
+    job->tokens           = job->input.of_block && x->ne[1] == 1 && block.tokens <= job->n ? block.tokens : 0;
+    job->prepared         = &prepared;
+    job->sets             = job->outputs == 2 && job->weight[0]->type != job->weight[1]->type ? 2 : 1;
     for (int i = 0; i < job->sets; ++i) {
         job->prepared_bytes = std::max(job->prepared_bytes, em_align(job->kernel[i].activation_bytes(x->ne[0]), ALIGN));
     }
@@ -242,8 +247,8 @@ void em_rows_sum(em_rows_job * job, const em_tail & tail) {
 }
 
 void em_rows_compute(ggml_tensor *, int ith, int threads, void * data) {
-    em_rows_job & job = *static_cast<em_rows_job *>(data);
-    em_side_task *   task = ith == 0 && job.task && !job.task->done ? job.task : nullptr;
+    em_rows_job &  job  = *static_cast<em_rows_job *>(data);
+    em_side_task * task = ith == 0 && job.task && !job.task->done ? job.task : nullptr;
     if (task) {
         task->run();
     }

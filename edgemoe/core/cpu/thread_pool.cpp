@@ -13,7 +13,8 @@ struct feature {
 
 bool built_with_openmp() {
     ggml_backend_reg * reg  = G.ggml_backend_dev_backend_reg(G.ggml_backend_dev_by_type(DEV_CPU));
-    auto * const       list = reinterpret_cast<const feature * (*)(ggml_backend_reg *)>(G.ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features"));
+    auto * const       list = reinterpret_cast<const feature * (*)(ggml_backend_reg *)>(
+        G.ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features"));
     for (const feature * f = list ? list(reg) : nullptr; f && f->name; ++f) {
         if (strcmp(f->name, "OPENMP") == 0) {
             return true;

@@ -4,7 +4,7 @@ bool em_device_open(em_device & d, const std::string & name) {
     d.name = name;
     for (size_t i = 0; i < G.ggml_backend_dev_count() && !d.handle; ++i) {
         ggml_backend_device * known = G.ggml_backend_dev_get(i);
-        d.handle = name == G.ggml_backend_dev_name(known) ? known : nullptr;
+        d.handle                    = name == G.ggml_backend_dev_name(known) ? known : nullptr;
     }
     if (!d.handle) {
         return false;
@@ -23,8 +23,8 @@ bool em_device_failed(ggml_backend * backend) {
 }
 
 em_buffer em_device_alloc(ggml_backend_device * device, size_t bytes) {
-    ggml_backend_buffer_type * buft = G.ggml_backend_dev_buffer_type(device);
-    em_buffer buffer = G.ggml_backend_buft_alloc_buffer(buft, bytes + G.ggml_backend_buft_get_alignment(buft));
+    ggml_backend_buffer_type * buft   = G.ggml_backend_dev_buffer_type(device);
+    em_buffer                  buffer = G.ggml_backend_buft_alloc_buffer(buft, bytes + G.ggml_backend_buft_get_alignment(buft));
     if (buffer) { // kernels read past the last row of a quantised matrix into its padding, which must not hold NaN
         G.ggml_backend_buffer_clear(buffer, 0);
     }

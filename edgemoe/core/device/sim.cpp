@@ -40,11 +40,17 @@ void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_
 
 void buffer_clear(ggml_backend_buffer * b, uint8_t value) { memset(buffer_base(b), value, b->size); }
 
-constexpr ggml_backend_buffer_i BUFFER = {
-    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, nullptr,
-    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
-    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, nullptr,
-    /* clear, reset                             */ buffer_clear, nullptr};
+constexpr ggml_backend_buffer_i BUFFER = {/* free_buffer, get_base, init_tensor       */ buffer_free,
+                                          buffer_base,
+                                          nullptr,
+                                          /* memset_tensor, set_tensor, get_tensor    */ buffer_memset,
+                                          buffer_set,
+                                          buffer_get,
+                                          /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr,
+                                          nullptr,
+                                          nullptr,
+                                          /* clear, reset                             */ buffer_clear,
+                                          nullptr};
 
 ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
     const bool fails = size > 0 && em_sim_fails(SIM_ALLOC);
@@ -77,10 +83,10 @@ void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
 }
 
 ggml_backend_buffer_type * device_buft(ggml_backend_device * dev) {
-    static ggml_backend_buffer_type buft = {
-        /* get_name, alloc_buffer, get_alignment, get_max_size */ {buft_name, buft_alloc, buft_alignment, nullptr,
-        /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
-        dev, nullptr};
+    static ggml_backend_buffer_type buft = {/* get_name, alloc_buffer, get_alignment, get_max_size */ {
+                                                buft_name, buft_alloc, buft_alignment, nullptr,
+                                                /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
+                                            dev, nullptr};
     return &buft;
 }
 
@@ -96,7 +102,8 @@ ggml_backend_device device = {
      /* get_host_buffer_type, buffer_from_host_ptr             */ nullptr, nullptr,
      /* supports_op, supports_buft, offload_op                 */ device_supports_op, device_supports_buft, nullptr,
      /* event_new, event_free, event_synchronize               */ em_sim_event_new, em_sim_event_free, em_sim_event_synchronize},
-    nullptr, nullptr};
+    nullptr,
+    nullptr};
 } // namespace
 
 ggml_backend_device * em_sim_device() { return &device; }

@@ -11,9 +11,9 @@
 
 ggml_backend_device * em_sim_device();
 em_sim_options        em_sim_options_now();
-int64_t em_sim_registered(); // pieces of host memory that are still registered
-void    em_sim_set_threads(ggml_backend * stream, int n);
-void    em_sim_set_abort(ggml_backend * stream, ggml_abort_callback fn, void * data);
+int64_t               em_sim_registered(); // pieces of host memory that are still registered
+void                  em_sim_set_threads(ggml_backend * stream, int n);
+void                  em_sim_set_abort(ggml_backend * stream, ggml_abort_callback fn, void * data);
 
 // Functions of sim's registry, as ggml-cuda offers them.
 bool em_sim_register(void * from, size_t bytes);

@@ -21,9 +21,9 @@ std::lock_guard<std::mutex> locked() { return std::lock_guard<std::mutex>(state.
 
 // Reads host memory, as a device does that fetches by itself.
 void read_once(const char * from, size_t size) {
-    constexpr size_t LINE = 64;
+    constexpr size_t                          LINE = 64;
     [[maybe_unused]] static volatile uint64_t seen; // otherwise the compiler leaves the reading out
-    uint64_t sum = 0;
+    uint64_t                                  sum = 0;
     for (size_t at = 0; at + 8 <= size; at += LINE) {
         uint64_t word;
         memcpy(&word, from + at, 8);
@@ -62,7 +62,7 @@ void em_sim_jitter() {
     int64_t us = 0;
     {
         const auto lock = locked();
-        us = state.options.jitter_us > 0 ? int64_t(state.random() % uint64_t(state.options.jitter_us + 1)) : 0;
+        us              = state.options.jitter_us > 0 ? int64_t(state.random() % uint64_t(state.options.jitter_us + 1)) : 0;
     }
     if (us > 0) {
         std::this_thread::sleep_for(std::chrono::microseconds(us));

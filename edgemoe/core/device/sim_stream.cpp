@@ -62,7 +62,7 @@ class sim_queue {
     std::condition_variable           changed;
     std::deque<std::function<void()>> tasks;
     int64_t                           submitted = 0, done = 0;
-    bool                              stopping  = false;
+    bool                              stopping = false;
     std::thread                       thread; // last: the thread uses everything above
 };
 
@@ -70,13 +70,13 @@ struct sim_stream {
     em_stream                          cpu;
     bool                               faulty = false; // the stream takes part in the injected faults; its user checks for errors
     std::vector<std::function<void()>> unsent;         // copies for the transfer queue, submitted together
-    int64_t                            sent = 0;       // latest submission to the transfer queue
+    int64_t                            sent    = 0;       // latest submission to the transfer queue
     int64_t                            awaited = 0;    // submission that the computations wait for
-    int64_t                            latest = 0;     // latest task of the compute queue
+    int64_t                            latest  = 0;     // latest task of the compute queue
     std::atomic<bool>                  failed{false};
     std::shared_ptr<sim_queue>         transfer;       // null: copies go through the compute queue
     // Null: the calling thread computes. This queue ends before `transfer`, because its tasks wait for `transfer`.
-    std::shared_ptr<sim_queue>         compute;
+    std::shared_ptr<sim_queue> compute;
 
     // Adds a task to the computations. Copies that were sent before are done first.
     void submit(std::function<void()> task) {
@@ -121,7 +121,8 @@ struct sim_stream {
 // A copy of a graph at the moment of submission. Like a device's command buffer, the copy outlives the original.
 class sim_graph {
   public:
-    explicit sim_graph(const ggml_cgraph * from) : ctx(G.ggml_init({G.ggml_graph_overhead_custom(size_t(from->n_nodes), false) + 256, nullptr, true})) {
+    explicit sim_graph(const ggml_cgraph * from)
+        : ctx(G.ggml_init({G.ggml_graph_overhead_custom(size_t(from->n_nodes), false) + 256, nullptr, true})) {
         graph = G.ggml_new_graph_custom(ctx, size_t(from->n_nodes), false);
         for (int n = 0; n < from->n_nodes; ++n) {
             const ggml_tensor * node = from->nodes[n];
@@ -147,9 +148,9 @@ class sim_graph {
         return known;
     }
     std::unordered_map<const ggml_tensor *, ggml_tensor *> copies; // null -> null
-    std::deque<ggml_tensor> tensors;
-    em_arena                ctx;
-    ggml_cgraph *           graph;
+    std::deque<ggml_tensor>                                tensors;
+    em_arena                                               ctx;
+    ggml_cgraph *                                          graph;
 };
 
 sim_stream * stream_of(ggml_backend * b) { return static_cast<sim_stream *>(b->context); }
@@ -256,11 +257,22 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     }
 }
 
-constexpr ggml_backend_i STREAM = {
-    /* get_name, free, set_tensor_async, get_tensor_async     */ backend_name, backend_free, backend_set_async, backend_get_async,
-    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr, nullptr, backend_copy_async, backend_synchronize,
-    /* graph_plan_create, _free, _update, _compute            */ nullptr, nullptr, nullptr, nullptr,
-    /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute, event_record, event_wait, backend_optimize};
+constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async     */ backend_name,
+                                   backend_free,
+                                   backend_set_async,
+                                   backend_get_async,
+                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr,
+                                   nullptr,
+                                   backend_copy_async,
+                                   backend_synchronize,
+                                   /* graph_plan_create, _free, _update, _compute            */ nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute,
+                                   event_record,
+                                   event_wait,
+                                   backend_optimize};
 } // namespace
 
 ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {
@@ -269,7 +281,7 @@ ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params)
     if (!s->cpu) {
         return nullptr;
     }
-    s->faulty = params && strcmp(params, "async") == 0;
+    s->faulty             = params && strcmp(params, "async") == 0;
     const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
         G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // several threads would spin against the CPU side's

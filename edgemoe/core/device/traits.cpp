@@ -7,10 +7,10 @@ em_device_traits em_traits_of_registry(const char * name) {
     // ggml-cuda's registry has one of three names. ggml-vulkan sends beside its computations on some cards, and no function tells
     // which.
     constexpr const char * CUDA[] = {"CUDA", "ROCm", "MUSA"};
-    const auto   same  = [&](const char * known) { return strcmp(name, known) == 0; };
-    const bool   cuda  = std::any_of(std::begin(CUDA), std::end(CUDA), same);
-    const char * moves = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
-    em_device_traits traits;
+    const auto             same   = [&](const char * known) { return strcmp(name, known) == 0; };
+    const bool             cuda   = std::any_of(std::begin(CUDA), std::end(CUDA), same);
+    const char *           moves  = getenv("GGML_CUDA_GRAPH_OPT"); // asks ggml-cuda to reorder a graph for several streams
+    em_device_traits       traits;
     traits.sends_in_order     = cuda;
     traits.keeps_nothing      = cuda;
     traits.optimizes_in_place = cuda && !(moves && atoi(moves) == 1);

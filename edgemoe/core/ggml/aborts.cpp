@@ -11,8 +11,8 @@
 namespace {
 
 std::mutex            trap_mutex;
-int                   traps = 0;
-thread_local int      traps_here = 0;
+int                   traps           = 0;
+thread_local int      traps_here      = 0;
 ggml_abort_callback_t callback_before = nullptr;
 
 // Throws a std::runtime_error of llama.cpp's C++ library, which llama.cpp can catch. This core may have another library.

@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cmath>
 
-ggml_api G = {};
+ggml_api G  = {};
 em_ops   OP = {};
 
 namespace {
@@ -26,11 +26,14 @@ constexpr int SYMBOL_COUNT = sizeof(SYMBOL_NAMES) / sizeof(SYMBOL_NAMES[0]);
 constexpr int OP_LIMIT = 112;
 
 bool find_ops(std::string & missing) {
-    struct { const char * name; int * value; } wanted[] = {
-        {"NONE", &OP.none}, {"VIEW", &OP.view}, {"RESHAPE", &OP.reshape}, {"MUL_MAT_ID", &OP.mul_mat_id},
-        {"ADD_ID", &OP.add_id}, {"UNARY", &OP.unary}, {"CLAMP", &OP.clamp}, {"SCALE", &OP.scale}, {"MUL", &OP.mul},
-        {"ADD", &OP.add}, {"SQR", &OP.sqr}, {"CONT", &OP.cont}, {"CUSTOM", &OP.custom}, {"GLU", &OP.glu},
-        {"GET_ROWS", &OP.get_rows},
+    struct {
+        const char * name;
+        int *        value;
+    } wanted[] = {
+        {"NONE", &OP.none},     {"VIEW", &OP.view},   {"RESHAPE", &OP.reshape},   {"MUL_MAT_ID", &OP.mul_mat_id},
+        {"ADD_ID", &OP.add_id}, {"UNARY", &OP.unary}, {"CLAMP", &OP.clamp},       {"SCALE", &OP.scale},
+        {"MUL", &OP.mul},       {"ADD", &OP.add},     {"SQR", &OP.sqr},           {"CONT", &OP.cont},
+        {"CUSTOM", &OP.custom}, {"GLU", &OP.glu},     {"GET_ROWS", &OP.get_rows},
     };
     for (auto & w : wanted) {
         *w.value = -1;
@@ -58,7 +61,7 @@ bool find_ops(std::string & missing) {
 // A tensor made by ggml must read back through our declaration of it.
 std::string check_tensor_layout(ggml_context * ctx) {
     const int64_t ne[4] = {32, 3, 5, 7};
-    ggml_tensor * t = G.ggml_new_tensor(ctx, TYPE_F32, 4, ne);
+    ggml_tensor * t     = G.ggml_new_tensor(ctx, TYPE_F32, 4, ne);
     G.ggml_set_name(t, "edgemoe-probe");
     if (t->type != TYPE_F32 || memcmp(t->ne, ne, sizeof(ne)) != 0) {
         return "tensor shape";
@@ -84,20 +87,20 @@ std::string check_cpu_device(ggml_context *) {
     if (!buffer) {
         return "buffer allocation";
     }
-    const bool same = buffer->buft == buft && buffer->size >= 256 &&
-                      buffer->iface.get_base(buffer) == G.ggml_backend_buffer_get_base(buffer);
+    const bool same =
+        buffer->buft == buft && buffer->size >= 256 && buffer->iface.get_base(buffer) == G.ggml_backend_buffer_get_base(buffer);
     G.ggml_backend_buffer_free(buffer);
     return same ? "" : "the CPU buffer";
 }
 
 // Eight experts, three tokens, top-2: ggml-cpu through our graph building against a plain double loop.
 std::string check_probe_graph(ggml_context * ctx) {
-    const int64_t we[3] = {32, 4, 8}, xe[3] = {32, 1, 3}, ie[2] = {2, 3};
-    ggml_tensor * w   = G.ggml_new_tensor(ctx, TYPE_F32, 3, we);
-    ggml_tensor * x   = G.ggml_new_tensor(ctx, TYPE_F32, 3, xe);
-    ggml_tensor * ids = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
-    ggml_tensor * y   = G.ggml_mul_mat_id(ctx, w, x, ids);
-    std::vector<float> wd(32 * 4 * 8), xd(32 * 3), yd(4 * 2 * 3, NAN);
+    const int64_t        we[3] = {32, 4, 8}, xe[3] = {32, 1, 3}, ie[2] = {2, 3};
+    ggml_tensor *        w   = G.ggml_new_tensor(ctx, TYPE_F32, 3, we);
+    ggml_tensor *        x   = G.ggml_new_tensor(ctx, TYPE_F32, 3, xe);
+    ggml_tensor *        ids = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
+    ggml_tensor *        y   = G.ggml_mul_mat_id(ctx, w, x, ids);
+    std::vector<float>   wd(32 * 4 * 8), xd(32 * 3), yd(4 * 2 * 3, NAN);
     std::vector<int32_t> id = {7, 0, 3, 4, 1, 6};
     for (size_t i = 0; i < wd.size(); ++i) {
         wd[i] = float(int(i * 37 % 64) - 32) / 64.0f;
@@ -159,7 +162,8 @@ int32_t em_check(void) {
         return em_fail(EM_ERROR_MISMATCH, "no ggml context");
     }
     std::string difference;
-    for (const auto & check : {check_tensor_layout, em_probe_tables, em_probe_properties, check_cpu_device, em_probe_types, check_probe_graph}) {
+    for (const auto & check :
+         {check_tensor_layout, em_probe_tables, em_probe_properties, check_cpu_device, em_probe_types, check_probe_graph}) {
         difference = difference.empty() ? check(ctx) : difference;
     }
     G.ggml_free(ctx);
@@ -170,8 +174,8 @@ int32_t em_check(void) {
     return EM_OK;
 }
 
-int32_t      em_abi_version(void) { return EM_ABI_VERSION; }
-int32_t      em_symbol_count(void) { return SYMBOL_COUNT; }
+int32_t em_abi_version(void) { return EM_ABI_VERSION; }
+int32_t em_symbol_count(void) { return SYMBOL_COUNT; }
 
 const char * em_symbol_name(int32_t i) { return i >= 0 && i < SYMBOL_COUNT ? SYMBOL_NAMES[i] : nullptr; }
 

@@ -17,7 +17,7 @@ template <typename T, void (*ggml_api::*FREE)(T *)> class em_owned {
             (G.*FREE)(object);
         }
     }
-    operator T *() const { return object; }
+        operator T *() const { return object; }
     T * operator->() const { return object; }
     T * release() { return std::exchange(object, nullptr); } // the object is not freed with the owner
 

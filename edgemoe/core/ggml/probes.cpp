@@ -52,12 +52,14 @@ bool is_slot(const stand_in & object, size_t offset, const void * found) {
     return found == reinterpret_cast<const void *>(object[offset / sizeof(void *)]);
 }
 
-#define ENTRY(object, entry, call) \
-    probe { "the entry " #entry " of " #object, offsetof(object, iface) + offsetof(object##_i, entry), [&] { call; } }
+#define ENTRY(object, entry, call)                                                                               \
+    probe {                                                                                                      \
+        "the entry " #entry " of " #object, offsetof(object, iface) + offsetof(object##_i, entry), [&] { call; } \
+    }
 
 std::string probe_buffer_type(stand_in & object, const ggml_tensor * t) {
-    auto * buft = reinterpret_cast<ggml_backend_buffer_type *>(&object);
-    answer      = G.ggml_nbytes(t);
+    auto * buft                  = reinterpret_cast<ggml_backend_buffer_type *>(&object);
+    answer                       = G.ggml_nbytes(t);
     const std::string difference = check_entries({
         ENTRY(ggml_backend_buffer_type, get_name, G.ggml_backend_buft_name(buft)),
         ENTRY(ggml_backend_buffer_type, alloc_buffer, G.ggml_backend_buft_alloc_buffer(buft, 64)),
@@ -73,11 +75,11 @@ std::string probe_buffer_type(stand_in & object, const ggml_tensor * t) {
 }
 
 std::string probe_buffer(stand_in & object, ggml_tensor * t) {
-    auto *  buffer   = reinterpret_cast<ggml_backend_buffer *>(&object);
-    float   data[64] = {};
-    t->buffer        = buffer;
-    t->data          = data;
-    answer           = uintptr_t(data);
+    auto * buffer                = reinterpret_cast<ggml_backend_buffer *>(&object);
+    float  data[64]              = {};
+    t->buffer                    = buffer;
+    t->data                      = data;
+    answer                       = uintptr_t(data);
     const std::string difference = check_entries({
         ENTRY(ggml_backend_buffer, get_base, G.ggml_backend_buffer_get_base(buffer)),
         ENTRY(ggml_backend_buffer, init_tensor, G.ggml_backend_buffer_init_tensor(buffer, t)),
@@ -89,8 +91,8 @@ std::string probe_buffer(stand_in & object, ggml_tensor * t) {
         ENTRY(ggml_backend_buffer, clear, G.ggml_backend_buffer_clear(buffer, 0)),
         ENTRY(ggml_backend_buffer, reset, G.ggml_backend_buffer_reset(buffer)),
     });
-    t->buffer = nullptr;
-    t->data   = nullptr;
+    t->buffer                    = nullptr;
+    t->data                      = nullptr;
     if (!difference.empty()) {
         return difference;
     }
@@ -109,7 +111,7 @@ std::string probe_device(stand_in & object) {
     ggml_backend_event     event{device, nullptr};
     std::array<char, 1024> props{};
     size_t                 free = 0, total = 0;
-    answer                      = 0;
+    answer                       = 0;
     const std::string difference = check_entries({
         ENTRY(ggml_backend_device, get_name, G.ggml_backend_dev_name(device)),
         ENTRY(ggml_backend_device, get_description, G.ggml_backend_dev_description(device)),
@@ -137,8 +139,8 @@ std::string probe_backend(stand_in & object, ggml_tensor * t, ggml_cgraph * grap
     auto *             backend  = reinterpret_cast<ggml_backend *>(&object);
     float              data[64] = {};
     ggml_backend_event event{nullptr, nullptr};
-    t->data = data;
-    answer  = 1;
+    t->data                      = data;
+    answer                       = 1;
     const std::string difference = check_entries({
         ENTRY(ggml_backend, get_name, G.ggml_backend_name(backend)),
         ENTRY(ggml_backend, free, G.ggml_backend_free(backend)),
@@ -154,7 +156,7 @@ std::string probe_backend(stand_in & object, ggml_tensor * t, ggml_cgraph * grap
         ENTRY(ggml_backend, event_record, G.ggml_backend_event_record(&event, backend)),
         ENTRY(ggml_backend, event_wait, G.ggml_backend_event_wait(backend, &event)),
     });
-    t->data = nullptr;
+    t->data                      = nullptr;
     if (difference.empty() && !is_slot(object, offsetof(ggml_backend, device), G.ggml_backend_get_device(backend))) {
         return "the end of ggml_backend";
     }
@@ -181,11 +183,11 @@ struct weight_type {
 };
 
 constexpr weight_type WEIGHT_TYPES[] = {
-    {TYPE_F32, 1024, TYPE_F32},     {TYPE_F16, 512, TYPE_F16},     {TYPE_BF16, 512, TYPE_BF16},   {TYPE_Q4_0, 144, TYPE_Q8_0},
-    {TYPE_Q5_0, 176, TYPE_Q8_0},    {TYPE_Q8_0, 272, TYPE_Q8_0},   {TYPE_Q2_K, 84, TYPE_Q8_K},    {TYPE_Q3_K, 110, TYPE_Q8_K},
-    {TYPE_Q4_K, 144, TYPE_Q8_K},    {TYPE_Q5_K, 176, TYPE_Q8_K},   {TYPE_Q6_K, 210, TYPE_Q8_K},   {TYPE_IQ2_XXS, 66, TYPE_Q8_K},
-    {TYPE_IQ2_XS, 74, TYPE_Q8_K},   {TYPE_IQ3_XXS, 98, TYPE_Q8_K}, {TYPE_IQ1_S, 50, TYPE_Q8_K},   {TYPE_IQ4_NL, 144, TYPE_Q8_0},
-    {TYPE_IQ3_S, 110, TYPE_Q8_K},   {TYPE_IQ2_S, 82, TYPE_Q8_K},   {TYPE_IQ4_XS, 136, TYPE_Q8_K}, {TYPE_IQ1_M, 56, TYPE_Q8_K},
+    {TYPE_F32, 1024, TYPE_F32},   {TYPE_F16, 512, TYPE_F16},     {TYPE_BF16, 512, TYPE_BF16},   {TYPE_Q4_0, 144, TYPE_Q8_0},
+    {TYPE_Q5_0, 176, TYPE_Q8_0},  {TYPE_Q8_0, 272, TYPE_Q8_0},   {TYPE_Q2_K, 84, TYPE_Q8_K},    {TYPE_Q3_K, 110, TYPE_Q8_K},
+    {TYPE_Q4_K, 144, TYPE_Q8_K},  {TYPE_Q5_K, 176, TYPE_Q8_K},   {TYPE_Q6_K, 210, TYPE_Q8_K},   {TYPE_IQ2_XXS, 66, TYPE_Q8_K},
+    {TYPE_IQ2_XS, 74, TYPE_Q8_K}, {TYPE_IQ3_XXS, 98, TYPE_Q8_K}, {TYPE_IQ1_S, 50, TYPE_Q8_K},   {TYPE_IQ4_NL, 144, TYPE_Q8_0},
+    {TYPE_IQ3_S, 110, TYPE_Q8_K}, {TYPE_IQ2_S, 82, TYPE_Q8_K},   {TYPE_IQ4_XS, 136, TYPE_Q8_K}, {TYPE_IQ1_M, 56, TYPE_Q8_K},
     {TYPE_MXFP4, 136, TYPE_Q8_0},
 };
 
@@ -226,7 +228,8 @@ std::string em_probe_types(ggml_context *) {
             return "the size of weight type " + std::to_string(w.type);
         }
         const ggml_type_traits_cpu * traits = G.ggml_get_type_traits_cpu(w.type);
-        if (G.ggml_get_type_traits_cpu(w.type + 1) != traits + 1 || !traits->vec_dot || traits->vec_dot_type != w.dot || traits->nrows < 1) {
+        if (G.ggml_get_type_traits_cpu(w.type + 1) != traits + 1 || !traits->vec_dot || traits->vec_dot_type != w.dot ||
+            traits->nrows < 1) {
             return "the table ggml_type_traits_cpu";
         }
     }
@@ -251,8 +254,8 @@ bool em_probe_many(int type) {
         return false;
     }
     const int64_t we[3] = {256, 8, 1}, xe[3] = {256, 1, 8}, ie[2] = {1, 8};
-    ggml_tensor * w     = G.ggml_new_tensor(ctx, type, 3, we);
-    ggml_tensor * y     = G.ggml_mul_mat_id(ctx, w, G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), G.ggml_new_tensor(ctx, TYPE_I32, 2, ie));
+    ggml_tensor * w = G.ggml_new_tensor(ctx, type, 3, we);
+    ggml_tensor * y = G.ggml_mul_mat_id(ctx, w, G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), G.ggml_new_tensor(ctx, TYPE_I32, 2, ie));
     ggml_cgraph * graph = G.ggml_new_graph_custom(ctx, 8, false);
     G.ggml_build_forward_expand(graph, y);
     const ggml_cplan plan = G.ggml_graph_plan(graph, 1, nullptr);

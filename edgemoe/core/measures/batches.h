@@ -13,9 +13,9 @@
 constexpr int64_t EM_STAGE_TOKENS = 32; // llama.cpp, too, copies experts to the device from this size on
 
 // Tokens per expert: of one expert, or the mean of all.
-constexpr int64_t EM_PICKS_ALL    = 16; // practically every expert is used: the next layer's can be sent unseen
-constexpr int64_t EM_PICKS_MOST   = 3;  // with a lower mean, too many experts are unused
-constexpr int64_t EM_MANY_ROWS    = 8;  // from so many rows on, ggml takes other kernels for some types; they round otherwise
+constexpr int64_t EM_PICKS_ALL     = 16; // practically every expert is used: the next layer's can be sent unseen
+constexpr int64_t EM_PICKS_MOST    = 3;  // with a lower mean, too many experts are unused
+constexpr int64_t EM_MANY_ROWS     = 8;  // from so many rows on, ggml takes other kernels for some types; they round otherwise
 constexpr int64_t EM_ROWS_TOGETHER = 64; // of one expert: a graph may end after so many rows without a change of kernel
 
 // Pairs of one graph.

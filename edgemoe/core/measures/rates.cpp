@@ -65,7 +65,8 @@ int64_t em_prefetches_in_time(const em_rates & rates, size_t expert_bytes, int64
     return std::clamp<int64_t>(int64_t(left / copy), 0, most);
 }
 
-em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int64_t> & tokens, int64_t sent_early, double idle_ns) {
+em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int64_t> & tokens, int64_t sent_early,
+                    double idle_ns) {
     constexpr double FIRST_CPU = 20, FIRST_LINK = 20; // bytes per ns, until they are measured
     if (rates.short_byte_ns <= 0) {
         rates.short_byte_ns = rates.copy_ns_per_byte > 0 ? double(rates.copy_ns_per_byte) : 1 / FIRST_LINK;
@@ -93,10 +94,10 @@ em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int
 // does: how much sooner than planned the link or the CPU was done.
 void em_learn_sharing(em_rates & rates, const em_sharing & plan, double waited_ns, int & link_first) {
     constexpr double GAIN = 0.5, MOST = 4; // share of an error that is corrected; largest error, as a share of the plan
-    constexpr double STEP = 0.04;          // cut of the link's estimate if the link was to finish last and did not,
+    constexpr double STEP       = 0.04;          // cut of the link's estimate if the link was to finish last and did not,
     constexpr int    MOST_STEPS = 5;       // more with each repeat up to this one
-    constexpr double PATIENCE = 0.01;      // the cut where the CPU computed everything
-    double & rate = rates.short_byte_ns;
+    constexpr double PATIENCE   = 0.01;      // the cut where the CPU computed everything
+    double &         rate       = rates.short_byte_ns;
     if (plan.sent_ns <= 0) {
         rate *= plan.cpu_ns > 0 ? 1 - PATIENCE : 1;
     } else if (waited_ns > 0) {

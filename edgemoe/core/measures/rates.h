@@ -15,12 +15,12 @@ struct em_rates {
     static constexpr int64_t MISSES = 17;
 
     double cold_pair_ns = 0, hot_pair_ns = 0; // prefill: a pair on the CPU; a pair on the device
-    double stream_byte_ns = 0;                // prefill: a byte of an expert that is streamed
-    double miss_pair_ns = 0;                  // decode: a pair on the CPU
+    double stream_byte_ns    = 0;                // prefill: a byte of an expert that is streamed
+    double miss_pair_ns      = 0;                  // decode: a pair on the CPU
     double misses_ns[MISSES] = {};            // decode: n pairs of one layer on the CPU, by n
-    double fetch_ns = 100e3;                  // decode: a fetch, without its copy
-    double layer_ns = 0;                      // decode: from one expert layer to the next
-    double short_pair_ns = 0;                 // short prompt: a pair on the CPU while the device computes others
+    double fetch_ns          = 100e3;                  // decode: a fetch, without its copy
+    double layer_ns          = 0;                      // decode: from one expert layer to the next
+    double short_pair_ns     = 0;                 // short prompt: a pair on the CPU while the device computes others
     double short_byte_ns = 0, short_idle_ns = 0; // short prompt: a byte on the link; the link's idle time between two layers
     std::atomic<double> copy_ns_per_byte{0};  // uploads
 };
@@ -32,7 +32,7 @@ constexpr double EM_SMOOTH_OFTEN = 0.1;
 // Adds a measurement to a smoothed rate.
 template <typename RATE> void em_note_rate(RATE & rate, double value, double smooth = EM_SMOOTH) {
     const double known = rate;
-    rate = known > 0 ? known + smooth * (value - known) : value;
+    rate               = known > 0 ? known + smooth * (value - known) : value;
 }
 // Lets a rate fade while it is not measured, so that one slow moment does not decide for ever.
 inline void em_fade(double & rate) { rate *= 0.999; }

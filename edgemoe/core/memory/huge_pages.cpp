@@ -23,7 +23,7 @@ void * em_memory_alloc(std::size_t bytes) {
     void *      p         = nullptr;
 #    if defined(__linux__)
     constexpr std::size_t PAGE = std::size_t(1) << 21;
-    alignment = bytes >= PAGE ? PAGE : alignment;
+    alignment                  = bytes >= PAGE ? PAGE : alignment;
 #    endif
     if (posix_memalign(&p, alignment, bytes) != 0) {
         return nullptr;

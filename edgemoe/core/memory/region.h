@@ -21,7 +21,7 @@ struct em_region {
         }
         release();
         const size_t wanted = bytes + bytes / 4;
-        buffer = G.ggml_backend_buft_alloc_buffer(buft ? buft : G.ggml_backend_cpu_buffer_type(), wanted);
+        buffer              = G.ggml_backend_buft_alloc_buffer(buft ? buft : G.ggml_backend_cpu_buffer_type(), wanted);
         if (buffer) {
             base = static_cast<char *>(G.ggml_backend_buffer_get_base(buffer));
             size = wanted;

@@ -67,7 +67,8 @@ bool node_ok(const em_block & b, const ggml_tensor * t) {
     if (op == OP.mul_mat_id || op == OP.add_id || op == OP.view) {
         return pair_shaped(b, t) && (op == OP.mul_mat_id ? projection_ok(b, t) : op == OP.add_id ? bias_ok(b, t) : view_ok(b, t));
     }
-    return pair_shaped(b, t) && (op == OP.glu || op == OP.unary || op == OP.clamp || op == OP.scale || op == OP.mul || op == OP.add || op == OP.sqr) &&
+    return pair_shaped(b, t) &&
+           (op == OP.glu || op == OP.unary || op == OP.clamp || op == OP.scale || op == OP.mul || op == OP.add || op == OP.sqr) &&
            elementwise_ok(b, t);
 }
 
@@ -148,7 +149,7 @@ bool em_device_supports(ggml_backend_device * device, em_layer_t & layer, std::i
 
 bool em_tail_find(ggml_cgraph * graph, const em_block & b, int n_nodes, em_tail * out) {
     const ggml_tensor * rows = b.down();
-    int i = b.last + 1;
+    int                 i    = b.last + 1;
     if (i >= n_nodes) {
         return false;
     }

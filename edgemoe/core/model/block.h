@@ -12,7 +12,7 @@ struct em_block {
     em_engine *   engine = nullptr;
     em_layer_t *  layer  = nullptr;
     int           first = 0, last = 0; // nodes of the graph, both included; last is the down projection
-    int           count = 0;           // nodes to compute, views included
+    int           count     = 0;           // nodes to compute, views included
     bool          on_device = false;   // the tensors are not in host memory
     ggml_tensor * node[EM_BLOCK_NODES];
     ggml_tensor * ids = nullptr;       // [k, tokens]
@@ -51,7 +51,7 @@ template <typename F> void em_each_pair(const ggml_tensor * ids, F f) {
         }
     }
 }
-bool em_ids_ok(const ggml_tensor * ids, int64_t experts); // every id is the number of an expert
+bool                 em_ids_ok(const ggml_tensor * ids, int64_t experts); // every id is the number of an expert
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // counts the tokens that chose each expert
 
 struct em_pair {
@@ -61,7 +61,7 @@ struct em_pair {
 void em_sort_by_expert(std::vector<em_pair> & pairs); // stable
 
 inline bool em_overlap(const ggml_tensor & a, const ggml_tensor & b) { // of the data
-    const char * from = static_cast<const char *>(a.data), * other = static_cast<const char *>(b.data);
+    const char *from = static_cast<const char *>(a.data), *other = static_cast<const char *>(b.data);
     return from && other && from < other + G.ggml_nbytes(&b) && other < from + G.ggml_nbytes(&a);
 }
 

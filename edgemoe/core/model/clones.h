@@ -7,10 +7,10 @@
 // A copy of a tensor that no node computes.
 inline ggml_tensor em_leaf(const ggml_tensor & t) {
     ggml_tensor leaf = t;
-    leaf.op        = OP.none;
-    leaf.buffer    = em_buffer_of(&t);
-    leaf.view_src  = nullptr;
-    leaf.view_offs = 0; // a device may add view_offs to `data`
+    leaf.op          = OP.none;
+    leaf.buffer      = em_buffer_of(&t);
+    leaf.view_src    = nullptr;
+    leaf.view_offs   = 0; // a device may add view_offs to `data`
     std::fill(std::begin(leaf.src), std::end(leaf.src), nullptr);
     return leaf;
 }
@@ -44,7 +44,7 @@ struct em_clones {
         for (int i = 0; i < GGML_SOURCES; ++i) {
             const ggml_tensor * s     = node->src[i];
             ggml_tensor *       known = s ? find(s) : nullptr;
-            copy->src[i] = !s || known ? known : add(s, outside(s));
+            copy->src[i]              = !s || known ? known : add(s, outside(s));
         }
         return add(node, copy);
     }

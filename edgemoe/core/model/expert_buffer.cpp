@@ -24,20 +24,21 @@ struct tensor_name { // projection -1: not a tensor of experts
 
 tensor_name parse_name(const char * name) {
     constexpr const char * PARTS[PROJ_COUNT] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"};
-    char part[20], kind[8];
-    int  block = -1, end = 0;
+    char                   part[20], kind[8];
+    int                    block = -1, end = 0;
     if (sscanf(name, "blk.%9d.%19[^.].%7s%n", &block, part, kind, &end) != 3 || name[end]) {
         return {};
     }
     const auto at   = std::find_if(PARTS, PARTS + PROJ_COUNT, [&](const char * known) { return strcmp(known, part) == 0; });
     const bool bias = strcmp(kind, "bias") == 0;
-    return at == PARTS + PROJ_COUNT || (!bias && strcmp(kind, "weight") != 0) ? tensor_name{} : tensor_name{block, int(at - PARTS), bias};
+    return at == PARTS + PROJ_COUNT || (!bias && strcmp(kind, "weight") != 0) ? tensor_name{}
+                                                                              : tensor_name{block, int(at - PARTS), bias};
 }
 
 em_layer_t * layer_for(em_model & m, int block) {
     auto at = std::find_if(m.layers.begin(), m.layers.end(), [&](const auto & l) { return l->block >= block; });
     if (at == m.layers.end() || (*at)->block != block) {
-        at = m.layers.insert(at, std::make_unique<em_layer_t>());
+        at           = m.layers.insert(at, std::make_unique<em_layer_t>());
         (*at)->block = block;
     }
     return at->get();
@@ -91,11 +92,17 @@ bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * d
 }
 void buffer_clear(ggml_backend_buffer * buffer, uint8_t value) { memset(context_of(buffer)->base, value, buffer->size); }
 
-constexpr ggml_backend_buffer_i BUFFER = {
-    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, buffer_init_tensor,
-    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
-    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, buffer_copy,
-    /* clear, reset                             */ buffer_clear, nullptr};
+constexpr ggml_backend_buffer_i BUFFER = {/* free_buffer, get_base, init_tensor       */ buffer_free,
+                                          buffer_base,
+                                          buffer_init_tensor,
+                                          /* memset_tensor, set_tensor, get_tensor    */ buffer_memset,
+                                          buffer_set,
+                                          buffer_get,
+                                          /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr,
+                                          nullptr,
+                                          buffer_copy,
+                                          /* clear, reset                             */ buffer_clear,
+                                          nullptr};
 
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 
@@ -157,9 +164,9 @@ int em_projection_of(const em_layer_t & layer, const ggml_tensor * weight) {
 }
 
 ggml_backend_buffer_type * em_buft() {
-    static ggml_backend_buffer_type buft = {
-        /* get_name, alloc_buffer, get_alignment, get_max_size */ {buft_name, buft_alloc, buft_alignment, nullptr,
-        /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
-        nullptr, nullptr};
+    static ggml_backend_buffer_type buft = {/* get_name, alloc_buffer, get_alignment, get_max_size */ {
+                                                buft_name, buft_alloc, buft_alignment, nullptr,
+                                                /* get_alloc_size, is_host                             */ nullptr, buft_is_host},
+                                            nullptr, nullptr};
     return &buft;
 }

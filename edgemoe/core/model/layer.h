@@ -30,9 +30,9 @@ struct em_places {
     em_buffer     buffer; // null: the tensors have no memory, or memory of somebody else
     ggml_tensor * weight[PROJ_COUNT] = {}; // [K, N, count]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, count]
-    size_t        bytes  = 0;
-    int32_t       count  = 0;
-    int64_t       serial = 0; // no two allocations have the same
+    size_t        bytes              = 0;
+    int32_t       count              = 0;
+    int64_t       serial             = 0; // no two allocations have the same
 };
 
 enum class em_slot_state : uint8_t { FREE, LOADING, RESIDENT }; // transitions: residency/slots.cpp
@@ -47,7 +47,7 @@ struct em_residents {
     std::vector<em_slot> slots;
     std::vector<int32_t> slot_of;    // expert -> slot in state RESIDENT, or -1
     std::vector<uint8_t> state;      // expert -> em_expert_state
-    int32_t              count = 0;  // experts in state RESIDENT
+    int32_t              count   = 0;  // experts in state RESIDENT
     int64_t              version = 0; // changes with every change of slot_of
     em_places            places;     // device memory of the slots
     em_event             read;       // recorded on a pass's stream: the work before the event has read the slots
@@ -61,17 +61,17 @@ enum class em_pattern : int32_t { UNSEEN = -1, UNKNOWN = 0, BLOCK = 1 };
 enum class em_support : int32_t { NOT_ASKED = -1, LACKING = 0, FULL = 1 };
 
 struct em_layer_t {
-    int32_t       block   = -1; // number in the tensor names
-    int32_t       index   = -1; // among the layers with routed experts
-    int32_t       experts = 0;
-    ggml_tensor * weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
-    ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, experts] or null
-    size_t        expert_bytes       = 0;  // weights and biases of one expert
-    em_window     window[PROJ_COUNT];      // the part of the weights that the device reads by itself
+    int32_t                 block              = -1; // number in the tensor names
+    int32_t                 index              = -1; // among the layers with routed experts
+    int32_t                 experts            = 0;
+    ggml_tensor *           weight[PROJ_COUNT] = {}; // the model's tensors, host memory, [K, N, experts]
+    ggml_tensor *           bias[PROJ_COUNT]   = {}; // [N, experts] or null
+    size_t                  expert_bytes       = 0;  // weights and biases of one expert
+    em_window               window[PROJ_COUNT];      // the part of the weights that the device reads by itself
     std::atomic<bool>       registered{false}; // the registration was tried
     std::atomic<em_pattern> pattern{em_pattern::UNSEEN};
     std::atomic<em_support> support{em_support::NOT_ASKED}; // of the layer's operations by the device
-    em_residents  residents;
+    em_residents            residents;
 
     bool   all_resident() const { return residents.count == experts; }
     bool   unsupported() const { return support == em_support::LACKING; }
@@ -87,7 +87,7 @@ struct em_layer_t {
 struct em_model {
     explicit em_model(em_engine * e) : engine(e) {}
 
-    em_engine * const engine; // the owner
+    em_engine * const                        engine; // the owner
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
     // A pointer in the tensor's `extra` field would be simpler, but ggml-cpu reads this field as the mark of a repacked weight.
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;

@@ -29,14 +29,14 @@ int em_by_host_seen(em_pass * p, em_block & b) {
 int em_run_unrecognised(em_pass * p, ggml_tensor * t) {
     std::vector<std::vector<char>> memory;
     std::vector<ggml_tensor>       sources(GGML_SOURCES);
-    auto on_host = [&](ggml_tensor copy) {
+    auto                           on_host = [&](ggml_tensor copy) {
         memory.emplace_back(G.ggml_nbytes(&copy) + 64);
         copy.data   = memory.back().data();
         copy.buffer = nullptr;
         return copy;
     };
     ggml_tensor node = em_leaf(*t);
-    node.op = t->op;
+    node.op          = t->op;
     for (int i = 0; i < GGML_SOURCES; ++i) {
         node.src[i] = t->src[i];
         if (t->src[i] && !em_is_ours(t->src[i])) {

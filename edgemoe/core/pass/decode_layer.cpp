@@ -57,13 +57,13 @@ static int compute_fetched(em_pass * p, const em_block & b) {
 
 // The CPU computes its pairs. Meanwhile fetched experts are sent and their pairs started, and the routing is reported.
 static int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
-    em_engine *  e = p->e;
-    em_misses &  m = p->misses;
-    bool         sent = true;
+    em_engine *  e      = p->e;
+    em_misses &  m      = p->misses;
+    bool         sent   = true;
     int          status = STATUS_SUCCESS, fetch_status = STATUS_SUCCESS;
     em_side_task task;
     task.work = [&] {
-        sent = m.fetched.empty() || send_fetched(p, b);
+        sent                 = m.fetched.empty() || send_fetched(p, b);
         const int64_t before = e->count.schedule_ns;
         em_report_view(p);
         task.apart_ns = e->count.schedule_ns - before;
@@ -90,7 +90,7 @@ static int compute_missed(em_pass * p, const em_block & b, em_cold kind) {
 
 // Finds the cold pairs, and counts hits and misses. `hot`: the device computes the pairs of experts in slots.
 static void find_misses(em_pass * p, const em_block & b, bool hot, bool decode) {
-    em_counters & c = p->e->count;
+    em_counters & c     = p->e->count;
     em_layer_t &  layer = *b.layer;
     p->misses.cold.clear(), p->misses.fetched.clear();
     em_each_pair(p->view.block.ids, [&](int32_t token, int32_t k, int32_t expert) {
@@ -113,8 +113,8 @@ int em_decode_layer(em_pass * p, em_block & b) {
     if (!p->early && b.tokens > 1) {
         return em_by_host(p, b);
     }
-    em_layer_t & layer  = *b.layer;
-    const bool   decode = p->e->decodes(b.tokens) && !p->prompt.active;
+    em_layer_t &                 layer  = *b.layer;
+    const bool                   decode = p->e->decodes(b.tokens) && !p->prompt.active;
     std::unique_lock<std::mutex> lock(layer.residents.mutex);
     if (!em_view_start(p, b)) {
         return STATUS_ALLOC_FAILED;
@@ -145,7 +145,7 @@ int em_decode_layer(em_pass * p, em_block & b) {
         // ns. AFTER: a graph on the device, and copies of its rows. BESIDE: the start of a fetch.
         constexpr double AFTER = 25e3, BESIDE = 5e3;
         double           both = 0;
-        p->misses.fetched = em_take_fetched(p->e, layer, p->misses.cold, AFTER, BESIDE, &both);
+        p->misses.fetched     = em_take_fetched(p->e, layer, p->misses.cold, AFTER, BESIDE, &both);
     }
     return compute_missed(p, b, decode && !early ? em_cold::OF_A_TOKEN_OR_FETCHED : em_cold::OF_A_TOKEN);
 }

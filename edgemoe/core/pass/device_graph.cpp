@@ -14,7 +14,7 @@ struct builder {
 
     ggml_tensor * make(const ggml_tensor & t) {
         ggml_tensor * c = G.ggml_new_tensor(g.ctx, t.type, 4, t.ne);
-        *c = t;
+        *c              = t;
         return c;
     }
     ggml_tensor * outside(const ggml_tensor * t) {
@@ -32,7 +32,7 @@ struct builder {
     }
     ggml_tensor * sent_places() {
         const int64_t ne[2] = {b.k, b.tokens};
-        g.ids = G.ggml_new_tensor(g.ctx, TYPE_I32, 2, ne);
+        g.ids               = G.ggml_new_tensor(g.ctx, TYPE_I32, 2, ne);
         G.ggml_backend_tensor_alloc(p->memory.scratch.buffer, g.ids, p->memory.scratch.base);
         return g.ids;
     }
@@ -56,9 +56,9 @@ struct builder {
             ggml_tensor * c = clones.connect(b.node[i], make(*b.node[i]), [&](const ggml_tensor * s) { return outside(s); });
             if (c->view_src) {
                 ggml_tensor * source = clones.find(c->view_src);
-                c->view_src = source ? source : clones.add(c->view_src, outside(c->view_src));
-                c->data     = kind.to_scratch ? static_cast<char *>(c->view_src->data) + c->view_offs : c->data;
-                c->buffer   = c->view_src->buffer;
+                c->view_src          = source ? source : clones.add(c->view_src, outside(c->view_src));
+                c->data              = kind.to_scratch ? static_cast<char *>(c->view_src->data) + c->view_offs : c->data;
+                c->buffer            = c->view_src->buffer;
             } else if (kind.to_scratch) { // the block's own memory holds the rows of other pairs
                 in_scratch(c, at);
                 at += em_align(G.ggml_nbytes(c), EM_PASS_ALIGN);
@@ -93,7 +93,7 @@ void remember(const em_block & b, std::vector<ggml_tensor> & out) {
 }
 
 bool unchanged(const em_device_graph & g, const em_block & b) {
-    size_t at = 0;
+    size_t at   = 0;
     auto   same = [&](const ggml_tensor * t) { return at < g.made_of.size() && memcmp(&g.made_of[at++], t, sizeof(*t)) == 0; };
     return all_sources(b, same) && at == g.made_of.size();
 }
@@ -130,7 +130,7 @@ bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em
         return b.layer->support == em_support::FULL;
     }
     constexpr size_t nodes = 64;
-    g.ctx = nullptr;
+    g.ctx                  = nullptr;
     g.arena.resize(G.ggml_tensor_overhead() * EM_BLOCK_NODES * 4 + 2 * G.ggml_graph_overhead_custom(nodes, false) + 1024);
     g.ctx = G.ggml_init({g.arena.size(), g.arena.data(), true});
     builder{p, g, b, kind, em_ids_bytes(b) + em_inputs_bytes(p)}.nodes();

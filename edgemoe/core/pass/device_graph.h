@@ -12,9 +12,9 @@ enum em_stage_part { EM_FIRST, EM_SECOND, EM_PARTS }; // gate and up; down
 
 // The memory that a block's nodes are computed over.
 struct em_graph_kind {
-    const em_places * places = nullptr;
-    ggml_tensor *     table  = nullptr; // on the device, expert -> place; null: the host sends the places
-    bool              parted = false;   // down in a graph of its own
+    const em_places * places     = nullptr;
+    ggml_tensor *     table      = nullptr; // on the device, expert -> place; null: the host sends the places
+    bool              parted     = false;   // down in a graph of its own
     bool              to_scratch = false; // the rows go to scratch memory
 
     bool operator==(const em_graph_kind & o) const {
@@ -27,8 +27,8 @@ struct em_device_graph {
     std::vector<char>        arena;
     em_arena                 ctx;
     ggml_cgraph *            part[EM_PARTS] = {}; // the second part is null if the first holds everything
-    ggml_tensor *            ids = nullptr;       // the places that the host sends
-    ggml_tensor *            down = nullptr;
+    ggml_tensor *            ids            = nullptr;       // the places that the host sends
+    ggml_tensor *            down           = nullptr;
     std::vector<ggml_tensor> made_of;
     em_graph_kind            kind;
     int64_t                  serial = -1; // of the places
@@ -46,4 +46,4 @@ size_t em_ids_bytes(const em_block & b);
 size_t em_inputs_bytes(const em_pass * p); // of copies of the view's inputs
 bool   em_ensure_scratch(em_pass * p, const em_block & b, bool nodes); // false: no memory
 // Makes the graph of a block; asks the device once whether it can run the graph. False: it cannot, or there is no memory.
-bool   em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em_graph_kind & kind);
+bool em_graph_for(em_pass * p, em_device_graph & g, const em_block & b, const em_graph_kind & kind);

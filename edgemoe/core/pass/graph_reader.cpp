@@ -22,7 +22,7 @@ void em_read_graph(em_pass * p, ggml_cgraph * graph) {
             }
         }
         em_block b;
-        b.on_device = true;
+        b.on_device          = true;
         const em_found found = em_block_find(graph, i, graph->n_nodes, &b);
         if (found == em_found::BLOCK && b.engine == e && r.blocks.size() < e->model.layers.size()) {
             r.blocks.push_back(b);

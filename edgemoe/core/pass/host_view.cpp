@@ -6,8 +6,8 @@
 
 static ggml_tensor scratch_copy(em_pass * p, const em_host_view::arrival & a) {
     ggml_tensor t = em_leaf(*a.from);
-    t.data   = p->memory.scratch.base + a.scratch;
-    t.buffer = p->memory.scratch.buffer;
+    t.data        = p->memory.scratch.base + a.scratch;
+    t.buffer      = p->memory.scratch.buffer;
     return t;
 }
 
@@ -24,7 +24,7 @@ static bool save_inputs(em_pass * p, const em_block & b) {
     for (int i = 0; i < p->view.arrival_count; ++i) {
         em_host_view::arrival & a = p->view.arrivals[i];
         if (overwritten(a.from)) {
-            a.scratch = at;
+            a.scratch        = at;
             ggml_tensor from = em_leaf(*a.from), to = scratch_copy(p, a);
             G.ggml_backend_tensor_copy_async(p->compute, p->compute, &from, &to);
         }
@@ -37,7 +37,7 @@ static bool save_inputs(em_pass * p, const em_block & b) {
 static void clone_block(em_host_view & v, const em_block & b) {
     em_clones clones;
     int       count = 0;
-    auto make = [&](const ggml_tensor & t) {
+    auto      make  = [&](const ggml_tensor & t) {
         v.tensor[count]        = t;
         v.tensor[count].buffer = nullptr;
         return &v.tensor[count++];
@@ -71,7 +71,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
             return false;
         }
     }
-    char * at = em_align(p->memory.mirror.base, EM_PASS_ALIGN);
+    char * at            = em_align(p->memory.mirror.base, EM_PASS_ALIGN);
     v.block.down()->data = at;
     at += rows;
     if (p->early && !save_inputs(p, b)) {
@@ -84,7 +84,7 @@ bool em_view_start(em_pass * p, const em_block & b) {
         const em_host_view::arrival & a     = v.arrivals[i];
         const size_t                  bytes = G.ggml_nbytes(a.from);
         const ggml_tensor             copy  = a.scratch ? scratch_copy(p, a) : *a.from;
-        a.to->data = at;
+        a.to->data                          = at;
         G.ggml_backend_tensor_get_async(stream, &copy, at, 0, bytes);
         at += em_align(bytes, EM_PASS_ALIGN);
     }

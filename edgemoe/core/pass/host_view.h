@@ -15,7 +15,7 @@ struct em_host_view {
         size_t              scratch; // where a copy lies in the device's scratch memory; 0: no copy
     } arrivals[EM_BLOCK_NODES * 2];
     int  arrival_count = 0;
-    bool unreported = false; // the routing log and the prefetch have not seen the routing yet
+    bool unreported    = false; // the routing log and the prefetch have not seen the routing yet
 };
 
 bool em_view_start(em_pass * p, const em_block & b); // makes room, and begins the copies of the inputs. False: no memory

@@ -5,9 +5,9 @@
 
 ggml_tensor em_some_rows(const ggml_tensor & t, int32_t from, int32_t n) {
     ggml_tensor r = em_leaf(t);
-    r.ne[1] = n;
+    r.ne[1]       = n;
     r.nb[2] = r.nb[3] = r.nb[1] * size_t(n);
-    r.data  = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
+    r.data            = static_cast<char *>(t.data) + size_t(from) * t.nb[1];
     return r;
 }
 
@@ -49,11 +49,12 @@ void em_force_ids(em_pass * p, const em_block & b) {
     }
 }
 
-void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each, const em_stage_run & run) {
+void em_send_run(em_pass * p, const em_window & w, const ggml_tensor * from, ggml_tensor * to, size_t each,
+                 const em_stage_run & run) {
     const char * source = static_cast<const char *>(from->data) + size_t(run.from) * each;
     const char * end    = source + size_t(run.n) * each;
     size_t       offset = size_t(run.place) * each;
-    auto piece = [&](const char * until) {
+    auto         piece  = [&](const char * until) {
         if (until > source) {
             G.ggml_backend_tensor_set_async(p->e->device.stream, to, source, offset, size_t(until - source));
             offset += size_t(until - source);
@@ -79,17 +80,17 @@ bool em_sent(em_pass * p, em_stage_part part) {
 
 em_put_rows::em_put_rows(int64_t width, int64_t height, int64_t n) {
     const int64_t ne[3][2] = {{width, height}, {width, n}, {n, 1}};
-    all     = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[0]);
-    rows    = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[1]);
-    numbers = G.ggml_new_tensor(ctx, TYPE_I32, 2, ne[2]);
-    put     = G.ggml_set_rows(ctx, all, rows, numbers);
-    graph   = G.ggml_new_graph_custom(ctx, 8, false);
+    all                    = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[0]);
+    rows                   = G.ggml_new_tensor(ctx, TYPE_F32, 2, ne[1]);
+    numbers                = G.ggml_new_tensor(ctx, TYPE_I32, 2, ne[2]);
+    put                    = G.ggml_set_rows(ctx, all, rows, numbers);
+    graph                  = G.ggml_new_graph_custom(ctx, 8, false);
     G.ggml_build_forward_expand(graph, put);
 }
 
 // Copies rows and their numbers to the scratch memory where the view's inputs lay. From there the device puts the rows in place.
 static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
-    const size_t row = size_t(out->ne[0]) * 4;
+    const size_t      row = size_t(out->ne[0]) * 4;
     const em_put_rows r(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
     r.rows->data = scratch, r.rows->buffer = p->memory.scratch.buffer;
     r.numbers->data = scratch + n * row, r.numbers->buffer = p->memory.scratch.buffer;
@@ -104,7 +105,7 @@ static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const cha
 int em_send_rows(em_pass * p, const em_block & b) {
     ggml_tensor * out  = b.down();
     char *        rows = static_cast<char *>(p->view.block.down()->data);
-    const size_t  row  = size_t(out->ne[0]) * 4, n = p->misses.cold.size(), ids = em_ids_bytes(b);
+    const size_t  row = size_t(out->ne[0]) * 4, n = p->misses.cold.size(), ids = em_ids_bytes(b);
     const size_t  most = p->tables.puts_rows && p->memory.scratch.size > ids ? (p->memory.scratch.size - ids) / (row + 4) : 0;
     std::vector<int32_t> number;
     for (const em_pair & c : p->misses.cold) {

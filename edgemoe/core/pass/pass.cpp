@@ -28,7 +28,7 @@ int run_part(em_pass * p, ggml_cgraph * graph, int from, int to) {
 // A device on the CPU's cores: the host computes a layer that takes long, in graphs that end soon.
 bool takes_long(const em_pass * p, const em_block & b) {
     constexpr double GRAPHS = 2; // graphs of options.graph_us each: a shorter layer does not take long
-    const double us = em_pair_ns(b.layer->pair_multiplications(), 0) * double(b.k * b.tokens) / 1e3;
+    const double     us     = em_pair_ns(b.layer->pair_multiplications(), 0) * double(b.k * b.tokens) / 1e3;
     return p->e->device.traits.shares_cpu && us > GRAPHS * double(p->e->options.graph_us);
 }
 
@@ -37,7 +37,7 @@ bool takes_long(const em_pass * p, const em_block & b) {
 // and events now and then, between two graphs, when nothing is under way.
 void wait_for_all(em_pass * p) {
     constexpr int64_t EVERY = 64, LATEST = 256; // graphs; each token is one graph
-    em_engine * e = p->e;
+    em_engine *       e = p->e;
     if (e->device.traits.keeps_nothing || ++p->unwaited < EVERY) {
         return;
     }
@@ -71,7 +71,7 @@ enum class mode {
 // Whether every layer of a prompt fits in the stage; makes room for the ids. Needs uploads.mutex.
 bool fits_stage(em_pass * p) {
     em_layer_region & ids = p->memory.prompt_ids;
-    ids.stride = 0;
+    ids.stride            = 0;
     for (const em_block & b : p->reading.blocks) {
         if (b.layer->unsupported() || !(b.layer->all_resident() || em_stage_whole(p, *b.layer))) {
             return false;
@@ -91,7 +91,7 @@ mode choose_mode(em_pass * p, std::unique_lock<std::mutex> & frozen) {
     const bool    known  = p->reading.stops.size() == blocks.size();
     const int64_t tokens = blocks.empty() ? 0 : blocks.front().tokens;
     const bool    read   = e->watching.every == 1 || (tokens == 1 && ++p->whole.unread >= e->watching.every);
-    frozen = std::unique_lock<std::mutex>(e->residence.uploads.mutex, std::defer_lock);
+    frozen               = std::unique_lock<std::mutex>(e->residence.uploads.mutex, std::defer_lock);
     if (known && e->forced.tokens == 0 && !read && frozen.try_lock()) { // if the lock is not free, an upload is under way
         if (em_whole_resident(p, blocks)) {
             return mode::WHOLE;
@@ -132,8 +132,8 @@ int compute_parts(em_pass * p, ggml_cgraph * graph, mode how) {
     for (size_t i = 0; i <= p->reading.stops.size() && status == STATUS_SUCCESS; ++i) {
         const bool    last = i == p->reading.stops.size();
         const em_stop s    = last ? em_stop{graph->n_nodes, graph->n_nodes, nullptr} : p->reading.stops[i];
-        status = run_part(p, graph, at, s.first);
-        at     = s.last + 1;
+        status             = run_part(p, graph, at, s.first);
+        at                 = s.last + 1;
         if (p->view.unreported) {
             em_report_view(p);
         }
@@ -141,7 +141,7 @@ int compute_parts(em_pass * p, ggml_cgraph * graph, mode how) {
             break;
         }
         const int64_t began = em_now_ns();
-        status = compute_stop(p, graph, i, how, turn);
+        status              = compute_stop(p, graph, i, how, turn);
         em_cut_off(p->edits, graph->nodes[s.last]);
         p->e->count.moe_ns += em_now_ns() - began;
         status = p->e->turn.cancelled ? int(STATUS_ABORTED) : status;
@@ -182,7 +182,7 @@ int em_pass_compute(em_pass * p, ggml_cgraph * graph) {
         return G.ggml_backend_graph_compute_async(p->compute, graph);
     }
     std::lock_guard<std::mutex> compute(p->e->turn.computing);
-    const em_pool_use use(p->cpu.threads);
+    const em_pool_use           use(p->cpu.threads);
     if (!em_tables_make(p)) {
         return STATUS_ALLOC_FAILED;
     }

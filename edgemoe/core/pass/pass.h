@@ -53,8 +53,8 @@ struct em_pass {
     em_engine * e = nullptr;
     em_context  cpu; // cold experts
     em_stream   compute, to_host;
-    bool        events  = false; // the device has events
-    bool        early   = false; // hot pairs may be started before the CPU knows the ids
+    bool        events   = false; // the device has events
+    bool        early    = false; // hot pairs may be started before the CPU knows the ids
     int64_t     unwaited = 0;    // graphs since the pass waited for all streams
 
     em_tables        tables;

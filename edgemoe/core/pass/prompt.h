@@ -52,7 +52,8 @@ void em_send_runs(em_pass * p, const em_stage_layout & layout, em_stage & stage,
 // Waits for the view of a layer, and learns from the layer before. Returns the time that the link has been idle, ns.
 double em_wait_and_learn(em_pass * p, int turn);
 // Chooses experts to be sent to the stage; the CPU's pairs go to misses.cold. Experts that were sent early are on their way.
-std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_layout & layout, double idle);
+std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_layout & layout,
+                                  double idle);
 // Sends as many experts as the link has time for until the layer's ids are known.
 void em_send_early(em_pass * p, em_stage_layout & layout, const em_block & b, em_stage & stage);
 

@@ -15,7 +15,8 @@ void copy_hot(em_pass * p, const em_layer_t & layer, em_stage & stage, em_stage_
             continue;
         }
         const em_places & slots = layer.residents.places;
-        for (auto [from, to] : {std::pair(slots.weight[i], stage.places.weight[i]), std::pair(slots.bias[i], stage.places.bias[i])}) {
+        for (auto [from, to] :
+             {std::pair(slots.weight[i], stage.places.weight[i]), std::pair(slots.bias[i], stage.places.bias[i])}) {
             if (from) {
                 ggml_tensor target = *from; // a tensor with as many places as there are slots
                 target.data = to->data, target.buffer = to->buffer, target.view_src = nullptr;
@@ -29,7 +30,7 @@ void copy_hot(em_pass * p, const em_layer_t & layer, em_stage & stage, em_stage_
 void note_routing(em_pass * p, em_block & b, int turn) {
     p->prompt.routing.push_back({b.layer, *b.ids});
     ggml_tensor & ids = p->prompt.routing.back().ids;
-    ids.data = p->memory.prompt_ids.base + size_t(turn) * p->memory.prompt_ids.stride;
+    ids.data          = p->memory.prompt_ids.base + size_t(turn) * p->memory.prompt_ids.stride;
     G.ggml_backend_tensor_get_async(p->compute, b.ids, ids.data, 0, G.ggml_nbytes(b.ids));
     em_look_ahead(p->e->prefetch, b);
 }
@@ -52,12 +53,12 @@ struct staged {
     em_pass *        p;
     em_block &       b;
     int              turn;
-    em_stage_layout & layout, & next_layout;
-    em_stage *        stage, * next_stage; // of this layer; of the layer after it, null if that layer needs none
-    em_layer_t *      next;
-    bool              arrives   = true;  // no copy to the stage has failed
-    bool              sent_next = false; // something of the next layer was sent
-    int               status    = STATUS_SUCCESS;
+    em_stage_layout &layout, &next_layout;
+    em_stage *       stage, *next_stage; // of this layer; of the layer after it, null if that layer needs none
+    em_layer_t *     next;
+    bool             arrives   = true;  // no copy to the stage has failed
+    bool             sent_next = false; // something of the next layer was sent
+    int              status    = STATUS_SUCCESS;
 
     // Starts the device's part. `send`: the layer was not sent before; `which`: experts to send now, null: all.
     void start(bool send, const std::vector<uint8_t> * which, bool send_next) {
@@ -111,7 +112,8 @@ struct staged {
     void count() const {
         em_counters & c      = p->e->count;
         const int64_t missed = int64_t(p->misses.cold.size()), met = b.k * b.tokens - missed;
-        const int64_t streamed = layout.sent ? met * layout.sent / (layout.sent + layout.hot) : 0; // the experts' share of the pairs
+        const int64_t streamed =
+            layout.sent ? met * layout.sent / (layout.sent + layout.hot) : 0; // the experts' share of the pairs
         c.prefill_misses += missed;
         c.prefill_streamed += streamed;
         c.prefill_hits += met - streamed;
@@ -126,13 +128,13 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
         return all_hot(p, b, turn);
     }
     em_layer_t * after = next && !next->layer->all_resident() ? next->layer : nullptr;
-    em_stage *   stage = em_stage_whole(p, layer), * next_stage = after ? em_stage_whole(p, *after) : nullptr;
+    em_stage *   stage = em_stage_whole(p, layer), *next_stage = after ? em_stage_whole(p, *after) : nullptr;
     staged       s{p, b, turn, p->prompt.layout[turn % 2], p->prompt.layout[(turn + 1) % 2], stage, next_stage, after};
-    const bool all   = b.k * b.tokens >= EM_PICKS_ALL * layer.experts;
-    const bool known = s.layout.layer == layer.index; // something of this layer was sent before
-    const bool sent  = known && s.layout.whole;
-    const bool seen  = !all && !sent; // the ids are needed
-    double     idle  = 0;
+    const bool   all   = b.k * b.tokens >= EM_PICKS_ALL * layer.experts;
+    const bool   known = s.layout.layer == layer.index; // something of this layer was sent before
+    const bool   sent  = known && s.layout.whole;
+    const bool   seen  = !all && !sent; // the ids are needed
+    double       idle  = 0;
     if (seen) {
         if (!em_view_start(p, b)) {
             return STATUS_ALLOC_FAILED;
@@ -142,7 +144,8 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
             return STATUS_FAILED;
         }
     }
-    if (!em_graph_for(p, *p->graphs.staged[size_t(layer.index)], b, {&s.stage->places, p->tables.stage[size_t(layer.index)], true, false})) {
+    if (!em_graph_for(p, *p->graphs.staged[size_t(layer.index)], b,
+                      {&s.stage->places, p->tables.stage[size_t(layer.index)], true, false})) {
         s.layout.layer = -1;
         return seen ? em_by_host_seen(p, b) : em_by_host(p, b);
     }
@@ -153,7 +156,7 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
     p->misses.cold.clear();
     std::vector<uint8_t> chosen;
     if (seen) {
-        chosen = em_share_out(p, layer, p->view.block.ids, s.layout, idle);
+        chosen                = em_share_out(p, layer, p->view.block.ids, s.layout, idle);
         p->prompt.shared.turn = turn + 1;
     }
     s.start(!sent, seen ? &chosen : nullptr, all);
@@ -184,6 +187,6 @@ void em_end_prompt(em_pass * p) {
     G.ggml_backend_synchronize(p->compute);
     G.ggml_backend_synchronize(p->e->device.stream);
     p->prompt.layout[0].layer = p->prompt.layout[1].layer = -1;
-    p->prompt.shared.turn = -1;
+    p->prompt.shared.turn                                 = -1;
     em_report_prompt(p);
 }

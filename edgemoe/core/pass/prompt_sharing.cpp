@@ -30,7 +30,8 @@ double em_wait_and_learn(em_pass * p, int turn) {
     return idle;
 }
 
-std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_layout & layout, double idle) {
+std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const ggml_tensor * ids, const em_stage_layout & layout,
+                                  double idle) {
     em_rates &                 rates  = p->e->rates;
     const std::vector<int64_t> tokens = em_tokens_of_experts(ids, layer.experts);
     std::vector<int32_t>       cold; // fewest tokens first
@@ -45,7 +46,7 @@ std::vector<uint8_t> em_share_out(em_pass * p, const em_layer_t & layer, const g
         cold_tokens.push_back(tokens[size_t(x)]);
     }
     // Without events no layer corrects the rate, so each layer begins with the rate of uploads.
-    rates.short_byte_ns = p->events ? rates.short_byte_ns : 0;
+    rates.short_byte_ns   = p->events ? rates.short_byte_ns : 0;
     p->prompt.shared.plan = em_share(rates, layer.expert_bytes, cold_tokens, layout.sent, idle);
     std::vector<uint8_t> sent(size_t(layer.experts)), ours(size_t(layer.experts));
     for (size_t i = 0; i < cold.size(); ++i) {
@@ -64,12 +65,13 @@ void em_send_early(em_pass * p, em_stage_layout & layout, const em_block & b, em
     em_layer_t &     layer = *b.layer;
     const em_rates & rates = p->e->rates;
     em_host_register(p->e->residence, layer);
-    int64_t left = std::min(int64_t(rates.short_idle_ns / (rates.short_byte_ns * double(layer.expert_bytes))), int64_t(layer.experts / 2));
+    int64_t left =
+        std::min(int64_t(rates.short_idle_ns / (rates.short_byte_ns * double(layer.expert_bytes))), int64_t(layer.experts / 2));
     for (int i = 0; i < PROJ_COUNT; ++i) {
         // The device cannot read such a tensor, so the thread that sends it would have to wait.
         left = layer.weight[i] && !layer.window[i].from ? 0 : left;
     }
-    left = b.k * b.tokens < EM_PICKS_MOST * layer.experts ? 0 : left;
+    left        = b.k * b.tokens < EM_PICKS_MOST * layer.experts ? 0 : left;
     layout.sent = 0;
     layout.sent_early.assign(size_t(layer.experts), 0);
     for (int32_t x = 0; x < layer.experts && left > 0; ++x) {

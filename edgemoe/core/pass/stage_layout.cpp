@@ -9,9 +9,9 @@ em_stage * em_stage_whole(em_pass * p, const em_layer_t & layer) {
 
 void em_lay_out(em_stage_layout & layout, const em_layer_t & layer, const std::vector<uint8_t> * send) {
     const int32_t slots = int32_t(layer.residents.slots.size());
-    layout.layer = layer.index;
-    layout.whole = !send;
-    layout.hot   = layer.residents.count == slots ? slots : 0; // a slot that is being filled must not be copied
+    layout.layer        = layer.index;
+    layout.whole        = !send;
+    layout.hot          = layer.residents.count == slots ? slots : 0; // a slot that is being filled must not be copied
     layout.place.assign(size_t(layer.experts), 0);
     layout.runs.clear();
     int32_t at = layout.hot;

@@ -6,16 +6,16 @@ bool em_tables_make(em_pass * p) {
     if (p->tables.ctx) {
         return p->tables.buffer && p->tables.host.base;
     }
-    em_engine *  e = p->e;
-    const size_t n = e->model.layers.size();
+    em_engine *                e     = p->e;
+    const size_t               n     = e->model.layers.size();
     ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(e->device.handle);
     const size_t               align = std::max(G.ggml_backend_buft_get_alignment(buft), size_t(64));
-    p->tables.ctx = G.ggml_init({G.ggml_tensor_overhead() * n * (2 + PROJ_COUNT) + 256, nullptr, true});
+    p->tables.ctx                    = G.ggml_init({G.ggml_tensor_overhead() * n * (2 + PROJ_COUNT) + 256, nullptr, true});
     p->tables.bias.assign(n * PROJ_COUNT, nullptr);
     p->tables.puts_rows = G.ggml_backend_dev_supports_op(e->device.handle, em_put_rows(32, 2, 1).put);
     std::vector<ggml_tensor *> all;
-    size_t device = align;
-    auto make = [&](int type, int64_t ne0, int64_t ne1) {
+    size_t                     device = align;
+    auto                       make   = [&](int type, int64_t ne0, int64_t ne1) {
         const int64_t ne[2] = {ne0, ne1};
         ggml_tensor * t     = G.ggml_new_tensor(p->tables.ctx, type, 2, ne);
         device += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);

@@ -23,7 +23,8 @@ bool em_whole_resident(em_pass * p, const std::vector<em_block> & blocks) {
             }
             p->tables.whole_version[l] = layer.residents.version;
         }
-        if (layer.support == em_support::NOT_ASKED && !em_graph_for(p, *p->graphs.hot[l], b, {&layer.residents.places, p->tables.slots[l], false, false})) {
+        if (layer.support == em_support::NOT_ASKED &&
+            !em_graph_for(p, *p->graphs.hot[l], b, {&layer.residents.places, p->tables.slots[l], false, false})) {
             return false;
         }
     }
@@ -32,9 +33,9 @@ bool em_whole_resident(em_pass * p, const std::vector<em_block> & blocks) {
 
 // Runs the graph as it is, with the slots in the place of the weights.
 int em_run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> & blocks) {
-    em_engine * e = p->e;
+    em_engine * e       = p->e;
     uint64_t    serials = 0;
-    e->watching.unseen = true;
+    e->watching.unseen  = true;
     for (const em_block & b : blocks) {
         (e->decodes(b.tokens) ? e->count.hits : e->count.prefill_hits) += b.k * b.tokens;
         e->count.tokens += b.layer->index == 0 ? b.tokens : 0;
@@ -49,16 +50,17 @@ int em_run_whole(em_pass * p, ggml_cgraph * graph, const std::vector<em_block> &
             }
         }
     }
-    p->whole.nodes.assign(1, &p->whole.marker); // a device knows a graph by its first node, which must not be the first node of a part
+    p->whole.nodes.assign(1,
+                          &p->whole.marker); // a device knows a graph by its first node, which must not be the first node of a part
     p->whole.nodes.insert(p->whole.nodes.end(), graph->nodes, graph->nodes + graph->n_nodes);
     ggml_cgraph all = *graph;
     all.size = all.n_leafs = 0;
-    all.nodes   = p->whole.nodes.data();
-    all.n_nodes = graph->n_nodes + 1;
+    all.nodes              = p->whole.nodes.data();
+    all.n_nodes            = graph->n_nodes + 1;
     all.grads = all.grad_accs = all.leafs = nullptr;
-    all.uid = graph->uid ? WHOLE_UID | (serials & 0xfffff) << 40 | graph->uid : 0;
-    const int64_t began  = em_now_ns();
-    const int     status = G.ggml_backend_graph_compute_async(p->compute, &all);
+    all.uid                               = graph->uid ? WHOLE_UID | (serials & 0xfffff) << 40 | graph->uid : 0;
+    const int64_t began                   = em_now_ns();
+    const int     status                  = G.ggml_backend_graph_compute_async(p->compute, &all);
     e->count.device_ns += em_now_ns() - began;
     em_event_record(e->residence.readers.read, p->compute);
     return status;

@@ -27,7 +27,8 @@ void em_host_register(em_residence & r, em_layer_t & layer) {
 }
 
 void em_host_unregister(em_residence & r) {
-    auto * leave = r.device.handle ? em_device_function<void (*)(void *)>(r.device.handle, "ggml_backend_unregister_host_buffer") : nullptr;
+    auto * leave =
+        r.device.handle ? em_device_function<void (*)(void *)>(r.device.handle, "ggml_backend_unregister_host_buffer") : nullptr;
     for (auto & layer : r.model.layers) {
         for (em_window & w : layer->window) {
             if (w.from && leave) {

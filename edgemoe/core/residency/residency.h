@@ -31,7 +31,7 @@ struct em_uploads {
     std::mutex              queue_mutex;
     std::condition_variable queue_changed;
     std::deque<em_request>  urgent, queue; // prefetches, which come first; all other uploads
-    bool                    copying = false; // an upload is under way
+    bool                    copying  = false; // an upload is under way
     bool                    stopping = false;
     std::mutex              mutex;
     std::atomic<bool>       wanted{false}; // a prompt waits for `mutex`: the copy thread lets the prompt go first
@@ -43,8 +43,8 @@ struct em_uploads {
         step += 1;
         layer_now = -1;
     }
-    void begin_layer(int32_t layer) { layer_now = layer; }
-    void wake() { queue_changed.notify_all(); }
+    void                         begin_layer(int32_t layer) { layer_now = layer; }
+    void                         wake() { queue_changed.notify_all(); }
     std::unique_lock<std::mutex> hold() { // no upload is under way while the caller has the lock
         wanted = true;
         std::unique_lock<std::mutex> lock(mutex);
@@ -68,10 +68,10 @@ struct em_stage {
 
 struct em_stages {
     std::vector<std::unique_ptr<em_stage>> all;
-    bool                 made = false;
-    em_buffer            memory;     // shared by stages: a part has the same position in every stage
-    size_t               second = 0; // where the second part begins
-    std::atomic<int64_t> bytes{0};
+    bool                                   made = false;
+    em_buffer                              memory;     // shared by stages: a part has the same position in every stage
+    size_t                                 second = 0; // where the second part begins
+    std::atomic<int64_t>                   bytes{0};
 };
 
 struct em_residence {
@@ -81,9 +81,9 @@ struct em_residence {
     em_turn &          turn;
     em_counters &      count;
     em_rates &         rates;
-    em_readers         readers = {};
-    em_uploads         uploads = {};
-    em_stages          stages  = {};
+    em_readers         readers      = {};
+    em_uploads         uploads      = {};
+    em_stages          stages       = {};
     int64_t            pinned_bytes = 0; // of expert pages; under em_uploads::mutex
 };
 
@@ -110,8 +110,8 @@ bool   em_uploads_wait(em_uploads & u, int32_t timeout_ms); // until the queue i
 bool   em_link_idle(em_uploads & u);
 size_t em_urgent_waiting(em_uploads & u); // uploads before the next prefetch
 // Copies all weights and biases of an expert. `staging` holds expert_bytes; keep it until the stream has been waited for.
-void   em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
-                        int32_t expert, int32_t place);
+void em_upload_expert(em_counters & count, ggml_backend * stream, char * staging, const em_layer_t & layer, const em_places & to,
+                      int32_t expert, int32_t place);
 
 // stage.cpp
 em_places  em_places_alloc(ggml_backend_device * device, const em_layer_t & layer, int32_t count); // no buffer: no memory

@@ -89,7 +89,7 @@ bool alloc_slots(const em_residence & r, em_layer_t & layer, int32_t slots) {
 
 int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
     const std::vector<em_slot> & slots = layer.residents.slots;
-    const auto free = [](const em_slot & s) { return s.state == em_slot_state::FREE; };
+    const auto                   free  = [](const em_slot & s) { return s.state == em_slot_state::FREE; };
     if (victim >= 0 && layer.residents.slot_of[size_t(victim)] >= 0) {
         return layer.residents.slot_of[size_t(victim)];
     }
@@ -103,8 +103,8 @@ int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
 
 bool em_readers_join(em_readers & readers, ggml_backend * stream) {
     std::lock_guard<std::mutex> lock(readers.mutex);
-    const bool first = !readers.stream;
-    readers.stream   = first ? stream : readers.stream;
+    const bool                  first = !readers.stream;
+    readers.stream                    = first ? stream : readers.stream;
     return first;
 }
 
@@ -174,16 +174,16 @@ void em_slot_loaded(em_layer_t & layer, const em_load & load, int32_t slot, bool
 }
 
 int em_slots_set(em_residence & r, const int32_t * slots) {
-    int status = EM_OK;
+    int                         status = EM_OK;
     std::lock_guard<std::mutex> compute(r.turn.computing);
     std::lock_guard<std::mutex> copy(r.uploads.mutex);
     // First all layers that shrink, so that layers that grow find room.
     for (const bool grow : {false, true}) {
         for (size_t i = 0; i < r.model.layers.size(); ++i) {
-            em_layer_t &   layer = *r.model.layers[i];
-            em_residents & here  = layer.residents;
+            em_layer_t &                layer = *r.model.layers[i];
+            em_residents &              here  = layer.residents;
             std::lock_guard<std::mutex> lock(here.mutex);
-            const int32_t wanted = status == EM_OK ? slots[i] : 0;
+            const int32_t               wanted = status == EM_OK ? slots[i] : 0;
             for (int32_t x = 0; x < layer.experts; ++x) { // uploads in the queue are forgotten
                 if (here.state[size_t(x)] == EM_PENDING) {
                     move_expert(here, x, EM_COLD);
@@ -193,8 +193,8 @@ int em_slots_set(em_residence & r, const int32_t * slots) {
                 free_slots(r, layer);
             }
             if (grow && wanted > 0 && here.slots.empty() && !alloc_slots(r, layer, wanted)) {
-                status = em_fail(EM_ERROR_NO_MEMORY, "the device has no room for " + std::to_string(wanted) +
-                                                         " experts of layer " + std::to_string(i));
+                status = em_fail(EM_ERROR_NO_MEMORY,
+                                 "the device has no room for " + std::to_string(wanted) + " experts of layer " + std::to_string(i));
             }
         }
     }

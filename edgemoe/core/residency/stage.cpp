@@ -5,15 +5,15 @@
 
 // Makes tensors without memory. `bytes` gets the sizes of the first part and of the second part (the down projection).
 static em_places make_places(ggml_backend_device * device, const em_layer_t & layer, int32_t count, size_t bytes[2]) {
-    ggml_backend_buffer_type * buft  = G.ggml_backend_dev_buffer_type(device);
-    const size_t               align = G.ggml_backend_buft_get_alignment(buft);
+    ggml_backend_buffer_type *  buft  = G.ggml_backend_dev_buffer_type(device);
+    const size_t                align = G.ggml_backend_buft_get_alignment(buft);
     static std::atomic<int64_t> serials{0};
-    em_places p;
+    em_places                   p;
     p.ctx    = G.ggml_init({G.ggml_tensor_overhead() * PROJ_COUNT * 2, nullptr, true});
     p.count  = count;
     p.serial = ++serials;
     bytes[0] = bytes[1] = 0;
-    auto make = [&](const ggml_tensor * from, bool bias, size_t & total) {
+    auto make           = [&](const ggml_tensor * from, bool bias, size_t & total) {
         const int64_t ne[3] = {from->ne[0], bias ? count : from->ne[1], bias ? 1 : count};
         ggml_tensor * t     = G.ggml_new_tensor(p.ctx, from->type, 3, ne);
         total += em_align(G.ggml_backend_buft_get_alloc_size(buft, t), align);
@@ -21,8 +21,8 @@ static em_places make_places(ggml_backend_device * device, const em_layer_t & la
     };
     for (int i = 0; i < PROJ_COUNT; ++i) {
         size_t & total = bytes[i == PROJ_DOWN];
-        p.weight[i] = layer.weight[i] ? make(layer.weight[i], false, total) : nullptr;
-        p.bias[i]   = layer.bias[i] ? make(layer.bias[i], true, total) : nullptr;
+        p.weight[i]    = layer.weight[i] ? make(layer.weight[i], false, total) : nullptr;
+        p.bias[i]      = layer.bias[i] ? make(layer.bias[i], true, total) : nullptr;
     }
     return p;
 }
@@ -67,15 +67,15 @@ static int32_t places_of(const em_options & options, const em_layer_t & layer) {
 // there; bytes of another type may not be numbers.
 static bool shares_memory(const em_layer_t & layer) {
     constexpr int FOUR_BIT_FLOATS = 39; // file format number of the first such type
-    return std::all_of(std::begin(layer.weight), std::end(layer.weight), [](const ggml_tensor * w) {
-        return !w || w->ne[0] % (w->type >= FOUR_BIT_FLOATS ? 512 : 256) == 0;
-    });
+    return std::all_of(std::begin(layer.weight), std::end(layer.weight),
+                       [](const ggml_tensor * w) { return !w || w->ne[0] % (w->type >= FOUR_BIT_FLOATS ? 512 : 256) == 0; });
 }
 
 static bool same_shape(const em_layer_t & layer, const em_layer_t & other) {
     for (int p = 0; p < PROJ_COUNT; ++p) {
-        const ggml_tensor * a = layer.weight[p], * o = other.weight[p];
-        if (!a != !o || !layer.bias[p] != !other.bias[p] || (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
+        const ggml_tensor *a = layer.weight[p], *o = other.weight[p];
+        if (!a != !o || !layer.bias[p] != !other.bias[p] ||
+            (a && (a->type != o->type || a->ne[0] != o->ne[0] || a->ne[1] != o->ne[1]))) {
             return false;
         }
     }

@@ -63,7 +63,7 @@ static void copy_loop(em_residence & r) {
         if (u.stopping) {
             return;
         }
-        auto & from = u.urgent.empty() ? u.queue : u.urgent;
+        auto &           from    = u.urgent.empty() ? u.queue : u.urgent;
         const em_request request = from.front();
         from.pop_front();
         u.copying = true;

@@ -8,7 +8,7 @@ void em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids) {
     if (log.model.layers.front()->block == block) {
         log.count.tokens += tokens;
     }
-    const size_t needed = size_t(k * tokens) + 3;
+    const size_t                needed = size_t(k * tokens) + 3;
     std::lock_guard<std::mutex> lock(log.mutex);
     log.full = log.full || log.length + needed > CAPACITY;
     if (log.full) { // small records too: half a batch would look like a batch
@@ -28,7 +28,7 @@ void em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids) {
 
 int64_t em_log_drain(em_routing_log & log, int32_t * out, int64_t capacity) {
     std::lock_guard<std::mutex> lock(log.mutex);
-    int64_t n = 0;
+    int64_t                     n = 0;
     while (n < int64_t(log.length)) {
         const int64_t record = 3 + int64_t(log.events[size_t(n) + 1]) * log.events[size_t(n) + 2];
         if (n + record > capacity) {

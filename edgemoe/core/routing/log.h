@@ -14,10 +14,10 @@ struct em_routing_log {
     const em_model & model;
     em_counters &    count;
 
-    std::mutex           mutex = {};
+    std::mutex           mutex  = {};
     std::vector<int32_t> events = {};
     size_t               length = 0;
-    bool                 full = false; // nothing is recorded until em_log_drain
+    bool                 full   = false; // nothing is recorded until em_log_drain
 };
 
 void    em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids);

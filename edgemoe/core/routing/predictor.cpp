@@ -19,11 +19,12 @@ constexpr float FEW_STEP = 0.1f;
 // Within 2e-7 of 1 / (1 + exp(-x)), without a call. 2^y is made of the bits of a whole number and a polynomial for the rest.
 EM_CLONES void to_probabilities(float * x, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
-        const float   y     = std::min(std::max(x[i], -80.0f), 80.0f) * -1.44269504f;
-        const float   whole = std::floor(y + 0.5f);
-        const float   r     = (y - whole) * 0.69314718f;
-        const float   power = 1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666667f + r * (0.0083333333f + r * 0.0013888889f)))));
-        const int32_t bits  = (int32_t(whole) + 127) << 23;
+        const float y     = std::min(std::max(x[i], -80.0f), 80.0f) * -1.44269504f;
+        const float whole = std::floor(y + 0.5f);
+        const float r     = (y - whole) * 0.69314718f;
+        const float power =
+            1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666667f + r * (0.0083333333f + r * 0.0013888889f)))));
+        const int32_t bits = (int32_t(whole) + 127) << 23;
         float         scale;
         memcpy(&scale, &bits, 4);
         x[i] = 1.0f / (1.0f + power * scale);
@@ -37,7 +38,7 @@ EM_CLONES void add(float * to, const float * row, int32_t n) {
 }
 
 EM_CLONES void add_four(float * to, const float * const * rows, int32_t n) {
-    const float * a = rows[0], * b = rows[1], * c = rows[2], * d = rows[3];
+    const float *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3];
     for (int32_t i = 0; i < n; ++i) {
         to[i] += (a[i] + b[i]) + (c[i] + d[i]);
     }
@@ -127,7 +128,8 @@ void em_predictor::token(const int32_t * now) {
             float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
             const float rate = memory_rate[size_t(m)];
             scale(h, rate, experts);
-            each_known(row_ids, top_k, [&](int32_t e) { add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
+            each_known(row_ids, top_k,
+                       [&](int32_t e) { add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
         }
         std::copy_n(&keep[size_t(l) * size_t(experts)], experts, chance.begin());
         refresh(l, now);
@@ -147,9 +149,8 @@ void em_predictor::token(const int32_t * now) {
 float em_predictor::quickness() const { return rate * (1.0f + 3.0f / (1.0f + float(tokens) / 500.0f)); }
 
 void em_predictor::add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values) {
-    each_known(of, top_k, [&](int32_t e) {
-        add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts);
-    });
+    each_known(of, top_k,
+               [&](int32_t e) { add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts); });
 }
 
 void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
@@ -287,23 +288,24 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
 }
 
 // The worth of an expert on the device: used now, or used soon. An exchange must gain enough to pay for its upload.
-int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain, em_load * out) {
+int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain,
+                             em_load * out) {
     next(layer, lead, chance.data());
     add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
     std::vector<uint8_t> left(state, state + experts); // EM_PENDING: not to be exchanged any more
-    int32_t n = 0;
+    int32_t              n = 0;
     for (; n < most; ++n) {
         int32_t newcomer = -1, victim = -1;
         for (int32_t e = 0; e < experts; ++e) {
             const float c = chance[size_t(e)];
-            newcomer = left[size_t(e)] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)]) ? e : newcomer;
-            victim   = left[size_t(e)] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)]) ? e : victim;
+            newcomer      = left[size_t(e)] == EM_COLD && (newcomer < 0 || c > chance[size_t(newcomer)]) ? e : newcomer;
+            victim        = left[size_t(e)] == EM_RESIDENT && (victim < 0 || c < chance[size_t(victim)]) ? e : victim;
         }
         victim = n < free_slots ? -1 : victim;
         if (newcomer < 0 || (n >= free_slots && (victim < 0 || chance[size_t(newcomer)] < chance[size_t(victim)] + gain))) {
             break;
         }
-        out[n] = {layer, newcomer, victim};
+        out[n]                 = {layer, newcomer, victim};
         left[size_t(newcomer)] = left[size_t(victim < 0 ? newcomer : victim)] = EM_PENDING;
     }
     return n;
@@ -312,26 +314,30 @@ int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state,
 // ---- the C interface ----
 
 em_predictor * em_predictor_new(const em_predictor_tables * t) {
-    if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->top_k < 1 || t->leads < 1 || t->reach < 1) {
+    if (!t || t->struct_bytes != int32_t(sizeof(*t)) || t->layers < 1 || t->experts < 1 || t->top_k < 1 || t->leads < 1 ||
+        t->reach < 1) {
         return nullptr;
     }
-    auto * p = new em_predictor;
+    auto * p  = new em_predictor;
     p->layers = t->layers, p->experts = t->experts, p->top_k = t->top_k, p->decays = t->decays, p->memories = t->memories;
     p->leads = t->leads, p->reach = t->reach, p->rate = t->rate, p->horizon = t->horizon, p->tokens = t->tokens;
     const int64_t le = int64_t(t->layers) * t->experts, lee = le * t->experts, ld = int64_t(t->layers) * t->decays;
     const int64_t leads = t->leads, lk = int64_t(t->layers) * t->top_k;
-    auto copy = [](auto & to, const float * from, int64_t n) { to.assign(from, from + n); };
-    auto fill = [](auto & to, int64_t n, auto value) { to.assign(size_t(n), value); };
+    auto          copy = [](auto & to, const float * from, int64_t n) { to.assign(from, from + n); };
+    auto          fill = [](auto & to, int64_t n, auto value) { to.assign(size_t(n), value); };
     copy(p->decay, t->decay, t->decays);
     copy(p->keep_bias, t->keep_bias, le), copy(p->keep_decay, t->keep_decay, ld), copy(p->keep_again, t->keep_again, lee);
     copy(p->memory_rate, t->memory_rate, t->memories), copy(p->keep_memory, t->keep_memory, t->memories * lee);
     copy(p->next_bias, t->next_bias, leads * le), copy(p->next_decay, t->next_decay, leads * ld);
     copy(p->next_again, t->next_again, leads * lee), copy(p->next_rows, t->next_rows, leads * t->reach * lee);
-    copy(p->next_token, t->next_token, leads * t->layers * EM_TOKEN_TIMES * 2), copy(p->next_router, t->next_router, leads * t->layers);
+    copy(p->next_token, t->next_token, leads * t->layers * EM_TOKEN_TIMES * 2),
+        copy(p->next_router, t->next_router, leads * t->layers);
     p->seen.make(t->layers, t->experts);
-    fill(p->frequency, le * t->decays, 0.0f), fill(p->memory, le * t->memories, 0.0f), fill(p->keep, le, 0.0f), fill(p->base, le * leads, 0.0f);
+    fill(p->frequency, le * t->decays, 0.0f), fill(p->memory, le * t->memories, 0.0f), fill(p->keep, le, 0.0f),
+        fill(p->base, le * leads, 0.0f);
     fill(p->margins, le, 0.0f), fill(p->looked, t->layers, uint8_t(0)), fill(p->ids, lk, -1), fill(p->latest, lk, -1);
-    fill(p->predicted, le, 0.0f), fill(p->predicted_lead, t->layers, 0), fill(p->chance, t->experts, 0.0f), fill(p->error, t->experts, 0.0f);
+    fill(p->predicted, le, 0.0f), fill(p->predicted_lead, t->layers, 0), fill(p->chance, t->experts, 0.0f),
+        fill(p->error, t->experts, 0.0f);
     p->seed(std::vector<float>(size_t(le), 0.0f).data());
     return p;
 }
@@ -364,8 +370,8 @@ void em_predictor_keep(em_predictor * p, float * out) {
     memcpy(out, p->keep.data(), p->keep.size() * 4);
 }
 
-int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again, float * next_rows,
-                            float * next_token, float * next_router) {
+int64_t em_predictor_learnt(em_predictor * p, float * keep_bias, float * keep_again, float * next_bias, float * next_again,
+                            float * next_rows, float * next_token, float * next_router) {
     std::copy(p->keep_bias.begin(), p->keep_bias.end(), keep_bias);
     std::copy(p->keep_again.begin(), p->keep_again.end(), keep_again);
     std::copy(p->next_bias.begin(), p->next_bias.end(), next_bias);

@@ -18,7 +18,7 @@ template <typename T> struct em_huge_pages {
     typedef T value_type;
     em_huge_pages() = default;
     template <typename U> em_huge_pages(const em_huge_pages<U> &) {}
-    T *  allocate(std::size_t n) {
+    T * allocate(std::size_t n) {
         if (void * p = em_memory_alloc(n * sizeof(T))) {
             return static_cast<T *>(p);
         }
@@ -31,7 +31,7 @@ template <typename T> struct em_huge_pages {
 typedef std::vector<float, em_huge_pages<float>> em_table;
 
 struct em_predictor {
-    int32_t layers, experts, top_k, decays, memories, leads, reach;
+    int32_t            layers, experts, top_k, decays, memories, leads, reach;
     std::vector<float> decay;                         // [decays]
     std::vector<float> keep_bias, keep_decay;         // [layers, experts], [layers, decays]
     em_table           keep_again;                    // [layers, experts, experts]
@@ -53,21 +53,21 @@ struct em_predictor {
     // The token under way.
     std::vector<int32_t> ids;     // [layers, top_k], -1 unknown
     int32_t              token_id = -1;
-    const uint8_t *      shares = nullptr; // [layers, experts] of the token's id, null for an unknown id
-    int32_t              kind   = 0;       // of the token's id
+    const uint8_t *      shares   = nullptr; // [layers, experts] of the token's id, null for an unknown id
+    int32_t              kind     = 0;       // of the token's id
     em_token_memory      seen;
     std::vector<float>   margins; // [layers, experts], of the routers that look ahead
     std::vector<uint8_t> looked;  // [layers], 1 where there are margins for this token
 
-    std::vector<float> chance;    // [experts], scratch of choose
+    std::vector<float>   chance;    // [experts], scratch of choose
     std::vector<int32_t> latest;  // [layers, top_k], experts of the token before the one under way
-    std::vector<float> predicted; // [layers, experts], chances for the token under way
+    std::vector<float>   predicted; // [layers, experts], chances for the token under way
     std::vector<int32_t> predicted_lead; // [layers], layers ahead of the prediction; 0: no prediction
-    std::vector<float> error;     // [experts], scratch of learning
-    float              rate = 0, horizon = 0;
-    int64_t            tokens = 0; // learnt from
+    std::vector<float>   error;     // [experts], scratch of learning
+    float                rate = 0, horizon = 0;
+    int64_t              tokens = 0; // learnt from
 
-    int32_t              done = 0; // tokens that end() has learnt from; token() will get the same tokens again, and skips them
+    int32_t done = 0; // tokens that end() has learnt from; token() will get the same tokens again, and skips them
 
     // Guards `keep`, which token() and seed() write and other threads read.
     std::mutex keep_mutex;
@@ -94,11 +94,11 @@ struct em_predictor {
     const float * row(const em_table & table, int64_t block, int32_t expert) const {
         return &table[(std::size_t(block) * std::size_t(experts) + std::size_t(expert)) * std::size_t(experts)];
     }
-    void refresh(int32_t layer, const int32_t * latest);
+    void   refresh(int32_t layer, const int32_t * latest);
     size_t token_weights(int32_t layer, int32_t lead) const;
-    void  learn_next(int32_t layer, const int32_t * chosen, int64_t n);
-    void  learn_keep(int32_t layer, const int32_t * now, const float * before);
-    void  add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values);
-    float quickness() const;
-    void touch_rows(const int32_t * latest, int32_t layer) const;
+    void   learn_next(int32_t layer, const int32_t * chosen, int64_t n);
+    void   learn_keep(int32_t layer, const int32_t * now, const float * before);
+    void   add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values);
+    float  quickness() const;
+    void   touch_rows(const int32_t * latest, int32_t layer) const;
 };

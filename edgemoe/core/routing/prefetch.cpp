@@ -14,10 +14,10 @@ void clock_layers(em_prefetch & a, int32_t layer) {
 
 // Queues experts that an expert layer of the token under way will miss. Returns how many.
 int32_t prefetch_layer(em_prefetch & a, int32_t at) {
-    constexpr int32_t MOST = 16;
-    em_layer_t &   target = *a.model.layers[size_t(at)];
-    em_residents & there  = target.residents;
-    int32_t        most   = std::min(a.most, MOST);
+    constexpr int32_t MOST   = 16;
+    em_layer_t &      target = *a.model.layers[size_t(at)];
+    em_residents &    there  = target.residents;
+    int32_t           most   = std::min(a.most, MOST);
     if (!a.wait) {
         most = int32_t(em_prefetches_in_time(a.rates, target.expert_bytes, a.lead, em_urgent_waiting(a.residence.uploads), most));
     }
@@ -26,9 +26,9 @@ int32_t prefetch_layer(em_prefetch & a, int32_t at) {
     if (most > 0) {
         std::lock_guard<std::mutex> lock(there.mutex);
         if (!there.slots.empty() && target.experts == a.predictor->experts) {
-            const auto    pending = std::count(there.state.begin(), there.state.end(), uint8_t(EM_PENDING));
-            const int32_t free    = int32_t(there.slots.size()) - there.count - int32_t(pending);
-            std::vector<uint8_t> state = there.state;
+            const auto           pending = std::count(there.state.begin(), there.state.end(), uint8_t(EM_PENDING));
+            const int32_t        free    = int32_t(there.slots.size()) - there.count - int32_t(pending);
+            std::vector<uint8_t> state   = there.state;
             for (size_t expert = 0; expert < there.pinned.size(); ++expert) {
                 state[expert] = there.pinned[expert] && state[expert] == EM_RESIDENT ? uint8_t(EM_PENDING) : state[expert];
             }
@@ -102,8 +102,8 @@ void lookahead_main(em_prefetch & a) {
 
 // Copies the input of the block's experts, for the router of the layer to prefetch for. False: that router cannot read the input.
 bool copy_input(em_prefetch & a, const em_block & block, std::vector<float> & input) {
-    const size_t at = size_t(block.layer->index + a.lead);
-    const ggml_tensor * x = block.node[0]->src[1];
+    const size_t        at = size_t(block.layer->index + a.lead);
+    const ggml_tensor * x  = block.node[0]->src[1];
     input.clear();
     if (a.most == 0 || at >= a.routers.size() || a.routers[at].experts != a.predictor->experts || !x || x->type != TYPE_F32 ||
         x->ne[0] != a.routers[at].width || x->ne[1] * x->ne[2] * x->ne[3] != 1) {

@@ -28,20 +28,20 @@ struct em_lookahead_thread {
 };
 
 struct em_prefetch {
-    const em_model &     model;
-    em_residence &       residence;
-    em_counters &        count;
-    em_rates &           rates;
-    em_predictor *       predictor = nullptr;
-    int32_t              lead = 1, most = 0;
-    float                gain = 0;
-    bool                 wait = false;  // for every prefetch to arrive, as a replay assumes
-    bool                 begun = false; // em_prefetch_token began the step under way
-    bool                 alone = false; // one token is under way and nothing else
-    std::vector<int32_t> spent = {};    // loads of each layer in this step
-    int64_t              layer_started_ns = 0;
-    std::vector<em_router> routers = {}; // of each layer; a router without experts: none
-    em_lookahead_thread  lookahead = {};
+    const em_model &       model;
+    em_residence &         residence;
+    em_counters &          count;
+    em_rates &             rates;
+    em_predictor *         predictor = nullptr;
+    int32_t                lead = 1, most = 0;
+    float                  gain             = 0;
+    bool                   wait             = false;  // for every prefetch to arrive, as a replay assumes
+    bool                   begun            = false; // em_prefetch_token began the step under way
+    bool                   alone            = false; // one token is under way and nothing else
+    std::vector<int32_t>   spent            = {};    // loads of each layer in this step
+    int64_t                layer_started_ns = 0;
+    std::vector<em_router> routers          = {}; // of each layer; a router without experts: none
+    em_lookahead_thread    lookahead        = {};
 };
 
 void em_prefetch_begin(em_prefetch & a); // the model is loaded

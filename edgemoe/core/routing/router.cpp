@@ -11,8 +11,8 @@
 #endif
 
 static EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
-    float lanes[32] = {};
-    int32_t i = 0;
+    float   lanes[32] = {};
+    int32_t i         = 0;
     for (; i + 32 <= n; i += 32) {
         for (int32_t j = 0; j < 32; ++j) {
             const uint32_t bits = uint32_t(row[i + j]) << 16;
@@ -46,8 +46,8 @@ void em_router::margins(const float * x, int32_t top_k, float * out) const {
         sum += out[e];
         squares += double(out[e]) * out[e];
     }
-    const double mean = sum / experts, variance = squares / experts - mean * mean;
-    const float  scale = variance > 1e-20 ? float(1 / std::sqrt(variance)) : 0.0f;
+    const double       mean = sum / experts, variance = squares / experts - mean * mean;
+    const float        scale = variance > 1e-20 ? float(1 / std::sqrt(variance)) : 0.0f;
     std::vector<float> sorted(out, out + experts);
     const int32_t      k = std::clamp(top_k, 1, experts - 1);
     std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end(), [](float a, float b) { return a > b; });

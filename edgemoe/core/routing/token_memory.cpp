@@ -12,7 +12,7 @@ static constexpr int32_t LATEST_TIMES = 8;
 void em_token_memory::make(int32_t layer_count, int32_t expert_count) {
     layers = layer_count, experts = expert_count;
     const size_t bytes = size_t(layers) * size_t(experts);
-    places = int32_t(std::clamp<size_t>(MOST_BYTES / bytes, 1, MOST_PLACES));
+    places             = int32_t(std::clamp<size_t>(MOST_BYTES / bytes, 1, MOST_PLACES));
     token_of.assign(size_t(places), -1);
     times.assign(size_t(places), 0);
     share.reset(static_cast<uint8_t *>(calloc(size_t(places), bytes)));
@@ -30,7 +30,7 @@ void em_token_memory::note(int32_t token, const int32_t * ids, int32_t top_k) {
         token_of[at] = token;
         times[at]    = 0;
     }
-    times[at] = uint8_t(std::min(times[at] + 1, 255));
+    times[at]       = uint8_t(std::min(times[at] + 1, 255));
     const int32_t n = std::min<int32_t>(times[at], LATEST_TIMES);
     for (int32_t l = 0; l < layers; ++l) {
         const int32_t * chosen = ids + l * top_k;

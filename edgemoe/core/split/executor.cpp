@@ -37,7 +37,7 @@ int64_t em_row_product_limit(const em_block & b) {
 
 int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer) {
     std::vector<em_pair> many;
-    auto few = pairs.begin();
+    auto                 few = pairs.begin();
     for (auto at = pairs.begin(), end = at; at != pairs.end(); at = end) {
         end = std::find_if(at, pairs.end(), [&](const em_pair & p) { return p.expert != at->expert; });
         if (end - at < fewer) {
@@ -63,10 +63,10 @@ bool em_fusable(const em_block & b) { return b.tokens == 1 && em_row_product_lim
 
 void em_device_pairs::start() {
     const em_engine & e = *r.e;
-    to      = em_graph_end(pairs, from, int64_t(pairs.size()), r.hot_at_once());
-    started = em_now_ns();
-    launch  = em_pairs_launch({e.device.exec, true, places.weight, places.bias, &r.e->exchange.device, &r.e->exchange.host}, r.b,
-                              &pairs[size_t(from)], to - from, nullptr);
+    to                  = em_graph_end(pairs, from, int64_t(pairs.size()), r.hot_at_once());
+    started             = em_now_ns();
+    launch = em_pairs_launch({e.device.exec, true, places.weight, places.bias, &r.e->exchange.device, &r.e->exchange.host}, r.b,
+                             &pairs[size_t(from)], to - from, nullptr);
 }
 
 // Waits for the device and copies its rows to the host. False: the device failed, nothing was written.
@@ -131,8 +131,8 @@ int em_run::compute_cold(std::vector<em_pair> pairs) {
 // stops only between its matrices. So the measured rates keep every graph to about options.graph_us.
 int em_run::compute(const em_split & s) {
     const int64_t   cold_all = int64_t(s.cold.size()), cold_most = em_pairs_of_graph(e->options.graph_us, cold_ns());
-    auto            colds    = s.cold;
-    const int64_t   fewer    = em_row_product_limit(b), few = b.tokens > 1 ? em_few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
+    auto            colds = s.cold;
+    const int64_t   fewer = em_row_product_limit(b), few = b.tokens > 1 ? em_few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
     int64_t         cold = 0, cold_took = 0;
     int             status = STATUS_SUCCESS;
     em_device_pairs hot{*this, b.layer->residents.places, s.hot};
@@ -142,9 +142,10 @@ int em_run::compute(const em_split & s) {
         }
         if (cold < cold_all) {
             const bool    by_rows = cold < few;
-            const int64_t end     = em_graph_end(colds, cold, by_rows ? few : cold_all, by_rows ? std::min(cold_most, EM_MAX_ROWS) : cold_most);
-            const int64_t before  = e->count.cpu_ns;
-            status = cold_graph(&colds[size_t(cold)], end - cold, by_rows);
+            const int64_t end =
+                em_graph_end(colds, cold, by_rows ? few : cold_all, by_rows ? std::min(cold_most, EM_MAX_ROWS) : cold_most);
+            const int64_t before = e->count.cpu_ns;
+            status               = cold_graph(&colds[size_t(cold)], end - cold, by_rows);
             if (status == STATUS_SUCCESS) {
                 cold = end;
                 cold_took += e->count.cpu_ns - before;

@@ -38,8 +38,9 @@ static bool is_long(const em_block & b) {
 
 // Whether the block runs as in llama.cpp, with the nodes around it. Such a layer still counts its misses.
 static bool runs_plain(const em_block & b) {
-    em_engine * e      = b.engine;
-    const bool  decode = e->decodes(b.tokens), streams = e->options.stream_tokens > 0 && !decode && em_device_usable(e->device, *b.layer);
+    em_engine * e       = b.engine;
+    const bool  decode  = e->decodes(b.tokens),
+                streams = e->options.stream_tokens > 0 && !decode && em_device_usable(e->device, *b.layer);
     if (streams || !all_cold(e, *b.layer) || em_fusable(b) || is_long(b) || em_mostly_row_products(b)) {
         return false;
     }
@@ -49,15 +50,15 @@ static bool runs_plain(const em_block & b) {
 
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     const em_pool_use use(c->threads);
-    const int64_t started = em_now_ns();
-    const int     n       = G.ggml_graph_n_nodes(graph);
-    int           status  = STATUS_SUCCESS;
-    int           plain   = 0; // first node not computed yet
-    em_engine *   engine  = nullptr;
+    const int64_t     started = em_now_ns();
+    const int         n       = G.ggml_graph_n_nodes(graph);
+    int               status  = STATUS_SUCCESS;
+    int               plain   = 0; // first node not computed yet
+    em_engine *       engine  = nullptr;
     for (int i = 0; i < n && status == STATUS_SUCCESS; ++i) {
         em_block       b;
         const em_found found = em_block_find(graph, i, n, &b);
-        engine = found == em_found::NOTHING ? engine : b.engine;
+        engine               = found == em_found::NOTHING ? engine : b.engine;
         if (found == em_found::BAD_IDS) {
             return STATUS_FAILED;
         }
@@ -73,7 +74,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         }
         em_tail    tail;
         const bool summed = b.tokens == 1 && em_tail_find(graph, b, n, &tail);
-        status = run_plain(c, graph, plain, b.first);
+        status            = run_plain(c, graph, plain, b.first);
         if (status == STATUS_SUCCESS) {
             std::lock_guard<std::mutex> compute(engine->turn.computing);
             status = em_host_block(c, b, summed ? &tail : nullptr);

@@ -56,11 +56,11 @@ static int compute_split(em_run & r, em_split & s, bool decode) {
 }
 
 int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
-    em_engine * e = b.engine;
-    em_run r{c, e, b};
+    em_engine *                 e = b.engine;
+    em_run                      r{c, e, b};
     std::lock_guard<std::mutex> lock(b.layer->residents.mutex);
-    const bool decode = e->decodes(b.tokens), device = em_device_usable(e->device, *b.layer);
-    em_split   s      = split_pairs(b, device);
+    const bool                  decode = e->decodes(b.tokens), device = em_device_usable(e->device, *b.layer);
+    em_split                    s = split_pairs(b, device);
     if (decode) {
         em_note_use(*b.layer, b.ids);
         e->count.hits += int64_t(s.hot.size());

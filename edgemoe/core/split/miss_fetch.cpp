@@ -31,7 +31,7 @@ static bool fetchable(em_engine * e, const em_layer_t & layer, int32_t expert) {
 
 // Sends experts to the stage. False: nothing is under way.
 static bool start_fetch(em_run & r, em_split & s) {
-    em_engine *        e = r.e;
+    em_engine *        e     = r.e;
     const em_layer_t & layer = *r.b.layer;
     em_stage *         stage = em_stage_for(e->residence, layer);
     if (!stage || !e->exchange.stage.ensure(layer.expert_bytes * s.fetched.size())) {
@@ -47,13 +47,13 @@ static bool start_fetch(em_run & r, em_split & s) {
     return true;
 }
 
-std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after, double beside,
-                                     double * both_ns) {
+std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after,
+                                     double beside, double * both_ns) {
     std::vector<em_pair> fetched;
     int64_t              wanted = worth_fetching(e, layer, int64_t(cold.size()), after, beside, both_ns);
     if (wanted > 0) {
         const em_stage * stage = em_stage_for(e->residence, layer);
-        wanted = stage ? std::min<int64_t>(wanted, stage->places.count) : 0;
+        wanted                 = stage ? std::min<int64_t>(wanted, stage->places.count) : 0;
     }
     for (size_t i = cold.size(); i-- > 0 && int64_t(fetched.size()) < wanted;) {
         if (fetchable(e, layer, cold[i].expert)) {
@@ -66,7 +66,7 @@ std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, st
 
 void em_fetch_now(em_run & r, em_split & s) {
     const auto cold = s.cold;
-    s.fetched = em_take_fetched(r.e, *r.b.layer, s.cold, 0, r.e->rates.fetch_ns, &s.both_ns);
+    s.fetched       = em_take_fetched(r.e, *r.b.layer, s.cold, 0, r.e->rates.fetch_ns, &s.both_ns);
     if (s.fetched.empty()) {
         em_fade(r.e->rates.fetch_ns);
     } else if (!start_fetch(r, s)) {

@@ -7,8 +7,8 @@
 struct em_split {
     std::vector<em_pair> hot, cold;
     std::vector<em_pair> fetched; // cold pairs, their experts on the way to the stage
-    int64_t fetch_started = 0;
-    double  both_ns = 0; // expected time of the longer side, the fetch or the cold pairs
+    int64_t              fetch_started = 0;
+    double               both_ns       = 0; // expected time of the longer side, the fetch or the cold pairs
 };
 
 // executor.cpp
@@ -20,7 +20,8 @@ int64_t em_row_product_limit(const em_block & b);
 // Moves the pairs of experts with fewer rows to the front; the pairs are sorted by experts. Returns how many.
 int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer);
 bool    em_mostly_row_products(const em_block & b); // for most of the experts that are used
-bool    em_fusable(const em_block & b); // whether a block of a single token can compute its last projection and the sum as one operation
+bool    em_fusable(
+    const em_block & b); // whether a block of a single token can compute its last projection and the sum as one operation
 
 struct em_run {
     em_context *   c;

@@ -19,14 +19,18 @@ struct em_context { // one per llama context that opened our backend
 int em_host_block(em_context * c, em_block & block, const em_tail * tail = nullptr);
 // Computes cold pairs; their rows go to the block's down projection. If row products compute no pair, the caller runs the side
 // task.
-enum class em_cold { OF_A_TOKEN, OF_A_TOKEN_OR_FETCHED, OF_A_PROMPT }; // OR_FETCHED: the device may fetch some experts, if that is faster
+enum class em_cold {
+    OF_A_TOKEN,
+    OF_A_TOKEN_OR_FETCHED,
+    OF_A_PROMPT
+}; // OR_FETCHED: the device may fetch some experts, if that is faster
 int em_cold_pairs(em_context * c, em_block & block, const std::vector<em_pair> & cold, em_cold kind, em_side_task * task = nullptr);
 
 // miss_fetch.cpp
 // Moves misses out of `cold`: the device fetches them while the CPU computes the others. The device is done `after` ns after its
 // last expert has arrived. A fetch delays both sides by `beside` ns. `both_ns` becomes the expected time of the longer side.
-std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after, double beside,
-                                     double * both_ns);
+std::vector<em_pair> em_take_fetched(em_engine * e, const em_layer_t & layer, std::vector<em_pair> & cold, double after,
+                                     double beside, double * both_ns);
 
 // graph.cpp
 int em_graph_compute(em_context * c, ggml_cgraph * graph);

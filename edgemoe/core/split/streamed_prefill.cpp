@@ -70,9 +70,9 @@ pairs_by_expert take_streamed(em_run & r, std::vector<em_pair> & cold) {
 } // namespace
 
 int em_compute_prefill(em_run & r, em_split s) {
-    em_engine * e     = r.e;
-    const bool  any   = e->options.stream_tokens > 0 && em_device_usable(e->device, *r.b.layer);
-    em_stage *  stage = any ? em_stage_for(e->residence, *r.b.layer) : nullptr;
+    em_engine *           e        = r.e;
+    const bool            any      = e->options.stream_tokens > 0 && em_device_usable(e->device, *r.b.layer);
+    em_stage *            stage    = any ? em_stage_for(e->residence, *r.b.layer) : nullptr;
     const pairs_by_expert streamed = stage ? take_streamed(r, s.cold) : pairs_by_expert();
     e->count.prefill_hits += int64_t(s.hot.size());
     e->count.prefill_misses += int64_t(s.cold.size());
@@ -82,7 +82,7 @@ int em_compute_prefill(em_run & r, em_split s) {
     }
     std::vector<em_pair> failed;
     const int64_t        started = em_now_ns();
-    status = stream_waves(r, streamed, *stage, failed);
+    status                       = stream_waves(r, streamed, *stage, failed);
     if (status != STATUS_SUCCESS) {
         return status;
     }

@@ -21,17 +21,17 @@ void set_one_thread(ggml_backend * b) { G.ggml_backend_cpu_set_n_threads(static_
 
 // Rows of n weights of `type` times `tokens` activations: products equal ggml's to the last bit, one by one and together.
 void check_kernel(int type, int64_t n, int64_t rows, int64_t tokens) {
-    const auto values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
+    const auto               values = random_floats(n * rows, 0.05f, 7), x = random_floats(n * tokens, 1.0f, 8);
     const std::vector<float> importance(size_t(n), 1.0f); // two-bit types cannot be quantised without importance
-    const size_t row_bytes = G.ggml_row_size(type, n);
-    std::vector<char> packed(row_bytes * rows);
+    const size_t             row_bytes = G.ggml_row_size(type, n);
+    std::vector<char>        packed(row_bytes * rows);
     T.ggml_quantize_chunk(type, values.data(), packed.data(), 0, rows, n, importance.data());
     const em_kernel ours = em_kernel_for(type, n, true), ggml = em_kernel_for(type, n, false);
     CHECK(ours.dot != ggml.dot);
-    const size_t own_bytes = em_align(ours.activation_bytes(n), 64);
-    char * a = static_cast<char *>(aligned_alloc(64, own_bytes * tokens));
-    void * b = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
-    std::vector<float> got(rows * tokens), want(rows * tokens), single(rows * tokens);
+    const size_t              own_bytes = em_align(ours.activation_bytes(n), 64);
+    char *                    a         = static_cast<char *>(aligned_alloc(64, own_bytes * tokens));
+    void *                    b         = aligned_alloc(64, em_align(ggml.activation_bytes(n), 64));
+    std::vector<float>        got(rows * tokens), want(rows * tokens), single(rows * tokens);
     std::vector<const void *> prepared;
     std::vector<float *>      out;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -46,8 +46,9 @@ void check_kernel(int type, int64_t n, int64_t rows, int64_t tokens) {
     }
     ours.dots(ours, {packed.data(), row_bytes, rows, n}, {prepared.data(), out.data(), tokens});
     if (largest_difference(single, want) != 0 || largest_difference(got, want) != 0) {
-        printf("kernel %s, type %d, %d weights, %d rows, %d tokens: %.2g alone, %.2g together\n", em_family_name(em_kernels_family()), type, int(n), int(rows),
-               int(tokens), largest_difference(single, want), largest_difference(got, want));
+        printf("kernel %s, type %d, %d weights, %d rows, %d tokens: %.2g alone, %.2g together\n",
+               em_family_name(em_kernels_family()), type, int(n), int(rows), int(tokens), largest_difference(single, want),
+               largest_difference(got, want));
         CHECK(false);
     }
     free(a);
@@ -57,9 +58,10 @@ void check_kernel(int type, int64_t n, int64_t rows, int64_t tokens) {
 // Every kernel of every family that runs here, for 1 to 16 tokens and any number of rows.
 void test_kernels() {
     const std::vector<std::pair<int, int64_t>> types = {
-        {TYPE_Q4_0, 1536}, {TYPE_Q4_0, 1568}, {TYPE_Q5_0, 1536}, {TYPE_Q5_0, 1568}, {TYPE_Q8_0, 1536}, {TYPE_Q8_0, 1568}, {TYPE_Q2_K, 1536},
-        {TYPE_Q3_K, 1536}, {TYPE_Q4_K, 1536}, {TYPE_Q5_K, 1536}, {TYPE_Q6_K, 1536}, {TYPE_IQ4_NL, 1536}, {TYPE_IQ4_NL, 1568}, {TYPE_IQ4_XS, 1536},
-        {TYPE_MXFP4, 1536}, {TYPE_MXFP4, 1568}, {TYPE_IQ2_XXS, 1536}, {TYPE_IQ2_S, 1536}, {TYPE_IQ3_XXS, 1536}, {TYPE_IQ3_S, 1536}};
+        {TYPE_Q4_0, 1536},  {TYPE_Q4_0, 1568},    {TYPE_Q5_0, 1536},   {TYPE_Q5_0, 1568},    {TYPE_Q8_0, 1536},
+        {TYPE_Q8_0, 1568},  {TYPE_Q2_K, 1536},    {TYPE_Q3_K, 1536},   {TYPE_Q4_K, 1536},    {TYPE_Q5_K, 1536},
+        {TYPE_Q6_K, 1536},  {TYPE_IQ4_NL, 1536},  {TYPE_IQ4_NL, 1568}, {TYPE_IQ4_XS, 1536},  {TYPE_MXFP4, 1536},
+        {TYPE_MXFP4, 1568}, {TYPE_IQ2_XXS, 1536}, {TYPE_IQ2_S, 1536},  {TYPE_IQ3_XXS, 1536}, {TYPE_IQ3_S, 1536}};
     for (const em_family family : {em_family::avx2, em_family::avxvnni, em_family::avx512, em_family::neon}) {
         const char * name = em_family_name(family);
         if (!em_family_runs(family)) {
@@ -175,7 +177,8 @@ void test_prompts_of_layers() {
                         for (uint64_t seed = 1; seed < 4; ++seed) {
                             std::vector<std::unique_ptr<test_graph>> layers;
                             for (int l = 0; l < s.layers; ++l) {
-                                layers.push_back(std::make_unique<test_graph>(model, l, mixed && l == 2 ? 300 : 40, seed * 10 + uint64_t(l), pass.buffer));
+                                layers.push_back(std::make_unique<test_graph>(model, l, mixed && l == 2 ? 300 : 40,
+                                                                              seed * 10 + uint64_t(l), pass.buffer));
                             }
                             std::vector<std::vector<float>> want;
                             for (auto & g : layers) {
@@ -212,12 +215,12 @@ void test_sharing() {
     configure_sim(o);
     em_engine * e = new_engine("sim", 2, 60000, 8);
     {
-        test_shape s;
-        test_model  model(s, e);
-        test_pass   pass(e);
-        em_pass *   p     = static_cast<em_pass *>(pass.stream->context);
+        test_shape   s;
+        test_model   model(s, e);
+        test_pass    pass(e);
+        em_pass *    p     = static_cast<em_pass *>(pass.stream->context);
         em_layer_t & layer = *e->model.layers[0];
-        test_graph  g(model, 0, 1, 1);
+        test_graph   g(model, 0, 1, 1);
         CHECK(G.ggml_backend_graph_compute(pass.stream, g.graph) == STATUS_SUCCESS); // the pass knows its layers
         std::vector<int32_t> picks; // expert x for x + 1 tokens
         for (int32_t x = 0; x < s.experts; ++x) {
@@ -230,7 +233,7 @@ void test_sharing() {
         em_stage_layout layout;
         layout.sent_early.assign(size_t(s.experts), 0);
         const double pair = e->rates.short_pair_ns = 1000;
-        auto share = [&](double copy_ns) {
+        auto         share                         = [&](double copy_ns) {
             p->misses.cold.clear();
             e->rates.short_byte_ns = copy_ns / double(layer.expert_bytes);
             return em_share_out(p, layer, &ids, layout, 0);
@@ -240,7 +243,9 @@ void test_sharing() {
             const auto n    = std::count(sent.begin(), sent.end(), 1);
             CHECK(std::is_sorted(sent.begin(), sent.end())); // the CPU computes the experts with the fewest tokens
             CHECK(int64_t(p->misses.cold.size()) == (s.experts - n) * (s.experts - n + 1) / 2);
-            const auto both = [&](int64_t sends) { return std::max(copy * double(sends), pair * double((s.experts - sends) * (s.experts - sends + 1) / 2)); };
+            const auto both = [&](int64_t sends) {
+                return std::max(copy * double(sends), pair * double((s.experts - sends) * (s.experts - sends + 1) / 2));
+            };
             for (int64_t other = 0; other <= s.experts; ++other) {
                 CHECK(both(n) <= both(other));
             }
@@ -248,12 +253,14 @@ void test_sharing() {
             CHECK(copy != 1e9 || n == 0);
         }
         layout.sent_early[7] = 1, layout.sent = 1; // the expert is on the link already
-        CHECK(!share(2000)[7] && std::none_of(p->misses.cold.begin(), p->misses.cold.end(), [](const em_pair & c) { return c.expert == 7; }));
+        CHECK(!share(2000)[7] &&
+              std::none_of(p->misses.cold.begin(), p->misses.cold.end(), [](const em_pair & c) { return c.expert == 7; }));
 
         // On a busy machine a wait may be seen that was none, or a real wait may be missed: one of three tries counts.
         const auto once_of_three = [](auto holds) { return holds() || holds() || holds(); };
         CHECK(once_of_three([&] {
-            p->prompt.shared = {{0, 1e6, 1e6, 0.9e6, 1e5}, 1, 0, 0}; // the plan expected the link to finish last, but it finished first
+            p->prompt.shared = {
+                {0, 1e6, 1e6, 0.9e6, 1e5}, 1, 0, 0}; // the plan expected the link to finish last, but it finished first
             e->rates.short_byte_ns = 1;
             em_wait_and_learn(p, 1);
             const double once = e->rates.short_byte_ns;
@@ -271,9 +278,9 @@ void test_sharing() {
             em_wait_and_learn(p, 1);
             return e->rates.short_byte_ns;
         };
-        CHECK(once_of_three([&] { return after_a_wait(0) > 1; }));   // the CPU waited for the link: the link gets fewer experts
+        CHECK(once_of_three([&] { return after_a_wait(0) > 1; })); // the CPU waited for the link: the link gets fewer experts
         CHECK(once_of_three([&] { return after_a_wait(1e9) < 1; })); // the CPU waited less than planned
-        p->prompt.shared = {{0, 1e6, 0, 0, 1e6}, 1, 0, 0};
+        p->prompt.shared       = {{0, 1e6, 0, 0, 1e6}, 1, 0, 0};
         e->rates.short_byte_ns = 1;
         em_wait_and_learn(p, 1);
         CHECK(e->rates.short_byte_ns == 1); // all was sent ahead: nothing to learn
@@ -359,7 +366,7 @@ em_predictor * ignorant_predictor(const test_shape & s) {
     t.rate = 0.1f, t.horizon = 0.8f;
     t.decay = t.keep_bias = t.keep_decay = t.keep_again = t.memory_rate = t.keep_memory = zeros.data();
     t.next_bias = t.next_decay = t.next_again = t.next_rows = t.next_token = t.next_router = zeros.data();
-    em_predictor * p = em_predictor_new(&t);
+    em_predictor * p                                                                       = em_predictor_new(&t);
     CHECK(p);
     return p;
 }
@@ -381,12 +388,12 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
         if (!by_pass) {
             set_one_thread(ours);
         }
-        std::atomic<bool> done{false};
-        std::thread       mover([&] {
+        std::atomic<bool>    done{false};
+        std::thread          mover([&] {
             std::mt19937_64 random(5);
             while (!done) {
                 if (random() % 200 == 0) {
-                    const int32_t n = int32_t(random() % 5);
+                    const int32_t n        = int32_t(random() % 5);
                     const int32_t slots[2] = {n, 4 - n};
                     em_set_slots(e, slots, 2);
                 }
@@ -411,7 +418,7 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
             CHECK(g.run(ours) == g.run(cpu));
             if (i % 2) {
                 const int32_t token[4] = {g.ids[0], g.ids[1], g.ids[1], -1}; // two layers, two experts each
-                const int32_t id = i % 5;
+                const int32_t id       = i % 5;
                 CHECK(em_end_step(e) == EM_OK);
                 em_predictor_seen(predictor, &id, token, 1);
                 em_predictor_token(predictor, token);
@@ -430,7 +437,7 @@ void test_churn(bool by_pass, em_sim_streams_t streams) {
     em_engine_free(e);
     G.ggml_backend_free(cpu);
     constexpr const char * STREAMS[] = {"", ", in order", ", with a transfer queue"};
-    const char * where = by_pass ? " where the device computes the graph" : "";
+    const char *           where     = by_pass ? " where the device computes the graph" : "";
     printf("no wrong number under churn%s%s\n", where, STREAMS[streams]);
 }
 
@@ -440,7 +447,7 @@ void test_faults() {
     for (int period = 1; period <= 12; ++period) {
         for (int kind = 0; kind < 4; ++kind) {
             em_sim_options o{};
-            o.fetch_all = period % 3;
+            o.fetch_all                                                                                         = period % 3;
             (kind == 0 ? o.fail_alloc : kind == 1 ? o.fail_copy : kind == 2 ? o.fail_compute : o.fail_register) = period;
             configure_sim(o);
             em_engine * e = new_engine("sim", 2);
@@ -557,11 +564,12 @@ void test_thread_pool() {
     {
         test_model     model(test_shape{}, e);
         ggml_backend * ours = our_backend();
-        const auto     set  = reinterpret_cast<set_n_threads_t>(ours->device->reg->iface.get_proc_address(ours->device->reg, "ggml_backend_set_n_threads"));
-        const bool     pool = static_cast<em_context *>(ours->context)->threads.own();
-        const int64_t  before = threads_of_process();
-        const bool     counted = pool && before > 0;
-        int            most    = 1;
+        const auto     set  = reinterpret_cast<set_n_threads_t>(
+            ours->device->reg->iface.get_proc_address(ours->device->reg, "ggml_backend_set_n_threads"));
+        const bool    pool    = static_cast<em_context *>(ours->context)->threads.own();
+        const int64_t before  = threads_of_process();
+        const bool    counted = pool && before > 0;
+        int           most    = 1;
         for (const int threads : {2, 1, 3, 2}) {
             set(ours, threads);
             most = std::max(most, threads);

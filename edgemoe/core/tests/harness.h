@@ -25,15 +25,14 @@
     } while (0)
 
 // Functions of ggml that only the tests need.
-#define EM_TEST_FUNCTIONS(X)                                                                             \
-    X(void, ggml_backend_register, (ggml_backend_reg * reg))                                             \
-    X(size_t, ggml_quantize_chunk,                                                                       \
+#define EM_TEST_FUNCTIONS(X)                                                                                        \
+    X(void, ggml_backend_register, (ggml_backend_reg * reg))                                                        \
+    X(size_t, ggml_quantize_chunk,                                                                                  \
       (int type, const float * src, void * dst, int64_t start, int64_t rows, int64_t width, const float * imatrix)) \
-    X(ggml_tensor *, ggml_swiglu_split, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))          \
-    X(ggml_tensor *, ggml_mul, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                   \
-    X(ggml_tensor *, ggml_add, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                   \
-    X(ggml_tensor *, ggml_view_2d,                                                                       \
-      (ggml_context * ctx, ggml_tensor * a, int64_t ne0, int64_t ne1, size_t nb1, size_t offset))
+    X(ggml_tensor *, ggml_swiglu_split, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                     \
+    X(ggml_tensor *, ggml_mul, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                              \
+    X(ggml_tensor *, ggml_add, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b))                              \
+    X(ggml_tensor *, ggml_view_2d, (ggml_context * ctx, ggml_tensor * a, int64_t ne0, int64_t ne1, size_t nb1, size_t offset))
 
 struct test_api {
 #define X(result, name, args) result(*name) args;
@@ -89,23 +88,23 @@ struct test_shape {
 
 // Expert tensors in memory that our device wraps, as llama.cpp does with its mmap.
 struct test_model {
-    test_shape            shape;
-    em_engine *           engine;
-    std::vector<char>     memory;
-    ggml_context *        ctx;
-    ggml_backend_buffer * buffer;
+    test_shape                 shape;
+    em_engine *                engine;
+    std::vector<char>          memory;
+    ggml_context *             ctx;
+    ggml_backend_buffer *      buffer;
     std::vector<ggml_tensor *> gate, up, down;
 
     test_model(const test_shape & s, em_engine * e) : shape(s), engine(e) {
         const size_t row_in = G.ggml_row_size(s.type, s.width), row_out = G.ggml_row_size(s.type, s.ffn);
-        const size_t layer  = size_t(s.experts) * (2 * size_t(s.ffn) * row_in + size_t(s.width) * row_out);
+        const size_t layer = size_t(s.experts) * (2 * size_t(s.ffn) * row_in + size_t(s.width) * row_out);
         memory.resize(layer * size_t(s.layers) + 64);
         ctx = G.ggml_init({G.ggml_tensor_overhead() * size_t(3 * s.layers), nullptr, true});
         CHECK(em_begin_load(e, 0) == EM_OK);
         ggml_backend_device * device = em_buft()->device;
-        char * at = em_align(memory.data(), 64);
-        buffer = device->iface.buffer_from_host_ptr(device, at, memory.size() - 64, 0);
-        buffer->usage = USAGE_WEIGHTS;
+        char *                at     = em_align(memory.data(), 64);
+        buffer                       = device->iface.buffer_from_host_ptr(device, at, memory.size() - 64, 0);
+        buffer->usage                = USAGE_WEIGHTS;
         for (int l = 0; l < s.layers; ++l) {
             gate.push_back(add("gate", l, s.width, s.ffn, at));
             up.push_back(add("up", l, s.width, s.ffn, at));
@@ -122,14 +121,14 @@ struct test_model {
     ggml_tensor * add(const char * what, int layer, int64_t in, int64_t out, char *& at) {
         const int64_t ne[3] = {in, out, shape.experts};
         ggml_tensor * t     = G.ggml_new_tensor(ctx, shape.type, 3, ne);
-        char name[64];
+        char          name[64];
         snprintf(name, sizeof(name), "blk.%d.ffn_%s_exps.weight", layer, what);
         G.ggml_set_name(t, name);
         // Every model has the same values.
         static std::map<std::tuple<int, int64_t, int64_t, int, uint64_t>, std::vector<char>> made;
-        const int64_t  rows  = out * shape.experts;
-        const uint64_t seed  = uint64_t(layer * 3 + what[0]);
-        auto &         bytes = made[{shape.type, in, out, shape.experts, seed}];
+        const int64_t                                                                        rows = out * shape.experts;
+        const uint64_t                                                                       seed = uint64_t(layer * 3 + what[0]);
+        auto & bytes = made[{shape.type, in, out, shape.experts, seed}];
         if (bytes.empty()) {
             const auto values = random_floats(size_t(in * rows), 0.06f, seed);
             bytes.resize(G.ggml_nbytes(t));
@@ -157,15 +156,16 @@ struct test_graph {
     std::vector<int32_t>            ids;
     ggml_backend_buffer *           buffer;
 
-    test_graph(const test_model & m, int layer, int64_t tokens, uint64_t seed, ggml_backend_buffer * buffer = nullptr) : buffer(buffer) {
+    test_graph(const test_model & m, int layer, int64_t tokens, uint64_t seed, ggml_backend_buffer * buffer = nullptr)
+        : buffer(buffer) {
         const test_shape & s = m.shape;
-        ctx = G.ggml_init({G.ggml_tensor_overhead() * 64 + G.ggml_graph_overhead_custom(64, false), nullptr, true});
+        ctx                 = G.ggml_init({G.ggml_tensor_overhead() * 64 + G.ggml_graph_overhead_custom(64, false), nullptr, true});
         const int64_t xe[3] = {s.width, 1, tokens}, ie[2] = {s.k, tokens}, we[3] = {1, s.k, tokens};
-        ggml_tensor * x = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), 1.0f, seed);
-        input           = x;
-        values          = memory.back();
-        ggml_tensor * w = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, we), 0.5f, seed + 1);
-        ggml_tensor * i = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
+        ggml_tensor * x   = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, xe), 1.0f, seed);
+        input             = x;
+        values            = memory.back();
+        ggml_tensor *   w = give(G.ggml_new_tensor(ctx, TYPE_F32, 3, we), 0.5f, seed + 1);
+        ggml_tensor *   i = G.ggml_new_tensor(ctx, TYPE_I32, 2, ie);
         std::mt19937_64 random(seed);
         for (int64_t t = 0; t < tokens; ++t) {
             const int first = int(random() % uint64_t(s.experts));
@@ -173,8 +173,8 @@ struct test_graph {
                 ids.push_back((first + k * 3) % s.experts);
             }
         }
-        i->data   = ids.data();
-        i->buffer = buffer;
+        i->data            = ids.data();
+        i->buffer          = buffer;
         ggml_tensor * gate = give(G.ggml_mul_mat_id(ctx, m.gate[size_t(layer)], x, i));
         ggml_tensor * up   = give(G.ggml_mul_mat_id(ctx, m.up[size_t(layer)], x, i));
         ggml_tensor * act  = give(T.ggml_swiglu_split(ctx, gate, up));
@@ -182,7 +182,7 @@ struct test_graph {
         if (buffer) { // llama.cpp gives a node the memory of a tensor that is not needed any more
             x->data = down->data;
         }
-        ggml_tensor * rows = give(T.ggml_mul(ctx, down, w));
+        ggml_tensor *              rows = give(T.ggml_mul(ctx, down, w));
         std::vector<ggml_tensor *> terms;
         for (int k = 0; k < s.k; ++k) {
             terms.push_back(T.ggml_view_2d(ctx, rows, s.width, tokens, rows->nb[2], size_t(k) * rows->nb[1]));
@@ -194,8 +194,8 @@ struct test_graph {
             out = give(T.ggml_add(ctx, out, terms[size_t(k)]));
         }
         static uint64_t uids = 0; // llama.cpp numbers its graphs, too
-        graph      = G.ggml_new_graph_custom(ctx, 64, false);
-        graph->uid = ++uids;
+        graph                = G.ggml_new_graph_custom(ctx, 64, false);
+        graph->uid           = ++uids;
         G.ggml_build_forward_expand(graph, rows);
         for (ggml_tensor * t : terms) {
             G.ggml_build_forward_expand(graph, t);
@@ -318,7 +318,8 @@ struct test_pass {
         auto * device = static_cast<ggml_backend_device *>(em_stand_in_device(e));
         typedef void (*set_n_threads_t)(ggml_backend *, int);
         stream = device->iface.init_backend(device, nullptr);
-        reinterpret_cast<set_n_threads_t>(device->reg->iface.get_proc_address(device->reg, "ggml_backend_set_n_threads"))(stream, TEAM);
+        reinterpret_cast<set_n_threads_t>(device->reg->iface.get_proc_address(device->reg, "ggml_backend_set_n_threads"))(stream,
+                                                                                                                          TEAM);
         buffer = G.ggml_backend_buft_alloc_buffer(device->iface.get_buffer_type(device), 64);
     }
     ~test_pass() {

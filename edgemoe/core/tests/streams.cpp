@@ -22,8 +22,8 @@ struct tally {
         graphs += 1;
         wrong += !right;
         if (!right && wrong <= SHOWN) {
-            printf("  wrong: %s of type %d, %d of 8 hot, %d tokens, early %d, fetches %d\n", what, type, share,
-                   int(tokens), int(o.early), int(o.fetch_all));
+            printf("  wrong: %s of type %d, %d of 8 hot, %d tokens, early %d, fetches %d\n", what, type, share, int(tokens),
+                   int(o.early), int(o.fetch_all));
         }
     }
 };
@@ -34,7 +34,7 @@ double most_difference(const em_sim_options & o, int64_t tokens) { return o.earl
 // Gives ggml-cpu's result of a graph, which is the same for every engine.
 const std::vector<float> & wanted(test_graph & g, int type, uint64_t seed, ggml_backend * cpu) {
     static std::map<std::pair<int, uint64_t>, std::vector<float>> known;
-    auto & want = known[{type, seed}];
+    auto &                                                        want = known[{type, seed}];
     if (want.empty()) {
         want = g.run(cpu);
     }
@@ -104,20 +104,20 @@ void forced(tally & t, const em_sim_options & o, int share, ggml_backend * cpu) 
         const test_shape s = shape_of(TYPE_F32, 2);
         test_model       model(s, e);
         make_hot(e, s, share);
-        test_pass    pass(e);
-        test_graph   g(model, 0, 1, 1, pass.buffer);
-        const auto & want = g.run(cpu);
+        test_pass                  pass(e);
+        test_graph                 g(model, 0, 1, 1, pass.buffer);
+        const auto &               want  = g.run(cpu);
         const std::vector<int32_t> trace = {g.ids[0], g.ids[1], 0, 1}; // ids of both layers
         CHECK(em_force(e, trace.data(), 1, s.k) == EM_OK);
-        ggml_tensor * ids    = g.graph->nodes[0]->src[2];
-        ggml_tensor   router = *ids;
+        ggml_tensor *        ids    = g.graph->nodes[0]->src[2];
+        ggml_tensor          router = *ids;
         std::vector<int32_t> others = {(g.ids[0] + 1) % s.experts, (g.ids[1] + 1) % s.experts};
-        router.data = others.data();
+        router.data                 = others.data();
         ids->op = OP.cont, ids->src[0] = &router, ids->flags |= TENSOR_FLAG_COMPUTE;
         std::vector<ggml_tensor *> nodes = {ids};
         nodes.insert(nodes.end(), g.graph->nodes, g.graph->nodes + g.graph->n_nodes);
         ggml_cgraph routed = *g.graph;
-        routed.nodes = nodes.data(), routed.n_nodes += 1, routed.uid <<= 16;
+        routed.nodes       = nodes.data(), routed.n_nodes += 1, routed.uid <<= 16;
         for (int again = 0; again < 10; ++again) {
             g.begin();
             CHECK(G.ggml_backend_graph_compute(pass.stream, &routed) == STATUS_SUCCESS);
@@ -162,7 +162,7 @@ struct {
 
 // A device may keep the memory of its streams and events until a thread waits. A pass waits for these every 64 graphs, not more often.
 void test_letting_go() {
-    constexpr int GRAPHS = 64 * 3 + 10;
+    constexpr int  GRAPHS = 64 * 3 + 10;
     em_sim_options o{};
     o.streams = EM_SIM_TRANSFER, o.early = 1;
     configure_sim(o);
@@ -172,9 +172,9 @@ void test_letting_go() {
         test_model       model(s, e);
         make_hot(e, s, 4);
         test_pass pass(e);
-        auto *    p      = static_cast<em_pass *>(pass.stream->context);
-        auto &    device = em_sim_device()->iface;
-        counted = {{}, p->to_host->iface.synchronize, device.event_synchronize};
+        auto *    p                   = static_cast<em_pass *>(pass.stream->context);
+        auto &    device              = em_sim_device()->iface;
+        counted                       = {{}, p->to_host->iface.synchronize, device.event_synchronize};
         p->to_host->iface.synchronize = [](ggml_backend * b) {
             counted.waits[b] += 1;
             counted.synchronize(b);
@@ -187,9 +187,10 @@ void test_letting_go() {
         for (int i = 0; i < GRAPHS; ++i) {
             (i % 2 ? g : h).run(pass.stream);
         }
-        device.event_synchronize = counted.event_synchronize;
+        device.event_synchronize      = counted.event_synchronize;
         p->to_host->iface.synchronize = counted.synchronize;
-        const void * waited[] = {p->to_host, p->sync.ready, e->residence.readers.read, e->model.layers[0]->residents.read, e->model.layers[1]->residents.read};
+        const void * waited[]         = {p->to_host, p->sync.ready, e->residence.readers.read, e->model.layers[0]->residents.read,
+                                         e->model.layers[1]->residents.read};
         for (const void * w : waited) {
             CHECK(counted.waits[w] == GRAPHS / 64);
         }
@@ -232,8 +233,8 @@ void test_fusions() {
         test_model       model(s, e);
         make_hot(e, s, 4);
         test_pass pass(e);
-        auto *    p = static_cast<em_pass *>(pass.stream->context);
-        looked.compute           = p->compute->iface.graph_compute;
+        auto *    p                     = static_cast<em_pass *>(pass.stream->context);
+        looked.compute                  = p->compute->iface.graph_compute;
         p->compute->iface.graph_compute = [](ggml_backend * b, ggml_cgraph * part) {
             if (part->nodes[part->n_nodes - 1] == looked.result) {
                 looked.overwrites = overwrites_a_source(part, looked.result);
@@ -241,8 +242,8 @@ void test_fusions() {
             return looked.compute(b, part);
         };
         for (const bool overlap : {false, true}) {
-            test_graph   g(model, 0, 1, 1, pass.buffer);
-            const auto   want = g.run(pass.stream);
+            test_graph    g(model, 0, 1, 1, pass.buffer);
+            const auto    want = g.run(pass.stream);
             ggml_tensor * down = nullptr;
             for (int i = 0; i < g.graph->n_nodes; ++i) {
                 down = g.graph->nodes[i]->op == OP.mul_mat_id ? g.graph->nodes[i] : down;

@@ -43,11 +43,12 @@ template <int TOKENS> struct row_sums {
 
 struct without_minima {
     static constexpr float FACTOR = 1; // the sum of a row is multiplied by it
-    static float rest(__m128) { return 0; }
+    static float           rest(__m128) { return 0; }
 };
 
 template <class W, int TOKENS>
-EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t row) {
+EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out,
+                         int64_t row) {
     constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // cache lines of a block, about
     row_sums<TOKENS>               sums  = {};
     const typename W::activation * y[TOKENS];
@@ -68,7 +69,7 @@ EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, cons
     EM_UNROLL
     for (int t = 0; t < TOKENS; ++t) {
         const float sum = add_lanes(sums.sum[t]);
-        out[t][row] = (W::FACTOR == 1 ? sum : W::FACTOR * sum) + W::rest(sums.min[t]);
+        out[t][row]     = (W::FACTOR == 1 ? sum : W::FACTOR * sum) + W::rest(sums.min[t]);
     }
 }
 

@@ -8,8 +8,8 @@ namespace {
 
 using em_q8::q8_k;
 
-constexpr uint16_t ONE = 0x3c00; // 1.0 as a 16-bit float
-constexpr int MOST_BYTES = 512; // more than any block has
+constexpr uint16_t ONE        = 0x3c00; // 1.0 as a 16-bit float
+constexpr int      MOST_BYTES = 512; // more than any block has
 
 struct layout { // of a block of 256 weights
     int   type, count, width;
@@ -39,14 +39,14 @@ void fill_block(const layout & l, int first, uint8_t * block) {
 }
 
 em_grid read_grid(const layout & l) {
-    em_grid   grid{l.count, l.width, {}};
+    em_grid    grid{l.count, l.width, {}};
     const auto dot = G.ggml_get_type_traits_cpu(l.type)->vec_dot;
     for (int first = 0; first < l.count; first += 256 / l.width) {
         uint8_t block[MOST_BYTES];
         fill_block(l, first, block);
         for (int i = 0; i < 256; ++i) {
             q8_k  one{1, {}, {}};
-            float product = 0;
+            float product    = 0;
             one.q[i]         = 1;
             one.sums[i / 16] = 1;
             dot(256, &product, 0, block, 0, &one, 0, 1);
@@ -60,10 +60,22 @@ em_grid read_grid(const layout & l) {
 
 const em_grid * em_grid_of(int type) {
     switch (type) {
-    case TYPE_IQ2_XXS: { static const em_grid grid = read_grid(LAYOUTS[0]); return &grid; }
-    case TYPE_IQ2_S: { static const em_grid grid = read_grid(LAYOUTS[1]); return &grid; }
-    case TYPE_IQ3_XXS: { static const em_grid grid = read_grid(LAYOUTS[2]); return &grid; }
-    case TYPE_IQ3_S: { static const em_grid grid = read_grid(LAYOUTS[3]); return &grid; }
+    case TYPE_IQ2_XXS: {
+        static const em_grid grid = read_grid(LAYOUTS[0]);
+        return &grid;
+    }
+    case TYPE_IQ2_S: {
+        static const em_grid grid = read_grid(LAYOUTS[1]);
+        return &grid;
+    }
+    case TYPE_IQ3_XXS: {
+        static const em_grid grid = read_grid(LAYOUTS[2]);
+        return &grid;
+    }
+    case TYPE_IQ3_S: {
+        static const em_grid grid = read_grid(LAYOUTS[3]);
+        return &grid;
+    }
     default: return nullptr;
     }
 }

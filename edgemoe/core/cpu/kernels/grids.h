@@ -7,9 +7,9 @@
 #include <array>
 
 struct em_grid {
-    int     count; // entries
-    int     width; // weights of an entry, a byte each: 8 for two bits, 4 for three
-    int8_t  weight[1024 * 8];
+    int    count; // entries
+    int    width; // weights of an entry, a byte each: 8 for two bits, 4 for three
+    int8_t weight[1024 * 8];
 };
 
 // Gives the grid of IQ2_XXS, IQ2_S, IQ3_XXS or IQ3_S; null for other types. It is read from ggml once: ggml multiplies a row of

@@ -92,7 +92,8 @@ const family_entry & entry_of(em_family family) {
 }
 
 em_family best_family() {
-    static const em_family best = std::find_if(std::begin(FAMILIES), std::end(FAMILIES), [](const family_entry & f) { return f.runs(); })->family;
+    static const em_family best =
+        std::find_if(std::begin(FAMILIES), std::end(FAMILIES), [](const family_entry & f) { return f.runs(); })->family;
     return best;
 }
 
@@ -127,7 +128,8 @@ const char * em_family_name(em_family family) { return entry_of(family).name; }
 bool em_family_runs(em_family family) { return entry_of(family).runs(); }
 
 size_t em_kernel::activation_bytes(int64_t n) const {
-    return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
+    return block_bytes ? size_t((n + block_values - 1) / block_values) * block_bytes
+                       : em_align(G.ggml_row_size(traits->vec_dot_type, n), 64);
 }
 
 bool em_kernel_own(int type, int64_t n) { return em_kernel_for(type, n, true).block_bytes > 0; }
@@ -135,8 +137,9 @@ bool em_kernel_own(int type, int64_t n) { return em_kernel_for(type, n, true).bl
 bool em_kernel_many(int type) {
     static const auto many = [] {
         std::array<bool, TYPE_MXFP4 + 1> found{};
-        for (int type : {TYPE_Q4_0, TYPE_Q5_0, TYPE_Q8_0, TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ2_XXS, TYPE_IQ2_XS,
-                         TYPE_IQ3_XXS, TYPE_IQ1_S, TYPE_IQ4_NL, TYPE_IQ3_S, TYPE_IQ2_S, TYPE_IQ4_XS, TYPE_IQ1_M, TYPE_MXFP4}) {
+        for (int type :
+             {TYPE_Q4_0, TYPE_Q5_0, TYPE_Q8_0, TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ2_XXS, TYPE_IQ2_XS,
+              TYPE_IQ3_XXS, TYPE_IQ1_S, TYPE_IQ4_NL, TYPE_IQ3_S, TYPE_IQ2_S, TYPE_IQ4_XS, TYPE_IQ1_M, TYPE_MXFP4}) {
             found[size_t(type)] = em_probe_many(type);
         }
         return found;

@@ -45,12 +45,13 @@ struct em_kernel {
 // done.
 std::string em_kernels_choose(const std::string & name);
 // The family in use: the best family of this processor, unless another one was chosen.
-em_family em_kernels_family();
+em_family    em_kernels_family();
 const char * em_family_name(em_family family);
-bool em_family_runs(em_family family); // true: the family runs on this processor and is part of this build
+bool         em_family_runs(em_family family); // true: the family runs on this processor and is part of this build
 
 // Computes rows [from, to) times the tokens from `first` on, each product by `dot`.
-void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to, int64_t first);
+void em_one_by_one(const em_kernel & k, const em_weight_rows & rows, const em_activations & tokens, int64_t from, int64_t to,
+                   int64_t first);
 // The best kernel for rows of n weights of a type; its `dot` is null when ggml has none.
 em_kernel em_kernel_for(int type, int64_t n, bool own_kernels);
 // Whether the family in use has a kernel for rows of n weights of this type.

@@ -46,7 +46,9 @@ struct weights_32 {
     int8x16_t low, high;
 };
 
-EM_TARGET inline weights_32 from_bytes(uint8x16_t low, uint8x16_t high) { return {vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)}; }
+EM_TARGET inline weights_32 from_bytes(uint8x16_t low, uint8x16_t high) {
+    return {vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high)};
+}
 
 EM_TARGET inline weights_32 nibbles(const uint8_t * at) {
     const uint8x16_t both = vld1q_u8(at);
@@ -57,7 +59,9 @@ EM_TARGET inline weights_32 look_up(int8x16_t table, weights_32 numbers) {
     return {vqtbl1q_s8(table, vreinterpretq_u8_s8(numbers.low)), vqtbl1q_s8(table, vreinterpretq_u8_s8(numbers.high))};
 }
 
-EM_TARGET inline weights_32 less(weights_32 w, int8_t by) { return {vsubq_s8(w.low, vdupq_n_s8(by)), vsubq_s8(w.high, vdupq_n_s8(by))}; }
+EM_TARGET inline weights_32 less(weights_32 w, int8_t by) {
+    return {vsubq_s8(w.low, vdupq_n_s8(by)), vsubq_s8(w.high, vdupq_n_s8(by))};
+}
 
 constexpr int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t FP4_VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -92,10 +96,14 @@ template <int TOKENS> struct totals {
 
 struct natural_sums {
     static constexpr float FACTOR = 1;
-    static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { prepare_sums<NATURAL>(k, x, n, activation); }
+    static void            prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
+        prepare_sums<NATURAL>(k, x, n, activation);
+    }
 };
 
-template <int TOKENS> EM_TARGET inline void add_scaled(float d, const totals<TOKENS> & total, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+template <int TOKENS>
+EM_TARGET inline void add_scaled(float d, const totals<TOKENS> & total, const prepared * const (&ys)[TOKENS],
+                                 float (&sum)[TOKENS]) {
     EM_UNROLL
     for (int t = 0; t < TOKENS; ++t) {
         sum[t] = std::fma(d * ys[t]->d, total.value(t), sum[t]);
@@ -105,9 +113,10 @@ template <int TOKENS> EM_TARGET inline void add_scaled(float d, const totals<TOK
 // 8 six-bit scales, then 8 six-bit minima, a byte each.
 inline void unpack_scales(const uint8_t * packed, uint8_t (&out)[16]) {
     constexpr uint32_t low6 = 0x3f3f3f3f, low4 = 0x0f0f0f0f, low2 = 0x03030303;
-    uint32_t a[3];
+    uint32_t           a[3];
     memcpy(a, packed, 12);
-    const uint32_t all[4] = {a[0] & low6, (a[2] & low4) | (a[0] >> 6 & low2) << 4, a[1] & low6, (a[2] >> 4 & low4) | (a[1] >> 6 & low2) << 4};
+    const uint32_t all[4] = {a[0] & low6, (a[2] & low4) | (a[0] >> 6 & low2) << 4, a[1] & low6,
+                             (a[2] >> 4 & low4) | (a[1] >> 6 & low2) << 4};
     memcpy(out, all, 16);
 }
 
@@ -116,15 +125,18 @@ template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
     static constexpr int   BYTES    = BLOCK_BYTES;
     static constexpr float FACTOR   = 1;
     static constexpr int   HALVES[] = {0, 2};
-    static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { prepare_pair_sums<NATURAL>(k, x, n, activation); }
+    static void            prepare(const em_kernel & k, const float * x, int64_t n, void * activation) {
+        prepare_pair_sums<NATURAL>(k, x, n, activation);
+    }
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         uint8_t scales[16];
         unpack_scales(w + 4, scales);
-        const int16x8_t  minima = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(scales + 8)));
-        const uint8_t *  q      = w + 16 + (FIVE ? 32 : 0);
-        uint8x16_t       fifth[2] = {vdupq_n_u8(0), vdupq_n_u8(0)};
+        const int16x8_t minima   = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(scales + 8)));
+        const uint8_t * q        = w + 16 + (FIVE ? 32 : 0);
+        uint8x16_t      fifth[2] = {vdupq_n_u8(0), vdupq_n_u8(0)};
         if (FIVE) {
             fifth[0] = vld1q_u8(w + 16), fifth[1] = vld1q_u8(w + 32);
         }
@@ -137,8 +149,8 @@ template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
                 parts[h] = vandq_u8(both, vdupq_n_u8(0x0f)), parts[2 + h] = vshrq_n_u8(both, 4);
                 if (FIVE) {
                     const uint8x16_t bit = vdupq_n_u8(0x10);
-                    parts[h]     = vorrq_u8(parts[h], vandq_u8(vshlq_u8(fifth[h], vdupq_n_s8(int8_t(4 - 2 * j))), bit));
-                    parts[2 + h] = vorrq_u8(parts[2 + h], vandq_u8(vshlq_u8(fifth[h], vdupq_n_s8(int8_t(3 - 2 * j))), bit));
+                    parts[h]             = vorrq_u8(parts[h], vandq_u8(vshlq_u8(fifth[h], vdupq_n_s8(int8_t(4 - 2 * j))), bit));
+                    parts[2 + h]         = vorrq_u8(parts[2 + h], vandq_u8(vshlq_u8(fifth[h], vdupq_n_s8(int8_t(3 - 2 * j))), bit));
                 }
             }
             total.add(from_bytes(parts[0], parts[1]), scales[2 * j], ys, 64 * j);
@@ -148,8 +160,8 @@ template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
         for (int t = 0; t < TOKENS; ++t) {
             const prepared & y    = *ys[t];
             const int16x8_t  sums = vld1q_s16(y.sums);
-            const float      much = float(vaddvq_s32(vmlal_high_s16(vmull_s16(vget_low_s16(sums), vget_low_s16(minima)), sums, minima)));
-            const float      d = y.d * half_at(w), least = y.d * half_at(w + 2);
+            const float much = float(vaddvq_s32(vmlal_high_s16(vmull_s16(vget_low_s16(sums), vget_low_s16(minima)), sums, minima)));
+            const float d = y.d * half_at(w), least = y.d * half_at(w + 2);
             if (!FIVE) {
                 sum[t] = std::fma(d, total.value(t), std::fma(-least, much, sum[t]));
             } else if (MINIMA_FUSED) {
@@ -164,7 +176,7 @@ template <int BLOCK_BYTES, bool FIVE, bool MINIMA_FUSED> struct nibbles_k {
 // The sum of 16 products of 16 bits.
 EM_TARGET inline int32_t sum_of_sixteen(int16x8_t a0, int16x8_t a1, const int16_t * b) {
     const int16x8_t b0 = vld1q_s16(b), b1 = vld1q_s16(b + 8);
-    int32x4_t sum = vmlal_high_s16(vmull_s16(vget_low_s16(a0), vget_low_s16(b0)), a0, b0);
+    int32x4_t       sum = vmlal_high_s16(vmull_s16(vget_low_s16(a0), vget_low_s16(b0)), a0, b0);
     return vaddvq_s32(vmlal_high_s16(vmlal_s16(sum, vget_low_s16(a1), vget_low_s16(b1)), a1, b1));
 }
 
@@ -172,9 +184,10 @@ struct q6_k : natural_sums {
     static constexpr int BYTES = 210, HALVES[] = {208};
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const int8_t * scales = reinterpret_cast<const int8_t *>(w) + 192;
-        totals<TOKENS> total = {};
+        totals<TOKENS> total  = {};
         EM_UNROLL
         for (int h = 0; h < 2; ++h) {
             EM_UNROLL
@@ -192,8 +205,9 @@ struct q6_k : natural_sums {
         const int8x16_t all = vld1q_s8(scales);
         EM_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
-            const prepared & y    = *ys[t];
-            const int32_t    much = sum_of_sixteen(vmovl_s8(vget_low_s8(all)), vmovl_high_s8(all), y.sums); // every weight is stored 32 too large
+            const prepared & y = *ys[t];
+            const int32_t    much =
+                sum_of_sixteen(vmovl_s8(vget_low_s8(all)), vmovl_high_s8(all), y.sums); // every weight is stored 32 too large
             sum[t] = std::fma(half_at(w + 208) * y.d, float(vaddvq_s32(total.of[t]) - 32 * much), sum[t]);
         }
     }
@@ -203,7 +217,8 @@ struct q2_k : natural_sums {
     static constexpr int BYTES = 84, HALVES[] = {80, 82};
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const uint8x16_t packed = vld1q_u8(w), minima = vshrq_n_u8(packed, 4);
         totals<TOKENS>   total = {};
         EM_UNROLL
@@ -213,14 +228,15 @@ struct q2_k : natural_sums {
             for (int k = 0; k < 4; ++k) {
                 const int8x16_t down = vdupq_n_s8(int8_t(-2 * k));
                 const int       s    = 8 * h + 2 * k;
-                total.add(from_bytes(vandq_u8(vshlq_u8(b0, down), three), vandq_u8(vshlq_u8(b1, down), three)), w[s] & 0x0f, w[s + 1] & 0x0f, ys,
-                          128 * h + 32 * k);
+                total.add(from_bytes(vandq_u8(vshlq_u8(b0, down), three), vandq_u8(vshlq_u8(b1, down), three)), w[s] & 0x0f,
+                          w[s + 1] & 0x0f, ys, 128 * h + 32 * k);
             }
         }
         EM_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
             const prepared & y    = *ys[t];
-            const int32_t    much = sum_of_sixteen(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(minima))), vreinterpretq_s16_u16(vmovl_high_u8(minima)), y.sums);
+            const int32_t    much = sum_of_sixteen(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(minima))),
+                                                   vreinterpretq_s16_u16(vmovl_high_u8(minima)), y.sums);
             sum[t] = std::fma(y.d * half_at(w + 80), total.value(t), std::fma(-y.d * half_at(w + 82), float(much), sum[t]));
         }
     }
@@ -230,16 +246,17 @@ struct q3_k : natural_sums {
     static constexpr int BYTES = 110, HALVES[] = {108};
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         constexpr uint32_t low4 = 0x0f0f0f0f, low2 = 0x03030303;
-        uint32_t a[3];
+        uint32_t           a[3];
         memcpy(a, w + 96, 12);
-        const uint32_t packed[4] = {(a[0] & low4) | (a[2] & low2) << 4, (a[1] & low4) | (a[2] >> 2 & low2) << 4, (a[0] >> 4 & low4) | (a[2] >> 4 & low2) << 4,
-                                    (a[1] >> 4 & low4) | (a[2] >> 6 & low2) << 4};
-        uint8_t scales[16]; // 32 too large
+        const uint32_t packed[4] = {(a[0] & low4) | (a[2] & low2) << 4, (a[1] & low4) | (a[2] >> 2 & low2) << 4,
+                                    (a[0] >> 4 & low4) | (a[2] >> 4 & low2) << 4, (a[1] >> 4 & low4) | (a[2] >> 6 & low2) << 4};
+        uint8_t        scales[16]; // 32 too large
         memcpy(scales, packed, 16);
         const uint8x16_t third[2] = {vld1q_u8(w), vld1q_u8(w + 16)};
-        totals<TOKENS>   total = {};
+        totals<TOKENS>   total    = {};
         EM_UNROLL
         for (int h = 0; h < 2; ++h) {
             EM_UNROLL
@@ -247,7 +264,8 @@ struct q3_k : natural_sums {
                 const int  bit = 4 * h + k;
                 uint8x16_t parts[2];
                 for (int i = 0; i < 2; ++i) {
-                    const uint8x16_t low = vandq_u8(vshlq_u8(vld1q_u8(w + 32 + 32 * h + 16 * i), vdupq_n_s8(int8_t(-2 * k))), vdupq_n_u8(3));
+                    const uint8x16_t low =
+                        vandq_u8(vshlq_u8(vld1q_u8(w + 32 + 32 * h + 16 * i), vdupq_n_s8(int8_t(-2 * k))), vdupq_n_u8(3));
                     parts[i] = vorrq_u8(low, vandq_u8(vshlq_u8(third[i], vdupq_n_s8(int8_t(2 - bit))), vdupq_n_u8(4)));
                 }
                 total.add(less(from_bytes(parts[0], parts[1]), 4), scales[2 * bit] - 32, scales[2 * bit + 1] - 32, ys, 32 * bit);
@@ -261,7 +279,8 @@ struct iq4_xs : natural_sums {
     static constexpr int BYTES = 136, HALVES[] = {0};
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel &, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         uint16_t high;
         memcpy(&high, w + 2, 2);
         const int8x16_t table = vld1q_s8(IQ4_VALUES);
@@ -277,11 +296,14 @@ struct iq4_xs : natural_sums {
 
 // --- types that name groups of weights by number ---
 
-EM_TARGET inline int8x16_t two_eights(const int8_t * first, const int8_t * second) { return vcombine_s8(vld1_s8(first), vld1_s8(second)); }
+EM_TARGET inline int8x16_t two_eights(const int8_t * first, const int8_t * second) {
+    return vcombine_s8(vld1_s8(first), vld1_s8(second));
+}
 
 EM_TARGET inline int8x16_t four_fours(const int8_t * table, int a, int b, int c, int d) {
     int32_t each[4];
-    memcpy(each, table + 4 * a, 4), memcpy(each + 1, table + 4 * b, 4), memcpy(each + 2, table + 4 * c, 4), memcpy(each + 3, table + 4 * d, 4);
+    memcpy(each, table + 4 * a, 4), memcpy(each + 1, table + 4 * b, 4), memcpy(each + 2, table + 4 * c, 4),
+        memcpy(each + 3, table + 4 * d, 4);
     return vreinterpretq_s8_s32(vld1q_s32(each));
 }
 
@@ -304,12 +326,13 @@ struct iq2_xxs : natural_sums {
     static constexpr float FACTOR = 0.25f;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const int8_t * table = table_of(k);
         totals<TOKENS> total = {};
         for (int j = 0; j < 8; ++j) {
             const uint8_t * q = w + 2 + 8 * j;
-            uint32_t bits;
+            uint32_t        bits;
             memcpy(&bits, q + 4, 4);
             total.add({vmulq_s8(two_eights(table + 8 * q[0], table + 8 * q[1]), seven_bit_signs(bits, 0)),
                        vmulq_s8(two_eights(table + 8 * q[2], table + 8 * q[3]), seven_bit_signs(bits, 14))},
@@ -324,12 +347,13 @@ struct iq3_xxs : natural_sums {
     static constexpr float FACTOR = 0.5f;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const int8_t * table = table_of(k);
         totals<TOKENS> total = {};
         for (int j = 0; j < 8; ++j) {
             const uint8_t * q = w + 2 + 8 * j;
-            uint32_t bits;
+            uint32_t        bits;
             memcpy(&bits, w + 66 + 4 * j, 4);
             total.add({vmulq_s8(four_fours(table, q[0], q[1], q[2], q[3]), seven_bit_signs(bits, 0)),
                        vmulq_s8(four_fours(table, q[4], q[5], q[6], q[7]), seven_bit_signs(bits, 14))},
@@ -344,14 +368,16 @@ struct iq2_s : natural_sums {
     static constexpr float FACTOR = 0.125f;
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const int8_t * table = table_of(k);
         totals<TOKENS> total = {};
         for (int j = 0; j < 8; ++j) {
-            const uint8_t * q     = w + 2 + 4 * j, * signs = w + 34 + 4 * j;
-            const int       high  = w[66 + j], scale = w[74 + j];
-            auto entry = [&](int i) { return table + 8 * (q[i] | (high << (8 - 2 * i) & 0x300)); };
-            total.add({vmulq_s8(two_eights(entry(0), entry(1)), sixteen_signs(signs)), vmulq_s8(two_eights(entry(2), entry(3)), sixteen_signs(signs + 2))},
+            const uint8_t *q = w + 2 + 4 * j, *signs = w + 34 + 4 * j;
+            const int      high = w[66 + j], scale = w[74 + j];
+            auto           entry = [&](int i) { return table + 8 * (q[i] | (high << (8 - 2 * i) & 0x300)); };
+            total.add({vmulq_s8(two_eights(entry(0), entry(1)), sixteen_signs(signs)),
+                       vmulq_s8(two_eights(entry(2), entry(3)), sixteen_signs(signs + 2))},
                       2 * (scale & 0x0f) + 1, 2 * (scale >> 4) + 1, ys, 32 * j);
         }
         add_scaled(half_at(w), total, ys, sum);
@@ -362,13 +388,14 @@ struct iq3_s : natural_sums {
     static constexpr int BYTES = 110, HALVES[] = {0};
 
     template <int TOKENS>
-    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS], float (&sum)[TOKENS]) {
+    EM_TARGET static inline void add(const em_kernel & k, const uint8_t * w, const prepared * const (&ys)[TOKENS],
+                                     float (&sum)[TOKENS]) {
         const int8_t * table = table_of(k);
         totals<TOKENS> total = {};
         for (int j = 0; j < 8; ++j) {
-            const uint8_t * q     = w + 2 + 8 * j, * signs = w + 74 + 4 * j;
-            const int       high  = w[66 + j], scale = w[106 + j / 2] >> j % 2 * 4 & 0x0f;
-            auto number = [&](int i) { return q[i] | (high << (8 - i) & 0x100); };
+            const uint8_t *q = w + 2 + 8 * j, *signs = w + 74 + 4 * j;
+            const int      high = w[66 + j], scale = w[106 + j / 2] >> j % 2 * 4 & 0x0f;
+            auto           number = [&](int i) { return q[i] | (high << (8 - i) & 0x100); };
             total.add({vmulq_s8(four_fours(table, number(0), number(1), number(2), number(3)), sixteen_signs(signs)),
                        vmulq_s8(four_fours(table, number(4), number(5), number(6), number(7)), sixteen_signs(signs + 2))},
                       2 * scale + 1, ys, 32 * j);
@@ -385,7 +412,8 @@ template <class W> struct blocks_of_256 {
     static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { W::prepare(k, x, n, activation); }
 
     template <int TOKENS>
-    EM_TARGET static void row(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t r) {
+    EM_TARGET static void row(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations,
+                              float * const * out, int64_t r) {
         const prepared * y[TOKENS];
         float            sum[TOKENS] = {};
         for (int t = 0; t < TOKENS; ++t) {
@@ -432,14 +460,14 @@ inline float exponent_to_float(uint8_t e) {
 }
 
 struct q4_0 {
-    static constexpr int BYTES = 18, HALVES[] = {0};
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int        BYTES = 18, HALVES[] = {0};
+    static float                scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) { return less(nibbles(w + 2), 8); }
 };
 
 struct q5_0 {
-    static constexpr int BYTES = 22, HALVES[] = {0};
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int        BYTES = 22, HALVES[] = {0};
+    static float                scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) {
         const weights_32 low = nibbles(w + 6);
         // sixteen_signs gives -1 where a bit is set, and 1 elsewhere. Only -1 contains 0x10.
@@ -449,20 +477,20 @@ struct q5_0 {
 };
 
 struct q8_0_weights {
-    static constexpr int BYTES = 34, HALVES[] = {0};
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int        BYTES = 34, HALVES[] = {0};
+    static float                scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) { return from_bytes(vld1q_u8(w + 2), vld1q_u8(w + 18)); }
 };
 
 struct iq4_nl {
-    static constexpr int BYTES = 18, HALVES[] = {0};
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int        BYTES = 18, HALVES[] = {0};
+    static float                scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static weights_32 values(const uint8_t * w) { return look_up(vld1q_s8(IQ4_VALUES), nibbles(w + 2)); }
 };
 
 struct mxfp4 {
-    static constexpr int BYTES = 17, HALVES[] = {-1};
-    static float scale(const uint8_t * w) { return exponent_to_float(w[0]); }
+    static constexpr int        BYTES = 17, HALVES[] = {-1};
+    static float                scale(const uint8_t * w) { return exponent_to_float(w[0]); }
     EM_TARGET static weights_32 values(const uint8_t * w) { return look_up(vld1q_s8(FP4_VALUES), nibbles(w + 1)); }
 };
 
@@ -474,7 +502,8 @@ template <class W, bool FUSED> struct lanes_of_32 {
     static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { prepare_pairs(k, x, n, activation); }
 
     template <int TOKENS>
-    EM_TARGET static void row(const em_kernel &, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t r) {
+    EM_TARGET static void row(const em_kernel &, int64_t n, const uint8_t * w, const void * const * activations,
+                              float * const * out, int64_t r) {
         float32x4_t sums[2][TOKENS] = {};
         for (int64_t b = 0; b < n / 32; ++b, w += W::BYTES) {
             __builtin_prefetch(w + AHEAD, 0, 3);
@@ -482,7 +511,7 @@ template <class W, bool FUSED> struct lanes_of_32 {
             const float      scale  = W::scale(w);
             EM_UNROLL
             for (int t = 0; t < TOKENS; ++t) {
-                const prepared_pair & y = static_cast<const prepared_pair *>(activations[t])[b / 2];
+                const prepared_pair & y    = static_cast<const prepared_pair *>(activations[t])[b / 2];
                 const float32x4_t     each = vcvtq_f32_s32(products(values, y.q + b % 2 * 32));
                 float32x4_t &         sum  = sums[b % 2][t];
                 sum = FUSED ? vfmaq_n_f32(sum, each, scale * y.d[b % 2]) : vaddq_f32(sum, vmulq_n_f32(each, scale * y.d[b % 2]));
@@ -502,7 +531,8 @@ template <class W, bool FIRST_FUSED> struct pairs_of_32 {
     static void prepare(const em_kernel & k, const float * x, int64_t n, void * activation) { prepare_pairs(k, x, n, activation); }
 
     template <int TOKENS>
-    EM_TARGET static void row(const em_kernel &, int64_t n, const uint8_t * w, const void * const * activations, float * const * out, int64_t r) {
+    EM_TARGET static void row(const em_kernel &, int64_t n, const uint8_t * w, const void * const * activations,
+                              float * const * out, int64_t r) {
         float sum[TOKENS] = {};
         for (int64_t p = 0; p < n / 64; ++p, w += 2 * W::BYTES) {
             __builtin_prefetch(w + AHEAD, 0, 3);
@@ -511,7 +541,7 @@ template <class W, bool FIRST_FUSED> struct pairs_of_32 {
             EM_UNROLL
             for (int t = 0; t < TOKENS; ++t) {
                 const prepared_pair & y = static_cast<const prepared_pair *>(activations[t])[p];
-                const float a = d0 * y.d[0], b = d1 * y.d[1];
+                const float           a = d0 * y.d[0], b = d1 * y.d[1];
                 const float first = float(vaddvq_s32(products(even, y.q))), second = float(vaddvq_s32(products(odd, y.q + 32)));
                 sum[t] += FIRST_FUSED ? std::fma(a, first, b * second) : std::fma(b, second, a * first);
             }
@@ -556,10 +586,10 @@ template <class Blocks> em_kernel made_of(em_kernel k, int type) {
 
 // Whether a kernel's results equal ggml's, for rows of random bytes and scales near one.
 template <class Blocks> bool agrees(const em_kernel & k) {
-    using W = typename Blocks::weight;
-    constexpr int64_t   N = 2048, ROWS = 16, BLOCK = Blocks::VALUES == 256 ? 256 : 32;
-    uint32_t            state = 1;
-    auto                next  = [&] { return state = state * 1664525u + 1013904223u, state >> 16; };
+    using W                = typename Blocks::weight;
+    constexpr int64_t    N = 2048, ROWS = 16, BLOCK = Blocks::VALUES == 256 ? 256 : 32;
+    uint32_t             state = 1;
+    auto                 next  = [&] { return state = state * 1664525u + 1013904223u, state >> 16; };
     std::vector<uint8_t> row(size_t(N / BLOCK * W::BYTES));
     std::vector<float>   x(N);
     std::vector<char>    ours(size_t(N / Blocks::VALUES) * k.block_bytes + 64), theirs(size_t(N) * 2);
@@ -570,7 +600,8 @@ template <class Blocks> bool agrees(const em_kernel & k) {
         for (int64_t b = 0; b < N / BLOCK; ++b) {
             for (const int half : W::HALVES) {
                 const uint16_t bits = uint16_t(0x3800 + next() % 0x0400);
-                half < 0 ? void(row[size_t(b * W::BYTES)] = uint8_t(124 + next() % 6)) : void(memcpy(&row[size_t(b * W::BYTES + half)], &bits, 2));
+                half < 0 ? void(row[size_t(b * W::BYTES)] = uint8_t(124 + next() % 6))
+                         : void(memcpy(&row[size_t(b * W::BYTES + half)], &bits, 2));
             }
         }
         for (float & value : x) {

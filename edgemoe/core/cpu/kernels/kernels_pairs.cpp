@@ -28,8 +28,7 @@ static_assert(sizeof(prepared_pair) == 192, "three cache lines");
 constexpr int64_t PAIR = 64; // values of two blocks
 
 // For weights that are raised by RAISED.
-template <int RAISED>
-EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, void * activation) {
+template <int RAISED> EM_TARGET void prepare_pairs(const em_kernel & k, const float * x, int64_t n, void * activation) {
     prepared_pair * out = static_cast<prepared_pair *>(activation);
     for (int64_t b = 0; b < n / 32; ++b) {
         prepared_pair & p = out[b / 2];
@@ -53,9 +52,9 @@ inline float exponent_to_float(uint8_t e) {
 }
 
 struct mxfp4 {
-    static constexpr int  BYTES = 17, RAISED = 12;
-    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true; // one sum for even blocks, one for odd blocks
-    static float scale(const uint8_t * w) { return exponent_to_float(w[0]); }
+    static constexpr int     BYTES = 17, RAISED = 12;
+    static constexpr bool    TWO_SUMS = true, FAR_AHEAD = true; // one sum for even blocks, one for odd blocks
+    static float             scale(const uint8_t * w) { return exponent_to_float(w[0]); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
         return _mm512_shuffle_epi8(table, nibbles(w + 1, next + 1));
@@ -63,23 +62,23 @@ struct mxfp4 {
 };
 
 struct iq4_nl {
-    static constexpr int  BYTES = 18, RAISED = 128;
-    static constexpr bool TWO_SUMS = true, FAR_AHEAD = true;
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int     BYTES = 18, RAISED = 128;
+    static constexpr bool    TWO_SUMS = true, FAR_AHEAD = true;
+    static float             scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) { return iq4_values(nibbles(w + 2, next + 2)); }
 };
 
 struct q4_0 {
-    static constexpr int  BYTES = 18, RAISED = 8;
-    static constexpr bool TWO_SUMS = false, FAR_AHEAD = true;
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int     BYTES = 18, RAISED = 8;
+    static constexpr bool    TWO_SUMS = false, FAR_AHEAD = true;
+    static float             scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) { return nibbles(w + 2, next + 2); }
 };
 
 struct q5_0 {
-    static constexpr int  BYTES = 22, RAISED = 16;
-    static constexpr bool TWO_SUMS = false, FAR_AHEAD = true;
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int     BYTES = 22, RAISED = 16;
+    static constexpr bool    TWO_SUMS = false, FAR_AHEAD = true;
+    static float             scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
         uint32_t fifth[2];
         memcpy(&fifth[0], w + 2, 4);
@@ -90,31 +89,30 @@ struct q5_0 {
 };
 
 struct q8_0_weights {
-    static constexpr int  BYTES = 34, RAISED = 128;
-    static constexpr bool TWO_SUMS = false, FAR_AHEAD = false;
-    static float scale(const uint8_t * w) { return half_at(w); }
+    static constexpr int     BYTES = 34, RAISED = 128;
+    static constexpr bool    TWO_SUMS = false, FAR_AHEAD = false;
+    static float             scale(const uint8_t * w) { return half_at(w); }
     EM_TARGET static __m512i values(const uint8_t * w, const uint8_t * next) {
-        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 2))),
-                                                _mm256_loadu_si256(reinterpret_cast<const __m256i *>(next + 2)), 1);
+        const __m512i both =
+            _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + 2))),
+                               _mm256_loadu_si256(reinterpret_cast<const __m256i *>(next + 2)), 1);
         return _mm512_xor_si512(both, _mm512_set1_epi8(char(0x80)));
     }
 };
 
-template <class W>
-EM_TARGET inline __m512i products(const uint8_t * w, const uint8_t * next, const prepared_pair & y) {
+template <class W> EM_TARGET inline __m512i products(const uint8_t * w, const uint8_t * next, const prepared_pair & y) {
     return _mm512_dpbusd_epi32(_mm512_load_si512(y.start), W::values(w, next), _mm512_load_si512(y.q));
 }
 
-template <class W>
-EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
-    const uint8_t *       w = static_cast<const uint8_t *>(row);
-    const prepared_pair * y = static_cast<const prepared_pair *>(activation);
+template <class W> EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const void * activation, float * out) {
+    const uint8_t *       w   = static_cast<const uint8_t *>(row);
+    const prepared_pair * y   = static_cast<const prepared_pair *>(activation);
     __m512                two = _mm512_setzero_ps();
     __m256                one = _mm256_setzero_ps();
     for (int64_t p = 0; p < n / PAIR; ++p, w += 2 * W::BYTES, ++y) {
         W::FAR_AHEAD ? prefetch(w + AHEAD) : prefetch_near(w + NOT_SO_FAR);
         const float  first = y->d[0] * W::scale(w), second = y->d[1] * W::scale(w + W::BYTES);
-        const __m512 sums  = _mm512_cvtepi32_ps(products<W>(w, w + W::BYTES, *y));
+        const __m512 sums = _mm512_cvtepi32_ps(products<W>(w, w + W::BYTES, *y));
         if (W::TWO_SUMS) {
             two = _mm512_fmadd_ps(_mm512_mask_mov_ps(_mm512_set1_ps(first), 0xff00, _mm512_set1_ps(second)), sums, two);
         } else {
@@ -128,7 +126,7 @@ EM_TARGET void dot_pairs(const em_kernel &, int64_t n, const void * row, const v
     }
     if (n % PAIR) {
         const __m256i last = _mm512_castsi512_si256(products<W>(w, w, *y));
-        one = _mm256_fmadd_ps(_mm256_set1_ps(y->d[0] * W::scale(w)), _mm256_cvtepi32_ps(last), one);
+        one                = _mm256_fmadd_ps(_mm256_set1_ps(y->d[0] * W::scale(w)), _mm256_cvtepi32_ps(last), one);
     }
     *out = add_lanes(one);
 }
@@ -139,28 +137,30 @@ EM_TARGET inline __m512 halves(float low, float high) { return _mm512_insertf32x
 constexpr int TILE_ROWS = 4;
 
 template <class W, int TOKENS>
-EM_TARGET void tile(int64_t n, const uint8_t * rows, size_t stride, const void * const * activations, float * const * out, int64_t first) {
-    constexpr int TWO   = TILE_ROWS / 2;
-    constexpr int ODD   = W::TWO_SUMS ? 1 : 0;
+EM_TARGET void tile(int64_t n, const uint8_t * rows, size_t stride, const void * const * activations, float * const * out,
+                    int64_t first) {
+    constexpr int TWO                        = TILE_ROWS / 2;
+    constexpr int ODD                        = W::TWO_SUMS ? 1 : 0;
     __m512        sums[ODD + 1][TWO][TOKENS] = {};
-    auto          add = [&](int64_t p, int half) EM_TARGET __attribute__((always_inline)) {
+    auto          add                        = [&](int64_t p, int half) EM_TARGET __attribute__((always_inline)) {
         __m512i weights[TWO];
         __m512  scales[TWO];
         EM_UNROLL
         for (int i = 0; i < TWO; ++i) {
             const uint8_t * w = rows + size_t(2 * i) * stride + size_t(2 * p + half) * W::BYTES;
-            weights[i] = W::values(w, w + stride);
-            scales[i]  = halves(W::scale(w), W::scale(w + stride));
+            weights[i]        = W::values(w, w + stride);
+            scales[i]         = halves(W::scale(w), W::scale(w + stride));
         }
         EM_UNROLL
         for (int t = 0; t < TOKENS; ++t) {
             const prepared_pair & y = static_cast<const prepared_pair *>(activations[t])[p];
-            const __m512i q     = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i *>(y.q + half * 32)));
+            const __m512i         q = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i *>(y.q + half * 32)));
             const __m512i start = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i *>(y.start + half * 8)));
             EM_UNROLL
             for (int i = 0; i < TWO; ++i) {
                 __m512 & sum = sums[half & ODD][i][t];
-                sum = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(y.d[half]), scales[i]), _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, weights[i], q)), sum);
+                sum          = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(y.d[half]), scales[i]),
+                                               _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, weights[i], q)), sum);
             }
         }
     };
@@ -180,7 +180,7 @@ EM_TARGET void tile(int64_t n, const uint8_t * rows, size_t stride, const void *
     for (int t = 0; t < TOKENS; ++t) {
         EM_UNROLL
         for (int i = 0; i < TWO; ++i) {
-            const __m512 all = ODD ? _mm512_add_ps(sums[0][i][t], sums[ODD][i][t]) : sums[0][i][t];
+            const __m512 all          = ODD ? _mm512_add_ps(sums[0][i][t], sums[ODD][i][t]) : sums[0][i][t];
             out[t][first + 2 * i]     = add_lanes(_mm512_castps512_ps256(all));
             out[t][first + 2 * i + 1] = add_lanes(_mm512_extractf32x8_ps(all, 1));
         }

@@ -44,13 +44,12 @@ void quantise(const em_kernel & k, const float * x, int64_t n, void * activation
 
 inline constexpr int NATURAL[8] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-template <const int (&ORDER)[8]>
-void prepare_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
-    quantise<prepared>(k, x, n, activation, ORDER, [](prepared & out, const q8_k & block) { memcpy(out.sums, block.sums, sizeof(out.sums)); });
+template <const int (&ORDER)[8]> void prepare_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
+    quantise<prepared>(k, x, n, activation, ORDER,
+                       [](prepared & out, const q8_k & block) { memcpy(out.sums, block.sums, sizeof(out.sums)); });
 }
 
-template <const int (&ORDER)[8]>
-void prepare_pair_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
+template <const int (&ORDER)[8]> void prepare_pair_sums(const em_kernel & k, const float * x, int64_t n, void * activation) {
     quantise<prepared>(k, x, n, activation, ORDER, [](prepared & out, const q8_k & block) {
         for (int i = 0; i < 8; ++i) {
             out.sums[i] = int16_t(block.sums[2 * i] + block.sums[2 * i + 1]);

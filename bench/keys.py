@@ -9,7 +9,6 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -97,13 +96,6 @@ class Terminal:
     def shift_enter(self) -> None:
         """Press Shift+Enter as terminals with extended keys send it: tmux itself may not know the name."""
         self._call("send-keys", "-H", *["1b", "5b", "31", "33", "3b", "32", "75"])
-
-    def resume(self) -> None:
-        """Let the suspended chat go on."""
-        pane = int(self._call("list-panes", "-F", "#{pane_pid}"))
-        stopped = lambda: Path(f"/proc/{pane}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # noqa: E731
-        self.until(lambda _: stopped(), "never suspended")
-        os.kill(pane, signal.SIGCONT)
 
     def end(self) -> None:
         self._call("kill-server")
@@ -225,11 +217,11 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         ("Ctrl+R: history", do(press("C-r"), sees("Search all", "The trip"), write("paris"), sees("The trip"))),
         (
             "Enter opens it",
-            do(press("Enter"), misses("Ctrl+D delete"), sees("of 2 ·"), press("Escape"), misses("of 2 ·")),
+            do(press("Enter"), misses("Ctrl+D delete"), sees("Up older"), press("Escape"), misses("Up older")),
         ),
         ("/file", do(run(f"/file {file}", "note.txt · 23 characters"), press("BSpace"), misses("23 characters"))),
         ("@ completes and attaches", do(write(f"see @{there.folder}/note"), sees("note.txt  "), press("Enter"))),
-        ("... as a chip", do(sees("23 characters"), run("/detach", ""), misses("23 characters"), clear)),
+        ("... as a chip", do(sees("23 characters"), clear, run("/detach", ""), misses("23 characters"), clear)),
         ("... and goes along", do(run(f"/file {file}", "23 characters"), lambda: there.ask("What does it say?"))),
         (
             "/undo",
@@ -250,7 +242,6 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
             do(write(story, "Enter"), lambda: there.size(80, 24), sees("answering")),
         ),
         ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
-        ("/exit would quit, Ctrl+Z suspends", do(press("C-z"), lambda: there.resume(), sees("□ stopped"))),
         ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),
     ]
 

@@ -117,8 +117,6 @@ class OffloadConfig:
     Attributes:
         device: ``auto`` (the first GPU that llama.cpp finds, a card before integrated graphics, else none), ``none``,
             ``sim``, or the ggml name of a device, such as ``CUDA0``, ``Vulkan0`` or ``RPC0``.
-        rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. With a server, ``device="auto"`` is the
-            server's first device.
         vram: device memory for resident experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes.
         policy: rule that chooses the resident experts. ``adaptive``: learns the experts that the next tokens will use.
             ``lru``: the experts used last. ``lfu``: the experts used most. ``static``: chosen once, then never changed.
@@ -141,13 +139,14 @@ class OffloadConfig:
         synchronous: wait for every upload before the next computation. This is slow, but two runs on the same tokens
             then move the same experts. With ``prefetch="history"``, ``edgemoe replay`` computes the same moves.
         sim: behaviour of the ``sim`` device.
+        rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. With a server, ``device="auto"`` is the
+            server's first device.
 
     Raises:
         ConfigError: a value cannot be honoured.
     """
 
     device: str = "auto"
-    rpc: str = ""
     vram: str | int = "auto"
     policy: str = "adaptive"
     prefetch: str = "auto"
@@ -159,6 +158,7 @@ class OffloadConfig:
     pin: bool = True
     synchronous: bool = False
     sim: SimConfig = SimConfig()
+    rpc: str = ""
 
     def __post_init__(self) -> None:
         """Check every field, so that the error points at the line that set the wrong value."""

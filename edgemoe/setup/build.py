@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
+from .. import locks
 from .cards import NvidiaDriver
 from .installed import LIBRARIES, PACKAGE, remove_folder, version
 from .programs import Missing, SetupFailed, cause, pip, run
@@ -115,19 +116,17 @@ def locked(path: Path) -> Iterator[IO[str]]:
     Raises:
         SetupFailed: another process holds it.
     """
-    import fcntl
-
-    with path.open("a+") as lock:
+    with path.open("a+") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            text = f"another set-up is at work (process {lock.read().strip() or 'unknown'})"
+            locks.lock(file, wait=False)
+        except OSError as error:
+            file.seek(0)
+            text = f"another set-up is at work (process {file.read().strip() or 'unknown'})"
             raise SetupFailed(text, "wait for it, or end that process") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield lock
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
 
 
 def unpacked(work: Path, archive: Path | None = None) -> Path:

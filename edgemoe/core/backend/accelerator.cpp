@@ -32,22 +32,13 @@ void device_props(ggml_backend_device * dev, ggml_backend_dev_props * props) {
     *props                           = {device_name(dev), device_description(dev), 0, 0, device_type(dev), nullptr, caps};
 }
 
-constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async             */ backend_name,
-                                   backend_free,
-                                   nullptr,
-                                   nullptr,
-                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   /* synchronize, graph_plan_create, _free, _update, _compute       */ nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   /* graph_compute, event_record, event_wait, graph_optimize        */ backend_compute,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr};
+// clang-format off
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async             */ backend_name, backend_free, nullptr, nullptr,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr, nullptr, nullptr,
+    /* synchronize, graph_plan_create, _free, _update, _compute       */ nullptr, nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize        */ backend_compute, nullptr, nullptr, nullptr};
+// clang-format on
 
 ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     auto c = std::make_unique<em_context>();

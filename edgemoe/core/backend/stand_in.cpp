@@ -46,22 +46,13 @@ void stream_optimize(ggml_backend * b, ggml_cgraph * graph, ggml_backend_graph_o
     pass_of(b)->compute->iface.graph_optimize(pass_of(b)->compute, graph, params);
 }
 
-constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async             */ stream_name,
-                                   stream_free,
-                                   stream_set,
-                                   stream_get,
-                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   /* synchronize, graph_plan_create, _free, _update, _compute       */ stream_synchronize,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   /* graph_compute, event_record, event_wait, graph_optimize        */ stream_compute,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr};
+// clang-format off
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async             */ stream_name, stream_free, stream_set, stream_get,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async     */ nullptr, nullptr, nullptr,
+    /* synchronize, graph_plan_create, _free, _update, _compute       */ stream_synchronize, nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize        */ stream_compute, nullptr, nullptr, nullptr};
+// clang-format on
 
 // ---- the device ----
 
@@ -135,21 +126,14 @@ bool device_offload_op(ggml_backend_device * dev, const ggml_tensor * t) {
     return device_of(dev)->iface.offload_op && device_of(dev)->iface.offload_op(device_of(dev), t);
 }
 
-constexpr ggml_backend_device_i DEVICE = {/* get_name, get_description, get_memory, get_type      */ device_name,
-                                          device_description,
-                                          device_memory,
-                                          device_type,
-                                          /* get_props, init_backend, get_buffer_type             */ device_props,
-                                          device_init,
-                                          device_buft,
-                                          /* get_host_buffer_type, buffer_from_host_ptr           */ device_host_buft,
-                                          nullptr,
-                                          /* supports_op, supports_buft, offload_op               */ device_supports_op,
-                                          device_supports_buft,
-                                          device_offload_op,
-                                          /* event_new, event_free, event_synchronize             */ nullptr,
-                                          nullptr,
-                                          nullptr};
+// clang-format off
+constexpr ggml_backend_device_i DEVICE = {
+    /* get_name, get_description, get_memory, get_type      */ device_name, device_description, device_memory, device_type,
+    /* get_props, init_backend, get_buffer_type             */ device_props, device_init, device_buft,
+    /* get_host_buffer_type, buffer_from_host_ptr           */ device_host_buft, nullptr,
+    /* supports_op, supports_buft, offload_op               */ device_supports_op, device_supports_buft, device_offload_op,
+    /* event_new, event_free, event_synchronize             */ nullptr, nullptr, nullptr};
+// clang-format on
 
 // ---- the registry: settings of a stream's CPU side, and of a device that computes on the CPU's cores ----
 

@@ -40,17 +40,13 @@ void buffer_get(ggml_backend_buffer *, const ggml_tensor * t, void * data, size_
 
 void buffer_clear(ggml_backend_buffer * b, uint8_t value) { memset(buffer_base(b), value, b->size); }
 
-constexpr ggml_backend_buffer_i BUFFER = {/* free_buffer, get_base, init_tensor       */ buffer_free,
-                                          buffer_base,
-                                          nullptr,
-                                          /* memset_tensor, set_tensor, get_tensor    */ buffer_memset,
-                                          buffer_set,
-                                          buffer_get,
-                                          /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr,
-                                          nullptr,
-                                          nullptr,
-                                          /* clear, reset                             */ buffer_clear,
-                                          nullptr};
+// clang-format off
+constexpr ggml_backend_buffer_i BUFFER = {
+    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, nullptr,
+    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
+    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, nullptr,
+    /* clear, reset                             */ buffer_clear, nullptr};
+// clang-format on
 
 ggml_backend_buffer * buft_alloc(ggml_backend_buffer_type * buft, size_t size) {
     const bool fails = size > 0 && em_sim_fails(SIM_ALLOC);

@@ -257,22 +257,13 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     }
 }
 
-constexpr ggml_backend_i STREAM = {/* get_name, free, set_tensor_async, get_tensor_async     */ backend_name,
-                                   backend_free,
-                                   backend_set_async,
-                                   backend_get_async,
-                                   /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr,
-                                   nullptr,
-                                   backend_copy_async,
-                                   backend_synchronize,
-                                   /* graph_plan_create, _free, _update, _compute            */ nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   nullptr,
-                                   /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute,
-                                   event_record,
-                                   event_wait,
-                                   backend_optimize};
+// clang-format off
+constexpr ggml_backend_i STREAM = {
+    /* get_name, free, set_tensor_async, get_tensor_async     */ backend_name, backend_free, backend_set_async, backend_get_async,
+    /* set_tensor_2d_async, get_tensor_2d_async, cpy_tensor_async, synchronize */ nullptr, nullptr, backend_copy_async, backend_synchronize,
+    /* graph_plan_create, _free, _update, _compute            */ nullptr, nullptr, nullptr, nullptr,
+    /* graph_compute, event_record, event_wait, graph_optimize */ backend_compute, event_record, event_wait, backend_optimize};
+// clang-format on
 } // namespace
 
 ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params) {

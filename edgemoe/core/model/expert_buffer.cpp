@@ -92,17 +92,13 @@ bool buffer_copy(ggml_backend_buffer *, const ggml_tensor * src, ggml_tensor * d
 }
 void buffer_clear(ggml_backend_buffer * buffer, uint8_t value) { memset(context_of(buffer)->base, value, buffer->size); }
 
-constexpr ggml_backend_buffer_i BUFFER = {/* free_buffer, get_base, init_tensor       */ buffer_free,
-                                          buffer_base,
-                                          buffer_init_tensor,
-                                          /* memset_tensor, set_tensor, get_tensor    */ buffer_memset,
-                                          buffer_set,
-                                          buffer_get,
-                                          /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr,
-                                          nullptr,
-                                          buffer_copy,
-                                          /* clear, reset                             */ buffer_clear,
-                                          nullptr};
+// clang-format off
+constexpr ggml_backend_buffer_i BUFFER = {
+    /* free_buffer, get_base, init_tensor       */ buffer_free, buffer_base, buffer_init_tensor,
+    /* memset_tensor, set_tensor, get_tensor    */ buffer_memset, buffer_set, buffer_get,
+    /* set_tensor_2d, get_tensor_2d, cpy_tensor */ nullptr, nullptr, buffer_copy,
+    /* clear, reset                             */ buffer_clear, nullptr};
+// clang-format on
 
 const char * buft_name(ggml_backend_buffer_type *) { return "EdgeMoE"; }
 

@@ -1,19 +1,22 @@
 """Compare EdgeMoE without a device with plain llama-cpp-python: A B A B on one machine, medians of ratios.
 
-    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--ik PYTHON] [--json]
+    python bench/cpu.py [--model FILE] [--threads N] [--rounds N] [--prompts N,N] [--ik PYTHON] [--before CHECKOUT]
+                         [--json]
 
 Without ``--model`` a random Q4_K_M model of 16 Granite-like layers (521 MB) is written to the folder of temporary files
 once. For speed, both models run in one process, in turn. For memory and load time, each model has its own process, in
 turn.
 
 ``--ik`` names the Python of an environment with ik-llama-cpp-python: ik_llama.cpp takes its turn too, in a process of
-its own (bench/ik.py). ``EDGEMOE_KERNELS`` chooses our kernels.
+its own (bench/ik.py). ``--before`` names another checkout of EdgeMoE with its core built: it takes its turn likewise
+(bench/before.py). ``EDGEMOE_KERNELS`` chooses our kernels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,14 +56,15 @@ def measure_start(which: str, path: Path, threads: int) -> dict[str, float]:
     return {"load_s": loaded, "rss_mib": psutil.Process().memory_info().rss / 2**20}
 
 
-class IkLlama:
-    """Run ik_llama.cpp in a child process, with the two methods that the measurement needs."""
+class ChildModel:
+    """Run a model in a child process, with the two methods that the measurement needs."""
 
-    def __init__(self, python: str, path: Path, threads: int) -> None:
-        """Load the model."""
-        script = str(Path(__file__).with_name("ik.py"))
+    def __init__(self, script: str, python: str, path: Path, threads: int, checkout: str | None = None) -> None:
+        """Load the model with a script of this folder, optionally with the packages of another checkout."""
+        self._script = script
         self._child = subprocess.Popen(
-            [python, script, str(path), str(threads)],
+            [python, str(Path(__file__).with_name(script)), str(path), str(threads)],
+            env={**os.environ, "PYTHONPATH": checkout} if checkout else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -80,16 +84,15 @@ class IkLlama:
         assert self._child.stdin and self._child.stdout
         print(json.dumps(tokens), file=self._child.stdin, flush=True)
         if self._child.stdout.readline().strip() != "done":
-            raise SystemExit("ik_llama.cpp ended; bench/ik.py alone says why")
+            raise SystemExit(f"the child process ended; bench/{self._script} alone says why")
 
 
 def measure_speed(
-    path: Path, threads: int, rounds: int, prompts: list[int], ik: str | None = None
+    path: Path, threads: int, rounds: int, prompts: list[int], children: dict[str, ChildModel]
 ) -> dict[str, dict[str, list[float]]]:
     """Measure the tokens per second of prompts and of decode, one figure per round. The first round is dropped."""
     models: dict[str, Any] = {which: open_model(which, path, threads) for which in ("plain", "edgemoe")}
-    if ik:
-        models["ik"] = IkLlama(ik, path, threads)
+    models.update(children)
     parts = ["decode", *(f"prompt of {n}" for n in prompts)]
     speeds: dict[str, dict[str, list[float]]] = {which: {part: [] for part in parts} for which in models}
     for current in range(rounds + 1):
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--prompts", default=PROMPTS, help="tokens of each, with commas between")
     parser.add_argument("--ik", metavar="PYTHON", help="Python of an environment with ik-llama-cpp-python")
+    parser.add_argument("--before", metavar="CHECKOUT", help="another checkout of EdgeMoE with its core built")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start", choices=("plain", "edgemoe"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,10 +165,16 @@ def main() -> None:
             ]
             figures.append(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
     prompts = [int(n) for n in options.prompts.split(",")]
-    speeds = measure_speed(path, options.threads, options.rounds, prompts, options.ik)
+    children = {}
+    if options.ik:
+        children["ik_llama.cpp"] = ChildModel("ik.py", options.ik, path, options.threads)
+    if options.before:
+        children["EdgeMoE before"] = ChildModel("before.py", sys.executable, path, options.threads, options.before)
+    speeds = measure_speed(path, options.threads, options.rounds, prompts, children)
     rows = [ratio_row(f"{part} tok/s", plain, speeds["edgemoe"][part]) for part, plain in speeds["plain"].items()]
-    for part, of_ik in speeds.get("ik", {}).items():
-        rows.append(ratio_row(f"{part} tok/s, ik_llama.cpp in the place of llama_cpp", of_ik, speeds["edgemoe"][part]))
+    for other in children:
+        for part, theirs in speeds[other].items():
+            rows.append(ratio_row(f"{part} tok/s, {other} in the place of llama_cpp", theirs, speeds["edgemoe"][part]))
     for key in ("load_s", "rss_mib"):
         if not starts["plain"]:
             break

@@ -106,7 +106,7 @@ struct q6_k : without_minima {
         const __m128i mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
         const __m512i pairs  = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m256i scales = _mm256_cvtepi8_epi16(packed);
-        // Four lanes hold a scale of the first 64 weights, and in their high half a scale of the next 64.
+        // In each four lanes, the low halves hold a scale of the first 64 weights, the high halves a scale of the next 64.
         const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         __m512i       lo[2], hi[2], of[2];
         EM_UNROLL
@@ -137,8 +137,8 @@ struct q6_k : without_minima {
     }
 };
 
-// Two-bit weights and their further bits, with a scale for each 16 weights. Bits 2 * k of 64 bytes are multiplied with 64
-// activations, for k = 0 to 3.
+// Weights of two bits and further bits, with a scale for each 16 weights. Bits 2 * k and 2 * k + 1 of 64 bytes are 64 weights,
+// for k from 0 to 3.
 struct two_bits {
     __m512i weights[4], scales[2];
 

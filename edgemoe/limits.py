@@ -25,7 +25,7 @@ _CAP_IPC_LOCK = 14
 
 @dataclass(frozen=True)
 class Processors:
-    """Count the processors that this process may use.
+    """Processors that this process may use.
 
     Attributes:
         logical: number of logical processors that may run at once.
@@ -40,11 +40,11 @@ class Processors:
 
 @dataclass(frozen=True)
 class Memory:
-    """Count the bytes of RAM for this process.
+    """Bytes of RAM for this process.
 
     Attributes:
         total: bytes that the process may use.
-        available: bytes of ``total`` that are free now, with file pages that can be dropped.
+        available: bytes of ``total`` that are free now, including file pages that the system can drop.
         reason: the limit that applies, in words; empty if only the machine limits the process.
     """
 
@@ -110,7 +110,7 @@ def _affinity() -> list[int]:
 
 
 def _allowed(root: Path) -> list[int]:
-    """List the processors that affinity and cpusets allow; the kernel joins both where it tells the affinity."""
+    """List the processors that affinity and cpusets allow. On Linux the affinity respects cpusets already."""
     allowed = set(_affinity())
     for folder in _groups(root, "cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus"):
@@ -163,14 +163,14 @@ def _quota(root: Path) -> float | None:
 
 
 def _may_lock_all(root: Path) -> bool:
-    """Tell whether the process has CAP_IPC_LOCK, which no limit binds: capabilities(7)."""
+    """Tell whether the process has CAP_IPC_LOCK, and so no limit on locked memory: capabilities(7)."""
     lines = (line.split() for line in _text(root / "proc" / "self" / "status").splitlines())
     given = next((int(line[1], 16) for line in lines if line[:1] == ["CapEff:"]), 0)
     return bool(given >> _CAP_IPC_LOCK & 1)
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield each limit that covers this process, and the bytes used under it that cannot be dropped."""
+    """Yield each limit that covers this process, and the bytes that count towards it and cannot be dropped."""
     for folder in _groups(root, "memory"):
         given = [_text(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
         limits = [int(text) for text in given if text.isdigit()]
@@ -190,7 +190,7 @@ def _droppable(folder: Path) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, from its own up to the mounted one."""
+    """Yield the folders of this process's control groups: its own group, then each parent up to the root."""
     mounted = root / "sys" / "fs" / "cgroup"
     for line in _text(root / "proc" / "self" / "cgroup").splitlines():
         number, _, rest = line.partition(":")

@@ -52,7 +52,7 @@ def test_measurements_are_kept_for_this_machine_only(quick: None, capsys: Captur
     assert kept is not None and kept.rates == RATES and kept.at <= time.time()
     notes: list[str] = []
     assert hardware.load("", 7, notes) is None, "another number of threads is another measurement"
-    assert "of another machine or setting" in notes[0]
+    assert "belongs to another machine or setting" in notes[0]
     assert list(hardware.path_of("").parent.glob("*.bad-1")) and not hardware.path_of("").exists()
 
 

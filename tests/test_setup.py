@@ -298,8 +298,8 @@ def test_a_missing_compiler_names_the_package(tmp_path: Path, commands: Commands
         ("ID=fedora", "sudo dnf install gcc-c++"),
         ("ID=cachyos\nID_LIKE=arch", "sudo pacman -S gcc"),
         ('ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"', "sudo zypper install gcc-c++"),
-        ("ID=nixos", "install g++ or their like"),
-        ("", "install g++ or their like"),
+        ("ID=nixos", "install g++ or similar packages"),
+        ("", "install g++ or similar packages"),
     ],
 )
 def test_packages_are_named_as_the_distribution_does(release: str, command: str, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 #pragma once
 
-// The whole C interface between the core and Python. The core is mechanism; policy is Python's.
+// The whole C interface between the core and Python. The core is the mechanism; the policy is in Python.
 //
-// Ownership: every pointer handed in stays the caller's; every output buffer is the caller's and comes with its capacity.
+// Ownership: the caller owns every pointer that it hands in, output buffers included. A buffer without a capacity has the shape
+// that the comment of its function gives.
 // Errors: functions return EM_OK or a negative EM_ERROR_*; em_last_error() gives the text for the calling thread.
 // Threads: all functions may be called from any thread, except that one engine is created, loaded and freed by one
 // thread at a time. em_cancel, em_residency, em_stats and em_drain may be called while the model computes.
@@ -10,8 +11,8 @@
 // Ordering, and why no computation reads a slot that a copy writes:
 //   - a slot is in exactly one state of em_slot_state (model/layer.h), changed only under its layer's mutex;
 //   - the thread that computes looks an expert up under the layer's mutex. The thread holds the mutex until the device has
-//     finished, or until the computation is started and an event is recorded behind it. The copy stream waits for that event
-//     (pass/pass.h);
+//     finished, or until the thread has started the computation and then recorded an event. The copy stream waits for that
+//     event (pass/pass.h);
 //   - the copy thread writes a slot's bytes only in state LOADING, and no lookup returns a slot in that state;
 //   - LOADING becomes RESIDENT under the mutex, after the copy stream was synchronised.
 
@@ -32,7 +33,7 @@ enum em_status {
     EM_ERROR_DEVICE    = -3, // no such device, or it cannot be opened
     EM_ERROR_NO_MEMORY = -4, // the device has too little memory
     EM_ERROR_STATE     = -5, // called in the wrong order
-    EM_UNSEEN          = 1,  // of em_end_step: a success without events
+    EM_UNSEEN          = 1,  // em_end_step succeeded, and the step has no routing events
 };
 
 enum em_expert_state { EM_COLD = 0, EM_PENDING = 1, EM_RESIDENT = 2 };
@@ -43,14 +44,14 @@ typedef struct em_engine em_engine;
 typedef struct {
     int32_t      struct_bytes;
     int32_t      prefill_tokens;   // fewest tokens of a prefill
-    int32_t      stream_tokens;    // prefill: fewest tokens for which a cold expert is streamed; 0 never
+    int32_t      stream_tokens;    // prefill: fewest tokens to stream a cold expert, until rates are known; 0: also no fetches
     int32_t      stream_slots;     // experts that the stage on the device holds, an even number; 0 none
-    int32_t      graph_us;         // expected time of one graph of a prefill. Nothing can stop a graph, so a graph must be short
-    int64_t      pin_bytes; // most bytes of experts in host memory that the device's driver may pin, to read them by itself
+    int32_t      graph_us;         // wanted time of one graph. Nothing can stop a graph on a device, so a graph must be short
+    int64_t      pin_bytes; // most bytes of experts in host memory that the device's driver may pin, for reads by the device
     const char * device; // ggml device name, NULL or empty for none
 } em_options;
 
-// Where the streams of a pass on sim compute: in the calling thread, or in threads of their own. See device/sim.cpp.
+// The threads of a pass on sim: its streams compute in the calling thread, or each in a worker. See device/sim.cpp.
 enum em_sim_streams_t { EM_SIM_CALLER = 0, EM_SIM_ORDERED = 1, EM_SIM_TRANSFER = 2 };
 
 // Behaviour of the sim device, process-wide; see SimConfig in config.py for the fields.
@@ -77,8 +78,8 @@ typedef struct {
     int32_t block; // number in the tensor names
     int32_t experts;
     int32_t slots;
-    int32_t pattern; // 1 recognised, 0 unknown: runs as in llama.cpp, -1 not seen yet
-    int32_t support; // 1 the device has every operation, 0 it lacks one: the CPU computes, -1 not asked yet
+    int32_t pattern; // 1: recognised; 0: unknown, so the layer runs as in llama.cpp; -1: not seen yet
+    int32_t support; // 1: the device has every operation; 0: it lacks one, so the CPU computes; -1: not asked yet
     int64_t expert_bytes; // one expert, all projections
 } em_layer_info;
 
@@ -107,12 +108,12 @@ typedef struct {
 
 typedef struct em_predictor em_predictor;
 
-// Log-linear tables, float32; the core copies them. E experts, L layers, D decays, M memories. Lead a predicts a + 1 layers
-// ahead.
+// Log-linear tables, float32; the core copies them. E experts, L layers, D decays, M memories. Index a of the leads predicts
+// a + 1 layers ahead. `reach`: number of earlier layers with rows.
 typedef struct {
     int32_t       struct_bytes;
     int32_t       layers, experts, top_k, decays, memories, leads, reach;
-    float         rate; // step of learning from every token; 0: the tables stay as they are
+    float         rate; // learning rate, applied to every token; 0: the tables stay as they are
     float         horizon; // weight of "use soon": a use n tokens from now counts (1 - horizon) * horizon^(n - 1)
     int64_t       tokens; // number of tokens that the tables have learnt from
     const float * decay; // [D] share of a frequency that is left after a token
@@ -121,7 +122,7 @@ typedef struct {
     const float * keep_again; // [L, E, E]
     const float * memory_rate; // [M]
     const float * keep_memory; // [M, L, E, E]
-    const float * next_bias; // [leads, L, E] for use of an expert of layer l by the token under way
+    const float * next_bias; // [leads, L, E] for "use next": the token under way uses the expert in layer l
     const float * next_decay; // [leads, L, D]
     const float * next_again; // [leads, L, E, E] a row for each expert that the token before used in layer l
     const float * next_rows; // [leads, reach, L, E, E] a row for each expert that the token under way used in layer l - lead - j
@@ -161,8 +162,8 @@ EM_API const char * em_symbol_name(int32_t i);
 EM_API int32_t      em_symbol_set(int32_t i, void * address);
 // Set the std::__throw_runtime_error of the C++ library that ggml uses; NULL if ggml uses the library of this core.
 EM_API void em_set_thrower(void * function);
-// ggml asserts the contents of a file, and ends the process where an assertion fails. Between these two calls a failure on this
-// thread is an exception instead, which llama.cpp catches.
+// ggml checks the contents of a file by assertions, and ends the process if one fails. Between these two calls, a failed assertion
+// on this thread becomes an exception, which llama.cpp catches.
 EM_API void em_trap_aborts(void);
 EM_API void em_release_aborts(void);
 // Compare all assumptions about ggml with the loaded ggml. On EM_ERROR_MISMATCH em_last_error names the difference.
@@ -171,8 +172,8 @@ EM_API int32_t em_check(void);
 EM_API void * ggml_backend_init(void);
 // The buffer type for llama_model_params.tensor_buft_overrides.
 EM_API void * em_buffer_type(void);
-// Calls llama_decode(context, *batch); an assertion of ggml that fails on this thread is an error instead of the end of the
-// process. The context cannot be used afterwards, only freed.
+// Calls llama_decode(context, *batch). If an assertion of ggml fails on this thread, the result is an error, and the process goes
+// on. After such an error the context can only be freed.
 EM_API int32_t em_decode(void * llama_decode, void * context, const void * batch, int32_t * result);
 // Address of bool (*)(void * engine): true once em_cancel was called; for llama_set_abort_callback.
 EM_API void * em_abort_callback(void);
@@ -197,19 +198,19 @@ EM_API void * em_stand_in_device(em_engine * engine);
 // The model runs its first blocks only: experts of later blocks (an MTP head) get no layer. Call it before em_begin_load;
 // otherwise all blocks run.
 EM_API int32_t em_set_blocks(em_engine * engine, int32_t blocks);
-// Between em_begin_load and em_end_load, on the same thread, llama.cpp may give expert tensors to our buffer type. stands_in:
-// llama.cpp uses em_stand_in_device for its graph. Otherwise llama.cpp sees an accelerator that computes expert layers in host
-// memory. It sees the accelerator only during the load.
+// Between em_begin_load and em_end_load, on the same thread, llama.cpp may give expert tensors to our buffer type. stands_in 1:
+// llama.cpp uses em_stand_in_device for its graph. 0: llama.cpp sees an accelerator, during the load only. The accelerator computes
+// expert layers in host memory.
 EM_API int32_t em_begin_load(em_engine * engine, int32_t stands_in);
 EM_API int32_t em_end_load(em_engine * engine);
 // Stop copies and release the device; call it before the model is freed.
 EM_API int32_t em_engine_stop(em_engine * engine);
 EM_API int32_t em_layer_count(em_engine * engine);
 EM_API int32_t em_layer(em_engine * engine, int32_t layer, em_layer_info * out);
-// Allocate device slots anew: slots[layer]. The first call also allocates the stage. Layers with another number of slots lose
-// their residents. EM_ERROR_NO_MEMORY leaves the layer that failed and the layers after it without slots.
+// Allocate device slots anew: slots[layer]. The first call also allocates the stage. A layer loses its residents if its number
+// of slots changes. EM_ERROR_NO_MEMORY leaves the layer that failed and the layers after it without slots.
 EM_API int32_t em_set_slots(em_engine * engine, const int32_t * slots, int32_t count);
-// Queue uploads; returns how many were taken.
+// Queue uploads; returns the number of accepted uploads.
 EM_API int32_t em_submit(em_engine * engine, const em_load * loads, int32_t count);
 // Let the predictor learn from every token that is decoded alone, and choose prefetches. `most`: most prefetches of a layer in a
 // step; `lead`: layers ahead; `gain`: least gain of an exchange in expected uses. NULL stops both. The caller owns the predictor,
@@ -230,10 +231,10 @@ EM_API int32_t em_end_step(em_engine * engine);
 EM_API int32_t em_watch(em_engine * engine, int32_t every);
 // Prefetches of each layer in the latest step.
 EM_API int32_t em_prefetch_spent(em_engine * engine, int32_t * out, int32_t capacity);
-// Take the experts from this trace, [tokens, layers, top_k], over and over, instead of from the routers; 0 tokens: from the routers
-// again. For benchmarks.
+// Replace the routers' choice by this trace, [tokens, layers, top_k]. The trace begins again at its end. 0 tokens: the routers
+// choose again. For benchmarks and trial runs.
 EM_API int32_t em_force(em_engine * engine, const int32_t * ids, int64_t tokens, int32_t top_k);
-// Never evict this expert, or allow that again. Does not load the expert.
+// pinned 1: never evict this expert; 0: allow its eviction again. Does not load the expert.
 EM_API int32_t em_pin(em_engine * engine, int32_t layer, int32_t expert, int32_t pinned);
 // Wait until the queue is empty; EM_ERROR_STATE after timeout_ms.
 EM_API int32_t em_wait_uploads(em_engine * engine, int32_t timeout_ms);
@@ -242,6 +243,7 @@ EM_API int32_t em_residency(em_engine * engine, uint8_t * out, int64_t capacity)
 EM_API int32_t em_stats(em_engine * engine, em_stats_t * out);
 // Routing events since the last call: records {layer, tokens, k, ids[tokens * k]}. Returns the int32 count written.
 EM_API int64_t em_drain(em_engine * engine, int32_t * out, int64_t capacity);
+// 1: computations end at the next check for a cancel; 0: they may run again.
 EM_API int32_t em_cancel(em_engine * engine, int32_t cancelled);
 // Free and total bytes of the engine's device.
 EM_API int32_t em_device_memory(em_engine * engine, int64_t * free_bytes, int64_t * total_bytes);

@@ -9,9 +9,9 @@
 #include "routing/log.h"
 #include "routing/prefetch.h"
 
-// Host and device memory for one layer's exchange. Writer: the thread that computes, under em_turn::computing.
+// Memory for the copies between host and device in one layer. Writer: the thread that computes, under em_turn::computing.
 struct em_exchange {
-    em_region device, host; // of the hot pairs
+    em_region device, host; // inputs and results of the hot pairs
     em_region stage;        // host side of the stage
 };
 

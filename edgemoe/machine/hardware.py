@@ -185,9 +185,10 @@ def path_of(device: str) -> Path:
 
 
 def load(device: str, threads: int, notes: list[str] | None = None) -> Measured | None:
-    """Read an earlier measurement; None if there is no usable one. No content of the file raises an error.
+    """Read an earlier measurement; None if there is no usable one.
 
-    A file that is damaged or belongs to another machine is renamed, and ``notes`` gets a sentence about it.
+    A damaged file raises no error. It is renamed, as is a file of another machine or setting, and ``notes`` gets a
+    sentence about it.
     """
     path = path_of(device)
     try:
@@ -198,7 +199,7 @@ def load(device: str, threads: int, notes: list[str] | None = None) -> Measured 
         _set_aside(path, f"is damaged ({error})", notes)
         return None
     if found.key != key_of(device, threads):
-        _set_aside(path, f"is of another machine or setting ({found.key})", notes)
+        _set_aside(path, f"belongs to another machine or setting ({found.key})", notes)
         return None
     return found
 

@@ -67,7 +67,7 @@ def run(
             try:
                 with short_copy(file, layers, experts) as path:
                     seconds = _in_a_child(_settings(path, file, device, placed, hit_rate, threads))
-            except (OSError, BadGguf):  # the disk refuses the copy, or llama.cpp cannot load its shapes
+            except (OSError, BadGguf):  # the disk refuses the copy, or its header is refused
                 return []
             if seconds is None:
                 break

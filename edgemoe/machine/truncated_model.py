@@ -21,7 +21,7 @@ from ..planning import model_needs
 
 ALIGNMENT = 32
 _LAYER = re.compile(r"^blk\.(\d+)\.")
-# Keys that refer to the last layers.
+# Keys about the last layers, which a copy lacks.
 _LEFT_OUT = ("nextn_predict_layers", "attention.shared_kv_layers")
 _PER_EXPERT = re.compile(r"^blk\.\d+\.(?:ffn_(?:gate|up|down|gate_up)_exps|ffn_gate_inp|exp_probs_b)")
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -1,4 +1,4 @@
-"""Names ``edgemoe setup`` when a card lies idle. Looks at files only, so that a first screen can ask."""
+"""Names ``edgemoe setup`` when a card lies idle. It looks at files only, so a first screen need not wait."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ COMMAND = "edgemoe setup"
 
 
 def advice(root: Path = ROOT) -> str:
-    """Say in one sentence that a card lies idle and which command ends that; empty when there is nothing to do.
+    """Name the command that makes an idle card usable or rebuilds an outdated backend; empty if neither is needed.
 
     Args:
-        root: folder below which /sys lies.
+        root: folder that holds /sys.
     """
     try:
         there, backends = of_package(), [backend for backend in built() if backend.kind != "rpc"]
@@ -32,6 +32,6 @@ def advice(root: Path = ROOT) -> str:
 
 
 def rebuild(backend: Backend) -> str:
-    """Say that ``backend`` does not belong to the llama-cpp-python that is installed."""
+    """Say that ``backend`` belongs to another llama-cpp-python, and name the command that rebuilds it."""
     was = f"The {backend.kind} backend was built for llama-cpp-python {backend.version}"
     return f"{was}, and {version()} is installed: {COMMAND} --backend {backend.kind} builds it again."

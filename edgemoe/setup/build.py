@@ -1,7 +1,7 @@
 """Compiles one backend of ggml alone, from the source archive of the llama-cpp-python that is installed.
 
-The folder of the build is fixed, so a build that was killed goes on where it was. A lock keeps two processes from one
-folder. The compilers inherit the lock, so a compiler that outlives its parent still holds it.
+The folder of the build is fixed, so a killed build continues at the next start. A lock keeps a second process out of
+the folder. The compilers inherit the lock, so a compiler that outlives its parent still holds it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ _ALONE = (
     *("CMAKE_BUILD_WITH_INSTALL_RPATH=ON", "CMAKE_INSTALL_RPATH=$ORIGIN"),
 )
 _STEP = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
-# A compiler needs so much memory for the biggest files of ggml-cuda.
+# Memory that a compiler needs for the largest files of ggml-cuda.
 _JOB_BYTES = 2 << 30
-# These files have many variants of their kernels and take longer (measured with CUDA 13.2, one architecture).
+# Files with many variants of a kernel. Such a file takes about _HEAVY_STEPS times as long as others (measured with CUDA
+# 13.2, one architecture).
 _HEAVY = re.compile(r"template-instances/|fattn|mmq|mmf|mmvq|top-k|argsort|cumsum")
 _HEAVY_STEPS = 4.0
 # Time for the compilers to stop before they are killed.
@@ -54,7 +55,7 @@ class Order:
 
     Attributes:
         kind: one of `KINDS`.
-        architectures: processors of the cards, such as 89 or gfx1100; empty where that does not matter.
+        architectures: architectures of the cards, such as 89 or gfx1100; empty if the backend does not depend on them.
         work: folder of sources, tools and builds.
         driver: NVIDIA's driver.
         archive: source archive of llama-cpp-python; if it is None, pip downloads it.
@@ -84,7 +85,7 @@ def compiled(order: Order, progress: Progress = lambda share, step: None) -> Res
     """Compile a backend. That takes minutes; for CUDA on few processors, an hour or more.
 
     Args:
-        order: backend, processors and folder.
+        order: backend, architectures and folder.
         progress: called with the share that is done in 0..1 and the step in words.
 
     Raises:
@@ -114,7 +115,7 @@ def locked(path: Path) -> Iterator[IO[str]]:
     """Hold the lock of a folder of builds.
 
     Raises:
-        SetupFailed: another process holds it.
+        SetupFailed: another process holds the lock.
     """
     with path.open("a+") as file:
         try:
@@ -157,7 +158,7 @@ def _fetched(work: Path) -> Path:
 def _configured(
     order: Order, toolchains: Iterable[Toolchain], source: Path, progress: Progress
 ) -> tuple[Toolchain, str, Path]:
-    """Run CMake with the toolchains until it accepts one; return it, Ninja's path and the folder of the build."""
+    """Run CMake until it accepts a toolchain; return this toolchain, Ninja's path and the folder of the build."""
     program, ninja = cmake(order.work)
     failure: SetupFailed | None = None
     for toolchain in toolchains:
@@ -174,20 +175,20 @@ def _configured(
                 raise Missing("the Vulkan headers are from before 2024", "install Vulkan's SDK and set VULKAN_SDK")
             return replace(toolchain, environment=environment), ninja, out
         except SetupFailed as error:
-            remove_folder(out)  # else CMake would keep the failure in its cache
+            remove_folder(out)  # otherwise CMake would keep the failure in its cache
             failure = error
     assert failure is not None
     raise Missing(str(failure), failure.hint or needs(order.kind)) from failure
 
 
 def _folder(order: Order, options: Sequence[str]) -> Path:
-    """Name the folder of a build. Each set of options has a folder, so a failed build leaves the others alone."""
+    """Name the folder of a build. Builds with other options have other folders and stay untouched."""
     digest = hashlib.sha256("\n".join(options).encode()).hexdigest()[:8]
     return order.work / "-".join(["build", order.kind, version(), *order.architectures, digest])
 
 
 def _vulkan_is_recent(out: Path) -> bool:
-    """Tell whether the headers that CMake found have an extension that ggml uses without asking for it."""
+    """Tell whether the headers that CMake found have an extension that ggml uses without a check."""
     found = re.search(r"^Vulkan_INCLUDE_DIR:PATH=(.+)$", (out / "CMakeCache.txt").read_text(), re.MULTILINE)
     core = Path(found[1], "vulkan", "vulkan_core.h") if found else None
     return core is not None and core.exists() and "VK_EXT_layer_settings" in core.read_text(errors="replace")
@@ -241,10 +242,10 @@ def _stop(ninja: subprocess.Popen[str]) -> None:
 
 
 class Remaining:
-    """Estimates how long a build takes from the steps that it has done."""
+    """Estimates the time left of a build from the steps that are done."""
 
     def __init__(self, steps: Sequence[str]) -> None:
-        """Weigh the ``steps`` that Ninja lists now. Ninja does not list steps for files that CMake looks for first."""
+        """Weigh the ``steps`` that Ninja lists. The list is incomplete if CMake must first look for files again."""
         weights = [_weight(match[3]) for line in steps if (match := _STEP.match(line))]
         self._steps, self._total = len(weights), sum(weights)
         self._done, self._began = 0.0, time.monotonic()

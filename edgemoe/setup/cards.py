@@ -19,7 +19,7 @@ ROOT = Path("/")
 VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel"}
 _TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 _DISPLAY_CLASS = 0x03
-# A Radeon with less memory of its own is part of the processor; the memory is carved out of RAM.
+# A Radeon with no more memory than this is part of the processor; its memory is carved out of RAM.
 _CARVED_BYTES = 2 << 30
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CUdevice_attribute
 # The driver library that Windows gives to its Linux guest (WSL).
@@ -64,7 +64,7 @@ def find(root: Path = ROOT, driver: NvidiaDriver | None = None) -> list[Card]:
     """List the cards, discrete ones first.
 
     Args:
-        root: folder below which /sys lies.
+        root: folder that holds /sys.
         driver: NVIDIA's driver; if it is None, the driver library is asked.
     """
     listed = [card for path in _display_devices(root) if (card := _card(path, root)) is not None]
@@ -144,7 +144,7 @@ def _card(path: Path, root: Path) -> Card | None:
 
 
 def _without_driver(card: Card) -> Card:
-    cure = "install NVIDIA's driver; in a container, start it with the card (docker run --gpus all)"
+    cure = "install NVIDIA's driver; a container needs docker run --gpus all"
     return Card(card.vendor, card.name, problem="its driver does not answer (libcuda.so.1)", cure=cure)
 
 
@@ -152,7 +152,7 @@ def _access(path: Path, root: Path) -> tuple[str, str]:
     """Find the reason that keeps programs from a card of AMD or Intel, and its cure."""
     nodes = [root / "dev/dri" / node.name for node in (path / "drm").glob("renderD*")]
     if not nodes or not nodes[0].exists():
-        return "it has no render device", "load its kernel driver; in a container, pass /dev/dri to it"
+        return "it has no render device", "load the card's kernel driver; a container needs /dev/dri"
     if not os.access(nodes[0], os.R_OK | os.W_OK):
         return f"you may not open /dev/dri/{nodes[0].name}", "sudo usermod -aG render $USER, then log in again"
     return "", ""

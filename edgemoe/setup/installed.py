@@ -1,7 +1,7 @@
 """The backends that ``edgemoe setup`` has built: their folders, and whether this llama-cpp-python may load them.
 
-Each backend lies in a folder of its own, with a record beside it. A backend belongs to one version of ggml. Another
-version may have other structs, so it never loads the backend.
+Each backend lies in a folder of its own, with a record beside it. A backend belongs to one version of ggml. A
+backend is never loaded with another version, which may have other structs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import home
 
 SCHEMA = "edgemoe.backend.v1"
 PACKAGE = "llama-cpp-python"
-# Names of ggml's libraries, which tell the backends of a llama-cpp-python.
+# Names of ggml's libraries, by backend. The files of a llama-cpp-python have these names.
 LIBRARIES = {
     "cuda": "ggml-cuda",
     "vulkan": "ggml-vulkan",
@@ -34,9 +34,9 @@ class Backend:
 
     Attributes:
         kind: ``cuda``, ``vulkan``, ``rocm`` or ``rpc``.
-        version: version of the llama-cpp-python that it belongs to.
-        architectures: processors it was compiled for, empty where that does not matter.
-        library: name of its file.
+        version: version of the llama-cpp-python that the backend belongs to.
+        architectures: architectures of the cards, empty if the backend does not depend on them.
+        library: file name of the backend.
     """
 
     kind: str
@@ -74,12 +74,12 @@ def built() -> list[Backend]:
             if content.pop("schema") == SCHEMA:
                 found.append(Backend(**content | {"architectures": tuple(content["architectures"])}))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # half a record is no backend
+            continue  # a backend without a whole record does not count
     return found
 
 
 def add(backend: Backend, files: list[Path]) -> Path:
-    """Move ``files`` into the folder of ``backend`` in one step and return the library's path."""
+    """Replace the folder of ``backend`` by one with ``files``, and return the library's path."""
     place = folder(backend.kind)
     new = place.with_name(f"{place.name}.new")
     remove_folder(new)
@@ -98,14 +98,14 @@ def add(backend: Backend, files: list[Path]) -> Path:
 
 
 def remove(kind: str) -> bool:
-    """Delete a backend; return whether it existed. A process that has loaded the backend keeps it until it ends."""
+    """Delete a backend; return whether it existed. A process that has loaded the backend can still use it."""
     there = folder(kind).exists()
     remove_folder(folder(kind))
     return there
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, which need not be there."""
+    """Delete a folder if it exists; errors are ignored."""
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Runs other programs, and turns a failure into an error of one line. Finds pip if the environment has none."""
+"""Runs other programs, and turns a failure into an error of one line. Provides pip if the environment has none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(command: Sequence[str], step: str, environment: Mapping[str, str] | None
     Args:
         command: program and arguments.
         step: name of the step, for the error.
-        environment: variables beside those of this process.
+        environment: variables to add to the environment of this process.
 
     Raises:
         SetupFailed: the program is missing or fails.
@@ -58,7 +58,7 @@ def pip(work: Path) -> list[str]:
     """Give the command that runs pip.
 
     Args:
-        work: folder for an environment with pip. It is made if this environment has no pip, as those of uv.
+        work: folder for an environment with pip, which is made if this environment has no pip (uv makes such ones).
 
     Raises:
         Missing: there is no pip, and Python cannot install it.

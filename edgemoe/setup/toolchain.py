@@ -1,6 +1,6 @@
 """Finds the compilers of a backend: programs of this machine first; for NVIDIA, then the compiler from PyPI.
 
-Nothing needs root. If only a package of the system has a part, the error names the command that installs the package.
+Nothing needs root. If only the system's packages have a part, the error names the command that installs it.
 
 **Source**: the packages on PyPI are those in the metadata of cuda-toolkit 13.2. CUDA 13 dropped cards below compute
 capability 7.5 (its release notes). CUDA 13.2 runs on every driver of CUDA 13 (minor version compatibility).
@@ -71,7 +71,7 @@ class Toolchain:
 
 
 def install_command(packages: Mapping[str, str], root: Path = ROOT) -> str:
-    """Give the command that installs ``packages`` on this Linux distribution; their names if it is unknown."""
+    """Give the command that installs ``packages`` on this Linux distribution; Debian's names if it is unknown."""
     try:
         text = (root / "etc/os-release").read_text()
     except OSError:
@@ -79,7 +79,7 @@ def install_command(packages: Mapping[str, str], root: Path = ROOT) -> str:
     names = " ".join(re.findall(r'^ID(?:_LIKE)?="?([^"\n]*)', text, re.MULTILINE)).split()
     aliases = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "opensuse": "suse", "sles": "suse"}
     family = next((f for name in names if (f := aliases.get(name, name)) in packages), "")
-    return f"{_INSTALL[family]} {packages[family]}" if family else f"install {packages['debian']} or their like"
+    return f"{_INSTALL[family]} {packages[family]}" if family else f"install {packages['debian']} or similar packages"
 
 
 def cmake(work: Path) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def for_kind(
         architectures: architectures of the cards, as in `cards.Card`.
         driver: NVIDIA's driver.
         work: folder for the compiler from PyPI.
-        say: called with a step that takes minutes.
+        say: called with the name of a step that takes minutes.
 
     Raises:
         Missing: there is no toolchain; the hint names the packages.
@@ -136,7 +136,7 @@ def for_kind(
 def _cuda(
     architectures: Sequence[str], driver: NvidiaDriver, work: Path, say: Callable[[str], None]
 ) -> Iterator[Toolchain]:
-    vmm = driver.cuda != (0, 0)  # ggml-cuda's memory pools must link with the driver
+    vmm = driver.cuda != (0, 0)  # ggml-cuda's pools of virtual memory must link with the driver's library
     target = ";".join(f"{number}-real" for number in architectures)
     options = ("GGML_CUDA_GRAPHS=ON", "GGML_CUDA_NCCL=OFF", f"CMAKE_CUDA_ARCHITECTURES={target}")
     if own := nvcc(architectures, driver):
@@ -199,7 +199,7 @@ def _linkable(folder: Path) -> tuple[Path, ...]:
 
 
 def _link_driver(stubs: Path) -> bool:
-    """Let the linker find the driver's library, which the wheels lack; return whether the driver is loaded."""
+    """Let the linker find the driver's library, which the wheels lack; False if this process has not loaded it."""
     loaded = re.search(r"\S+/libcuda\.so\S*", Path("/proc/self/maps").read_text())
     if not loaded:
         return False
@@ -222,7 +222,7 @@ def _vulkan() -> Toolchain:
 
 
 def needs(kind: str, root: Path = ROOT) -> str:
-    """Name the packages that a backend needs, as a command where the distribution is known."""
+    """Name the packages that a backend needs, if possible as the command of this distribution."""
     toolkits = {"cuda": "install NVIDIA's CUDA toolkit", "rocm": "install ROCm 6.1 or newer with hipBLAS and rocBLAS"}
     return toolkits.get(kind) or install_command(_VULKAN if kind == "vulkan" else _COMPILER, root)
 

@@ -1,7 +1,8 @@
 // The expert device as llama.cpp sees it: an accelerator (ACCEL) with a host buffer type of its own.
 //
-// llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. The device
-// reports the type CPU on every thread that does not load a model of ours. llama.cpp ignores CPUs, so a plain Llama never opens it.
+// llama.cpp places the expert tensors there straight from its mmap, and gives us the operations on them. On a thread
+// that loads a model of ours without a stand-in, the device reports the type ACCEL, on every other thread the type CPU. llama.cpp
+// ignores CPUs, so a plain llama_cpp.Llama never opens the device.
 // If a GPU computes the rest of the model, the device only holds the tensors, and a pass computes (pass/pass.h).
 //
 // At the end: the registry through which ggml meets the accelerator and sim. It is fixed after its first use. No lock.
@@ -123,7 +124,7 @@ ggml_backend_device device = {
 
 // ---- the registry ----
 
-// Settings for the streams of a registry arrive here for both devices.
+// Both devices have one registry, so its functions get the streams of both.
 bool is_sim(const ggml_backend * b) { return b->device == em_sim_device(); }
 
 void set_n_threads(ggml_backend * b, int n) {

@@ -11,8 +11,8 @@ const uint8_t GUID[16] = {0xed, 0x9e, 0x30, 0xe0, 0x11, 0x22, 0x4d, 0x0e, 0x9a, 
 
 em_pass * pass_of(ggml_backend * b) { return static_cast<em_pass *>(b->context); }
 
-// llama.cpp's calls between its graphs hold the compute mutex, and so does the thread that waits in em_slots_set. In ggml-vulkan
-// a wait for an event may reset memory that the event's stream records into.
+// In ggml-vulkan, a wait for an event may reset memory that the event's stream is recording into. So llama.cpp's calls between its
+// graphs hold the compute mutex, and so does the thread that waits in em_slots_set.
 std::lock_guard<std::mutex> alone(ggml_backend * b) { return std::lock_guard<std::mutex>(pass_of(b)->e->turn.computing); }
 const char *                stream_name(ggml_backend * b) { return pass_of(b)->compute->iface.get_name(pass_of(b)->compute); }
 

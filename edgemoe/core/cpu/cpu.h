@@ -20,10 +20,10 @@ struct em_cpu {
 // A job that the calling thread does once, at the start of a pair graph, while the other threads already compute.
 struct em_side_task {
     std::function<void()> work;
-    int64_t               apart_ns = 0;     // time of the job that is counted elsewhere
+    int64_t               apart_ns = 0;     // part of the job's time that schedule_ns has counted
     bool                  done     = false;
     bool                  late     = false; // the other threads were done before the job was
-    std::exception_ptr    thrown;           // kept, because a team must come to its end
+    std::exception_ptr    thrown;           // kept for the caller: all threads of the team must end their work first
 
     void run() {
         if (!done) {
@@ -44,7 +44,7 @@ struct em_side { // the side on which a pair graph runs
     ggml_tensor * const * bias;
     em_region *           memory;  // inputs and intermediates
     em_region *           staging; // device only: host side of inputs and results
-    em_region *           prepared = nullptr; // CPU only: activations as the kernels want them
+    em_region *           prepared = nullptr; // CPU only: activations in the kernels' layout
     em_side_task *        task     = nullptr;     // CPU only
     bool                  by_rows  = false;    // CPU only: by row_products.cpp, not by ggml
 };
@@ -56,8 +56,8 @@ struct em_launch { // a pair graph under way; ctx is null if there is none
     int status = STATUS_SUCCESS;
 };
 
-// Starts the pairs; on the device it returns before the pairs are computed. With a tail (CPU, all pairs of a single token in
-// order) it writes the sum to its place, and gives no result.
+// Starts the computation of pairs. On the device it returns before the end of the computation. With a tail (CPU, all pairs of a
+// single token in order) it writes the sum to its place, and gives no result.
 em_launch em_pairs_launch(const em_side & side, const em_block & block, const em_pair * pairs, int64_t n, const em_tail * tail);
 // Copies rows to the place of the block's result.
 void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, const float * rows);
@@ -66,8 +66,8 @@ void em_pairs_scatter(const em_block & block, const em_pair * pairs, int64_t n, 
 struct em_rows_job;
 struct em_rows_place {
     ggml_tensor * tensor = nullptr;
-    // True: the tensor is the block's own, with a row for each token and k where it has several. False: a tensor of the pair
-    // graph, with a row for each pair, or one row for all pairs.
+    // True: a tensor of the block; em_row_offset finds the row of a pair. False: a tensor of the pair graph, with a row for each
+    // pair, or one row for all pairs.
     bool of_block = false;
 };
 // task: thread 0 runs the task before it takes rows; null: no task
@@ -78,6 +78,7 @@ void em_rows_connect(em_rows_job * job, em_rows_place input, em_rows_place first
 // Prepares the job for its computation. False: no memory for the prepared input. Jobs that run one after the other share that
 // memory.
 bool em_rows_ready(em_rows_job * job, const em_block & block, em_region & prepared);
+// Makes the job write the weighted sum over k instead of the rows.
 void em_rows_sum(em_rows_job * job, const em_tail & tail);
 void em_rows_compute(ggml_tensor * dst, int ith, int nth, void * job);
 void em_rows_free(em_rows_job * job);

@@ -1,7 +1,7 @@
 // A set of pairs as a graph of its own: the block's nodes again, with the pairs in the place of tokens and k.
 //
-// One token keeps ggml's fast matrix-vector shape, ids [P, 1] over a broadcast activation; more tokens take ids [1, P] over one
-// activation row per pair. ggml would use the same kernels for the undivided block, so the results are the same.
+// P pairs of one token have ids [P, 1] and share one activation row: ggml's fast matrix-vector shape. P pairs of several tokens
+// have ids [1, P] and an activation row each. ggml would use the same kernels for the undivided block, so the results are the same.
 
 #include "cpu/cpu.h"
 #include "model/clones.h"

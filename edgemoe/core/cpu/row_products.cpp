@@ -92,7 +92,7 @@ class worker {
   public:
     explicit worker(em_rows_job & j) : job(j), width(j.input.tensor->ne[0]) {}
 
-    // Computes n rows for `count` pairs from `pair` on, which have one expert. `where` gives the place of a pair's rows.
+    // Computes rows [from, from + n) of one expert for its `count` pairs from `pair` on. `where` gives the place of a pair's rows.
     template <class Where> void rows(int64_t pair, int64_t count, int output, int64_t from, int64_t n, Where where) {
         constexpr int64_t   MOST = 8;
         const ggml_tensor * w    = job.weight[output];

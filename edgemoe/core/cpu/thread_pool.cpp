@@ -5,7 +5,7 @@
 #include <exception>
 
 namespace {
-// ggml's list of what its CPU was built with ends with an entry without a name.
+// An entry of ggml's list of CPU features. The last entry has no name.
 struct feature {
     const char * name;
     const char * value;
@@ -20,11 +20,11 @@ bool built_with_openmp() {
             return true;
         }
     }
-    return !list; // nothing is known
+    return !list; // without a list, ggml counts as built with OpenMP
 }
 
 ggml_threadpool * new_pool(int threads) {
-    alignas(16) char params[4096]; // of any release: ggml fills it, and nobody else reads it
+    alignas(16) char params[4096]; // room for the struct of any release; only ggml writes and reads it
     G.ggml_threadpool_params_init(params, threads);
     return G.ggml_threadpool_new(params);
 }
@@ -55,7 +55,8 @@ void em_thread_pool::set_threads(ggml_backend * cpu, int threads) {
 
 em_pool_use::em_pool_use(em_thread_pool & threads) : threads(threads), exceptions(std::uncaught_exceptions()) {}
 
-// After a failed assertion the pool's threads wait for the calling thread for ever. To free the pool would wait for the threads.
+// After a failed assertion the pool's threads wait for the calling thread for ever. So the pool is never freed:
+// ggml_threadpool_free would wait for these threads.
 em_pool_use::~em_pool_use() {
     if (!threads.pool) {
         return;

@@ -11,7 +11,7 @@ using em_ggml_pool = em_owned<ggml_threadpool, &ggml_api::ggml_threadpool_free>;
 
 class em_thread_pool {
   public:
-    // Sets the number of threads of a CPU stream.
+    // Sets the number of threads of a CPU stream, and gives the stream a pool if ggml needs one.
     void        set_threads(ggml_backend * cpu, int threads);
     static bool own(); // whether ggml was built without OpenMP, so that it needs a pool
 

@@ -16,7 +16,7 @@ bool em_device_open(em_device & d, const std::string & name) {
     return d.copy;
 }
 
-// ggml's devices report failures only by ending the process. sim offers a function for them.
+// ggml's devices report no failure: they end the process. sim has a function that reports its failures.
 bool em_device_failed(ggml_backend * backend) {
     auto * take = em_device_function<bool (*)(ggml_backend *)>(backend->device, "edgemoe_take_error");
     return take && take(backend);

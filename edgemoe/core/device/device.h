@@ -31,7 +31,7 @@ struct em_turn {
 };
 
 bool      em_device_open(em_device &         device,
-                         const std::string & name); // false: there is no such device (its handle stays null), or no stream
+                         const std::string & name); // false: no device has this name (the handle stays null), or no stream opens
 bool      em_device_failed(ggml_backend * stream);                      // whether the stream has failed; clears the failure
 em_buffer em_device_alloc(ggml_backend_device * device, size_t bytes);  // null: no memory
 

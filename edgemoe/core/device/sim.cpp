@@ -1,15 +1,16 @@
-// sim: a GPU in software. Memory the host may not touch, a worker thread as stream, a link with bandwidth and latency, and
-// faults on demand. sim computes with ggml-cpu's kernels, so its results are exact.
+// sim: a GPU in software. It has memory that the host may not touch, worker threads as streams, a link with bandwidth and
+// latency, and faults on demand. sim computes with ggml-cpu's kernels, so its results are exact.
 //
 // llama.cpp never sees sim as a GPU: llama.cpp gets a device that stands in for sim, see backend/stand_in.cpp. Streams opened
-// with the parameter "async" have a worker, and faults. The option `streams` chooses where the streams of a pass compute:
+// with the parameter "async" have a worker, and only their copies and computations fail on demand. The option `streams` chooses
+// where the streams of a pass compute:
 //
 //   - EM_SIM_CALLER: in the calling thread. Nothing of a pass overlaps then.
 //   - EM_SIM_ORDERED: in a worker each. A stream does everything in the order of the calls, and streams wait for each
 //     other's events, as with CUDA.
-//   - EM_SIM_TRANSFER: in a worker each, and every stream, also an "async" one, sends by a queue of its own beside its
-//     computations. A copy to the device waits only for the events that its stream waits for; a computation waits for all
-//     copies before it. ggml-vulkan does the same on cards with a transfer queue.
+//   - EM_SIM_TRANSFER: in a worker each. Every stream, also an "async" stream, has a second queue for copies to the device.
+//     Such a copy waits only for the events that its stream waits for. A computation waits for all copies before it. ggml-vulkan
+//     does the same on cards with a transfer queue.
 
 #include "device/sim_parts.h"
 #include "memory/region.h"

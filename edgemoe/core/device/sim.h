@@ -3,8 +3,8 @@
 // sim: a GPU in software, for tests and benchmarks without a GPU. See sim.cpp.
 //
 // Owner: device/sim*.cpp. The state of sim belongs to the process and has a lock of its own. em_sim_configure may change the
-// options at any time. Faults and delays change at once. All other options hold for an engine as they were when it opened the
-// device (traits.h).
+// options at any time. Most options change at once. An engine keeps `early`, `fetch_all` and the report of failed copies as they
+// were when it opened the device (traits.h). A stream keeps `streams`.
 
 #include "edgemoe.h"
 #include "ggml/api.h"

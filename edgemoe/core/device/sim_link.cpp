@@ -33,7 +33,7 @@ void read_once(const char * from, size_t size) {
 }
 } // namespace
 
-// Allocations and registrations fail once, copies and computations again and again.
+// An allocation or a registration fails once, at attempt `period`. Copies and computations fail at every multiple of it.
 bool em_sim_fails(em_sim_fault kind) {
     const auto             lock      = locked();
     const em_sim_options & o         = state.options;
@@ -96,7 +96,7 @@ void em_sim_pretend(const ggml_cgraph * graph, int64_t rate) {
     std::this_thread::sleep_for(std::chrono::duration<double>(bytes / double(rate)));
 }
 
-// Registers the caller's memory, as a driver that pins memory does. The caller must give the memory back piece by piece.
+// Pretends to pin the caller's memory, and counts the pieces. The caller must unregister each piece.
 bool em_sim_register(void *, size_t) {
     const bool fails = em_sim_fails(SIM_REGISTER);
     const auto lock  = locked();
@@ -122,7 +122,7 @@ em_sim_options em_sim_options_now() {
 int32_t em_sim_configure(const em_sim_options * o) {
     if (!o || o->struct_bytes != int32_t(sizeof(*o)) || o->capacity < 0 || o->streams < EM_SIM_CALLER ||
         o->streams > EM_SIM_TRANSFER) {
-        return em_fail(EM_ERROR_ARGUMENT, "sim options");
+        return em_fail(EM_ERROR_ARGUMENT, "the options of sim make no sense");
     }
     const auto lock = locked();
     state.options   = *o;

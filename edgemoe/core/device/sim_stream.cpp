@@ -137,7 +137,7 @@ class sim_graph {
     ggml_cgraph * get() const { return graph; }
 
   private:
-    ggml_tensor * copy(const ggml_tensor * t) { // without sources; each tensor once
+    ggml_tensor * copy(const ggml_tensor * t) { // a copy without its sources; the same tensor always gives the same copy
         ggml_tensor *& known = copies[t];
         if (t && !known) {
             tensors.push_back(*t);
@@ -227,7 +227,7 @@ struct sim_event {
     std::shared_ptr<sim_queue> queue;
     int64_t                    task = 0;
 
-    std::function<void()> wait() { // waits for the tasks that the event stands for now
+    std::function<void()> wait() { // gives a function that waits for the tasks before the latest record
         std::lock_guard<std::mutex> lock(mutex);
         return [queue = queue, task = task] {
             if (queue) {
@@ -253,7 +253,7 @@ void event_wait(ggml_backend * b, ggml_backend_event * event) {
     const auto   wait = event_of(event)->wait();
     s->submit(wait);
     if (s->transfer) {
-        s->unsent.insert(s->unsent.begin(), wait); // copies that are sent together wait for the same event
+        s->unsent.insert(s->unsent.begin(), wait); // copies that are not sent yet wait for the event, too: they go together
     }
 }
 
@@ -275,7 +275,7 @@ ggml_backend * em_sim_stream_new(ggml_backend_device * dev, const char * params)
     s->faulty             = params && strcmp(params, "async") == 0;
     const int64_t streams = em_sim_options_now().streams;
     if (s->faulty || streams != EM_SIM_CALLER) {
-        G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // several threads would spin against the CPU side's
+        G.ggml_backend_cpu_set_n_threads(s->cpu, 1); // more threads would compete with the threads of the CPU side
         s->compute = std::make_shared<sim_queue>();
         if (streams == EM_SIM_TRANSFER) {
             s->transfer = std::make_shared<sim_queue>();
@@ -295,7 +295,7 @@ void em_sim_event_synchronize(ggml_backend_device *, ggml_backend_event * event)
 bool em_sim_take_error(ggml_backend * b) { return b->guid == GUID && stream_of(b)->failed.exchange(false); }
 
 void em_sim_set_threads(ggml_backend * b, int n) {
-    if (!stream_of(b)->compute) { // a worker computes alone
+    if (!stream_of(b)->compute) { // a worker computes with one thread
         G.ggml_backend_cpu_set_n_threads(stream_of(b)->cpu, n);
     }
 }

@@ -4,8 +4,8 @@
 #include <cstdlib>
 
 em_device_traits em_traits_of_registry(const char * name) {
-    // ggml-cuda's registry has one of three names. ggml-vulkan sends beside its computations on some cards, and no function tells
-    // which.
+    // ggml-cuda's registry has one of three names. ggml-vulkan sends beside its computations on some cards, and no function of
+    // ggml names these cards.
     constexpr const char * CUDA[] = {"CUDA", "ROCm", "MUSA"};
     const auto             same   = [&](const char * known) { return strcmp(name, known) == 0; };
     const bool             cuda   = std::any_of(std::begin(CUDA), std::end(CUDA), same);

@@ -7,8 +7,8 @@
 struct ggml_backend_device;
 
 struct em_device_traits {
-    // The copies and computations of a stream run in the order of the calls. Otherwise copies may overtake, and only events make
-    // a copy wait.
+    // The copies and computations of a stream run in the order of the calls. Otherwise copies may overtake computations,
+    // and only events make a copy wait.
     bool sends_in_order = false;
     // A stream frees its commands when they have run, and an event takes no more memory however often it is recorded. Otherwise a
     // thread must wait for the stream and the event now and then.
@@ -17,7 +17,7 @@ struct em_device_traits {
     bool optimizes_in_place = false;
     // Hot pairs may be started before the CPU knows the ids.
     bool starts_early = true;
-    // Kernels take the pairs of a single token one by one, also pairs of floats: two pairs may have the same place.
+    // Kernels take the pairs of a single token one by one, also with float weights. So two pairs may have the same place.
     bool takes_pairs_one_by_one = false;
     // The device computes on the CPU's own cores.
     bool shares_cpu = false;

@@ -1,6 +1,6 @@
 #pragma once
 
-// The part of ggml's binary interface that the core touches, declared here so that it builds without ggml's headers.
+// The part of ggml's binary interface that the core touches, declared here so that the core builds without ggml's headers.
 //
 // Nothing below is trusted. Before any use, ggml/check.cpp and ggml/probes.cpp compare sizes, field positions, table entries, op
 // names and types with the loaded ggml, and run a probe graph. Layouts are those of ggml 0.13.1 to 0.25.3, backend API version 2.
@@ -62,10 +62,10 @@ struct ggml_hash_set {
 struct ggml_cgraph {
     int           size, n_nodes, n_leafs;
     ggml_tensor **nodes, **grads, **grad_accs, **leafs;
-    int32_t *     use_counts; // of each tensor, by its place in the hash set
+    int32_t *     use_counts; // uses of each tensor, by its index in the hash set
     ggml_hash_set visited;
     int           order;
-    uint64_t      uid; // graphs of the same number are equal; 0: nothing is known
+    uint64_t      uid; // graphs with the same number are equal; 0: the graph has no number
 };
 
 struct ggml_init_params {
@@ -207,7 +207,6 @@ struct ggml_type_traits_cpu {
 typedef bool (*ggml_abort_callback)(void *);
 typedef void (*ggml_custom_op_t)(ggml_tensor * dst, int ith, int nth, void * userdata);
 
-// Every ggml function the core calls: (result, name, arguments). All are public API.
 typedef void (*ggml_abort_callback_t)(const char * message);
 
 struct llama_batch {
@@ -227,6 +226,7 @@ struct ggml_cplan {
     char   rest[120];
 };
 
+// Every ggml function that the core calls: X(result, name, arguments). All are public API.
 #define EM_GGML_FUNCTIONS(X)                                                                                                      \
     X(ggml_abort_callback_t, ggml_set_abort_callback, (ggml_abort_callback_t callback))                                           \
     X(const char *, ggml_op_name, (int op))                                                                                       \

@@ -1,4 +1,4 @@
-// A failed assertion of ggml as an exception, see edgemoe.h.
+// Turns a failed assertion of ggml into an exception: em_trap_aborts in edgemoe.h.
 
 #include "edgemoe.h"
 #include "errors.h"
@@ -15,7 +15,7 @@ int                   traps           = 0;
 thread_local int      traps_here      = 0;
 ggml_abort_callback_t callback_before = nullptr;
 
-// Throws a std::runtime_error of llama.cpp's C++ library, which llama.cpp can catch. This core may have another library.
+// Throws a std::runtime_error of llama.cpp's C++ library, so that llama.cpp can catch it. This core may use another library.
 void (*thrower)(const char *) = nullptr;
 
 void on_abort(const char * message) {

@@ -3,7 +3,7 @@
 // ggml as this core uses it: its functions (G), its operation numbers (OP), and the proof that both are right.
 //
 // Owner: Python fills G through em_symbol_set, em_check fills OP; both are fixed afterwards. No lock.
-// The traps have a lock of their own, for ggml knows one callback for the whole process.
+// The traps for failed assertions (aborts.cpp) have a lock of their own, because ggml has one callback for the whole process.
 
 #include "ggml/abi.h"
 

@@ -1,4 +1,4 @@
-// Meets ggml: the symbol table, and the proof that the loaded ggml is one that this core was written for.
+// Meets ggml: fills the symbol table, and proves that the loaded ggml agrees with ggml/abi.h.
 
 #include "errors.h"
 #include "ggml/api.h"
@@ -22,7 +22,7 @@ const char * const SYMBOL_NAMES[] = {
 
 constexpr int SYMBOL_COUNT = sizeof(SYMBOL_NAMES) / sizeof(SYMBOL_NAMES[0]);
 
-// Highest op number looked at. ggml's own name table ends with GLU, below this in every release so far.
+// Op numbers below this limit are looked up. ggml's table of names ends with GLU, below the limit in every release so far.
 constexpr int OP_LIMIT = 112;
 
 bool find_ops(std::string & missing) {
@@ -75,7 +75,7 @@ std::string check_tensor_layout(ggml_context * ctx) {
     return "";
 }
 
-// The CPU's own device must answer through our declarations like its public functions.
+// The CPU's device must give the same answers through our declarations as through ggml's public functions.
 std::string check_cpu_device(ggml_context *) {
     ggml_backend_device * cpu = G.ggml_backend_dev_by_type(DEV_CPU);
     if (!cpu || cpu->iface.get_type(cpu) != DEV_CPU || !cpu->reg || cpu->reg->api_version != GGML_BACKEND_API ||
@@ -85,7 +85,7 @@ std::string check_cpu_device(ggml_context *) {
     ggml_backend_buffer_type * buft   = G.ggml_backend_cpu_buffer_type();
     ggml_backend_buffer *      buffer = G.ggml_backend_buft_alloc_buffer(buft, 256);
     if (!buffer) {
-        return "buffer allocation";
+        return "the CPU's buffer allocation";
     }
     const bool same =
         buffer->buft == buft && buffer->size >= 256 && buffer->iface.get_base(buffer) == G.ggml_backend_buffer_get_base(buffer);
@@ -93,7 +93,7 @@ std::string check_cpu_device(ggml_context *) {
     return same ? "" : "the CPU buffer";
 }
 
-// Eight experts, three tokens, top-2: ggml-cpu through our graph building against a plain double loop.
+// Eight experts, three tokens, top-2: ggml-cpu must compute our graph to about the result of a plain double loop.
 std::string check_probe_graph(ggml_context * ctx) {
     const int64_t        we[3] = {32, 4, 8}, xe[3] = {32, 1, 3}, ie[2] = {2, 3};
     ggml_tensor *        w   = G.ggml_new_tensor(ctx, TYPE_F32, 3, we);
@@ -116,7 +116,7 @@ std::string check_probe_graph(ggml_context * ctx) {
     G.ggml_build_forward_expand(graph, y);
     if (G.ggml_graph_n_nodes(graph) != 1 || !(y->flags & TENSOR_FLAG_COMPUTE) || graph->size != 8 || graph->n_nodes != 1 ||
         graph->nodes != G.ggml_graph_nodes(graph) || graph->n_leafs != 3 || graph->uid != 0 || graph->visited.size < 16 ||
-        reinterpret_cast<ggml_cgraph *>(graph->nodes) != graph + 1) { // its nodes follow it in memory
+        reinterpret_cast<ggml_cgraph *>(graph->nodes) != graph + 1) { // the nodes follow the graph in memory
         return "graph layout";
     }
     ggml_backend * cpu = G.ggml_backend_cpu_init();
@@ -159,7 +159,7 @@ int32_t em_check(void) {
     }
     ggml_context * ctx = G.ggml_init({16 * G.ggml_tensor_overhead() + 2 * G.ggml_graph_overhead_custom(8, false), nullptr, true});
     if (!ctx) {
-        return em_fail(EM_ERROR_MISMATCH, "no ggml context");
+        return em_fail(EM_ERROR_MISMATCH, "ggml has no memory for a context");
     }
     std::string difference;
     for (const auto & check :
@@ -181,7 +181,7 @@ const char * em_symbol_name(int32_t i) { return i >= 0 && i < SYMBOL_COUNT ? SYM
 
 int32_t em_symbol_set(int32_t i, void * address) {
     if (i < 0 || i >= SYMBOL_COUNT) {
-        return em_fail(EM_ERROR_ARGUMENT, "no such symbol");
+        return em_fail(EM_ERROR_ARGUMENT, "there is no symbol of this number");
     }
     reinterpret_cast<void **>(&G)[i] = address;
     return EM_OK;

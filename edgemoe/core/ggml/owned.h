@@ -19,7 +19,7 @@ template <typename T, void (*ggml_api::*FREE)(T *)> class em_owned {
     }
         operator T *() const { return object; }
     T * operator->() const { return object; }
-    T * release() { return std::exchange(object, nullptr); } // the object is not freed with the owner
+    T * release() { return std::exchange(object, nullptr); } // gives the object away: it is not freed with this owner
 
   private:
     T * object;

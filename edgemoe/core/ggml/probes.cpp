@@ -1,7 +1,7 @@
 // Probes of the ggml that is loaded: every table that crosses the boundary, the weight types, and the kernels for many tokens.
 //
-// A table is probed from outside: ggml's public functions get an object with functions of ours in all slots, and each
-// function must reach the slot that ggml/abi.h names. An entry more, or in another place, is found before anything breaks.
+// A table is probed from outside: ggml's public functions get an object with a function of ours in each entry. Each public function
+// must call the entry that ggml/abi.h names. This finds an added or moved entry before anything breaks.
 
 #include "ggml/probes.h"
 
@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr size_t SLOTS = 40; // more than any table has
+constexpr size_t SLOTS = 40; // entries of the probe object, more than any table has
 // A plan with kernels for many tokens takes 512 KiB a thread. Without such kernels this plan takes a few hundred bytes.
 constexpr size_t MANY_BYTES = 64 * 1024;
 
@@ -35,7 +35,7 @@ struct probe {
     std::function<void()> call;
 };
 
-// Functions reach the slots of their entries.
+// Gives the name of the first function that calls a wrong entry; empty: none does.
 std::string check_entries(const std::vector<probe> & probes) {
     for (const probe & p : probes) {
         reached = -1;
@@ -47,7 +47,7 @@ std::string check_entries(const std::vector<probe> & probes) {
     return "";
 }
 
-// Fields that ggml reads behind a table.
+// Whether ggml read a field behind the table at the offset that ggml/abi.h declares.
 bool is_slot(const stand_in & object, size_t offset, const void * found) {
     return found == reinterpret_cast<const void *>(object[offset / sizeof(void *)]);
 }
@@ -179,7 +179,7 @@ std::string probe_registry(stand_in & object) {
 struct weight_type {
     int    type;
     size_t bytes; // of 256 weights
-    int    dot;   // the type of the activations
+    int    dot; // the type of the activations
 };
 
 constexpr weight_type WEIGHT_TYPES[] = {
@@ -191,7 +191,7 @@ constexpr weight_type WEIGHT_TYPES[] = {
     {TYPE_MXFP4, 136, TYPE_Q8_0},
 };
 
-// Rounds a row to Q8_0 and multiplies it with itself: about its sum of squares.
+// Rounds a row to Q8_0 and multiplies it with itself. The product must be near the sum of squares.
 bool functions_of_q8_work() {
     const ggml_type_traits_cpu * q8 = G.ggml_get_type_traits_cpu(TYPE_Q8_0);
     float                        x[32], dot = 0, squares = 0;

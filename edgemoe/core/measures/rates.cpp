@@ -51,7 +51,7 @@ int64_t em_stream_from(const em_rates & rates, size_t expert_bytes, int64_t give
     if (rates.cold_pair_ns <= 0 || rates.stream_byte_ns <= 0) {
         return given;
     }
-    // A copy pays from so many tokens on that their computation takes longer.
+    // From so many tokens on, the CPU would take longer than a copy.
     const int64_t tokens = int64_t(rates.stream_byte_ns * double(expert_bytes) / rates.cold_pair_ns) + 1;
     return std::clamp(tokens, std::max<int64_t>(given / LEAST_SHARE, 1), given * MOST_TIMES);
 }
@@ -74,7 +74,7 @@ em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int
     const double pair = rates.short_pair_ns > 0 ? rates.short_pair_ns : double(expert_bytes) / FIRST_CPU;
     const double copy = rates.short_byte_ns * double(expert_bytes), busy = std::max(0.0, copy * double(sent_early) - idle_ns);
     em_sharing   best;
-    double       cpu = 0, least = busy + copy * double(tokens.size()); // until both sides are done
+    double       cpu = 0, least = busy + copy * double(tokens.size()); // time until both sides are done
     for (size_t n = 1; n <= tokens.size(); ++n) {
         cpu += pair * double(tokens[n - 1]);
         const double both = std::max(cpu, busy + copy * double(tokens.size() - n));
@@ -90,13 +90,13 @@ em_sharing em_share(em_rates & rates, size_t expert_bytes, const std::vector<int
     return best;
 }
 
-// A clock would not tell how long the link takes, for the link is slower beside a CPU that reads memory as well. The outcome
-// does: how much sooner than planned the link or the CPU was done.
+// The link alone cannot be timed: it is slower while the CPU reads memory, too. So the estimate follows the outcome: the side that
+// finished first, and the time between the two ends.
 void em_learn_sharing(em_rates & rates, const em_sharing & plan, double waited_ns, int & link_first) {
     constexpr double GAIN = 0.5, MOST = 4; // share of an error that is corrected; largest error, as a share of the plan
-    constexpr double STEP       = 0.04;          // cut of the link's estimate if the link was to finish last and did not,
-    constexpr int    MOST_STEPS = 5;       // more with each repeat up to this one
-    constexpr double PATIENCE   = 0.01;      // the cut where the CPU computed everything
+    constexpr double STEP       = 0.04;          // cut of the link's estimate if the link finished first against the plan
+    constexpr int    MOST_STEPS = 5;       // the cut grows with each repeat, up to so many steps
+    constexpr double PATIENCE   = 0.01;      // cut if the CPU computed everything, so that the link is tried again
     double &         rate       = rates.short_byte_ns;
     if (plan.sent_ns <= 0) {
         rate *= plan.cpu_ns > 0 ? 1 - PATIENCE : 1;

@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <vector>
 
-// All in ns; zero: not measured yet.
+// All in ns. 0: not measured yet. fetch_ns begins with a guess.
 struct em_rates {
     static constexpr int64_t MISSES = 17;
 
@@ -25,8 +25,8 @@ struct em_rates {
     std::atomic<double> copy_ns_per_byte{0};  // uploads
 };
 
-constexpr double EM_SMOOTH = 0.2;
-// Uploads and layers are measured hundreds of times a second, and a single stall must not stop the prefetches.
+constexpr double EM_SMOOTH = 0.2; // weight of a new measurement
+// A smaller weight for uploads and layers, measured hundreds of times a second: a single stall must not stop the prefetches.
 constexpr double EM_SMOOTH_OFTEN = 0.1;
 
 // Adds a measurement to a smoothed rate.
@@ -37,7 +37,7 @@ template <typename RATE> void em_note_rate(RATE & rate, double value, double smo
 // Lets a rate fade while it is not measured, so that one slow moment does not decide for ever.
 inline void em_fade(double & rate) { rate *= 0.999; }
 
-// Time of a pair of so many multiplications: as measured, or a slow guess.
+// Time of a pair of so many multiplications: `measured`, or a cautious guess if that is 0.
 double em_pair_ns(double multiplications, double measured);
 // Pairs of a graph that takes about graph_us.
 int64_t em_pairs_of_graph(int64_t graph_us, double pair_ns);
@@ -55,7 +55,8 @@ struct em_division {
 em_division em_divide_misses(const em_rates & rates, size_t expert_bytes, int64_t n, double after, double beside);
 // Fewest tokens of an expert for which a copy to the device is faster than the CPU; `given` if rates are not measured yet.
 int64_t em_stream_from(const em_rates & rates, size_t expert_bytes, int64_t given);
-// Experts that still reach the device in time for a layer `lead` layers ahead, after `waiting` others; at most `most`.
+// Number of experts, at most `most`, that can still reach the device before a layer `lead` layers ahead begins. `waiting` uploads
+// come first.
 int64_t em_prefetches_in_time(const em_rates & rates, size_t expert_bytes, int64_t lead, size_t waiting, int64_t most);
 
 // A layer of a short prompt, shared between link and CPU: the CPU computes the experts with the fewest tokens.

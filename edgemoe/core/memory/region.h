@@ -14,7 +14,7 @@ struct em_region {
     char *                     base = nullptr;
     size_t                     size = 0;
 
-    // The contents are lost when the region grows. False: no memory.
+    // Makes the region at least this large. If the region grows, its contents are lost. False: no memory.
     bool ensure(size_t bytes) {
         if (bytes <= size) {
             return true;

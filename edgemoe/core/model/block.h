@@ -22,14 +22,16 @@ struct em_block {
 };
 
 enum class em_found { NOTHING, UNKNOWN, BAD_IDS, BLOCK };
-// Looks at node i of the graph, and notes in the layer whether its pattern is recognised. UNKNOWN: an expert projection of ours
-// in a pattern that is not recognised. BAD_IDS: the node names an expert that does not exist; ggml would write beyond its memory.
+// Looks for a block that begins at node i, and notes in the layer whether the pattern is recognised. UNKNOWN: an expert
+// projection of ours in a pattern that is not recognised. BAD_IDS: the node names an expert that does not exist; ggml would write
+// beyond its memory.
 em_found em_block_find(ggml_cgraph * graph, int i, int n_nodes, em_block * out);
-// Whether the device has every operation of a layer's graphs. Asked once per layer: a device would end the process over an
-// operation or a weight type that it lacks.
+// Whether the device has every operation of a layer's graphs. Without this check, a missing operation or weight type would end the
+// process. The device is asked once per layer.
 bool em_device_supports(ggml_backend_device * device, em_layer_t & layer, std::initializer_list<ggml_cgraph *> graphs);
 
-// llama.cpp's operations on the rows of a single token's block: times the router's weights, then summed over k in order.
+// llama.cpp's operations behind the block of a single token: they multiply the rows with the router's weights and sum them over k,
+// in order.
 struct em_tail {
     const ggml_tensor * weights = nullptr; // [1, k]
     ggml_tensor *       out     = nullptr; // [n_embd]
@@ -39,7 +41,7 @@ bool em_tail_find(ggml_cgraph * graph, const em_block & block, int n_nodes, em_t
 // Computes the tail of the rows in block.down(), in the calling thread.
 void em_tail_compute(const em_block & block, const em_tail & tail);
 
-// A token's experts, where the ids are in host memory.
+// The ids of a token's experts. The tensor must be in host memory.
 inline const int32_t * em_ids_row(const ggml_tensor * ids, int64_t t) {
     return reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
 }
@@ -55,12 +57,12 @@ bool                 em_ids_ok(const ggml_tensor * ids, int64_t experts); // eve
 std::vector<int64_t> em_tokens_of_experts(const ggml_tensor * ids, int64_t experts); // counts the tokens that chose each expert
 
 struct em_pair {
-    int32_t token, k, expert, place; // place: on the device, a slot or a place of the stage
+    int32_t token, k, expert, place; // place: the slot, or the place in the stage, of the expert on the device
 };
 
 void em_sort_by_expert(std::vector<em_pair> & pairs); // stable
 
-inline bool em_overlap(const ggml_tensor & a, const ggml_tensor & b) { // of the data
+inline bool em_overlap(const ggml_tensor & a, const ggml_tensor & b) { // whether the data overlap
     const char *from = static_cast<const char *>(a.data), *other = static_cast<const char *>(b.data);
     return from && other && from < other + G.ggml_nbytes(&b) && other < from + G.ggml_nbytes(&a);
 }

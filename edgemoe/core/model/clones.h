@@ -4,7 +4,7 @@
 
 #include "model/block.h"
 
-// A copy of a tensor that no node computes.
+// A copy of a tensor, as a leaf: no node computes the copy.
 inline ggml_tensor em_leaf(const ggml_tensor & t) {
     ggml_tensor leaf = t;
     leaf.op          = OP.none;
@@ -39,7 +39,7 @@ struct em_clones {
             }
         }
     }
-    // Connects a node's copy with the copies of its sources. `outside` copies a source that no node before has computed.
+    // Connects a node's copy with the copies of its sources. `outside` copies a source that has no copy yet.
     template <typename F> ggml_tensor * connect(const ggml_tensor * node, ggml_tensor * copy, F outside) {
         for (int i = 0; i < GGML_SOURCES; ++i) {
             const ggml_tensor * s     = node->src[i];

@@ -4,7 +4,8 @@
 //
 // em_model and the tensors of a layer: written by the thread that loads (expert_buffer.cpp), fixed after em_model_loaded.
 // `pattern` and `support`: written by the thread that computes, atomic.
-// em_window: written by the copy thread and by prompts (residency/pinned_pages.cpp), valid when `registered` is true.
+// em_window: written by the copy thread or by the thread that computes a prompt (residency/pinned_pages.cpp), valid when
+// `registered` is true.
 // em_residents: written by residency/ only, under its mutex.
 
 #include "ggml/api.h"
@@ -27,12 +28,12 @@ struct em_window {
 // Device memory for a number of experts of one shape.
 struct em_places {
     em_arena      ctx;
-    em_buffer     buffer; // null: the tensors have no memory, or memory of somebody else
+    em_buffer     buffer; // null: the tensors have no memory, or memory of another owner
     ggml_tensor * weight[PROJ_COUNT] = {}; // [K, N, count]
     ggml_tensor * bias[PROJ_COUNT]   = {}; // [N, count]
     size_t        bytes              = 0;
     int32_t       count              = 0;
-    int64_t       serial             = 0; // no two allocations have the same
+    int64_t       serial             = 0; // a number that differs for every allocation
 };
 
 enum class em_slot_state : uint8_t { FREE, LOADING, RESIDENT }; // transitions: residency/slots.cpp
@@ -52,11 +53,11 @@ struct em_residents {
     em_places            places;     // device memory of the slots
     em_event             read;       // recorded on a pass's stream: the work before the event has read the slots
     std::vector<uint8_t> pinned;     // expert -> 1 is never evicted; empty: none
-    std::vector<uint8_t> prefetched; // expert -> 1 prefetched or queued for that, and not used since
+    std::vector<uint8_t> prefetched; // expert -> 1 queued or uploaded as a prefetch, and not used since
     int64_t              useful = 0, late = 0, wasted = 0; // prefetches
 };
 
-// Both as em_layer_info reports them.
+// The values are those of em_layer_info.
 enum class em_pattern : int32_t { UNSEEN = -1, UNKNOWN = 0, BLOCK = 1 };
 enum class em_support : int32_t { NOT_ASKED = -1, LACKING = 0, FULL = 1 };
 
@@ -70,7 +71,7 @@ struct em_layer_t {
     em_window               window[PROJ_COUNT];      // the part of the weights that the device reads by itself
     std::atomic<bool>       registered{false}; // the registration was tried
     std::atomic<em_pattern> pattern{em_pattern::UNSEEN};
-    std::atomic<em_support> support{em_support::NOT_ASKED}; // of the layer's operations by the device
+    std::atomic<em_support> support{em_support::NOT_ASKED}; // whether the device has the layer's operations
     em_residents            residents;
 
     bool   all_resident() const { return residents.count == experts; }
@@ -91,10 +92,10 @@ struct em_model {
     std::vector<std::unique_ptr<em_layer_t>> layers; // in the order of their block numbers
     // A pointer in the tensor's `extra` field would be simpler, but ggml-cpu reads this field as the mark of a repacked weight.
     std::unordered_map<const ggml_tensor *, em_layer_t *> layer_of;
-    int32_t blocks = INT32_MAX; // blocks the model runs: experts of later ones get no layer
+    int32_t blocks = INT32_MAX; // blocks that the model runs; experts of later blocks get no layer
     bool    loaded = false;
 };
 
-// Every tensor is there: drops layers that lack weights, and numbers the others.
+// Ends the load: drops layers that lack weights, and numbers the others.
 void em_model_loaded(em_model & model);
 int  em_projection_of(const em_layer_t & layer, const ggml_tensor * weight); // -1: not of this layer

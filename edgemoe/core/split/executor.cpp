@@ -1,4 +1,4 @@
-// Hot and cold pairs of a layer at the same time, each side in graphs that end soon. See run.h.
+// Hot and cold pairs of a layer at the same time, each side in short graphs. See run.h.
 
 #include "cpu/kernels/kernels.h"
 #include "split/run.h"
@@ -71,7 +71,7 @@ void em_device_pairs::start() {
 
 // Waits for the device and copies its rows to the host. False: the device failed, nothing was written.
 bool em_device_pairs::join() {
-    constexpr int64_t WAITED_NS = 100000; // a shorter wait tells nothing about the device
+    constexpr int64_t WAITED_NS = 100000; // a shorter wait gives no rate: the graph may have ended long before
     em_engine *       e         = r.e;
     const int64_t     waiting   = em_now_ns();
     G.ggml_backend_synchronize(e->device.exec);
@@ -80,7 +80,8 @@ bool em_device_pairs::join() {
     e->count.join_ns += done - waiting;
     e->count.device_ns += done - started;
     const double took = double(done - started) / double(to - from);
-    if (to - from >= EM_MIN_PAIRS && (done - waiting > WAITED_NS || took < r.hot_ns())) { // else done at an unknown time before
+    // After a shorter wait the graph has ended at an unknown time before. Then only a better rate than the known one counts.
+    if (to - from >= EM_MIN_PAIRS && (done - waiting > WAITED_NS || took < r.hot_ns())) {
         em_note_rate(e->rates.hot_pair_ns, took);
     }
     const bool ok = !em_device_failed(e->device.exec);

@@ -36,7 +36,7 @@ static bool is_long(const em_block & b) {
     return pair * double(b.k * b.tokens) > MATRICES * 1e3 * double(b.engine->options.graph_us);
 }
 
-// Whether the block runs as in llama.cpp, with the nodes around it. Such a layer still counts its misses.
+// Whether the block runs as in llama.cpp, with the nodes around it. If so, counts the pairs as misses.
 static bool runs_plain(const em_block & b) {
     em_engine * e       = b.engine;
     const bool  decode  = e->decodes(b.tokens),

@@ -14,7 +14,7 @@ static bool overwrites_input(const em_block & b) {
     return false;
 }
 
-// Needs the layer's mutex; the caller keeps it until the device is done.
+// Divides the pairs into hot and cold. The caller holds the layer's mutex until the device is done.
 static em_split split_pairs(const em_block & b, bool device) {
     em_split s;
     em_each_pair(b.ids, [&](int32_t token, int32_t k, int32_t expert) {
@@ -28,7 +28,7 @@ static em_split split_pairs(const em_block & b, bool device) {
     return s;
 }
 
-// A single token without hot pairs and with the usual tail: the CPU computes the sum at once.
+// A single token without hot pairs and with the usual tail: the CPU computes the rows and their sum in one operation.
 static int compute_sum(em_run & r, const em_split & s, const em_tail & tail) {
     const int64_t   started = em_now_ns();
     const em_launch launch  = em_pairs_launch(r.cpu_side(true), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
@@ -43,7 +43,7 @@ static int compute_split(em_run & r, em_split & s, bool decode) {
     em_engine *   e      = r.e;
     const int64_t cpu_ns = e->count.cpu_ns;
     int           status = decode ? r.compute(s) : em_compute_prefill(r, s);
-    const bool    timed  = !r.task || !r.task->late; // else the side task took the time
+    const bool    timed  = !r.task || !r.task->late; // after a late side task, cpu_ns holds its time, too
     if (decode && r.b.tokens == 1 && !s.cold.empty() && timed && status == STATUS_SUCCESS) {
         em_note_cold(e->rates, int64_t(s.cold.size()), double(e->count.cpu_ns - cpu_ns));
     }

@@ -14,12 +14,12 @@ struct em_split {
 // executor.cpp
 // Gives the end of the graph that begins at pair `at`: about `most` pairs later, at most `all`.
 int64_t em_graph_end(const std::vector<em_pair> & pairs, int64_t at, int64_t all, int64_t most);
-// Gives the number of rows below which an expert goes to row products. There row products are faster than ggml, and equal to the
-// last bit.
+// Gives the number of rows below which an expert goes to row products. 0: none. Such row products are faster than
+// ggml, and equal to the last bit.
 int64_t em_row_product_limit(const em_block & b);
-// Moves the pairs of experts with fewer rows to the front; the pairs are sorted by experts. Returns how many.
+// Moves pairs of experts with fewer than `fewer` rows to the front, and returns their number. The pairs are sorted by expert.
 int64_t em_few_first(std::vector<em_pair> & pairs, int64_t fewer);
-bool    em_mostly_row_products(const em_block & b); // for most of the experts that are used
+bool    em_mostly_row_products(const em_block & b); // true: most of the used experts go to row products
 bool    em_fusable(
     const em_block & b); // whether a block of a single token can compute its last projection and the sum as one operation
 
@@ -42,7 +42,7 @@ struct em_run {
     int cold_graph(const em_pair * pairs, int64_t n, bool by_rows);
 };
 
-// Pairs on the device, in graphs that end soon. Nothing can stop a graph there.
+// Pairs on the device, in short graphs: nothing can stop a graph on a device.
 struct em_device_pairs {
     em_run &             r;
     const em_places &    places;

@@ -2,8 +2,8 @@
 
 // One layer with inputs in host memory: hot pairs on the device, cold pairs on the CPU at the same time, joined once.
 //
-// Owner: the thread that computes. The caller holds em_turn::computing; em_graph_compute takes it itself, layer by layer. If
-// there are hot pairs, the layer's mutex is held until the device is done.
+// Owner: the thread that computes. The caller holds em_turn::computing; em_graph_compute takes it itself, layer by layer.
+// em_host_block holds the layer's mutex until the device is done.
 
 #include "cpu/thread_pool.h"
 #include "engine.h"
@@ -17,8 +17,8 @@ struct em_context { // one per llama context that opened our backend
 // host_layer.cpp
 // Computes all pairs of a block, wherever the experts are.
 int em_host_block(em_context * c, em_block & block, const em_tail * tail = nullptr);
-// Computes cold pairs; their rows go to the block's down projection. If row products compute no pair, the caller runs the side
-// task.
+// Computes cold pairs; their rows go to the block's down projection. The first graph runs the side task. If no graph
+// starts, the caller runs the task.
 enum class em_cold {
     OF_A_TOKEN,
     OF_A_TOKEN_OR_FETCHED,

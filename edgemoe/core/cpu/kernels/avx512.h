@@ -39,8 +39,7 @@ EM_TARGET static inline float add_lanes(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 
-// Distance in bytes at which the cache is asked for weights. The hardware stops at every 4 KiB page, and mapped files have such
-// pages.
+// Bytes to touch ahead of their use. The hardware's own prefetch stops at every page of 4 KiB, and mapped files have such pages.
 constexpr int AHEAD = 8192;
 
 inline void prefetch(const void * at) { __builtin_prefetch(at, 0, 3); }

@@ -14,9 +14,9 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-struct alignas(64) prepared_raised { // `prepared` for weights that are raised: a constant makes them positive
+struct alignas(64) prepared_raised { // `prepared` for raised weights: a constant has made these weights positive
     int8_t  q[256];
-    int32_t start[64]; // minus the part of each four products that raising adds; in the order of q
+    int32_t start[64]; // minus the sum that raising adds to each four products; in the order of q
     float   d;
     char    pad[60];
 };
@@ -42,14 +42,14 @@ template <int TOKENS> struct row_sums {
 };
 
 struct without_minima {
-    static constexpr float FACTOR = 1; // the sum of a row is multiplied by it
+    static constexpr float FACTOR = 1; // multiplies the sum of a row
     static float           rest(__m128) { return 0; }
 };
 
 template <class W, int TOKENS>
 EM_TARGET void row_times(const em_kernel & k, int64_t n, const uint8_t * w, const void * const * activations, float * const * out,
                          int64_t row) {
-    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // cache lines of a block, about
+    constexpr int                  LINES = W::BYTES > 192 ? 3 : 2; // cache lines of a block, roughly
     row_sums<TOKENS>               sums  = {};
     const typename W::activation * y[TOKENS];
     for (int t = 0; t < TOKENS; ++t) {

@@ -33,10 +33,10 @@ struct em_kernel {
     void (*dot)(const em_kernel & k, int64_t n, const void * row, const void * activation, float * out);
     void (*prepare)(const em_kernel & k, const float * x, int64_t n, void * activation);
     const ggml_type_traits_cpu * traits;      // of the weight type
-    const ggml_type_traits_cpu * dot_traits;  // of the type that the weight type's vec_dot wants activations in
+    const ggml_type_traits_cpu * dot_traits;  // of the activations' type in the weight type's vec_dot
     const void *                 table;       // table of weights, for types that name groups of weights by number
-    size_t                       block_bytes; // of prepared activations, own kernels only; 0: ggml's
-    int64_t                      block_values; // of the vector in such a block
+    size_t                       block_bytes; // bytes of a block of prepared activations; 0: ggml's layout
+    int64_t                      block_values; // number of activations in such a block
 
     size_t activation_bytes(int64_t n) const;
 };
@@ -59,7 +59,7 @@ bool em_kernel_own(int type, int64_t n);
 // Whether ggml has kernels of its own for many rows of this type. Such kernels round otherwise than ggml's dot products.
 bool em_kernel_many(int type);
 
-// Each function sets the kernel of its family if it knows the type, else nothing.
+// Each function sets the kernel of its family if the family has one for the type.
 void em_kernel_avx2(em_kernel & k, int type, int64_t n);
 void em_kernel_avxvnni(em_kernel & k, int type, int64_t n);
 void em_kernel_avx512(em_kernel & k, int type, int64_t n);

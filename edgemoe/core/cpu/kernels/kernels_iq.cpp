@@ -118,8 +118,8 @@ struct signs {
         memcpy(out.of, w, 32);
         return out;
     }
-    // Signs from 8 fields of four times 7 bits. A field begins at bit `first` of 64 bits. The eighth sign of each seven makes the number
-    // of minus signs even.
+    // Signs from 8 fields with four groups of 7 bits each. A field begins at bit `first` of 64 bits. An eighth sign makes the
+    // number of minus signs in each group even.
     EM_TARGET static inline signs sevens(__m512i fields, int first) {
         const __m512i where = _mm512_set1_epi64(int64_t(uint64_t(first) * 0x01010101 + 0x150e0700));
         const __m256i seven =
@@ -131,7 +131,7 @@ struct signs {
     }
 };
 
-// The weights of a block, and the scales of each two times 32 weights.
+// The weights of a block. Each lane of `scales` has two scales.
 struct block {
     __m512i weights[4], scales[2];
 
@@ -227,7 +227,8 @@ struct iq2_s : without_minima {
             _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0600040002000000), qh), _mm512_set1_epi16(0x0300));
         block b;
         b.set_twos(codes_in(k), look_up<1024>(codes_in(k), _mm512_or_si512(low, high)), signs::at(w + 34));
-        // 16 scales of 16 weights each. Four lanes hold a scale of the first 64 weights, and in their high half one of the next 64.
+        // 16 scales of 16 weights each. In each four lanes, the low halves hold a scale of the first 64 weights, the high halves
+        // a scale of the next 64.
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(w + 74)), nibble = _mm_set1_epi8(0x0f);
         const __m128i each  = _mm_unpacklo_epi8(_mm_and_si128(bytes, nibble), _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
         const __m128i odd   = _mm_or_si128(_mm_add_epi8(each, each), _mm_set1_epi8(1));

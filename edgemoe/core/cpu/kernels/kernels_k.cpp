@@ -13,8 +13,8 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-// 64 bytes of nibbles hold sub-blocks 0 and 2 in their low halves, 1 and 3 in their high halves. Of two or three bits, each of
-// four pairs of bits in 64 bytes holds 32 weights of the first half of a block, and 32 of the second.
+// Orders of the 8 parts of 32 weights in a block. NIBBLES: the low nibbles of 64 bytes are parts 0 and 2, the high nibbles parts 1
+// and 3. HALVES: bits 2 * k and 2 * k + 1 of 64 bytes are part k of the first half and part k of the second half.
 constexpr int NIBBLES[8] = {0, 2, 1, 3, 4, 6, 5, 7}, HALVES[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 // 8 six-bit scales in the low half, 8 six-bit minima in the high half, a byte each.
@@ -106,7 +106,7 @@ struct q6_k : without_minima {
         const __m128i mixed  = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
         const __m512i pairs  = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m256i scales = _mm256_cvtepi8_epi16(packed);
-        // Four lanes hold a scale of the first 64 weights, and in their high half a scale of the next 64.
+        // In each four lanes, the low halves hold a scale of the first 64 weights, the high halves a scale of the next 64.
         const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         __m512i       lo[2], hi[2], of[2];
         EM_UNROLL
@@ -137,15 +137,15 @@ struct q6_k : without_minima {
     }
 };
 
-// Two-bit weights and their further bits, with a scale for each 16 weights. Bits 2 * k of 64 bytes are multiplied with 64
-// activations, for k = 0 to 3.
+// Weights of two bits and further bits, with a scale for each 16 weights. Bits 2 * k and 2 * k + 1 of 64 bytes are 64 weights,
+// for k from 0 to 3.
 struct two_bits {
     __m512i weights[4], scales[2];
 
     // `more` gives the further bits of the weights
     template <class More> EM_TARGET inline two_bits(const uint8_t * q, __m128i each, More more) {
         const __m512i bits = _mm512_loadu_si512(q), three = _mm512_set1_epi8(3);
-        // pairs of 16 bits for two values of k: 0 and 2 with 1 and 3, 4 and 6 with 5 and 7; then the same of the second half
+        // two scales for each lane, of parts k and k + 1: 0 and 2, 1 and 3, 4 and 6, 5 and 7; then the same for the second half
         const __m128i mixed = _mm_shuffle_epi8(each, _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
         const __m512i pairs = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(mixed));
         const __m512i lane  = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 4, 4, 4, 4, 5, 5, 5, 5);

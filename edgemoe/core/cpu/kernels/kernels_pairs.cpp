@@ -11,15 +11,15 @@ namespace {
 using namespace em_avx512;
 using namespace em_q8;
 
-// Q8_0 is read fastest of all. A shorter distance, into the second cache, is better on AMD and hardly worse on Intel
-// (docs/log.md).
+// Bytes to touch ahead of their use, into the second cache, for Q8_0, which is read fastest of all types. This distance is better
+// on AMD and hardly worse on Intel (docs/log.md).
 constexpr int NOT_SO_FAR = 2048;
 
 inline void prefetch_near(const void * at) { __builtin_prefetch(at, 0, 2); }
 
 struct alignas(64) prepared_pair { // two blocks of 32 activations
     int8_t  q[64];
-    int32_t start[16]; // minus the part of each lane's four products that raising adds
+    int32_t start[16]; // minus the sum that raising adds to each lane's four products
     float   d[2];
     char    pad[56];
 };
@@ -206,7 +206,7 @@ template <class W> void dots_pairs(const em_kernel & k, const em_weight_rows & r
 
 template <class W> void use(em_kernel & k, int64_t n) {
     if (W::TWO_SUMS && n % PAIR) {
-        // In its last block, ggml has a product and a sum; the build of ggml decides whether that is rounded once or twice.
+        // ggml's last block is a product and a sum in C: ggml's compiler decides if they are rounded once or twice.
         return;
     }
     k.block_bytes  = sizeof(prepared_pair);

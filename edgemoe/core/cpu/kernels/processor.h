@@ -1,6 +1,6 @@
 #pragma once
 
-// The instructions of an x86 processor, asked of the processor itself: some compilers' own check is a stub that knows none.
+// The instructions of an x86 processor, by cpuid: the check of some compilers is a stub that finds no instruction.
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 

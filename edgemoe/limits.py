@@ -10,7 +10,6 @@ version 1's names for them (kernel documentation, admin-guide/cgroup-v2 and cgro
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path("/")
+from .control_groups import ROOT, folders, text
+
 _CAP_IPC_LOCK = 14
 
 
@@ -112,9 +112,9 @@ def _affinity() -> list[int]:
 def _allowed(root: Path) -> list[int]:
     """List the processors that affinity and cpusets allow. On Linux the affinity respects cpusets already."""
     allowed = set(_affinity())
-    for folder in _groups(root, "cpuset"):
+    for folder in folders("cpuset", root):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus"):
-            allowed &= _numbers(_text(folder / name)) or allowed
+            allowed &= _numbers(text(folder / name)) or allowed
     return sorted(allowed) or _affinity()
 
 
@@ -124,10 +124,10 @@ def _cores(allowed: list[int], root: Path) -> int:
     If the system does not report cores, two processors count as one core.
     """
     devices = root / "sys" / "devices"
-    quick = _numbers(_text(devices / "cpu_core" / "cpus")) if _text(devices / "cpu_atom" / "cpus") else set()
+    quick = _numbers(text(devices / "cpu_core" / "cpus")) if text(devices / "cpu_atom" / "cpus") else set()
     wanted = [number for number in allowed if not quick or number in quick] or allowed
     siblings = {
-        _text(devices / "system" / "cpu" / f"cpu{number}" / "topology" / "thread_siblings_list") for number in wanted
+        text(devices / "system" / "cpu" / f"cpu{number}" / "topology" / "thread_siblings_list") for number in wanted
     }
     if "" not in siblings:
         return len(siblings)
@@ -137,10 +137,10 @@ def _cores(allowed: list[int], root: Path) -> int:
     return max(1, round(len(wanted) * share)) if logical > 1 else 1
 
 
-def _numbers(text: str) -> set[int]:
+def _numbers(listed: str) -> set[int]:
     """Read a list such as ``0-7,16``."""
     found: set[int] = set()
-    for part in text.split(","):
+    for part in listed.split(","):
         first, _, last = part.partition("-")
         if first.strip().isdigit():
             found |= set(range(int(first), int(last or first) + 1))
@@ -150,10 +150,10 @@ def _numbers(text: str) -> set[int]:
 def _quota(root: Path) -> float | None:
     """Read how many processors' time the process may use; None without a quota."""
     shares = []
-    for folder in _groups(root, "cpu"):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
+    for folder in folders("cpu", root):
+        quota, _, period = text(folder / "cpu.max").partition(" ")
         if not quota:
-            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+            quota, period = text(folder / "cpu.cfs_quota_us"), text(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(period) > 0:
             shares.append(int(quota) / int(period))
     return min(shares, default=None)
@@ -163,54 +163,27 @@ def _quota(root: Path) -> float | None:
 
 
 def _may_lock_all(root: Path) -> bool:
-    """Tell whether the process has CAP_IPC_LOCK, and so no limit on locked memory: capabilities(7)."""
-    lines = (line.split() for line in _text(root / "proc" / "self" / "status").splitlines())
+    """Tell whether the process has CAP_IPC_LOCK, which no limit binds: capabilities(7)."""
+    lines = (line.split() for line in text(root / "proc" / "self" / "status").splitlines())
     given = next((int(line[1], 16) for line in lines if line[:1] == ["CapEff:"]), 0)
     return bool(given >> _CAP_IPC_LOCK & 1)
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield each limit that covers this process, and the bytes that count towards it and cannot be dropped."""
-    for folder in _groups(root, "memory"):
-        given = [_text(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-        limits = [int(text) for text in given if text.isdigit()]
-        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+    """Yield each limit that covers this process, and the bytes used under it that cannot be dropped."""
+    for folder in folders("memory", root):
+        given = [text(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limits = [int(most) for most in given if most.isdigit()]
+        used = text(folder / "memory.current") or text(folder / "memory.usage_in_bytes")
         if limits and used.isdigit():
             yield min(limits), max(0, int(used) - _droppable(folder))
 
 
 def _droppable(folder: Path) -> int:
     """Count the bytes of file pages. The kernel drops these pages before it ends a process."""
-    entries = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    entries = dict(line.split()[:2] for line in text(folder / "memory.stat").splitlines() if " " in line)
     names = [("total_inactive_file", "total_active_file"), ("inactive_file", "active_file")]
     for pair in names:
         if all(entries.get(name, "").isdigit() for name in pair):
             return sum(int(entries[name]) for name in pair)
     return 0
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control groups: its own group, then each parent up to the root."""
-    mounted = root / "sys" / "fs" / "cgroup"
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            base = mounted / "unified" if (mounted / "unified").is_dir() else mounted
-        elif controller in controllers.split(","):
-            named = [mounted / controllers, mounted / controller]
-            base = next((folder for folder in named if folder.is_dir()), named[0])
-        else:
-            continue
-        folder = base / path.strip("/")
-        while folder != base:
-            if folder.is_dir():  # in a namespace, /proc may name a folder that the process cannot see
-                yield folder
-            folder = folder.parent
-        yield base
-
-
-def _text(path: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="ascii").strip()
-    return ""

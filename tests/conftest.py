@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("edgemoe", deadline=None)  # timings are never tests
+hypothesis.settings.load_profile("edgemoe")
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-from edgemoe import Llama, OffloadConfig, limits
+from edgemoe import Llama, OffloadConfig, control_groups, limits
 from edgemoe.cli.main import main
 from edgemoe.config import Budget
 from edgemoe.engine import opening
 from edgemoe.planning.placement import MachineRates, ModelNeeds, place
 from edgemoe.profiling import figures
 from edgemoe.types import ModelShape
+from edgemoe.worker import EngineDied, Worker, open_llama, parent
 from edgemoe.worker.parent import _cause
 from tests import parity
 from tests.zoo import build
@@ -242,6 +244,75 @@ def test_a_memory_limit_decides_the_plan_and_is_named(
     llm.close()
     assert figures.machine()["ram_bytes"] == size // 2
     assert _cause(-signal.SIGKILL, "", True)[0].startswith("memory ran out (the container may use")
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({"proc/self/cgroup": "0::/box", "sys/fs/cgroup/box/memory.events": "low 0\noom 7\noom_kill 2"}, 2),
+        ({"proc/self/cgroup": "4:memory:/box", "sys/fs/cgroup/memory/box/memory.oom_control": "oom_kill 3"}, 3),
+        ({"proc/self/cgroup": "0::/box", "sys/fs/cgroup/box/cpu.max": "max 100000"}, 5),
+    ],
+    ids=["v2", "v1", "none"],
+)
+def test_kills_are_counted_in_the_own_group(files: dict[str, str], kills: int, tmp_path: Path) -> None:
+    assert control_groups.memory_kills(tree(tmp_path, files | {"proc/vmstat": "oom_kill 5"})) == kills
+    assert control_groups.memory_kills(tmp_path / "nothing") == 0
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["in this container", "in another container"])
+def test_an_engine_that_a_memory_limit_killed_says_so(
+    here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = tmp_path / "box"
+    boxed(box, monkeypatch, memory_max=str(600 << 20), memory_current="0", memory_events="oom_kill 4")
+    tree(box, {"proc/vmstat": "oom_kill 4"})
+    monkeypatch.setattr(parent, "memory_kills", partial(control_groups.memory_kills, box))
+    opener = partial(open_llama, str(build("llama", tmp_path)), n_ctx=64, n_threads=1, offload=CPU)
+    engine = Worker(opener).open(lambda: None)
+    tree(box, {"sys/fs/cgroup/box/memory.events" if here else "proc/vmstat": "oom_kill 5"})
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineDied) as died:
+        list(engine.create_chat_completion([{"role": "user", "content": "a"}]))
+    said = str(died.value)
+    assert said.startswith("memory ran out (the container may use 0.6 GiB of RAM)" if here else "the engine was killed")
+    engine.close()
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """Make a control group with 300 MiB of memory."""
+    above = next((folder for folder in control_groups.folders("memory") if (folder / "memory.stat").exists()), None)
+    group = (above or Path("/nowhere")) / f"edgemoe-{os.getpid()}"
+    try:
+        group.mkdir()
+        limit = next(group / name for name in ("memory.max", "memory.limit_in_bytes") if (group / name).exists())
+        limit.write_text(str(300 << 20))
+        for name in ("memory.swap.max", "memory.memsw.limit_in_bytes"):
+            if (group / name).exists():
+                (group / name).write_text("0" if "swap.max" in name else str(300 << 20))
+    except (OSError, StopIteration):
+        pytest.skip("this user cannot make a control group")
+    yield group
+    group.rmdir()
+
+
+def test_a_real_limit_kills_a_real_engine(memory_group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import operator, os, sys
+from functools import partial
+from pathlib import Path
+Path(sys.argv[1]).write_text(str(os.getpid()))
+from edgemoe.worker import Worker
+try:
+    Worker(partial(operator.mul, b"x", 1 << 30)).open(lambda: None)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    monkeypatch.undo()  # the machine itself
+    command = [sys.executable, "-c", code, str(memory_group / "cgroup.procs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("EngineDied memory ran out (the container may use 0.3 GiB of RAM): the kernel ended")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no affinity here")

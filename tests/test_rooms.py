@@ -20,6 +20,7 @@ CORE = Path(__file__).parent.parent / "edgemoe" / "core"
 ORDER = (
     "edgemoe",  # the C interface: records and declarations
     "errors",
+    "processor",  # the instructions that it has
     "ggml",
     "memory",
     "measures",

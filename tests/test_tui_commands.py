@@ -250,8 +250,8 @@ async def test_code_is_highlighted_once_and_only_when_complete(tmp_path: Path, m
         assert not finished and not driver.all(CodeBlock)[0].coloured
         gate.allow(9)
         await driver.ready()
+        await driver.until(lambda: driver.all(CodeBlock)[0].coloured)
         assert [code.strip() for code in finished] == ["x = 1\ny = 2"]
-        assert driver.all(CodeBlock)[0].coloured
 
 
 async def test_a_full_context_names_the_hidden_messages(tmp_path: Path) -> None:

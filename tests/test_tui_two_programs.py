@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_tui_commands import answers, ask, kept
 
 from edgemoe.answer.record import Answer
 from edgemoe.tui import store as store_module
@@ -108,3 +109,20 @@ def test_a_file_system_without_shared_memory(tmp_path: Path, monkeypatch: pytest
     archive.close()
     assert not told and texts(path) == [expected("fay", 5)]
     assert not path.with_name("chats.db-wal").exists()
+
+
+async def test_a_chat_answers_while_another_program_locks_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 600.0)
+    path = tmp_path / "chats.db"
+    Store(path).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("pragma locking_mode=exclusive")
+    other.execute("begin exclusive")
+    async with kept(tmp_path, answers=["fine"]) as driver:
+        await ask(driver, "go")
+        assert answers(driver) == ["fine"]
+        other.rollback()
+        other.close()
+    assert texts(path) == [["go", "fine"]]

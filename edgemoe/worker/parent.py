@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from ..config import child_environment
+from ..control_groups import memory_kills
 from ..errors import EdgeMoEError
 from ..models.page_cache import watched
 from ..types import BoolArray, ExpertStats, FloatArray, IdArray, ModelShape, Thinking
@@ -99,7 +100,7 @@ class RemoteEngine:
         self._failure: EngineDied | None = None
         self._closing = False
         self._answering = 0
-        self._kills = _oom_kills()
+        self._kills = memory_kills()
         self._words: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgemoe.worker.child"],
@@ -225,7 +226,7 @@ class RemoteEngine:
             pass
         status = self._process.wait()
         with self._lock:
-            self._failure = EngineDied(*_cause(status, self._end_of_output(), _oom_kills() > self._kills))
+            self._failure = EngineDied(*_cause(status, self._end_of_output(), memory_kills() > self._kills))
             for queue in list(self._waiting.values()):
                 queue.put(("error", self._failure))
             self._pipe.close()
@@ -305,10 +306,3 @@ def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
     if status >= WINDOWS_CRASH:
         return f"the engine crashed (0x{status:08X}){reason}", ""
     return f"the engine ended by itself (exit code {status}){reason}", ""
-
-
-def _oom_kills() -> int:
-    """Count the processes that the kernel ended for lack of memory since boot; 0 if it does not report them."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-    return 0

@@ -1,66 +1,15 @@
 #include "routing/predictor.h"
 
+#include "routing/rows.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-// Several versions of the loops, the best one chosen at load time. (The thread sanitizer starts too late for that.)
-#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__)
-#    define EM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#    define EM_CLONES
-#endif
 
 namespace {
 constexpr float SHARE = 1.0f / 255; // unit of em_token_memory
 // All experts of a layer correct the same weight of a token's shares or of a router, so each corrects less.
 constexpr float FEW_STEP = 0.1f;
-
-// Within 2e-7 of 1 / (1 + exp(-x)), without a call. 2^y is made of the bits of a whole number and a polynomial for the rest.
-EM_CLONES void to_probabilities(float * x, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-        const float y     = std::min(std::max(x[i], -80.0f), 80.0f) * -1.44269504f;
-        const float whole = std::floor(y + 0.5f);
-        const float r     = (y - whole) * 0.69314718f;
-        const float power =
-            1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666667f + r * (0.0083333333f + r * 0.0013888889f)))));
-        const int32_t bits = (int32_t(whole) + 127) << 23;
-        float         scale;
-        memcpy(&scale, &bits, 4);
-        x[i] = 1.0f / (1.0f + power * scale);
-    }
-}
-
-EM_CLONES void add(float * to, const float * row, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-        to[i] += row[i];
-    }
-}
-
-EM_CLONES void add_four(float * to, const float * const * rows, int32_t n) {
-    const float *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3];
-    for (int32_t i = 0; i < n; ++i) {
-        to[i] += (a[i] + b[i]) + (c[i] + d[i]);
-    }
-}
-
-EM_CLONES void add_scaled(float * to, const float * row, float factor, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-        to[i] += factor * row[i];
-    }
-}
-
-EM_CLONES void add_shares(float * to, const uint8_t * share, float factor, float constant, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-        to[i] += constant + factor * float(share[i]);
-    }
-}
-
-EM_CLONES void scale(float * to, float factor, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) {
-        to[i] *= factor;
-    }
-}
 
 // Rows lie anywhere in a table of megabytes: asks the cache for a row before the row is needed.
 void touch(const float * row, int32_t n) {
@@ -121,15 +70,15 @@ void em_predictor::token(const int32_t * now) {
         const int32_t * row_ids = now + l * top_k;
         for (int32_t d = 0; d < decays; ++d) {
             float * f = &frequency[size_t(l * decays + d) * size_t(experts)];
-            scale(f, decay[size_t(d)], experts);
+            em_rows.scale(f, decay[size_t(d)], experts);
             each_known(row_ids, top_k, [&](int32_t e) { f[e] += 1.0f - decay[size_t(d)]; });
         }
         for (int32_t m = 0; m < memories; ++m) {
             float *     h    = &memory[size_t(m * layers + l) * size_t(experts)];
             const float rate = memory_rate[size_t(m)];
-            scale(h, rate, experts);
+            em_rows.scale(h, rate, experts);
             each_known(row_ids, top_k,
-                       [&](int32_t e) { add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
+                       [&](int32_t e) { em_rows.add_scaled(h, row(keep_memory, m * layers + l, e), 1.0f - rate, experts); });
         }
         std::copy_n(&keep[size_t(l) * size_t(experts)], experts, chance.begin());
         refresh(l, now);
@@ -149,8 +98,9 @@ void em_predictor::token(const int32_t * now) {
 float em_predictor::quickness() const { return rate * (1.0f + 3.0f / (1.0f + float(tokens) / 500.0f)); }
 
 void em_predictor::add_to_rows(em_table & table, int64_t block, const int32_t * of, const float * values) {
-    each_known(of, top_k,
-               [&](int32_t e) { add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts); });
+    each_known(of, top_k, [&](int32_t e) {
+        em_rows.add(&table[(size_t(block) * size_t(experts) + size_t(e)) * size_t(experts)], values, experts);
+    });
 }
 
 void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
@@ -162,7 +112,7 @@ void em_predictor::learn_next(int32_t l, const int32_t * chosen, int64_t n) {
         error[size_t(e)] = -step * p[e];
     }
     each_known(chosen, n, [&](int32_t e) { error[size_t(e)] += step; });
-    add(&next_bias[block * size_t(experts)], error.data(), experts);
+    em_rows.add(&next_bias[block * size_t(experts)], error.data(), experts);
     add_to_rows(next_again, int64_t(block), &latest[size_t(l * top_k)], error.data());
     for (int32_t j = 0; j < reach && l - lead - j >= 0; ++j) {
         add_to_rows(next_rows, (int64_t(lead - 1) * reach + j) * layers + l, &ids[size_t((l - lead - j) * top_k)], error.data());
@@ -196,7 +146,7 @@ void em_predictor::learn_keep(int32_t l, const int32_t * now, const float * befo
         error[size_t(e)] = step * (horizon * after[e] - before[e]);
     }
     each_known(now + l * top_k, top_k, [&](int32_t e) { error[size_t(e)] += step * (1 - horizon); });
-    add(&keep_bias[size_t(l) * size_t(experts)], error.data(), experts);
+    em_rows.add(&keep_bias[size_t(l) * size_t(experts)], error.data(), experts);
     add_to_rows(keep_again, l, &latest[size_t(l * top_k)], error.data());
 }
 
@@ -210,7 +160,8 @@ void em_predictor::seed(const float * use) {
         for (int32_t m = 0; m < memories; ++m) {
             const int32_t block = m * layers + l;
             for (int32_t e = 0; e < experts; ++e) {
-                add_scaled(&memory[size_t(block) * size_t(experts)], row(keep_memory, block, e), use[l * experts + e], experts);
+                em_rows.add_scaled(&memory[size_t(block) * size_t(experts)], row(keep_memory, block, e), use[l * experts + e],
+                                   experts);
             }
         }
         refresh(l, nullptr);
@@ -221,16 +172,16 @@ void em_predictor::refresh(int32_t l, const int32_t * latest) {
     auto logits = [&](float * to, const float * bias, const float * weight, const em_table & again, int64_t block) {
         memcpy(to, bias, size_t(experts) * 4);
         for (int32_t d = 0; d < decays; ++d) {
-            add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
+            em_rows.add_scaled(to, &frequency[size_t(l * decays + d) * size_t(experts)], weight[d], experts);
         }
-        each_known(latest + l * top_k, latest ? top_k : 0, [&](int32_t e) { add(to, row(again, block, e), experts); });
+        each_known(latest + l * top_k, latest ? top_k : 0, [&](int32_t e) { em_rows.add(to, row(again, block, e), experts); });
     };
     float * k = &keep[size_t(l) * size_t(experts)];
     logits(k, &keep_bias[size_t(l) * size_t(experts)], &keep_decay[size_t(l * decays)], keep_again, l);
     for (int32_t m = 0; m < memories; ++m) {
-        add(k, &memory[size_t(m * layers + l) * size_t(experts)], experts);
+        em_rows.add(k, &memory[size_t(m * layers + l) * size_t(experts)], experts);
     }
-    to_probabilities(k, experts);
+    em_rows.to_probabilities(k, experts);
     for (int32_t a = 0; a < leads; ++a) {
         const size_t block = size_t(a * layers + l);
         const size_t at    = block * size_t(experts);
@@ -270,19 +221,20 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
     memcpy(out, &base[size_t((lead - 1) * layers + layer) * size_t(experts)], size_t(experts) * 4);
     int32_t done_rows = 0;
     for (; done_rows + 4 <= count; done_rows += 4) {
-        add_four(out, rows + done_rows, experts);
+        em_rows.add_four(out, rows + done_rows, experts);
     }
     for (; done_rows < count; ++done_rows) {
-        add(out, rows[done_rows], experts);
+        em_rows.add(out, rows[done_rows], experts);
     }
     if (looked[size_t(layer)]) {
-        add_scaled(out, &margins[size_t(layer) * size_t(experts)], next_router[size_t((lead - 1) * layers + layer)], experts);
+        em_rows.add_scaled(out, &margins[size_t(layer) * size_t(experts)], next_router[size_t((lead - 1) * layers + layer)],
+                           experts);
     }
     if (shares) {
         const float * weight = &next_token[token_weights(layer, lead)];
-        add_shares(out, shares + size_t(layer) * size_t(experts), weight[0] * SHARE, weight[1], experts);
+        em_rows.add_shares(out, shares + size_t(layer) * size_t(experts), weight[0] * SHARE, weight[1], experts);
     }
-    to_probabilities(out, experts);
+    em_rows.to_probabilities(out, experts);
     memcpy(&predicted[size_t(layer) * size_t(experts)], out, size_t(experts) * 4);
     predicted_lead[size_t(layer)] = lead;
 }
@@ -291,7 +243,7 @@ void em_predictor::next(int32_t layer, int32_t lead, float * out) {
 int32_t em_predictor::choose(int32_t layer, int32_t lead, const uint8_t * state, int32_t free_slots, int32_t most, float gain,
                              em_load * out) {
     next(layer, lead, chance.data());
-    add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
+    em_rows.add(chance.data(), &keep[size_t(layer) * size_t(experts)], experts);
     std::vector<uint8_t> left(state, state + experts); // EM_PENDING: not to be exchanged any more
     int32_t              n = 0;
     for (; n < most; ++n) {

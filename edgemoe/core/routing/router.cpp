@@ -1,42 +1,13 @@
 #include "routing/router.h"
 
+#include "routing/rows.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-
-#if defined(__GNUC__) && defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_THREAD__)
-#    define EM_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
-#else
-#    define EM_CLONES
-#endif
-
-static EM_CLONES float dot(const uint16_t * row, const float * x, int32_t n) {
-    float   lanes[32] = {};
-    int32_t i         = 0;
-    for (; i + 32 <= n; i += 32) {
-        for (int32_t j = 0; j < 32; ++j) {
-            const uint32_t bits = uint32_t(row[i + j]) << 16;
-            float          w;
-            memcpy(&w, &bits, 4);
-            lanes[j] += w * x[i + j];
-        }
-    }
-    float sum = 0;
-    for (float lane : lanes) {
-        sum += lane;
-    }
-    for (; i < n; ++i) {
-        const uint32_t bits = uint32_t(row[i]) << 16;
-        float          w;
-        memcpy(&w, &bits, 4);
-        sum += w * x[i];
-    }
-    return sum;
-}
 
 void em_router::margins(const float * x, int32_t top_k, float * out) const {
     for (int32_t e = 0; e < experts; ++e) {
-        out[e] = dot(&weight[size_t(e) * size_t(width)], x, width) + bias[size_t(e)];
+        out[e] = em_rows.dot(&weight[size_t(e) * size_t(width)], x, width) + bias[size_t(e)];
         if (!select.empty()) {
             out[e] = 1.0f / (1.0f + std::exp(-out[e])) + select[size_t(e)];
         }

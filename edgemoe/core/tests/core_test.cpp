@@ -1,11 +1,12 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
 //
-// In the place of the rounds, a name runs one part only: "streams" the tests of streams.cpp, "kernels" the dot products, "threads" the
-// pool of threads.
+// In the place of the rounds, a name runs one part only: "streams" the tests of streams.cpp, "kernels" the dot products and the
+// loops over rows, "threads" the pool of threads.
 
 #include "tests/harness.h"
 
 #include "cpu/kernels/kernels.h"
+#include "routing/rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -590,6 +591,44 @@ void test_thread_pool() {
     G.ggml_backend_free(cpu);
 }
 
+// Every version of the predictor's loops that runs here gives the plain version's results, to the last bit.
+void test_rows() {
+    const std::vector<em_row_loops> versions = em_row_versions();
+    for (const int32_t n : {1, 8, 31, 60, 128, 513}) {
+        std::vector<float>    rows[4];
+        const float *         four[4];
+        std::vector<uint16_t> halves;
+        std::vector<uint8_t>  shares;
+        for (int i = 0; i < 4; ++i) {
+            rows[i] = random_floats(n, 3.0f, uint64_t(n + i));
+            four[i] = rows[i].data();
+        }
+        for (const float value : rows[3]) {
+            uint32_t bits;
+            memcpy(&bits, &value, 4);
+            halves.push_back(uint16_t(bits >> 16));
+            shares.push_back(uint8_t(bits >> 8));
+        }
+        std::vector<std::vector<float>> results;
+        for (const em_row_loops & loops : versions) {
+            std::vector<float> row = rows[0];
+            loops.add(row.data(), four[1], n);
+            loops.add_four(row.data(), four, n);
+            loops.add_scaled(row.data(), four[2], 0.3f, n);
+            loops.add_shares(row.data(), shares.data(), 0.01f, -0.2f, n);
+            loops.scale(row.data(), 0.7f, n);
+            const float product = loops.dot(halves.data(), row.data(), n);
+            loops.to_probabilities(row.data(), n);
+            row.push_back(product);
+            results.push_back(row);
+        }
+        for (const std::vector<float> & result : results) {
+            CHECK(memcmp(result.data(), results.back().data(), result.size() * 4) == 0);
+        }
+    }
+    printf("loops over rows: %d versions\n", int(versions.size()));
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -605,6 +644,7 @@ int main(int argc, char ** argv) {
     }
     if (argc > 2 && strcmp(argv[2], "kernels") == 0) {
         test_kernels();
+        test_rows();
         return 0;
     }
     if (argc > 2 && strcmp(argv[2], "threads") == 0) {
@@ -613,6 +653,7 @@ int main(int argc, char ** argv) {
     }
     rounds = argc > 2 ? atoi(argv[2]) : rounds;
     test_kernels();
+    test_rows();
     test_parity();
     test_pass_parity();
     test_prompts_of_layers();

@@ -117,6 +117,23 @@ def test_tokens_are_llama_cpp_s_with_the_same_settings(name: str, kv: Any, devic
     assert found == wanted and (ours == scores).all()
 
 
+def test_the_cpu_attends_to_a_cache_in_ram(tmp_path: Path) -> None:
+    path, prompt, used = build("gpt-oss", tmp_path), [3, 14, 15, 92, 65, 35] * 8, []
+    sizes = {"n_batch": 128, "n_ubatch": 128, "n_threads": 1, "n_threads_batch": 1}
+    before = plain(path, n_ctx=512, flash_attn=True, **sizes)
+    wanted, scores = greedy(before, prompt, 8)
+    before.close()
+    for length in (512, LENGTH):
+        config = OffloadConfig(device="sim", profile="off", flash="on")
+        with defaults("model", use_extra_bufts=False), memory.watch() as ledger:
+            llm = Llama(path, n_ctx=length, n_gpu_layers=-1, offload_kqv=False, offload=config, **sizes)
+        used.append(ledger.buffers["compute", "SIM"])
+        found, ours = greedy(llm, prompt, 8)
+        llm.close()
+        assert found == wanted and (length > 512 or (ours == scores).all())
+    assert used[0] == used[1], "the device needs no memory for a longer context"
+
+
 # ---- flash attention ----
 
 

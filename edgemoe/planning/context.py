@@ -109,9 +109,9 @@ def in_words(choice: ContextChoice, needs: ModelNeeds, device: str, decode: floa
         decode: forecast of tokens per second; None if unknown.
     """
     placed = choice.placement
-    parts = [f"{length_in_words(placed.context)} context"]
-    if placed.context == choice.trained:
-        parts[0] += ", all that the model was trained for"
+    whole = placed.context == choice.trained
+    trained = ", all that the model was trained for" if whole else f" (trained for {length_in_words(choice.trained)})"
+    parts = [f"{length_in_words(placed.context)} context{trained}"]
     if needs.shape is not None and any(placed.slots):
         share = sum(placed.slots) / (needs.shape.layers * needs.shape.experts)
         parts.append(f"{share:.0%} of the experts on {device}")

@@ -360,6 +360,7 @@ def loads_as_planned(path: Path, capacity: int, length: int, kind: str, flash: s
         assert bool(llm.context_params.offload_kqv) == made.kv_on_device or not made.dense_on_device
     finally:
         llm.close()
+        host.core().configure_sim(SimConfig())
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))

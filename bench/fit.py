@@ -18,7 +18,6 @@ from typing import Any
 
 from edgemoe import OffloadConfig
 from edgemoe.cli.fit import assess
-from edgemoe.config import Budget
 from edgemoe.machine import trial_run
 from edgemoe.models import gguf
 from edgemoe.planning.forecast import BAND
@@ -35,7 +34,7 @@ def compare(path: Path, device: str, vram: str, threads: int, repetitions: int) 
     offload = OffloadConfig(device=device, vram=vram)
     profile(path, TESTS[1:], 1, offload, threads)
     name = "" if device == "none" else device
-    expected = assess(gguf.check(path), name, Budget.parse(vram), 1024, threads)["forecast"]
+    expected = assess(gguf.check(path), name, offload, 1024, threads)["forecast"]
     found = profile(path, TESTS, repetitions, offload, threads)
     rows = []
     for test, kind in zip(TESTS, ("prefill", "decode"), strict=True):

@@ -15,6 +15,9 @@ from .errors import ConfigError
 
 POLICIES = ("adaptive", "static", "lru", "lfu", "off")
 PREFETCH = ("auto", "off", "history", "lookahead")
+# Types of the KV cache. The quantised ones, all but the first, need flash attention for values.
+CACHE_TYPES = ("f16", "q8_0", "q4_0")
+FLASH = ("auto", "on", "off")
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -141,6 +144,11 @@ class OffloadConfig:
         sim: behaviour of the ``sim`` device.
         rpc: HOST:PORT of ggml's RPC server on another machine, empty for none. With a server, ``device="auto"`` is the
             server's first device.
+        kv: type of the KV cache: ``f16``, ``q8_0`` (half the memory), ``q4_0`` (a quarter), or a pair: the type of
+            keys, then that of values. The keywords ``type_k`` and ``type_v`` of llama_cpp come before it.
+        flash: flash attention, whose buffers do not grow with the context. ``on``, ``off``, or ``auto``: for contexts
+            of more than 8192 tokens, for ``n_ctx="auto"`` and for quantised values, if the device computes it. The
+            keyword ``flash_attn`` of llama_cpp comes before it.
 
     Raises:
         ConfigError: a value cannot be honoured.
@@ -159,6 +167,8 @@ class OffloadConfig:
     synchronous: bool = False
     sim: SimConfig = SimConfig()
     rpc: str = ""
+    kv: str | tuple[str, str] = "f16"
+    flash: str = "auto"
 
     def __post_init__(self) -> None:
         """Check every field, so that the error points at the line that set the wrong value."""
@@ -174,11 +184,34 @@ class OffloadConfig:
             raise ConfigError("device is empty", "give 'auto', 'none', 'sim' or a ggml device name")
         if not str(self.cache):
             raise ConfigError("cache is empty", "give 'auto', 'off' or a folder")
+        _one_of("flash", self.flash, FLASH)
+        if self.kv_types[1] != CACHE_TYPES[0] and self.flash == "off":
+            raise ConfigError(*needs_flash(self.kv_types[1]))
 
     @property
     def budget(self) -> Budget:
         """Parse ``vram``."""
         return Budget.parse(self.vram)
+
+    @property
+    def kv_types(self) -> tuple[str, str]:
+        """Give the types of keys and values; one type stands for both."""
+        given = tuple(part.strip() for part in self.kv.split(",")) if isinstance(self.kv, str) else tuple(self.kv)
+        if len(given) not in (1, 2):
+            raise ConfigError(
+                f"kv={self.kv!r} has {len(given)} types", "give one type, or one of keys and one of values"
+            )
+        for kind in given:
+            _one_of("kv", kind, CACHE_TYPES)
+        return given[0], given[-1]
+
+
+def needs_flash(kind: str) -> tuple[str, str]:
+    """Give the error and the hint for quantised values without flash attention."""
+    return (
+        f"a {kind} cache of values needs flash attention, which is off",
+        f"flash_attn=True (--flash on), or quantise the keys only: kv='{kind},f16' (--kv)",
+    )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

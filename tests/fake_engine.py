@@ -175,7 +175,7 @@ class FakeLlama:
     def __init__(
         self,
         model_path: str = "fake.gguf",
-        n_ctx: int = 4096,
+        n_ctx: int | str = 4096,
         answers: Sequence[str | Script] = ("Hello there.",),
         gate: Gate | None = None,
         delay_s: float = 0.0,
@@ -193,7 +193,7 @@ class FakeLlama:
         self.sampling: list[dict[str, Any]] = []
         self.cancelled = threading.Event()
         self.closed = False
-        self._n_ctx, self._answers, self._gate = n_ctx, list(answers), gate
+        self._n_ctx, self._answers, self._gate = 4096 if n_ctx == "auto" else int(n_ctx), list(answers), gate
         self._delay_s, self._fails = delay_s, fails
 
     def n_ctx(self) -> int:

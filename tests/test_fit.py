@@ -19,7 +19,7 @@ import pytest
 
 from edgemoe.cli import fit
 from edgemoe.cli.main import main
-from edgemoe.config import Budget
+from edgemoe.config import Budget, OffloadConfig
 from edgemoe.errors import BadGguf, EdgeMoEError
 from edgemoe.machine import hardware, trial_run, truncated_model
 from edgemoe.models import gguf
@@ -132,7 +132,7 @@ def test_without_a_place_for_a_copy_rates_are_all_there_is(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("EDGEMOE_HOME", str(tmp_path / "file"))
-    found = fit.assess(gguf.check(model), "", Budget(), 512)
+    found = fit.assess(gguf.check(model), "", OffloadConfig(), 512)
     assert found["forecast"]["band"] is None and found["forecast"]["decode"] > 0
 
 
@@ -198,7 +198,27 @@ def test_people_read_a_table_and_a_verdict(
 ) -> None:
     assert main(["fit", str(model), "--device", "none"]) == 0
     out = capsys.readouterr().out
-    assert "It fits: everything in RAM" in out and "| KV cache, 4096 tokens" in out and "-ngl 0" in out
+    assert "It fits: everything in RAM" in out and "| KV cache, 512 tokens, f16" in out and "-ngl 0" in out
+    assert "512 context, all that the model was trained for, about " in out
+
+
+def test_the_cache_that_is_asked_for_is_planned(
+    model: Path, rates: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["fit", str(model), "--device", "sim", "--json", "--quick"]
+
+    def found(*more: str) -> Any:
+        assert main([*options, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain, small = found("--ctx", "1024"), found("--ctx", "1024", "--kv", "q8_0")
+    assert plain["context"]["types"] == ["f16", "f16"] and not plain["context"]["flash"]
+    assert "trained for" in plain["context"]["note"] and not plain["context"]["automatic"]
+    assert small["plan"]["kv_bytes"] * 32 == plain["plan"]["kv_bytes"] * 17
+    assert "-fa on -ctk q8_0 -ctv q8_0" in small["llama_cpp"] and "-fa off" in plain["llama_cpp"]
+    assert found("--ctx", "1024", "--kv", "q8_0,f16", "--flash", "off")["context"]["types"] == ["q8_0", "f16"]
+    assert main([*options, "--kv", "q4_0", "--flash", "off"]) == 2
+    assert "needs flash attention" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_has_an_exit_code(
@@ -215,7 +235,7 @@ def test_what_the_disk_costs_is_measured(model: Path, monkeypatch: pytest.Monkey
     poor = MachineRates(ram_free_bytes=asked.ram_private_bytes + asked.ram_mapped_bytes // 2)
     monkeypatch.setattr(hardware, "machine", lambda device, threads: poor)
     monkeypatch.setattr(hardware, "disk_rate", lambda folder: 1e9)
-    found = fit.assess(gguf.check(model), "", Budget(), 512)
+    found = fit.assess(gguf.check(model), "", OffloadConfig(), 512)
     assert not found["plan"]["fits"] and "s per token" in found["verdict"] and found["forecast"]["decode"] > 0
 
 
@@ -237,7 +257,7 @@ def test_refusals(arguments: list[str], code: int, says: str, model: Path, capsy
 def test_a_dense_model_is_planned_too(tmp_path: Path, rates: dict[str, float]) -> None:
     file = gguf.read(build("llama", tmp_path))
     without = replace(file, tensors={n: t for n, t in file.tensors.items() if not gguf.EXPERTS.match(n)})
-    found = fit.assess(without, "sim", Budget(), 512)
+    found = fit.assess(without, "sim", OffloadConfig(), 512)
     assert found["model"]["experts"] == 0 and found["plan"]["slots"] == () and found["forecast"]["decode"]
     assert found["forecast"]["band"] is None, "llama.cpp runs no such file: rates are all there is"
 
@@ -421,9 +441,10 @@ def test_shards_on_the_hub_are_one_model(
 ) -> None:
     names = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"]
     hub.repositories[REPO] = Repository(dict(zip(names, split(model, tmp_path), strict=True)))
-    assert main(["fit", f"{REPO}:Q8_0", "--device", "none", "--ctx", "512", "--json"]) == 0
+    options = ["--device", "none", "--ctx", "512", "--ram-free", "8GiB", "--json"]
+    assert main(["fit", f"{REPO}:Q8_0", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert main(["fit", str(model), "--device", "none", "--ctx", "512", "--json"]) == 0
+    assert main(["fit", str(model), *options]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert found["plan"] == alone["plan"] and found["forecast"]["band"] == BAND, "copies need the header only"
 

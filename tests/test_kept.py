@@ -203,7 +203,6 @@ def test_other_settings_and_other_models_never_use_a_file(models: Path, tmp_path
     with contextlib.closing(opened("llama", models, tmp_path)) as llm:
         asked(llm, question)
     for name, keywords in (
-        ("llama", {"n_ctx": 1024}),
         ("llama", {"flash_attn": True}),
         ("llama", {"rope_freq_scale": 0.5}),
         ("llama", {"swa_full": True}),
@@ -216,6 +215,36 @@ def test_other_settings_and_other_models_never_use_a_file(models: Path, tmp_path
             llm._prefix.void()
     with contextlib.closing(opened("llama", models, tmp_path)) as llm:
         assert asked(llm, question)[0]["cache_n"] == 599
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_longer_context_uses_the_files_of_a_shorter_one(name: str, models: Path, tmp_path: Path) -> None:
+    question = [int(token) for token in np.random.default_rng(3).integers(5, 250, 800)]
+    with contextlib.closing(opened(name, models, tmp_path, n_ctx=1024)) as llm:
+        wanted = asked(llm, question)[1]
+    with contextlib.closing(opened(name, models, tmp_path, n_ctx=2048)) as llm:
+        timings, answer = asked(llm, question)
+        assert timings["cache_n"] > 700 and answer == wanted
+        llm._prefix.void()
+
+
+def test_a_context_that_is_too_short_for_a_file_leaves_it_alone(models: Path, tmp_path: Path) -> None:
+    question = [int(token) for token in np.random.default_rng(3).integers(5, 250, 800)]
+    with contextlib.closing(opened("llama", models, tmp_path, n_ctx=1024)) as llm:
+        asked(llm, question)
+    with contextlib.closing(opened("llama", models, tmp_path, n_ctx=768)) as llm:
+        assert asked(llm, question[:600])[0]["cache_n"] == 0
+        llm._prefix.void()
+
+
+def test_a_context_beyond_the_first_ropes_is_another_setting(models: Path, tmp_path: Path) -> None:
+    question = [int(token) for token in np.random.default_rng(3).integers(5, 250, 400)]
+    with contextlib.closing(opened("llama", models, tmp_path, n_ctx=512)) as llm:  # trained for 512 tokens
+        asked(llm, question)
+    for length, cached in ((1024, 0), (512, 399)):
+        with contextlib.closing(opened("llama", models, tmp_path, n_ctx=length)) as llm:
+            assert asked(llm, question)[0]["cache_n"] == cached
+            llm._prefix.void()
 
 
 def test_a_state_that_llama_cpp_refuses_costs_time_only(models: Path, tmp_path: Path) -> None:

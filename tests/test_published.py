@@ -412,9 +412,7 @@ def test_a_file_without_weights(tmp_path: Path, capsys: Captured) -> None:
 # ---- contexts ----
 
 
-@pytest.mark.parametrize(
-    ("keywords", "hint"), [({"n_ctx": 1 << 30}, "n_ctx="), ({"type_v": 2, "n_ctx": 64}, "flash_attn")]
-)
+@pytest.mark.parametrize(("keywords", "hint"), [({"n_ctx": 1 << 30}, "n_ctx="), ({"type_v": 2, "n_ctx": 64}, "f16")])
 def test_a_context_that_cannot_be_made_is_no_damage(keywords: dict[str, Any], hint: str, tmp_path: Path) -> None:
     path = build("llama", tmp_path)
     with pytest.raises(DoesNotFit if "n_ctx" in hint else ContextFailed) as caught:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from ..text.console import talk
 from . import OK, fit, pull
-from .opening import DEMO, OpenEngine, engine_keywords, find_model, open_in_process, sampling_of
+from .opening import AUTO, DEMO, OpenEngine, engine_keywords, find_model, open_in_process, sampling_of
 
 if TYPE_CHECKING:
     from ..tui.records import ChatSettings, ModelCard
     from ..worker.protocol import EngineSource
+
+# Options that `edgemoe fit` has, too.
+FIT_OPTIONS = ("device", "rpc", "vram", "ctx", "kv", "flash", "threads")
 
 
 def chat_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
@@ -53,6 +56,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
     if parsed.cache is None:  # the cache on disk lets --resume continue without computing the conversation again
         parsed.cache = str(home("cache") / "prompts")
+    parsed.ctx = parsed.ctx or AUTO
     presets, chats = Presets(home("config") / "presets.json"), home("data") / "chats.db"
     keys = load_keys(home("config") / "keys.toml")
 
@@ -94,7 +98,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 def _placed_as(parsed: argparse.Namespace, card: ModelCard | None) -> list[str]:
     """Give the options of ``edgemoe fit`` for a model that replaces the open one and gets its memory."""
-    given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "ctx", "threads")}
+    given = {option: getattr(parsed, option) for option in FIT_OPTIONS}
     if card is not None and card.free_before is not None:
         given["device-free"], given["ram-free"] = card.free_before
     return [f"--{name}={value}" for name, value in given.items() if value is not None]

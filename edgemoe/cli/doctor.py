@@ -158,7 +158,9 @@ def _memory_findings(machine: Any) -> list[Finding]:
         free, total = machine.device_free_bytes / gib, machine.device_total_bytes / gib
         shared = ", shared with the CPU" if machine.device_shares_ram else ""
         findings.append(Finding(f"memory of {machine.device}", f"{free:.1f} of {total:.1f} GiB free{shared}"))
-    return findings
+    both = machine.ram_free_bytes + (0 if machine.device_shares_ram else machine.device_free_bytes)
+    text = f"weights and context of up to {both / gib:.1f} GiB: an expert on the device needs no RAM"
+    return [*findings, Finding("room for a model", text if machine.device else f"{both / gib:.1f} GiB")]
 
 
 _LINES: tuple[tuple[str, str, float, str], ...] = (

@@ -9,18 +9,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Budget, home
+from ..config import Budget, OffloadConfig, home
 from ..errors import ConfigError
 from ..text.console import show_progress, table, talk
+from .opening import AUTO, add_context
 
 if TYPE_CHECKING:
     from ..models.gguf import GgufFile
+    from ..planning.context import ContextChoice
     from ..planning.forecast import SpeedForecast
     from ..planning.placement import MachineRates, ModelNeeds, Placement
 
 SCHEMA = "edgemoe.fit.v1"
 DOES_NOT_FIT = 4
-CONTEXT = 4096
 # Limits for a speed in words. Reading speed is about 7 tokens per second.
 COMFORTABLE, READABLE = 20.0, 6.0
 
@@ -38,7 +39,7 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
     fit.add_argument(
         "--vram", default="auto", metavar="SIZE", help="device memory for experts: auto, 6GiB, or 50%% (of the experts)"
     )
-    fit.add_argument("--ctx", type=int, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
+    add_context(fit, AUTO)
     fit.add_argument("--threads", type=int, metavar="N", help="CPU threads that compute")
     fit.add_argument(
         "--device-free", metavar="SIZE", help="plan with this much free device memory instead of the current amount"
@@ -53,13 +54,14 @@ def add_parser(commands: Any, find: Callable[[str], Path]) -> None:
 def _fit(parsed: argparse.Namespace, find: Callable[[str], Path]) -> int:
     from ..models.gguf import check_weights
 
-    if parsed.ctx < 1 or (parsed.threads is not None and parsed.threads < 1):
-        raise ConfigError("--ctx and --threads must be at least 1")
-    budget, free = Budget.parse(parsed.vram), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
+    if parsed.threads is not None and parsed.threads < 1:
+        raise ConfigError("--threads must be at least 1")
+    given = {name: getattr(parsed, name) for name in ("vram", "kv", "flash") if getattr(parsed, name) is not None}
+    config, free = OffloadConfig(**given), (_bytes(parsed.device_free), _bytes(parsed.ram_free))
 
-    file = _header(parsed.model, find)
+    file, device = _header(parsed.model, find), _device(parsed.device, parsed.rpc)
     check_weights(file)
-    content = assess(file, _device(parsed.device, parsed.rpc), budget, parsed.ctx, parsed.threads, parsed.quick, free)
+    content = assess(file, device, config, parsed.ctx or AUTO, parsed.threads, parsed.quick, free)
     print(json.dumps(content) if parsed.json else as_text(content))
     return 0 if content["plan"]["fits"] else DOES_NOT_FIT
 
@@ -104,8 +106,8 @@ def _device(asked: str, rpc: str | None) -> str:
 def assess(
     file: GgufFile,
     device: str,
-    budget: Budget,
-    context: int,
+    config: OffloadConfig,
+    context: int | str,
     threads: int | None = None,
     quick: bool = False,
     free: tuple[int | None, int | None] = (None, None),
@@ -115,16 +117,44 @@ def assess(
     Args:
         file: header of the model.
         device: ggml name of the device, or empty for none.
-        budget: device memory for experts.
-        context: context in tokens.
+        config: the settings: device memory for experts, types of the cache, flash attention.
+        context: context in tokens, or ``auto``.
         threads: number of CPU threads. None: all physical cores.
         quick: True uses only earlier measurements.
         free: bytes of device memory and of RAM to plan with. None: the bytes that are free now.
     """
+    from ..engine import opening
     from ..machine import hardware
-    from ..planning import model_needs
     from ..planning.forecast import hit_rate
     from ..planning.placement import place
+
+    bare = _machine(device, threads, free)
+    keywords = opening.with_attention(file, config, device, {"n_ctx": context})
+    model, machine = opening.needs_of(file, keywords), hardware.with_rates(bare, _known_rates(bare, quick))
+    chosen = opening.choose_context(file, model, config, machine, keywords)
+    tokens = chosen.placement.context if chosen else opening.context_of(file, keywords)
+    placed = place(machine, model, tokens, config.budget)
+    if placed.ram_short_bytes and machine.disk_rate is None and not quick:
+        machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
+        placed = place(machine, model, tokens, config.budget)  # the same placement, with the cost of the disk
+    heat = _heat(file, model)
+    expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), keywords, quick)
+    return {
+        "schema": SCHEMA,
+        "model": _model(file, model, tokens),
+        "machine": asdict(machine),
+        "plan": asdict(placed) | {"device_bytes": placed.device_bytes, "reason": placed.reason},
+        "context": _context(file, keywords, chosen, model, machine, expected),
+        "routing": "this model's history" if heat is not None else "typical",
+        "forecast": asdict(expected) if placed.fits or expected.decode else None,
+        "verdict": verdict(machine, model, placed, expected),
+        "llama_cpp": llama_cpp_flags(file, machine, placed, keywords),
+    }
+
+
+def _machine(device: str, threads: int | None, free: tuple[int | None, int | None]) -> MachineRates:
+    """Describe this machine, or one with another amount of free memory."""
+    from ..machine import hardware
 
     bare = hardware.machine(device, threads or 1)
     bare = replace(bare, threads=threads or bare.cores)
@@ -134,22 +164,31 @@ def assess(
         bare = replace(bare, device_free_bytes=device_free, device_total_bytes=total)
     if ram_free is not None:
         bare = replace(bare, ram_free_bytes=ram_free, ram_total_bytes=max(ram_free, bare.ram_total_bytes))
-    model, machine = model_needs.of(file), hardware.with_rates(bare, _known_rates(bare, quick))
-    placed = place(machine, model, context, budget)
-    if placed.ram_short_bytes and machine.disk_rate is None and not quick:
-        machine = replace(machine, disk_rate=hardware.disk_rate(home("cache")))
-        placed = place(machine, model, context, budget)  # the same placement, with the cost of the disk
-    heat = _heat(file, model)
-    expected = _forecast(file, machine, model, placed, hit_rate(placed, model, heat), quick)
+    return bare
+
+
+def _context(
+    file: GgufFile,
+    keywords: dict[str, Any],
+    chosen: ContextChoice | None,
+    model: ModelNeeds,
+    machine: MachineRates,
+    expected: SpeedForecast,
+) -> dict[str, Any]:
+    """Describe the context and its cache."""
+    from ..engine import opening
+    from ..planning.context import in_words
+    from ..planning.kv_cache import USUAL_TYPE, cache_type
+
+    types = [cache_type(keywords.get(name, USUAL_TYPE)).name for name in ("type_k", "type_v")]
+    decode = expected.decode if expected.band is not None else None  # a bound is no forecast
+    note = in_words(chosen, model, machine.device, decode) if chosen else opening.beyond_training(file, keywords)
     return {
-        "schema": SCHEMA,
-        "model": _model(file, model, context),
-        "machine": asdict(machine),
-        "plan": asdict(placed) | {"device_bytes": placed.device_bytes, "reason": placed.reason},
-        "routing": "this model's history" if heat is not None else "typical",
-        "forecast": asdict(expected) if placed.fits or expected.decode else None,
-        "verdict": verdict(machine, model, placed, expected),
-        "llama_cpp": llama_cpp_flags(file, machine, placed),
+        "automatic": chosen is not None,
+        "trained": file.number("context_length"),
+        "types": types,
+        "flash": keywords["flash_attn"],
+        "note": note,
     }
 
 
@@ -167,7 +206,8 @@ def _known_rates(machine: MachineRates, quick: bool) -> dict[str, float]:
 
 
 def _forecast(
-    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Placement, hits: float, quick: bool
+    file: GgufFile, machine: MachineRates, model: ModelNeeds, placed: Placement, hits: float,
+    keywords: dict[str, Any], quick: bool,
 ) -> SpeedForecast:  # fmt: skip
     """Forecast the speed from a run of a few layers. If ``quick`` or if no run is possible, use rates instead."""
     from ..engine.bandwidth import COMMON, weights_of
@@ -177,7 +217,10 @@ def _forecast(
     if quick:
         return forecast(machine, model, placed, hits)
     try:
-        runs = trial_run.run(file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress)
+        attention = {name: value for name, value in keywords.items() if name != "n_ctx"}
+        runs = trial_run.run(
+            file, machine.device, placed, hits, machine.threads, machine.ram_free_bytes, show_progress, attention
+        )
         if runs:
             return from_runs(runs, machine, model, placed, hits)
         experts, others = weights_of(file)
@@ -215,16 +258,22 @@ def _model(file: GgufFile, model: ModelNeeds, context: int) -> dict[str, Any]:
         "dense_bytes": model.dense_bytes,
         "expert_bytes": model.expert_bytes,
         "kv_bytes": model.kv_bytes(context),
-        "kv_token_bytes": model.kv_token_bytes + model.kv_window_bytes,
+        "kv_token_bytes": model.kv_token_bytes
+        + model.kv_window_bytes
+        + sum(size // tokens for tokens, size in model.kv_compressed),
         "context": context,
     }
 
 
-def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Placement) -> str:
+def llama_cpp_flags(file: GgufFile, machine: MachineRates, placed: Placement, keywords: dict[str, Any]) -> str:
     """Write llama.cpp's command with equal device memory: the experts of the last layers are on the device."""
     from ..models.gguf import EXPERTS
+    from ..planning.kv_cache import cache_type
 
     command = ["llama-server", "-m", file.path.name, "-c", str(placed.context), "-t", str(machine.threads)]
+    command += ["-fa", "on" if keywords["flash_attn"] else "off"]
+    for option, name in (("-ctk", "type_k"), ("-ctv", "type_v")):
+        command += [option, cache_type(keywords[name]).name] if name in keywords else []
     if not machine.device or not placed.dense_on_device:
         return " ".join([*command, "-ngl", "0"])
     sizes: dict[int, int] = {}
@@ -290,7 +339,7 @@ def as_text(content: dict[str, Any]) -> str:
             size(model["expert_bytes"]),
             f"{size(placed['hot_bytes'])} on {device}" if placed["slots"] else "RAM",
         ],
-        [f"KV cache, {model['context']} tokens", size(placed["kv_bytes"]), on_device],
+        [f"KV cache, {model['context']} tokens, {_types(content)}", size(placed["kv_bytes"]), on_device],
     ]
     if device:
         rows += [
@@ -305,6 +354,10 @@ def as_text(content: dict[str, Any]) -> str:
         ]
     )
     rows.append(["prompts kept, at most", size(placed["states_bytes"]), "RAM"])
+    if device and not machine["device_shares_ram"]:
+        together = placed["device_bytes"] + placed["ram_private_bytes"] + placed["ram_mapped_bytes"]
+        both = machine["device_free_bytes"] + machine["ram_free_bytes"]
+        rows.append([f"{device} and RAM together", size(together), f"of {size(both)} free"])
     head = f"{model['file']}: {model['architecture']}, {model['layers']} layers"
     if model["experts"]:
         head += f", {model['experts']} experts in {model['expert_layers']} of them, {model['used']} used"
@@ -316,7 +369,13 @@ def as_text(content: dict[str, Any]) -> str:
         if placed["slots"]:
             lines.append(f"hit rate {expected['hit_rate']:.2f} ({content['routing']} routing)")
         lines.append("")
+    lines += [note] if (note := content["context"]["note"]) else []
     return "\n".join([*lines, content["verdict"], "", "llama.cpp at equal device memory:", f"  {content['llama_cpp']}"])
+
+
+def _types(content: dict[str, Any]) -> str:
+    keys, values = content["context"]["types"]
+    return str(keys if keys == values else f"{keys} and {values}")
 
 
 def _speed(rate: float | None, band: float | None) -> str:

@@ -35,7 +35,7 @@ from . import (
     show,
 )
 from .chat import can_chat, chat_command, open_chat
-from .opening import DEMO, OpenEngine, find_model, offload_of, open_in_process
+from .opening import AUTO, CONTEXT, DEMO, OpenEngine, add_context, find_model, offload_of, open_in_process
 from .run import answer_once, run_command
 
 RUN_EPILOG = """\
@@ -45,8 +45,6 @@ everything on stdout as one chat completion: reasoning_content, content, tool_ca
 
 DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
 
-
-CONTEXT = 4096
 THEMES = ("auto", "dark", "light", "16", "16-light")
 
 
@@ -151,7 +149,7 @@ def _common_options() -> _Parser:
         "--cache", metavar="WHERE", help="storage of computed prompts: auto (RAM), off, or a folder (RAM and disk)"
     )
     model = common.add_argument_group("the model")
-    model.add_argument("--ctx", type=_positive, default=CONTEXT, metavar="N", help="context in tokens (%(default)s)")
+    add_context(model, f"{CONTEXT}; chat and demo: {AUTO}")
     model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads that compute")
     usual = f"longest answer in tokens ({MAX_TOKENS}; the rest of the context if the model thinks first)"
     model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)

@@ -17,8 +17,43 @@ if TYPE_CHECKING:
 OpenEngine = Callable[..., "Engine"]
 
 DEMO = "demo"
+# Tokens of the context, unless the planner chooses: AUTO, the default of the chat.
+CONTEXT, AUTO = 4096, "auto"
+# Options that are fields of OffloadConfig.
+OPTIONS = ("device", "rpc", "vram", "policy", "cache", "kv", "flash")
 # Rate of a PCIe 4.0 x16 link in practice, so that the sim device is no faster than a real GPU.
 SIM_BANDWIDTH = 20 * 10**9
+
+
+def add_context(group: Any, default: str) -> None:
+    """Add the options of a context to a group of options; ``default`` says which length is taken without one."""
+    group.add_argument(
+        "--ctx",
+        type=_length,
+        metavar="N",
+        help="context in tokens, or auto: as long as the model was trained for, unless that costs much speed or memory "
+        f"({default})",
+    )
+    group.add_argument(
+        "--kv",
+        metavar="TYPE",
+        help="type of the KV cache: f16, q8_0 (half the memory), q4_0 (a quarter), or that of keys and that of values: "
+        "q8_0,q4_0 (f16)",
+    )
+    group.add_argument(
+        "--flash",
+        metavar="WHEN",
+        help="flash attention: on, off, or auto: for long contexts and quantised values, if the device computes it "
+        "(auto)",
+    )
+
+
+def _length(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of tokens above 0, and not {AUTO}")
+    return int(text)
 
 
 def open_in_process(*arguments: Any, **keywords: Any) -> Engine:
@@ -31,7 +66,7 @@ def open_in_process(*arguments: Any, **keywords: Any) -> Engine:
 
 def engine_keywords(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
     """Make the keywords of :class:`edgemoe.Llama` from the options."""
-    keywords: dict[str, Any] = {"n_ctx": parsed.ctx, "offload": offload_of(parsed, name)}
+    keywords: dict[str, Any] = {"n_ctx": parsed.ctx or CONTEXT, "offload": offload_of(parsed, name)}
     if parsed.threads is not None:
         keywords["n_threads"] = parsed.threads
     if parsed.seed is not None:
@@ -48,7 +83,7 @@ def offload_of(parsed: argparse.Namespace, name: str) -> OffloadConfig:
 
     model = entry(name)
     hints = asdict(model.offload) if model else {}
-    given = {option: getattr(parsed, option) for option in ("device", "rpc", "vram", "policy", "cache")}
+    given = {option: getattr(parsed, option) for option in OPTIONS}
     layers: tuple[Mapping[str, Any], ...] = (hints, given)
     config = OffloadConfig(**{k: value for layer in layers for k, value in layer.items() if value is not None})
     if name != DEMO:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..text.console import talk
+from ..text.console import talk, warnings_as_notes
 from . import INTERRUPTED, OK
 from .opening import OpenEngine, engine_keywords, find_model, sampling_of
 
@@ -33,10 +33,12 @@ def answer_once(parsed: argparse.Namespace, open_engine: OpenEngine, prompt: str
     path = find_model(parsed.model)
     system = [{"role": "system", "content": parsed.system}] if parsed.system else []
     messages = [*system, {"role": "user", "content": prompt}]
-    engine = open_engine(str(path), **keywords)
+    with warnings_as_notes() as told:
+        engine = open_engine(str(path), **keywords)
     try:
         for note in engine.experts.notes:
-            talk(f"note: {note}")
+            if note not in told:
+                talk(f"note: {note}")
         print_answer = _print_json if as_json else _print_text
         return print_answer(engine, messages, _keywords(parsed, engine, path))
     finally:

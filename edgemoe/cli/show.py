@@ -139,6 +139,7 @@ def _text(facts: dict[str, Any]) -> str:
             ["their size", f"{size(experts['bytes'])}, of which a token reads {size(experts['bytes_per_token'])}"],
             ["split by expert", experts["split"]],
             ["all else", size(facts["dense_bytes"])],
+            ["memory", f"{size(experts['bytes'] + facts['dense_bytes'])} in VRAM and RAM together, and the context"],
             [
                 "learnt",
                 f"{learnt['history_tokens']} tokens in {learnt['runs']} runs" if learnt["runs"] else "nothing yet",

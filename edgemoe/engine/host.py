@@ -31,7 +31,8 @@ from llama_cpp import llama_cpp as binding
 
 from ..config import kernels
 from ..errors import BackendMismatch
-from . import backends
+from ..planning.kv_cache import Heads
+from . import backends, flash_probe
 from .binding import Core, NativeEngine
 
 # Versions that the tests ran with. An older one is refused; a newer one is tried, and refused if a probe differs.
@@ -197,6 +198,11 @@ def device_memory(name: str) -> tuple[int, int]:
     if device:
         lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
     return free.value, total.value
+
+
+def computes_flash(device: str, heads: Heads, types: tuple[int, int]) -> bool:
+    """Tell whether a device computes flash attention of these heads, with these types of the cache; the CPU does."""
+    return not device or flash_probe.computes_flash(_ggml_libraries()[0], device, heads, types)
 
 
 @contextlib.contextmanager

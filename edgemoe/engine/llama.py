@@ -17,6 +17,7 @@ import llama_cpp
 
 from ..config import OffloadConfig, set_default
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
+from ..planning.context import in_words
 from ..planning.placement import slots_overhead
 from ..types import Thinking
 from . import host, lifetime, opening
@@ -53,12 +54,14 @@ _CHAT = inspect.signature(llama_cpp.Llama.create_chat_completion)
 class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """A drop-in for ``llama_cpp.Llama`` that keeps hot experts on a device and cold ones on the CPU.
 
-    Every keyword of ``llama_cpp.Llama`` works. Four have other defaults:
+    Every keyword of ``llama_cpp.Llama`` works. ``n_ctx="auto"`` makes the context as long as the model was trained for,
+    unless that costs much speed or memory; a note says what it costs. Five keywords have other defaults:
 
     - ``n_threads`` is the number of physical cores. With a device, one or two processors stay free for its copies.
       Fewer threads decode while other programs need the processors.
     - ``n_threads_batch`` is the number of processors; with a device it equals ``n_threads``.
     - ``n_gpu_layers`` puts the dense part on the device if there is one.
+    - ``flash_attn`` is on for contexts of more than 8192 tokens and for quantised values, see ``OffloadConfig.flash``.
     - ``verbose`` is off.
 
     Only processors that this process may use count. llama.cpp's messages go to the logger ``edgemoe.llama``, with
@@ -94,19 +97,19 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
         """Load the model; resident experts are filled in the background while it already answers."""
         self._process, self._closing = os.getpid(), contextlib.ExitStack()
-        self._offload, self._given = offload, frozenset(keywords)
+        self._offload, self._given, self._asked_context = offload, frozenset(keywords), keywords.get("n_ctx")
         config = offload or OffloadConfig()
         file = opening.read(model_path, bool(keywords.get("vocab_only")))
         core = host.core()
         if config.device == "sim":
             core.configure_sim(config.sim)
         prepared = opening.prepare(file, config, keywords)
-        warning = opening.announce_logits(prepared)
+        warnings = opening.announce(prepared)
         with contextlib.ExitStack() as closing:
             self._native, attempt = self._load(prepared, closing)
             self._start(prepared, attempt, closing)
             self._closing = closing.pop_all()
-        self.experts.notes += self._notes(prepared, attempt, warning)
+        self.experts.notes += self._notes(prepared, attempt, warnings)
 
     def _load(self, prepared: Opening, closing: contextlib.ExitStack) -> tuple[NativeEngine, Attempt]:
         """Load by the first placement that the machine has room for; ``closing`` frees the model."""
@@ -211,9 +214,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         if hot.device and hot.shape.layers:
             self._watchdog.start()
 
-    def _notes(self, prepared: Opening, attempt: Attempt, warning: str) -> list[str]:
+    def _notes(self, prepared: Opening, attempt: Attempt, warnings: list[str]) -> list[str]:
         """List sentences about limits and about the parts of the placement that were given up."""
         notes = []
+        if prepared.chosen is not None and not prepared.vocab_only:
+            notes.append(in_words(prepared.chosen, prepared.needs, self.experts.device))
         if prepared.device == "sim" and prepared.config.sim.compute_rate > 0:
             notes.append("The sim device only pretends to compute: the answers mean nothing.")
         if not prepared.vocab_only:
@@ -222,7 +227,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             # The hot set has noted already how many experts have a slot.
             planned = attempt.placement.reason_without("experts", *(["dense"] if attempt.note else []))
             locked = opening.lock_note(prepared.keywords, attempt.placement)
-            notes += [note for note in (warning, attempt.note, planned, locked) if note]
+            notes += [note for note in (*warnings, attempt.note, planned, locked) if note]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         return notes
@@ -614,7 +619,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Return the keywords that open this model again; the placement is planned anew unless it was given."""
         state: dict[str, Any] = super().__getstate__()
-        planned = {"n_gpu_layers", "offload_kqv", "op_offload", "n_threads", "n_threads_batch"} - self._given
+        planned = {"n_gpu_layers", "offload_kqv", "op_offload", "n_threads", "n_threads_batch"}
+        planned = (planned | {"flash_attn", "type_k", "type_v"}) - self._given
+        if self._asked_context == opening.AUTO:
+            state["n_ctx"] = opening.AUTO
         if self._chat_format and state["chat_format"] == self._chat_format:
             planned |= {"chat_format"}
         return {name: value for name, value in state.items() if name not in planned} | {"offload": self._offload}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ from .. import limits
 from ..config import OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
 from ..models.gguf import EXPERTS, HINT, GgufFile, check, check_weights, model_identity
-from ..planning import model_needs
+from ..planning import context, kv_cache, model_needs
+from ..planning.context import ContextChoice
 from ..planning.placement import MachineRates, ModelNeeds, Placement, place
 from ..setup.advice import advice
-from . import host
+from . import attention, host
 
 # From this number of logical cores on, our own threads get two of them; below it, one.
 MANY_CORES = 8
@@ -26,6 +27,8 @@ MANY_CORES = 8
 PIN_SHARE = 0.7
 # The defaults of llama_cpp.
 DEFAULT_CONTEXT, DEFAULT_BATCH = 512, 512
+# The value of ``n_ctx`` that leaves the context to the planner.
+AUTO = "auto"
 # Assumed top-k of a model with another top-k in each layer: its file gives a list.
 DEFAULT_TOP_K = 8
 # If the logits of every token take more than this share of the RAM, the user is told.
@@ -72,6 +75,7 @@ class Opening:
         identity: lower-case hexadecimal key of the model's content.
         machine: memory that is free before the model loads.
         attempts: placements, the planned one first, then smaller ones.
+        chosen: the context that the planner chose; None if the user did.
     """
 
     file: GgufFile
@@ -82,6 +86,7 @@ class Opening:
     identity: str
     machine: MachineRates
     attempts: tuple[Attempt, ...]
+    chosen: ContextChoice | None = None
 
     @property
     def vocab_only(self) -> bool:
@@ -158,6 +163,7 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     Raises:
         ConfigError: a setting cannot be honoured.
         ContextFailed: the context is of a negative length.
+        DoesNotFit: the context takes more memory than there is.
     """
     keywords = dict(given)
     device = "" if keywords.get("vocab_only") else resolve_device(config, keywords)
@@ -169,9 +175,26 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     keywords.setdefault("n_threads", default_threads(bool(device)))
     keywords.setdefault("n_threads_batch", keywords["n_threads"] if device else limits.processors().logical)
     keywords.setdefault("verbose", False)
+    if not keywords.get("vocab_only"):
+        keywords = with_attention(file, config, device, keywords)
     needs, machine = needs_of(file, keywords), machine_of(device, config)
+    chosen = choose_context(file, needs, config, machine, keywords)
+    if chosen is not None:
+        keywords["n_ctx"] = chosen.placement.context
     tried = tuple(attempts(context_of(file, keywords), needs, config, machine, keywords))
-    return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried)
+    _check_room(tried[0].placement, machine)
+    return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried, chosen)
+
+
+def _check_room(placed: Placement, machine: MachineRates) -> None:
+    """Refuse a context that takes more RAM than there is, even if all weights were read from the disk.
+
+    Raises:
+        DoesNotFit: there is too little RAM.
+    """
+    if machine.ram_free_bytes < placed.ram_private_bytes:
+        hint = "a smaller context (n_ctx=, --ctx), or a smaller type of its cache (kv=, --kv q8_0)"
+        raise DoesNotFit(placed.ram_private_bytes, machine.ram_free_bytes, hint)
 
 
 def existing(model_path: str | Path) -> Path:
@@ -192,32 +215,82 @@ def context_of(file: GgufFile, keywords: Mapping[str, Any]) -> int:
     Raises:
         ContextFailed: the number is negative.
     """
+    return _asked(keywords) or file.number("context_length") or DEFAULT_CONTEXT
+
+
+def _asked(keywords: Mapping[str, Any]) -> int:
+    """Count the tokens that the user asks for; 0 if the model or the planner decides."""
     asked = keywords.get("n_ctx", DEFAULT_CONTEXT)
+    if asked == AUTO:
+        return 0
+    if isinstance(asked, str):
+        raise ConfigError(f"n_ctx={asked!r} is no number of tokens", "a number, or 'auto'")
     if asked < 0:
         raise ContextFailed(f"n_ctx={asked} is negative", "0 takes the longest context of the model")
-    return int(asked or file.number("context_length") or DEFAULT_CONTEXT)
+    return int(asked)
+
+
+def with_attention(file: GgufFile, config: OffloadConfig, device: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Add llama_cpp's keywords for the types of the cache and for flash attention.
+
+    Raises:
+        ContextFailed: llama.cpp cannot make such a cache.
+    """
+    computes = partial(host.computes_flash, device)
+    return dict(keywords) | attention.settings(file, config, keywords, _asked(keywords), computes)
+
+
+def choose_context(
+    file: GgufFile, needs: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: Mapping[str, Any]
+) -> ContextChoice | None:
+    """Choose the context if the user leaves it to the planner; None if the user chose."""
+    if keywords.get("n_ctx") != AUTO:
+        return None
+
+    def placed(tokens: int) -> Placement:
+        return next(attempts(tokens, needs, config, machine, keywords)).placement
+
+    return context.choose(needs, context_of(file, keywords), machine, placed)
+
+
+def beyond_training(file: GgufFile, keywords: Mapping[str, Any]) -> str:
+    """Say that a context is longer than those the model was trained for; empty if it is not, or if ropes are scaled."""
+    tokens, trained = context_of(file, keywords), file.number("context_length")
+    if not trained or tokens <= trained or any(name.startswith(("rope_", "yarn_")) for name in keywords):
+        return ""
+    return (
+        f"n_ctx={tokens} is more than the {trained} tokens that the model was trained for: answers may get worse "
+        "beyond them."
+    )
 
 
 def needs_of(file: GgufFile, keywords: Mapping[str, Any]) -> ModelNeeds:
     """Read the needs of a model with these settings."""
-    context = context_of(file, keywords)
-    batch = min(keywords.get("n_batch", DEFAULT_BATCH), keywords.get("n_ubatch", DEFAULT_BATCH), context)
+    tokens = context_of(file, keywords)
+    batch = min(keywords.get("n_batch", DEFAULT_BATCH), keywords.get("n_ubatch", DEFAULT_BATCH), tokens)
     given = (keywords.get("type_k"), keywords.get("type_v"))
-    types = tuple(model_needs.USUAL_TYPE if kind is None else int(kind) for kind in given)
+    types = tuple(kv_cache.USUAL_TYPE if kind is None else int(kind) for kind in given)
     needs = model_needs.of(
         file,
         keywords.get("swa_full") is not False,
         bool(keywords.get("flash_attn")),
         max(1, batch),
         (types[0], types[1]),
+        sequences_of(keywords),
     )
     if needs.shape is None or keywords.get("vocab_only"):
         return replace(needs, shape=None)
     return replace(needs, shape=replace(needs.shape, used=top_k(file, keywords)))
 
 
+def sequences_of(keywords: Mapping[str, Any]) -> int:
+    """Count the sequences that llama_cpp makes room for: many texts at once if it embeds, else one."""
+    most = int(llama_cpp.llama_max_parallel_sequences())
+    return min(keywords.get("n_batch", DEFAULT_BATCH), most) if keywords.get("embedding") else 1
+
+
 def attempts(
-    context: int, model: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: Mapping[str, Any]
+    tokens: int, model: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: Mapping[str, Any]
 ) -> Iterator[Attempt]:
     """Yield the planned placement, then smaller ones for a device that has less room than planned.
 
@@ -229,7 +302,7 @@ def attempts(
     asked = True if dense and cache is None else cache
 
     def attempt(dense: bool | None, cache: bool | None, note: str = "") -> Attempt:
-        placed = place(machine, model, context, config.budget, bool(config.stream_tokens), dense, cache)
+        placed = place(machine, model, tokens, config.budget, bool(config.stream_tokens), dense, cache)
         settings = dict(keywords)
         if layers is None:
             settings["n_gpu_layers"] = -1 if placed.dense_on_device else 0
@@ -292,23 +365,29 @@ def out_of_memory(complaints: Sequence[str]) -> bool:
 
 def _context_bytes(opening: Opening, attempt: Attempt) -> tuple[int, int]:
     """Count the bytes that the context needs, and the bytes that are free in the same memory."""
-    placed, context = attempt.placement, attempt.placement.context
+    placed, tokens = attempt.placement, attempt.placement.context
     if placed.kv_on_device:
         return placed.device_bytes, opening.machine.device_free_bytes
-    return opening.needs.kv_bytes(context) + opening.needs.compute_bytes(context), opening.machine.ram_free_bytes
+    return opening.needs.kv_bytes(tokens) + opening.needs.compute_bytes(tokens), opening.machine.ram_free_bytes
 
 
-def announce_logits(opening: Opening) -> str:
-    """Tell the user, before loading, of logits that take much of the RAM; return the sentence, empty if they do not."""
+def announce(opening: Opening) -> list[str]:
+    """Warn the user, before loading, of settings with a price; return the sentences."""
+    texts = [text for text in (_much_for_logits(opening), beyond_training(opening.file, opening.keywords)) if text]
+    for text in texts:
+        warnings.warn(text, UserWarning, stacklevel=3)
+        host.tell(text)
+    return texts
+
+
+def _much_for_logits(opening: Opening) -> str:
+    """Say that logits take much of the RAM; empty if they do not."""
     if not opening.keywords.get("logits_all"):
         return ""
     size = 4 * opening.attempts[0].placement.context * opening.needs.vocabulary
     if size <= MUCH_OF_RAM * opening.machine.ram_total_bytes:
         return ""
-    text = f"logits_all=True keeps {size / 2**30:.1f} GiB of logits; logprobs of an answer do not need it."
-    warnings.warn(text, UserWarning, stacklevel=3)
-    host.tell(text)
-    return text
+    return f"logits_all=True keeps {size / 2**30:.1f} GiB of logits; logprobs of an answer do not need it."
 
 
 def top_k(file: GgufFile, keywords: Mapping[str, Any]) -> int:

@@ -30,9 +30,9 @@ SPACING = 256
 LEAST_KEPT = 64
 # A file is read when it saves more tokens than this.
 LEAST_READ = 200
-# Settings of a context that change the meaning of its states.
+# Settings of a context that change the meaning of its states. Its length does not, except for long ropes.
 _SETTINGS = (
-    *("n_ctx", "n_seq_max", "rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type", "type_k"),
+    *("n_seq_max", "rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type", "type_k"),
     *("type_v", "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast"),
     *("yarn_beta_slow", "yarn_orig_ctx", "embeddings", "swa_full", "kv_unified"),
 )
@@ -225,6 +225,8 @@ class Prefix:
         if self._folder is not None and asked - beyond > LEAST_READ:
 
             def reach_of(header: Header) -> int:
+                if len(header.tokens) > self._llm.n_ctx():  # of a longer context: there are too few cells
+                    return 0
                 return self._reach(common(header.tokens, prompt), len(header.tokens), header.places, asked)
 
             header, further = self._folder.find(reach_of)
@@ -322,12 +324,24 @@ def folder_of(cache: str | Path, llm: Any, model: str, device: str) -> Folder | 
     if str(cache) in ("auto", "off"):
         return None
     settings: dict[str, object] = {name: getattr(llm.context_params, name) for name in _SETTINGS}
-    settings |= {"context": llm.n_ctx(), "device": device.rstrip("0123456789"), "backend": llama_cpp.__version__}
+    settings |= {
+        "long ropes": _has_long_ropes(llm),
+        "device": device.rstrip("0123456789"),
+        "backend": llama_cpp.__version__,
+    }
     settings["overrides"] = llm.kv_overrides
     if llm.lora_path:
         status = Path(llm.lora_path).stat()
         settings["adapter"] = [str(Path(llm.lora_path).resolve()), status.st_size, status.st_mtime_ns, llm.lora_scale]
     return Folder(Path(cache).expanduser(), key_of(model, settings))
+
+
+def _has_long_ropes(llm: Any) -> bool:
+    """Tell whether llama.cpp rotates by the factors for long contexts, where a model has two sets of factors."""
+    name = llm.metadata.get("general.architecture")
+    keys = (f"{name}.rope.scaling.original_context_length", f"{name}.context_length")
+    short = next((int(llm.metadata[key]) for key in keys if key in llm.metadata), 0)
+    return bool(llm.n_ctx() > (llm.context_params.yarn_orig_ctx or short))
 
 
 def _pointer(state: State) -> Any:

@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +40,7 @@ PERIOD = 4
 
 def run(
     file: GgufFile, device: str, placed: Placement, hit_rate: float, threads: int, free_bytes: int,
-    progress: Callable[[float, str], None] = lambda share, step: None,
+    progress: Callable[[float, str], None] = lambda share, step: None, attention: Mapping[str, Any] | None = None,
 ) -> list[Run]:  # fmt: skip
     """Run a copy with few layers and, unless that is the whole model, a copy with more layers.
 
@@ -52,6 +52,7 @@ def run(
         threads: number of CPU threads.
         free_bytes: bytes of RAM that are free.
         progress: called with the share done in 0..1 and the name of the current step.
+        attention: llama_cpp's keywords for the types of the cache and for flash attention; None for its defaults.
 
     Returns:
         The runs, the shorter copy first; empty if llama.cpp does not run a copy.
@@ -66,7 +67,8 @@ def run(
             progress(done / len(planned), f"running {layers} layers")
             try:
                 with short_copy(file, layers, experts) as path:
-                    seconds = _in_a_child(_settings(path, file, device, placed, hit_rate, threads))
+                    settings = _settings(path, file, device, placed, hit_rate, threads)
+                    seconds = _in_a_child(settings | {"attention": dict(attention or {})})
             except (OSError, BadGguf):  # the disk refuses the copy, or its header is refused
                 return []
             if seconds is None:
@@ -117,7 +119,7 @@ def main(settings: dict[str, Any]) -> None:
 
     threads, hit_rate = settings["threads"], settings["hit_rate"]
     offload = OffloadConfig(**settings["offload"], policy="static", prefetch="off", profile="off")
-    dense = {name: settings[name] for name in ("n_gpu_layers", "offload_kqv")}
+    dense = {name: settings[name] for name in ("n_gpu_layers", "offload_kqv")} | settings["attention"]
     llm = Llama(settings["path"], n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads, offload=offload, **dense)
     try:
         llm.experts.wait()

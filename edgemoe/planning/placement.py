@@ -29,6 +29,10 @@ STREAM_SLOTS = 16
 LAYER_OVERHEAD = 4096
 # Margin on the estimate of llama.cpp's compute buffer; four measured buffers were 0 to 6 % smaller than the estimate.
 COMPUTE_MARGIN = 1.1
+# An indexer keeps so many scores per cell, and so many numbers per cell that it selects; measured on tests/zoo.
+INDEX_SCORES, INDEX_CHOICES = 2, 5
+# Linear attention compares the tokens of a batch with each other, so many times.
+LINEAR_SCORES = 2
 # States of prompts that were read take a share of the RAM that the model leaves, up to a limit. If the model leaves
 # none, they still take a small share of all free RAM, because a hybrid without states reads every prompt from its
 # beginning.
@@ -123,7 +127,10 @@ class ModelNeeds:
         heads: attention heads of the layer with the most heads.
         vocabulary: tokens the model knows.
         flash: flash attention, which never stores its scores.
+        indexed: cells that an indexer selects for a token; 0 without one.
+        linear_heads: heads of linear attention that compare the tokens of a batch with each other.
         batch: most tokens that llama.cpp computes at once (``n_ubatch``).
+        kv_compressed: pairs: tokens that share a cell of a compressed cache, and the bytes of the cell.
     """
 
     shape: ModelShape | None
@@ -142,7 +149,10 @@ class ModelNeeds:
     heads: int = 0
     vocabulary: int = 0
     flash: bool = False
+    indexed: int = 0
+    linear_heads: int = 0
     batch: int = BATCH
+    kv_compressed: tuple[tuple[int, int], ...] = ()
 
     @property
     def expert_bytes(self) -> int:
@@ -161,15 +171,34 @@ class ModelNeeds:
 
     def kv_bytes(self, context: int) -> int:
         """Count the bytes of KV cache and recurrent state for ``context`` tokens."""
+        cells, kept = self._cells(context)
+        compressed = sum(round_up(-(-cells // tokens), CONTEXT_STEP) * size for tokens, size in self.kv_compressed)
+        return cells * self.kv_token_bytes + kept * self.kv_window_bytes + compressed + self.state_bytes
+
+    def _cells(self, context: int) -> tuple[int, int]:
+        """Count the cells of layers that keep all of the context, and of layers with a window."""
         cells = round_up(context, CONTEXT_STEP)
-        kept = min(cells, round_up(self.window + self.batch, CONTEXT_STEP)) if self.window else cells
-        return cells * self.kv_token_bytes + kept * self.kv_window_bytes + self.state_bytes
+        return cells, min(cells, round_up(self.window + self.batch, CONTEXT_STEP)) if self.window else cells
 
     def compute_bytes(self, context: int) -> int:
-        """Estimate llama.cpp's compute buffer by its largest part: logits, attention scores or pairs of a batch."""
-        scores = (2 if self.flash else self.heads + 2) * round_up(context, CONTEXT_STEP) + 6 * self.width
+        """Estimate llama.cpp's compute buffer: its masks and, beside them, its largest part.
+
+        The largest part are logits, attention scores or pairs of a batch. Masks are there for the whole batch.
+        """
+        cells, _ = self._cells(context)
+        scores = self.heads * cells
+        if self.flash:
+            scores = INDEX_SCORES * cells if self.indexed else 0
+        scores += INDEX_CHOICES * min(self.indexed, cells)
+        scores = max(scores, LINEAR_SCORES * self.linear_heads * self.batch) + 6 * self.width
         pairs = self.shape.used * (2 * self.width + 3 * self.expert_width) + 4 * self.width if self.shape else 0
-        return int(COMPUTE_MARGIN * 4 * self.batch * max(self.vocabulary + self.width, scores, pairs))
+        largest = max(self.vocabulary + self.width, scores, pairs)
+        return int(COMPUTE_MARGIN * (4 * self.batch * largest + self.mask_bytes(context)))
+
+    def mask_bytes(self, context: int) -> int:
+        """Count the bytes of the attention masks of a batch; flash attention has them in half precision."""
+        cells, kept = self._cells(context)
+        return (2 if self.flash else 4) * self.batch * (cells + (kept if self.kv_window_bytes else 0))
 
     def staging_bytes(self, stream_slots: int, rows: bool) -> int:
         """Count the device memory of a prefill: places for streamed experts of the largest size.
@@ -386,7 +415,8 @@ def _shortage(placed: Placement, needs: ModelNeeds, budget: Budget) -> str:
 def _with_ram(placed: Placement, machine: MachineRates, needs: ModelNeeds) -> Placement:
     """Add the memory of the host, and the cost when there is too little."""
     private = placed.pinned_bytes
-    private += 0 if placed.kv_on_device else placed.kv_bytes + needs.compute_bytes(placed.context)
+    in_ram = placed.kv_bytes + needs.compute_bytes(placed.context)
+    private += needs.mask_bytes(placed.context) if placed.kv_on_device else in_ram  # the CPU makes the masks
     private += placed.device_bytes if machine.device_shares_ram else 0
     hot = 0
     if needs.shape is not None and placed.slots:

@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__, limits
 from ..engine import devices
 from ..models.gguf import TYPES, moe_shape
+from ..planning.kv_cache import USUAL_TYPE, cache_type
 from . import curve, memory
 from .measure import OURS, Result, Samples, middle, quantile
 from .observe import Observation, Step
@@ -39,8 +40,9 @@ def rows(result: Result) -> list[dict[str, Any]]:
         "n_batch": BATCH,
         "n_ubatch": BATCH,
         "n_threads": result.threads,
-        "type_k": "f16",
-        "type_v": "f16",
+        "type_k": cache_type(result.attention.get("type_k", USUAL_TYPE)).name,
+        "type_v": cache_type(result.attention.get("type_v", USUAL_TYPE)).name,
+        "flash_attn": bool(result.attention.get("flash_attn")),
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     return [common | _row(sample, result) for sample in result.samples if sample.ns]

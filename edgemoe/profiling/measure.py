@@ -19,7 +19,7 @@ from ..models.gguf import GgufFile, check
 from ..types import ExpertStats
 from . import memory
 from .observe import Observation, Span, likeliest, observe
-from .placements import PLAIN, SIMULATED, Placement, placements
+from .placements import PLAIN, SIMULATED, Placement, attention_of, placements
 from .prompts import PROMPTS
 
 Progress = Callable[[float, str], None]
@@ -118,6 +118,7 @@ class Result:
         build: name and version of the llama-cpp-python that ran.
         stopped: reason for an early end; empty if the run was complete.
         cold: first prefill and first tokens of each placement after loading.
+        attention: llama_cpp's keywords for the types of the cache and for flash attention, of all placements.
     """
 
     file: GgufFile
@@ -138,6 +139,7 @@ class Result:
     build: str = ""
     stopped: str = ""
     cold: list[Samples] = field(default_factory=list)
+    attention: dict[str, Any] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -176,11 +178,12 @@ def profile(
         with run.step("loading", OURS), memory.watch() as ledger:
             ours = Llama(path, offload=offload, **keywords)
         open_models.callback(ours.close)
+        keywords |= attention_of(ours)
         tokens = _tokens(ours, context, synthetic)
         stats = ours.experts.stats()
         result = Result(
             file, threads, ours.experts.device, [], run.load_ms, ledger.buffers, stats.slot_bytes, stats.slots,
-            memory.Account.nothing(), 0, 0, None, [], None, run.spans, host.version(),
+            memory.Account.nothing(), 0, 0, None, [], None, run.spans, host.version(), attention=attention_of(ours),
         )  # fmt: skip
         longest = max(t.prompt for t in tests)
         try:

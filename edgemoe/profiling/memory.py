@@ -29,7 +29,8 @@ EXPERTS = "routed experts, mapped from the file"
 DENSE = "other weights, mapped from the file"  # for a model in shards: all weights
 LATER = "after"  # kind of the memory that is allocated after llama.cpp has made its buffers
 
-_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([0-9.]+) MiB")
+# The states of DeepSeek-V4's compressors count as recurrent states.
+_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output|DSV4 \w+ state) buffer size\s*=\s*([0-9.]+) MiB")
 _MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ *(.*)$")
 _PAGE = 4096
 Ranges = list[tuple[int, int]]
@@ -106,9 +107,10 @@ class _Buffers(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Read one message."""
         if match := _LINE.search(record.getMessage()):
-            key = (match[2], match[1])
+            kind = "RS" if match[2].startswith("DSV4") else match[2]
+            key = (kind, match[1])
             self._ledger.buffers[key] = self._ledger.buffers.get(key, 0) + int(float(match[3]) * 2**20)
-            self._ledger.claim(match[2])
+            self._ledger.claim(kind)
 
 
 @contextmanager

@@ -69,6 +69,13 @@ def placements(file: GgufFile, device: str, slot_bytes: int) -> list[Placement]:
     return found
 
 
+def attention_of(llm: Any) -> dict[str, Any]:
+    """Give llama_cpp's keywords for the attention that an open model has."""
+    params = llm.context_params
+    flash = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    return {"flash_attn": flash, "type_k": params.type_k, "type_v": params.type_v}
+
+
 def fitting(sizes: Sequence[int], most: int) -> int:
     """Count how many of the last ``sizes`` add up to at most ``most``."""
     count = total = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 BAR = 24
 
@@ -31,6 +33,21 @@ def readable(arguments: Sequence[str]) -> list[str]:
 def talk(text: str, end: str = "\n") -> None:
     """Print a message on stderr, so that stdout holds data only."""
     print(text, file=sys.stderr, end=end, flush=True)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[list[str]]:
+    """Print each Python warning as a note; give a list that collects the texts."""
+    texts: list[str] = []
+
+    def show(message: Warning | str, *details: object) -> None:
+        texts.append(str(message))
+        talk(f"note: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield texts
 
 
 def show_progress(share: float, step: str) -> None:

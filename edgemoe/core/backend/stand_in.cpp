@@ -108,7 +108,20 @@ ggml_backend * device_init(ggml_backend_device * dev, const char *) {
 ggml_backend_buffer_type * device_buft(ggml_backend_device * dev) { return engine_of(dev)->device.memory(); }
 ggml_backend_buffer_type * device_host_buft(ggml_backend_device * dev) { return engine_of(dev)->device.host_memory(); }
 
+// Flash attention over a KV cache in RAM is the CPU's, as llama.cpp has it for plain attention: on the device it would copy
+// the whole cache for every token.
+bool attends_in_ram(const ggml_tensor * t) {
+    if (t->op != OP.flash_attn || !t->src[1]) {
+        return false;
+    }
+    ggml_backend_buffer * cache = em_buffer_of(t->src[1]);
+    return cache && G.ggml_backend_buffer_get_type(cache) == G.ggml_backend_cpu_buffer_type();
+}
+
 bool device_supports_op(ggml_backend_device * dev, const ggml_tensor * t) {
+    if (attends_in_ram(t)) {
+        return false;
+    }
     if (t->op == OP.mul_mat_id && em_is_ours(t->src[0])) {
         return t->src[1]->type == TYPE_F32;
     }

@@ -18,7 +18,8 @@
 
 // Op numbers of the ggml that is loaded, looked up by name.
 struct em_ops {
-    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom, get_rows;
+    int none, view, reshape, mul_mat_id, add_id, glu, unary, clamp, scale, mul, add, sqr, cont, custom, get_rows,
+        flash_attn;
 };
 extern em_ops OP;
 

@@ -33,7 +33,7 @@ bool find_ops(std::string & missing) {
         {"NONE", &OP.none},     {"VIEW", &OP.view},   {"RESHAPE", &OP.reshape},   {"MUL_MAT_ID", &OP.mul_mat_id},
         {"ADD_ID", &OP.add_id}, {"UNARY", &OP.unary}, {"CLAMP", &OP.clamp},       {"SCALE", &OP.scale},
         {"MUL", &OP.mul},       {"ADD", &OP.add},     {"SQR", &OP.sqr},           {"CONT", &OP.cont},
-        {"CUSTOM", &OP.custom}, {"GLU", &OP.glu},     {"GET_ROWS", &OP.get_rows},
+        {"CUSTOM", &OP.custom}, {"GLU", &OP.glu},     {"GET_ROWS", &OP.get_rows}, {"FLASH_ATTN_EXT", &OP.flash_attn},
     };
     for (auto & w : wanted) {
         *w.value = -1;

@@ -99,7 +99,7 @@ mode choose_mode(em_pass * p, std::unique_lock<std::mutex> & frozen) {
         frozen.unlock();
     }
     p->whole.unread = 0;
-    if (known && tokens >= EM_STAGE_TOKENS && !takes_long(p, blocks.front())) {
+    if (known && tokens >= EM_STAGE_TOKENS && !takes_long(p, blocks.front()) && !e->ram.on) {
         frozen = e->residence.uploads.hold();
         if (fits_stage(p)) {
             return mode::PROMPT;

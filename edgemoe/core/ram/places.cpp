@@ -75,22 +75,26 @@ std::vector<em_disk_read> em_place_reads(const em_ram_layer & layer, int32_t exp
     return reads;
 }
 
-void em_place_inherit(std::vector<em_disk_read> & reads, const em_ram_layer & from, int32_t victim, int64_t key) {
+int em_place_inherit(std::vector<em_disk_read> & reads, const em_ram_layer & from, int32_t victim, int64_t key) {
     size_t at = 0;
     for (const em_ram_range & r : from.range) {
-        if (r.memory && at < reads.size()) {
+        if (!r.memory) {
+            continue;
+        }
+        const piece old  = whole_pages(start_of(r) + size_t(victim) * r.stride, r.stride);
+        size_t      both = 0;
+        if (at < reads.size()) {
             em_disk_read & read = reads[at++];
-            const piece    old = whole_pages(start_of(r) + size_t(victim) * r.stride, r.stride), own = whole_pages(read.to, read.bytes);
-            const size_t   both = std::min(old.bytes, own.bytes);
-            read.from_key       = key;
-            if (both > 0) {
-                read.from = old.from, read.from_to = own.from, read.from_bytes = both;
-            }
-            if (old.bytes > both) {
-                em_pages_empty(old.from + both, old.bytes - both);
-            }
+            const piece    own  = whole_pages(read.to, read.bytes);
+            both                = std::min(old.bytes, own.bytes);
+            read.from           = both > 0 ? old.from : nullptr;
+            read.from_to = own.from, read.from_bytes = both, read.from_key = key;
+        }
+        if (old.bytes > both) {
+            em_pages_empty(old.from + both, old.bytes - both);
         }
     }
+    return int(at);
 }
 
 void em_place_empty(const em_ram_layer & layer, int32_t expert) {

@@ -83,22 +83,28 @@ bool room_for(const em_ram & ram, const em_ram_layer & layer) { return ram.used 
 bool start(em_ram & ram, em_ram_layer & layer, int32_t expert, em_urgency urgency) {
     em_ram_expert & x     = layer.experts[size_t(expert)];
     auto            reads = em_place_reads(layer, expert, key_of(layer.index, expert));
+    victim          heir_of; // the first victim; its pages are not empty yet
     while (!room_for(ram, layer)) {
         const victim v = victim_for(ram, layer, urgency == em_urgency::NOW);
         if (v.expert < 0 && urgency != em_urgency::NOW) {
+            if (heir_of.layer) {
+                em_place_empty(*heir_of.layer, heir_of.expert);
+            }
             return false;
         }
         if (v.expert < 0) {
             break;
         }
-        const bool inherits = ram.moves && reads.front().from_key < 0;
         take_out(ram, *v.layer, v.expert);
-        if (inherits) {
-            em_place_inherit(reads, *v.layer, v.expert, key_of(v.layer->index, v.expert));
-            v.layer->experts[size_t(v.expert)].leaves = uint8_t(reads.size());
+        if (ram.moves && !heir_of.layer) {
+            heir_of = v;
         } else {
             em_place_empty(*v.layer, v.expert);
         }
+    }
+    if (heir_of.layer) {
+        const int64_t key = key_of(heir_of.layer->index, heir_of.expert);
+        heir_of.layer->experts[size_t(heir_of.expert)].leaves = uint8_t(em_place_inherit(reads, *heir_of.layer, heir_of.expert, key));
     }
     x.state = em_place_state::READING;
     layer.kept += 1;
@@ -165,7 +171,7 @@ void em_ram_fill(em_ram & ram) {
         std::lock_guard<std::mutex> lock(ram.mutex);
         std::vector<int32_t>        cold;
         for (int32_t i = 0; layer.ours && i < int32_t(layer.experts.size()); ++i) {
-            if (from.residents.state[size_t(i)] == EM_COLD && layer.experts[size_t(i)].state == em_place_state::ABSENT) {
+            if (from.residents.state[size_t(i)] == EM_COLD && absent(layer.experts[size_t(i)])) {
                 cold.push_back(i);
             }
         }

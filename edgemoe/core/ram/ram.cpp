@@ -253,6 +253,15 @@ void em_ram_state(em_ram & ram, const em_layer_t & layer, uint8_t * out) {
     }
 }
 
+bool em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts) {
+    em_ram_layer * here = layer_of(ram, layer);
+    if (!here) {
+        return true;
+    }
+    std::lock_guard<std::mutex> lock(ram.mutex);
+    return experts <= here->quota;
+}
+
 int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer) {
     if (!ram.on || !ram.layers[size_t(layer.index)].ours) {
         return layer.experts;

@@ -93,6 +93,7 @@ int32_t em_ram_ahead(em_ram & ram, const em_layer_t & layer, const int32_t * exp
 void    em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert); // the device holds it now
 void    em_ram_sizes(em_ram & ram, int64_t & used, int64_t & budget); // zeros: not in use
 void    em_ram_state(em_ram & ram, const em_layer_t & layer, uint8_t * out); // of each expert: 1 in RAM
+bool    em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts); // so many experts may stay in RAM
 // Gives the most experts of a layer that one computation may need at once.
 int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer);
 

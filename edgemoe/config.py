@@ -38,15 +38,15 @@ class Budget:
     share: float | None = None
 
     @classmethod
-    def parse(cls, text: str | int) -> Budget:
-        """Read ``auto``, a number of bytes, ``"6GiB"`` or ``"50%"``.
+    def parse(cls, text: str | int, name: str = "vram") -> Budget:
+        """Read ``auto``, a number of bytes, ``"6GiB"`` or ``"50%"``; ``name`` is the setting, for messages.
 
         Raises:
             ConfigError: the text is none of these, or the share is above 100 %.
         """
         if isinstance(text, int) and not isinstance(text, bool):
             if text < 0:
-                raise ConfigError(f"vram={text} is negative", "give bytes, '6GiB', '50%' or 'auto'")
+                raise ConfigError(f"{name}={text} is negative", "give bytes, '6GiB', '50%' or 'auto'")
             return cls(bytes=text)
         if isinstance(text, str):
             if text.strip().lower() == "auto":
@@ -57,7 +57,7 @@ class Budget:
                     return cls(share=share)
             elif (match := _SIZE.match(text)) and match[2].lower() in _UNITS:
                 return cls(bytes=int(float(match[1]) * _UNITS[match[2].lower()]))
-        raise ConfigError(f"vram={text!r} is not a size", "give bytes, '6GiB', '50%' (of the experts) or 'auto'")
+        raise ConfigError(f"{name}={text!r} is not a size", "give bytes, '6GiB', '50%' (of the experts) or 'auto'")
 
     @property
     def automatic(self) -> bool:
@@ -149,6 +149,10 @@ class OffloadConfig:
         flash: flash attention, whose buffers do not grow with the context. ``on``, ``off``, or ``auto``: for contexts
             of more than 8192 tokens, for ``n_ctx="auto"`` and for quantised values, if the device computes it. The
             keyword ``flash_attn`` of llama_cpp comes before it.
+        ram: RAM for experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes. If the experts take more,
+            engine keeps some of them in RAM and reads the others from the disk when they are needed.
+        ram: RAM for experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes. If the experts take more,
+            the engine keeps some of them in RAM and reads the others from the disk when they are needed.
 
     Raises:
         ConfigError: a value cannot be honoured.
@@ -169,10 +173,12 @@ class OffloadConfig:
     rpc: str = ""
     kv: str | tuple[str, str] = "f16"
     flash: str = "auto"
+    ram: str | int = "auto"
 
     def __post_init__(self) -> None:
         """Check every field, so that the error points at the line that set the wrong value."""
         Budget.parse(self.vram)
+        Budget.parse(self.ram, "ram")
         _one_of("policy", self.policy, POLICIES)
         _one_of("prefetch", self.prefetch, PREFETCH)
         for name in ("uploads_per_step", "prefill_tokens"):

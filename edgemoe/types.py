@@ -90,6 +90,14 @@ class ExpertStats:
         stage_bytes: device memory for the experts that a prefill streams.
         fused_layers: expert layers with a recognised pattern, which run split by expert.
         plain_layers: expert layers that run as in llama.cpp because their pattern is unknown.
+        disk_bytes: bytes of experts that were read from the disk, past the file cache.
+        disk_reads: reads of the disk.
+        missed_bytes: bytes of the experts that a computation needed and that were not in RAM.
+        disk_wait_ns: time that computations waited for the disk.
+        ahead_useful: experts that were read from the disk ahead of need and then used.
+        ahead_wasted: experts that were read from the disk ahead of need and not used.
+        ram_bytes: RAM that experts take if the model is larger than the RAM, else 0.
+        ram_budget: the most RAM for experts if the model is larger than the RAM, else 0.
     """
 
     tokens: int = 0
@@ -121,6 +129,14 @@ class ExpertStats:
     stage_bytes: int = 0
     fused_layers: int = 0
     plain_layers: int = 0
+    disk_bytes: int = 0
+    disk_reads: int = 0
+    missed_bytes: int = 0
+    disk_wait_ns: int = 0
+    ahead_useful: int = 0
+    ahead_wasted: int = 0
+    ram_bytes: int = 0
+    ram_budget: int = 0
 
     @property
     def hit_rate(self) -> float:

@@ -23,9 +23,11 @@ ORDER = (
     "processor",  # the instructions that it has
     "ggml",
     "memory",
+    "disk",
     "measures",
     "device",
     "model",
+    "ram",
     "residency",
     "routing",
     "cpu/kernels",
@@ -38,6 +40,7 @@ ORDER = (
 )
 # Only the room of its type writes the fields of such a member of the engine. api.cpp fills a model before it loads.
 OWNED = {
+    "ram": "ram",
     "residents": "residency",
     "uploads": "residency",
     "readers": "residency",

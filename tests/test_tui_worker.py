@@ -188,7 +188,13 @@ def test_what_is_printed_in_the_child_never_reaches_the_pipe(tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(-9, "was killed"), (-11, r"crashed \(SIGSEGV\)"), (0xC0000005, r"crashed \(0xC0000005\)"), (3, r"exit code 3")],
+    [
+        (-9, "was killed"),
+        (-7, "the file was cut or replaced"),
+        (-11, r"crashed \(SIGSEGV\)"),
+        (0xC0000005, r"crashed \(0xC0000005\)"),
+        (3, r"exit code 3"),
+    ],
 )
 def test_every_end_has_a_name_on_windows_too(status: int, said: str) -> None:
     assert re.search(said, _cause(status, "", False)[0])

@@ -3,6 +3,7 @@
 #include "cpu/kernels/kernels.h"
 #include "engine.h"
 #include "errors.h"
+#include "ggml/mapping.h"
 #include "model/expert_buffer.h"
 #include "routing/predictor.h"
 
@@ -71,6 +72,7 @@ int32_t em_engine_stop(em_engine * e) {
     em_readers_wait(e->residence.readers); // for the latest work of passes; nothing captures a graph while we hold `computing`
     em_residents_end(e->residence);
     em_host_unregister(e->residence);
+    em_ram_close(e->ram);
     em_stages_release(e->residence.stages);
     for (em_region * r : {&e->exchange.device, &e->exchange.host, &e->exchange.stage, &e->residence.uploads.staging}) {
         r->release();
@@ -106,11 +108,59 @@ int32_t em_set_blocks(em_engine * e, int32_t blocks) {
 
 int32_t em_end_load(em_engine * e) {
     em_set_loading(nullptr, false);
+    if (em_maps_lazily()) {
+        em_map_lazily(false);
+    }
     em_model_loaded(e->model);
     em_residents_begin(e->residence);
     em_prefetch_begin(e->prefetch);
     em_copy_start(e->residence);
     return EM_OK;
+}
+
+int32_t em_load_lazily(int32_t on) {
+    em_map_lazily(on != 0);
+    return EM_OK;
+}
+
+int32_t em_open_ram(em_engine * e, const char * const * paths, int32_t files, const em_expert_place * places, int32_t count,
+                    int64_t budget, int32_t at_once) {
+    if (!e->model.loaded || e->ram.on || budget < 0 || at_once < 1) {
+        return em_fail(EM_ERROR_STATE, "there is no model, or its experts are in RAM of our own already");
+    }
+    std::lock_guard<std::mutex> compute(e->turn.computing);
+    const std::string           why = em_ram_open(e->ram, {paths, paths + files}, {places, places + count}, budget, at_once);
+    return why.empty() ? EM_OK : em_fail(EM_ERROR_STATE, why);
+}
+
+int32_t em_fill_ram(em_engine * e, const float * heat) {
+    if (heat) {
+        em_ram_seed(e->ram, heat);
+    }
+    em_ram_fill(e->ram);
+    return EM_OK;
+}
+
+int32_t em_resize_ram(em_engine * e, int64_t budget) {
+    em_ram_resize(e->ram, budget);
+    return EM_OK;
+}
+
+int32_t em_in_ram(em_engine * e, uint8_t * out, int64_t capacity) {
+    for (auto & layer : e->model.layers) {
+        if (layer->experts > capacity) {
+            return em_fail(EM_ERROR_ARGUMENT, "the buffer is too small");
+        }
+        em_ram_state(e->ram, *layer, out);
+        out += layer->experts;
+        capacity -= layer->experts;
+    }
+    return EM_OK;
+}
+
+int32_t em_disk_state(em_engine * e) {
+    const std::string why = em_disk_failure(e->ram.disk);
+    return why.empty() ? EM_OK : em_fail(EM_ERROR_STATE, why);
 }
 
 int32_t em_layer_count(em_engine * e) { return int32_t(e->model.layers.size()); }
@@ -180,6 +230,10 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     s->moe_ns = c.moe_ns, s->device_ns = c.device_ns, s->cpu_ns = c.cpu_ns, s->join_ns = c.join_ns, s->schedule_ns = c.schedule_ns;
     s->dropped_events = c.dropped_events;
     s->stage_bytes    = e->residence.stages.bytes;
+    s->disk_bytes = e->ram.disk.bytes, s->disk_reads = e->ram.disk.reads;
+    s->missed_bytes = e->ram.count.missed_bytes, s->disk_wait_ns = e->ram.count.wait_ns;
+    s->ahead_useful = e->ram.count.useful, s->ahead_wasted = e->ram.count.wasted;
+    em_ram_sizes(e->ram, s->ram_bytes, s->ram_budget);
     for (auto & layer : e->model.layers) {
         const em_residents &        here = layer->residents;
         std::lock_guard<std::mutex> lock(layer->residents.mutex);

@@ -24,7 +24,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 6
+#define EM_ABI_VERSION 7
 
 enum em_status {
     EM_OK              = 0,
@@ -101,8 +101,18 @@ typedef struct {
     int64_t prefetch_useful, prefetch_late, prefetch_wasted;
     int64_t slots, slot_bytes, resident, pending, stage_bytes;
     int64_t fused_layers, plain_layers;
+    int64_t disk_bytes, disk_reads, missed_bytes, disk_wait_ns, ahead_useful, ahead_wasted;
+    int64_t ram_bytes, ram_budget;
     int64_t dropped_events;
 } em_stats_t;
+
+// Where a tensor of experts lies in a file of the model.
+typedef struct {
+    int32_t block;
+    int32_t projection; // 0 gate, 1 up, 2 down, 3 gate and up
+    int32_t file;
+    int64_t offset;
+} em_expert_place;
 
 // --- predictor: no engine and no ggml needed; one thread at a time ---
 
@@ -203,6 +213,20 @@ EM_API int32_t em_set_blocks(em_engine * engine, int32_t blocks);
 // expert layers in host memory.
 EM_API int32_t em_begin_load(em_engine * engine, int32_t stands_in);
 EM_API int32_t em_end_load(em_engine * engine);
+// The next load of this thread maps its files and does not read them; 0: as llama.cpp does it.
+EM_API int32_t em_load_lazily(int32_t on);
+// The model is larger than the RAM: from now on its experts live in at most `budget` bytes of our own, and the others are read from
+// the files when they are needed. Call it after em_end_load and before slots are set. at_once: experts that one computation may need
+// at the same time, at least. EM_ERROR_STATE: this is impossible here; the experts stay in llama.cpp's mapping.
+EM_API int32_t em_open_ram(em_engine * engine, const char * const * paths, int32_t files, const em_expert_place * places,
+                           int32_t count, int64_t budget, int32_t at_once);
+// Reads experts into RAM while nothing else is to be read, the hottest first. heat: [layers, experts] uses so far, or NULL.
+EM_API int32_t em_fill_ram(em_engine * engine, const float * heat);
+EM_API int32_t em_resize_ram(em_engine * engine, int64_t budget);
+// Per (layer, expert), row by row: 1 in RAM, 0 on the disk alone.
+EM_API int32_t em_in_ram(em_engine * engine, uint8_t * out, int64_t capacity);
+// EM_ERROR_STATE if a read of the disk failed since the last call; em_last_error names the file and the reason.
+EM_API int32_t em_disk_state(em_engine * engine);
 // Stop copies and release the device; call it before the model is freed.
 EM_API int32_t em_engine_stop(em_engine * engine);
 EM_API int32_t em_layer_count(em_engine * engine);

@@ -5,6 +5,7 @@
 // Owner: the caller of em_engine_new. `options` is fixed from then on. Members are made in this order and destroyed in reverse.
 
 #include "cpu/cpu.h"
+#include "ram/ram.h"
 #include "residency/residency.h"
 #include "routing/log.h"
 #include "routing/prefetch.h"
@@ -28,7 +29,8 @@ struct em_engine {
     em_model            model{this};
     em_counters         count;
     em_rates            rates;
-    em_residence        residence{options, model, device, turn, count, rates};
+    em_ram              ram{model, rates};
+    em_residence        residence{options, model, device, turn, count, rates, ram};
     em_routing_log      log{model, count};
     em_forced           forced;
     em_prefetch         prefetch{model, residence, count, rates};

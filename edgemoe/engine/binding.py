@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -20,7 +21,7 @@ from ..types import ExpertStats, Load
 # std::__throw_runtime_error of GNU's C++ library.
 _THROW = "_ZSt21__throw_runtime_errorPKc"
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 UNSEEN = 1
@@ -83,12 +84,20 @@ _STAT_NAMES = (
     *("uploads", "upload_bytes", "streamed_bytes", "direct_bytes", "failed_uploads", "joins", "device_fallbacks"),
     *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
     *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
-    *("slots", "slot_bytes", "resident", "pending", "stage_bytes", "fused_layers", "plain_layers", "dropped_events"),
+    *("slots", "slot_bytes", "resident", "pending", "stage_bytes", "fused_layers", "plain_layers"),
+    *("disk_bytes", "disk_reads", "missed_bytes", "disk_wait_ns", "ahead_useful", "ahead_wasted"),
+    *("ram_bytes", "ram_budget", "dropped_events"),
 )
 
 
 class _Stats(ctypes.Structure):
     _fields_ = [(name, _i64) for name in _STAT_NAMES]
+
+
+class ExpertPlace(ctypes.Structure):
+    """The place of a tensor of experts: block, projection (gate, up, down, gate and up), file, offset in the file."""
+
+    _fields_ = [("block", _i32), ("projection", _i32), ("file", _i32), ("offset", _i64)]
 
 
 _SIGNATURES = {
@@ -126,6 +135,12 @@ _SIGNATURES = {
     "em_set_blocks": (_i32, [ctypes.c_void_p, _i32]),
     "em_begin_load": (_i32, [ctypes.c_void_p, _i32]),
     "em_end_load": (_i32, [ctypes.c_void_p]),
+    "em_load_lazily": (_i32, [_i32]),
+    "em_open_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, ctypes.c_void_p, _i32, _i64, _i32]),
+    "em_fill_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p]),
+    "em_resize_ram": (_i32, [ctypes.c_void_p, _i64]),
+    "em_in_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
+    "em_disk_state": (_i32, [ctypes.c_void_p]),
     "em_engine_stop": (_i32, [ctypes.c_void_p]),
     "em_layer_count": (_i32, [ctypes.c_void_p]),
     "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
@@ -338,6 +353,38 @@ class NativeEngine:
     def end_load(self) -> None:
         """Hide our devices from llama.cpp again, and number the expert layers."""
         self._check(self._lib.em_end_load(self.handle))
+
+    def load_lazily(self) -> None:
+        """Map the files of this thread's next load without reading them."""
+        self._check(self._lib.em_load_lazily(1))
+
+    def open_ram(self, paths: Sequence[Path], places: Sequence[ExpertPlace], budget: int, at_once: int) -> None:
+        """Keep at most ``budget`` bytes of experts in RAM, and read the others from the files when they are needed.
+
+        Raises:
+            EdgeMoEError: this system cannot do that, or a file cannot be opened.
+        """
+        names = (ctypes.c_char_p * len(paths))(*(os.fsencode(path) for path in paths))
+        table = (ExpertPlace * len(places))(*places)
+        self._check(self._lib.em_open_ram(self.handle, names, len(paths), table, len(places), budget, at_once))
+
+    def fill_ram(self, heat: npt.NDArray[np.float32] | None) -> None:
+        """Read experts into RAM in the background, those of the largest ``heat``, ``(layers, experts)``, first."""
+        self._check(self._lib.em_fill_ram(self.handle, None if heat is None else heat.ctypes.data))
+
+    def resize_ram(self, budget: int) -> None:
+        """Keep at most ``budget`` bytes of experts in RAM from now on."""
+        self._check(self._lib.em_resize_ram(self.handle, budget))
+
+    def in_ram(self, layers: int, experts: int) -> npt.NDArray[np.uint8]:
+        """Give 1 for each expert that is in RAM of the engine, else 0, ``(layers, experts)``."""
+        out = np.empty((layers, experts), dtype=np.uint8)
+        self._check(self._lib.em_in_ram(self.handle, out.ctypes.data, out.size))
+        return out
+
+    def disk_failure(self) -> str:
+        """Describe the latest read of the disk that failed since the last call; empty if none did."""
+        return "" if self._lib.em_disk_state(self.handle) == OK else self._core.last_error()
 
     def stop(self) -> None:
         """Stop copies and release the device; call it before the model is freed."""

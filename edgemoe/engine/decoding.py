@@ -70,6 +70,10 @@ class Decode:
             raise ComputeFailed(f"llama.cpp failed to compute: {self._broken}") from error
         finally:
             self._scheduler.after_step(computed, time.perf_counter_ns() - started)
+        if status != 0 and (disk := self._scheduler.disk_failure()):
+            raise ComputeFailed(
+                f"an expert could not be read: {disk}", "check the file and its disk, then open it again"
+            )
         if status != 0:
             hint = "the context is full: n_ctx= sets its size" if status == FULL else ""
             raise ComputeFailed(f"llama_decode returned {status}", hint)

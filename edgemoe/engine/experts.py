@@ -46,6 +46,7 @@ class Experts:
         """Show the parts of an engine to its user."""
         self._native, self._hot, self._scheduler, self._log = native, hot, scheduler, log
         self._identity, self._prefill_tokens = opening.identity, opening.config.prefill_tokens
+        self._expert_bytes = opening.needs.expert_bytes
         self._residence = Residence.of_experts(opening.file) if opening.maps_weights else None
         self.shape: ModelShape | None = hot.shape if hot.shape.layers else None
         self.device = hot.device or "none"
@@ -88,6 +89,9 @@ class Experts:
         The rest is read from the disk when it is needed. None when the system does not tell, or when the weights are
         no pages of a file.
         """
+        stats = self._native.stats()
+        if stats.ram_budget:
+            return stats.ram_bytes / max(1, self._expert_bytes)
         return self._residence.share_in_ram() if self._residence is not None else None
 
     def resize(self, vram: str | int) -> int:

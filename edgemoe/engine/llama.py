@@ -20,7 +20,7 @@ from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
 from ..planning.context import in_words
 from ..planning.placement import slots_overhead
 from ..types import Thinking
-from . import host, lifetime, opening
+from . import host, lifetime, opening, third_tier
 from .binding import NativeEngine
 from .chat import DEFAULT, Chat, forgiving_templates
 from .completion import Completion
@@ -140,12 +140,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Load by one placement; ``complaints`` gets the errors that llama.cpp logs."""
         config, slots = prepared.config, attempt.placement.stream_slots
         streamed = config.stream_tokens if slots else 0
-        pinned = opening.pin_bytes(prepared.needs, attempt.placement, prepared.machine) if config.pin else 0
+        pins = config.pin and not third_tier.applies(prepared, attempt)
+        pinned = opening.pin_bytes(prepared.needs, attempt.placement, prepared.machine) if pins else 0
         native = host.core().engine(prepared.device, config.prefill_tokens, streamed, pinned, slots, GRAPH_US)
         self._stack = contextlib.ExitStack()  # llama_cpp replaces it as soon as it begins
         on_device = prepared.on_device(attempt)
         try:
             native.set_blocks(max(1, prepared.file.run_blocks))
+            if prepared.takes_experts and third_tier.applies(prepared, attempt):
+                third_tier.read_dense(prepared.file)
+                native.load_lazily()
             loading = host.loading(
                 native,
                 on_device=on_device,
@@ -197,12 +201,16 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         elif not prepared.takes_experts:
             notes.append(opening.NOT_TAKEN)
             needs = replace(needs, shape=None)
+        tiered = needs.shape is not None and third_tier.applies(prepared, attempt)
+        tiered = tiered and third_tier.open_ram(native, prepared, attempt, notes)
         hot = HotSet(native, prepared.machine, needs, attempt.placement, notes)
         blocks = [layer.block for layer in native.layers()]
         log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))
         keeper = Keeper(profile_folder(config), prepared.identity, hot.shape, notes)
         self._scheduler = Scheduler(native, hot, log, keeper, config, notes)
         closing.callback(self._scheduler.close)
+        if tiered:
+            third_tier.fill(native, keeper.profile.heat if keeper.profile else None)
         self.experts = Experts(native, hot, self._scheduler, log, prepared, notes)
         if self._on_device and hot.is_whole:
             notes.append(f"Every expert has a place on {hot.device}: it computes as llama.cpp does.")

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import llama_cpp
 
 from .. import limits
-from ..config import OffloadConfig
+from ..config import Budget, OffloadConfig
 from ..errors import BadGguf, ConfigError, ContextFailed, DoesNotFit, LoadFailed, ModelNotFound, UnsupportedModel
 from ..models.gguf import EXPERTS, HINT, GgufFile, check, check_weights, model_identity
 from ..planning import context, kv_cache, model_needs
 from ..planning.context import ContextChoice
 from ..planning.placement import MachineRates, ModelNeeds, Placement, place
+from ..planning.third_tier import ram_for_experts
 from ..setup.advice import advice
 from . import attention, host
 
@@ -55,11 +56,13 @@ class Attempt(NamedTuple):
         placement: the placement.
         keywords: llama_cpp's keywords for it.
         note: a sentence on the part that this attempt gives up, empty for the first attempt.
+        ram_bytes: RAM for experts if they do not all fit in RAM, else None.
     """
 
     placement: Placement
     keywords: dict[str, Any]
     note: str = ""
+    ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,9 @@ class Opening:
         """Decide whether the engine takes the experts, or llama.cpp keeps them in its own layout.
 
         Without a device llama.cpp copies some types into a layout that it reads faster. Only a kernel of ours makes up
-        for that.
+        for that, or RAM that is too small for the experts.
         """
-        if self.device:
+        if self.device or self.attempts[0].ram_bytes is not None:
             return True
         matches = ((EXPERTS.match(tensor.name), tensor) for tensor in self.file.run_tensors.values())
         experts = [tensor for match, tensor in matches if match and match[2] == "weight"]
@@ -309,7 +312,7 @@ def attempts(
             settings.setdefault("op_offload", placed.dense_on_device)
         if cache is False or (layers is None and not placed.kv_on_device):
             settings.setdefault("offload_kqv", False)
-        return Attempt(placed, settings, note)
+        return Attempt(placed, settings, note, ram_for_experts(machine, model, placed, Budget.parse(config.ram)))
 
     first = attempt(dense, asked)
     yield first

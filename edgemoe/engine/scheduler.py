@@ -250,6 +250,10 @@ class Scheduler:
         """Give the free and the total bytes of the device."""
         return self._hot.memory()
 
+    def disk_failure(self) -> str:
+        """Describe the latest read of the disk that failed since the last call; empty if none did."""
+        return self._native.disk_failure()
+
     def held(self) -> int:
         """Count the bytes of the slots."""
         return self._native.stats().slot_bytes

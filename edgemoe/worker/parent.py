@@ -28,8 +28,9 @@ from .pipe import Pipe
 
 # A child gets this long to write the routing profile and end. Then it is killed.
 CLOSE_SECONDS = 2.5
-# Exit statuses: of two signals that only POSIX has, and the lowest one of a crash on Windows.
-KILLED, ABORTED, WINDOWS_CRASH = -9, -6, 0xC000_0000
+# Exit statuses: of signals that only POSIX has, and the lowest one of a crash on Windows. A mapped page that cannot be
+# read ends the process by SIGBUS.
+KILLED, ABORTED, UNREADABLE, WINDOWS_CRASH = -9, -6, -getattr(signal, "SIGBUS", 7), 0xC000_0000
 _REASON_BYTES = 4096  # end of the child's output that is searched for a reason
 
 
@@ -301,6 +302,9 @@ def _cause(status: int, words: str, out_of_memory: bool) -> tuple[str, str]:
         return "the engine was killed", "if nobody did that, memory ran out: a smaller --ctx or --vram"
     if status == ABORTED:
         return f"the engine aborted{reason}", "a failed check inside llama.cpp; the same question may do it again"
+    if status == UNREADABLE:
+        cause = "a page of the model's file could not be read: the file was cut or replaced, or its disk failed"
+        return cause, "check the file and its disk, then open the model again"
     if status < 0:
         return f"the engine crashed ({signal.Signals(-status).name}){reason}", ""
     if status >= WINDOWS_CRASH:

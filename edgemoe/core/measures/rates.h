@@ -22,6 +22,7 @@ struct em_rates {
     double layer_ns          = 0;                      // decode: from one expert layer to the next
     double short_pair_ns     = 0;                 // short prompt: a pair on the CPU while the device computes others
     double short_byte_ns = 0, short_idle_ns = 0; // short prompt: a byte on the link; the link's idle time between two layers
+    double              disk_ns_per_byte = 0; // decode and prefill: a byte of an expert that is not in RAM
     std::atomic<double> copy_ns_per_byte{0};  // uploads
 };
 

@@ -1,4 +1,5 @@
 #include "model/expert_buffer.h"
+#include "ggml/mapping.h"
 #include "memory/huge_pages.h"
 
 #include <cstdio>
@@ -123,6 +124,9 @@ void em_set_loading(em_model * model, bool stands_in) {
 }
 
 ggml_backend_buffer * em_expert_buffer_from(void * memory, size_t size) {
+    if (em_maps_lazily()) {
+        em_read_in_pieces(memory);
+    }
     return G.ggml_backend_buffer_init(em_buft(), BUFFER, new buffer_context{loading, memory, false}, size);
 }
 

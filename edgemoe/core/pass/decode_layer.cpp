@@ -101,6 +101,7 @@ static void find_misses(em_pass * p, const em_block & b, bool hot, bool decode) 
     if (decode) {
         em_note_use(layer, p->view.block.ids);
     }
+    em_ram_count(p->e->ram, layer, p->view.block.ids);
     const int64_t missed = int64_t(p->misses.cold.size());
     (decode ? c.hits : c.prefill_hits) += b.tokens * b.k - missed;
     (decode ? c.misses : c.prefill_misses) += missed;

@@ -29,6 +29,9 @@ void em_read_graph(em_pass * p, ggml_cgraph * graph) {
             r.stops.push_back({b.first, b.last, &r.blocks.back()});
             i = b.last;
         } else if (found != em_found::NOTHING) {
+            if (b.layer) {
+                em_ram_leave(e->ram, *b.layer);
+            }
             r.stops.push_back({i, i, nullptr});
         }
     }

@@ -68,12 +68,13 @@ enum class mode {
     LAYERS, // every layer in the way that suits it
 };
 
-// Whether every layer of a prompt fits in the stage; makes room for the ids. Needs uploads.mutex.
+// Whether every layer of a prompt fits in the stage, and its cold experts in RAM; makes room for the ids. Needs uploads.mutex.
 bool fits_stage(em_pass * p) {
     em_layer_region & ids = p->memory.prompt_ids;
     ids.stride            = 0;
     for (const em_block & b : p->reading.blocks) {
-        if (b.layer->unsupported() || !(b.layer->all_resident() || em_stage_whole(p, *b.layer))) {
+        if (b.layer->unsupported() || !(b.layer->all_resident() || em_stage_whole(p, *b.layer)) ||
+            !em_ram_fits(p->e->ram, *b.layer, b.layer->experts - b.layer->residents.count)) {
             return false;
         }
         ids.stride = std::max(ids.stride, em_align(G.ggml_nbytes(b.ids), EM_PASS_ALIGN));

@@ -39,6 +39,8 @@ struct em_prompt {
     std::vector<of_layer> routing; // not recorded yet
     bool                  active = false; // the graph under way is a prompt's
     em_shared_layer       shared;
+    std::vector<std::unique_ptr<em_ram_use>> held; // experts that copies to the stage read, if they are in RAM of ours
+    bool                                     unread = false; // an expert could not be read from the disk
 };
 
 // stage_layout.cpp

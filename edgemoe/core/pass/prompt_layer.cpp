@@ -166,8 +166,8 @@ int em_prompt_layer(em_pass * p, em_block & b, const em_block * next, int turn) 
         e->count.device_fallbacks += 1;
         return seen ? em_by_host_seen(p, b) : em_by_host(p, b);
     }
-    if (s.status != STATUS_SUCCESS) {
-        return s.status;
+    if (s.status != STATUS_SUCCESS || p->prompt.unread) {
+        return p->prompt.unread ? int(STATUS_FAILED) : s.status;
     }
     if (seen && s.next_stage && p->events) {
         em_send_early(p, s.next_layout, *next, *s.next_stage);
@@ -188,5 +188,7 @@ void em_end_prompt(em_pass * p) {
     G.ggml_backend_synchronize(p->e->device.stream);
     p->prompt.layout[0].layer = p->prompt.layout[1].layer = -1;
     p->prompt.shared.turn                                 = -1;
+    p->prompt.unread                                      = false;
+    p->prompt.held.clear();
     em_report_prompt(p);
 }

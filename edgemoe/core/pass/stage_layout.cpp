@@ -41,9 +41,24 @@ static void copy_bias(em_pass * p, const ggml_tensor & all, const ggml_tensor & 
     G.ggml_backend_tensor_copy_async(p->e->device.stream, p->e->device.stream, &from, &to);
 }
 
+// Keeps the experts of the runs in RAM until the prompt ends: a stream of the device may read their memory later.
+static bool hold_runs(em_pass * p, const em_stage_layout & layout, const em_layer_t & layer) {
+    std::vector<em_pair> experts;
+    for (const em_stage_run & run : layout.runs) {
+        for (int32_t x = run.from; x < run.from + run.n; ++x) {
+            experts.push_back({0, 0, x, -1});
+        }
+    }
+    p->prompt.held.push_back(std::make_unique<em_ram_use>(p->e->ram, layer));
+    return p->prompt.held.back()->need(experts.data(), int64_t(experts.size()));
+}
+
 void em_send_runs(em_pass * p, const em_stage_layout & layout, em_stage & stage, em_stage_part part) {
     em_engine *        e     = p->e;
     const em_layer_t & layer = *e->model.layers[size_t(layout.layer)];
+    if (e->ram.on && !hold_runs(p, layout, layer)) {
+        p->prompt.unread = true;
+    }
     em_event_wait(e->device.stream, p->sync.vacant[part]);
     if (!p->events) {
         G.ggml_backend_synchronize(p->compute);

@@ -14,7 +14,7 @@
 #include "measures/counters.h"
 #include "measures/rates.h"
 #include "memory/region.h"
-#include "model/block.h"
+#include "ram/ram.h"
 
 #include <condition_variable>
 #include <deque>
@@ -81,6 +81,7 @@ struct em_residence {
     em_turn &          turn;
     em_counters &      count;
     em_rates &         rates;
+    em_ram &           ram;
     em_readers         readers      = {};
     em_uploads         uploads      = {};
     em_stages          stages       = {};

@@ -28,8 +28,10 @@ void em_upload_expert(em_counters & count, ggml_backend * backend, char * stagin
 
 // Copies an expert into a slot. False: the device failed.
 static bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
+    em_ram_use    ram(r.ram, layer);
+    const em_pair pair{0, 0, expert, slot};
+    bool          ok      = ram.need(&pair, 1) && r.uploads.staging.ensure(layer.expert_bytes);
     const int64_t started = em_now_ns();
-    bool          ok      = r.uploads.staging.ensure(layer.expert_bytes);
     if (ok) {
         em_upload_expert(r.count, r.device.copy, r.uploads.staging.base, layer, layer.residents.places, expert, slot);
         G.ggml_backend_synchronize(r.device.copy);
@@ -51,6 +53,10 @@ static void upload(em_residence & r, const em_request & request) {
     em_host_register(r, layer);
     const bool ok = copy_expert(r, layer, load.expert, slot);
     em_slot_loaded(layer, load, slot, ok);
+    if (ok) { // one copy: the expert leaves the RAM, and the expert that it replaced comes back
+        em_ram_drop(r.ram, layer, load.expert);
+        em_ram_ahead(r.ram, layer, &load.victim, load.victim >= 0, em_urgency::SPARE);
+    }
     (ok ? r.count.uploads : r.count.failed_uploads) += 1;
     r.count.upload_bytes += ok ? int64_t(layer.expert_bytes) : 0;
 }

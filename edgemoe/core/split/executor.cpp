@@ -131,11 +131,14 @@ int em_run::compute_cold(std::vector<em_pair> pairs) {
 // The device gets its next graph when the last one should be done. Nothing can stop a graph on the device, and on the CPU a graph
 // stops only between its matrices. So the measured rates keep every graph to about options.graph_us.
 int em_run::compute(const em_split & s) {
+    em_ram_use      ram(e->ram, *b.layer);
     const int64_t   cold_all = int64_t(s.cold.size()), cold_most = em_pairs_of_graph(e->options.graph_us, cold_ns());
     auto            colds = s.cold;
     const int64_t   fewer = em_row_product_limit(b), few = b.tokens > 1 ? em_few_first(colds, fewer) : fewer > 0 ? cold_all : 0;
     int64_t         cold = 0, cold_took = 0;
     int             status = STATUS_SUCCESS;
+    ram.plan(colds, few, cold_all); // read last to first: the pairs of row products come first
+    ram.plan(colds, 0, few);
     em_device_pairs hot{*this, b.layer->residents.places, s.hot};
     while ((hot.left() || cold < cold_all) && status == STATUS_SUCCESS) {
         if (hot.left() && !hot.running()) {
@@ -143,10 +146,13 @@ int em_run::compute(const em_split & s) {
         }
         if (cold < cold_all) {
             const bool    by_rows = cold < few;
-            const int64_t end =
+            const int64_t wanted =
                 em_graph_end(colds, cold, by_rows ? few : cold_all, by_rows ? std::min(cold_most, EM_MAX_ROWS) : cold_most);
+            const int64_t end    = ram.end_of(colds, cold, wanted);
             const int64_t before = e->count.cpu_ns;
-            status               = cold_graph(&colds[size_t(cold)], end - cold, by_rows);
+            status               = ram.need(&colds[size_t(cold)], end - cold) ? cold_graph(&colds[size_t(cold)], end - cold, by_rows)
+                                                                              : int(STATUS_FAILED);
+            ram.release();
             if (status == STATUS_SUCCESS) {
                 cold = end;
                 cold_took += e->count.cpu_ns - before;

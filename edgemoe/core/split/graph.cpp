@@ -41,7 +41,7 @@ static bool runs_plain(const em_block & b) {
     em_engine * e       = b.engine;
     const bool  decode  = e->decodes(b.tokens),
                 streams = e->options.stream_tokens > 0 && !decode && em_device_usable(e->device, *b.layer);
-    if (streams || !all_cold(e, *b.layer) || em_fusable(b) || is_long(b) || em_mostly_row_products(b)) {
+    if (e->ram.on || streams || !all_cold(e, *b.layer) || em_fusable(b) || is_long(b) || em_mostly_row_products(b)) {
         return false;
     }
     (decode ? e->count.misses : e->count.prefill_misses) += b.k * b.tokens;
@@ -61,6 +61,9 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         engine               = found == em_found::NOTHING ? engine : b.engine;
         if (found == em_found::BAD_IDS) {
             return STATUS_FAILED;
+        }
+        if (found == em_found::UNKNOWN && b.layer) {
+            em_ram_leave(engine->ram, *b.layer);
         }
         if (found != em_found::BLOCK) {
             continue;

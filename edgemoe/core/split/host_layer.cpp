@@ -30,6 +30,10 @@ static em_split split_pairs(const em_block & b, bool device) {
 
 // A single token without hot pairs and with the usual tail: the CPU computes the rows and their sum in one operation.
 static int compute_sum(em_run & r, const em_split & s, const em_tail & tail) {
+    em_ram_use ram(r.e->ram, *r.b.layer);
+    if (!ram.need(s.cold.data(), int64_t(s.cold.size()))) {
+        return STATUS_FAILED;
+    }
     const int64_t   started = em_now_ns();
     const em_launch launch  = em_pairs_launch(r.cpu_side(true), r.b, s.cold.data(), int64_t(s.cold.size()), &tail);
     const int64_t   took    = em_now_ns() - started;
@@ -61,6 +65,7 @@ int em_host_block(em_context * c, em_block & b, const em_tail * tail) {
     std::lock_guard<std::mutex> lock(b.layer->residents.mutex);
     const bool                  decode = e->decodes(b.tokens), device = em_device_usable(e->device, *b.layer);
     em_split                    s = split_pairs(b, device);
+    em_ram_count(e->ram, *b.layer, b.ids);
     if (decode) {
         em_note_use(*b.layer, b.ids);
         e->count.hits += int64_t(s.hot.size());

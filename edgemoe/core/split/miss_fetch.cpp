@@ -5,7 +5,7 @@
 
 // Gives how many of n cold pairs the device should fetch while the CPU computes the others.
 static int64_t worth_fetching(em_engine * e, const em_layer_t & layer, int64_t n, double after, double beside, double * both_ns) {
-    if (!e->options.stream_tokens) {
+    if (!e->options.stream_tokens || e->ram.on) { // an expert that comes from the disk is computed where it arrives
         return 0;
     }
     if (const int64_t all_but = e->device.traits.fetches_all_but) {

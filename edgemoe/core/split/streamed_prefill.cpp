@@ -5,10 +5,26 @@
 namespace {
 using pairs_by_expert = std::vector<std::vector<em_pair>>;
 
+// Puts the experts that are in RAM first. The others are read from the disk meanwhile.
+void plan_reads(em_ram_use & ram, pairs_by_expert & experts) {
+    std::vector<em_pair> order;
+    for (size_t i = 0; i < experts.size(); ++i) {
+        order.push_back(experts[i][0]);
+        order.back().place = int32_t(i);
+    }
+    ram.plan(order, 0, int64_t(order.size()));
+    pairs_by_expert sorted;
+    for (const em_pair & p : order) {
+        sorted.push_back(std::move(experts[size_t(p.place)]));
+    }
+    experts = std::move(sorted);
+}
+
 // Streams experts in waves of half the stage: while one half computes, the other half is filled.
-int stream_waves(em_run & r, const pairs_by_expert & experts, em_stage & stage, std::vector<em_pair> & failed) {
-    em_engine *          e    = r.e;
-    const int32_t        half = stage.places.count / 2;
+int stream_waves(em_run & r, pairs_by_expert experts, em_stage & stage, std::vector<em_pair> & failed) {
+    em_engine *          e = r.e;
+    em_ram_use           ram(e->ram, *r.b.layer);
+    const int32_t        half = std::min(stage.places.count / 2, em_ram_most(e->ram, *r.b.layer));
     em_device_pairs      device{r, stage.places, {}};
     std::vector<em_pair> next;
     if (!e->exchange.stage.ensure(r.b.layer->expert_bytes * size_t(half))) {
@@ -17,11 +33,17 @@ int stream_waves(em_run & r, const pairs_by_expert & experts, em_stage & stage, 
         }
         return STATUS_SUCCESS;
     }
-    size_t at = 0;
-    for (int wave = 0; at < experts.size() && !e->turn.cancelled; ++wave) {
+    plan_reads(ram, experts);
+    size_t at     = 0;
+    bool   in_ram = true;
+    for (int wave = 0; at < experts.size() && in_ram && !e->turn.cancelled; ++wave) {
         next.clear();
         for (int32_t i = 0; i < half && at < experts.size(); ++i, ++at) {
             if (i > 0 && int64_t(next.size() + experts[at].size()) > r.hot_at_once()) {
+                break;
+            }
+            in_ram = in_ram && ram.need(experts[at].data(), 1);
+            if (!in_ram) {
                 break;
             }
             const int32_t place   = (wave % 2) * half + i;
@@ -34,6 +56,7 @@ int stream_waves(em_run & r, const pairs_by_expert & experts, em_stage & stage, 
             }
         }
         G.ggml_backend_synchronize(e->device.stream);
+        ram.release(); // without pinned memory, the stream took the weights from staging
         const bool arrived = !em_device_failed(e->device.stream);
         device.finish_all(); // the wave before, computed while this wave was copied
         if (!arrived) {
@@ -46,7 +69,7 @@ int stream_waves(em_run & r, const pairs_by_expert & experts, em_stage & stage, 
     }
     device.finish_all();
     failed.insert(failed.end(), device.failed.begin(), device.failed.end());
-    return e->turn.cancelled ? STATUS_ABORTED : STATUS_SUCCESS;
+    return e->turn.cancelled ? STATUS_ABORTED : in_ram ? STATUS_SUCCESS : STATUS_FAILED;
 }
 
 // Takes experts with many tokens away from the cold pairs.

@@ -1,7 +1,7 @@
 // The core's own tests, without Python: core_test FOLDER_OF_GGML_LIBRARIES [rounds]
 //
-// In the place of the rounds, a name runs one part only: "streams" the tests of streams.cpp, "kernels" the dot products and the
-// loops over rows, "threads" the pool of threads.
+// In the place of the rounds, a name runs one part only: "streams" the tests of streams.cpp, "disk" those of disk.cpp, "kernels" the
+// dot products and the loops over rows, "threads" the pool of threads.
 
 #include "tests/harness.h"
 
@@ -633,13 +633,17 @@ void test_rows() {
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams | kernels | threads]\n");
+        fprintf(stderr, "usage: core_test FOLDER_OF_GGML_LIBRARIES [rounds | streams | disk | kernels | threads]\n");
         return 2;
     }
     setvbuf(stdout, nullptr, _IOLBF, 0);
     meet_ggml(argv[1]);
     if (argc > 2 && strcmp(argv[2], "streams") == 0) {
         test_streams();
+        return 0;
+    }
+    if (argc > 2 && strcmp(argv[2], "disk") == 0) {
+        test_disk(rounds);
         return 0;
     }
     if (argc > 2 && strcmp(argv[2], "kernels") == 0) {
@@ -658,6 +662,7 @@ int main(int argc, char ** argv) {
     test_pass_parity();
     test_prompts_of_layers();
     test_streams();
+    test_disk(rounds);
     test_rates();
     test_sharing();
     test_stop();

@@ -330,3 +330,5 @@ struct test_pass {
 
 // streams.cpp
 void test_streams();
+// disk.cpp
+void test_disk(int rounds);

@@ -52,7 +52,7 @@ def serve_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     try:
         from ..serve.app import Settings
         from ..serve.desk import Desk
-        from ..serve.run import opener, run
+        from ..serve.run import Server, opener
     except ImportError as error:
         raise ConfigError(f"the server needs {error.name}", 'pip install "edgemoe[serve]"') from error
     path = find_model(parsed.model)
@@ -64,7 +64,7 @@ def serve_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     usual = sampling_of(parsed, parsed.model, path)
     settings = Settings(api_key=_key(parsed), origins=tuple(parsed.cors), usual=usual)
     with _listener(parsed) as listener:
-        run(desk, settings, listener, END_SECONDS, lambda: _announce(name, listener))
+        Server(desk, settings, END_SECONDS, lambda: _announce(name, listener)).serve_on(listener)
     return OK
 
 

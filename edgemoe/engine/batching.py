@@ -48,7 +48,7 @@ class Answer:
         tokens: the prompt, then the answer.
         sampler: llama_cpp's sampler of this answer.
         ends: tokens that end the answer, beside those that llama.cpp knows.
-        most: tokens of the longest answer.
+        most: tokens after which the answer waits for its reader.
         meter: its account.
         with_logits: the reader wants the logits of each token.
         queue: gets (token, logits), then None or an error.
@@ -79,6 +79,11 @@ class Answer:
     def reading(self) -> bool:
         """Tell whether its prompt is being read."""
         return self.made == 0 or self.unread > 1
+
+    @property
+    def paused(self) -> bool:
+        """Tell whether the answer is as long as it may be, and waits for its reader to leave."""
+        return self.made >= self.most
 
 
 class _Pace:
@@ -133,6 +138,12 @@ class Batching:
             if self._closed:
                 raise EdgeMoEError("the model is closed")
             self._waiting.append(answer)
+            self._wake.notify()
+
+    def more(self, answer: Answer) -> None:
+        """Compute one token more than ``most``: an answer may have to end its last character."""
+        with self._wake:
+            answer.most += 1
             self._wake.notify()
 
     def leave(self, answer: Answer) -> None:
@@ -190,7 +201,8 @@ class Batching:
         return not self._closed
 
     def _has_work(self) -> bool:
-        return bool(self._waiting or self._running or self._closed)
+        due = any(answer.left or not answer.paused for answer in self._running)
+        return due or self._closed or self._next() is not None or any(answer.left for answer in self._waiting)
 
     def _keep(self) -> None:
         """Write the conversations to the folder of ``OffloadConfig.cache``, where there is one."""
@@ -220,16 +232,17 @@ class Batching:
         answer.leader = None
         if not answer.sequence.prefix.cuttable:
             return
-        for other in self._running:
-            if other is not answer and other.reading:
+        for other in self._running[: self._running.index(answer)]:  # never a later one: no two wait for each other
+            if other.reading:
                 shared = min(common(np.asarray(other.tokens, np.intc), prompt), len(prompt) - 1)
                 if shared >= reach + LEAST_SHARED:
                     answer.leader, reach = (other, shared), shared
 
     def _compose(self) -> list[tuple[Answer, list[int]]]:
         """Choose the tokens of a step: one of each answer, and pieces of prompts."""
-        rows = [(answer, answer.tokens[-1:]) for answer in self._running if not answer.reading]
-        readers = [answer for answer in self._running if answer.reading and not self._follows(answer)]
+        due = [answer for answer in self._running if not answer.paused]
+        rows = [(answer, answer.tokens[-1:]) for answer in due if not answer.reading]
+        readers = [answer for answer in due if answer.reading and not self._follows(answer)]
         room = min((self._beside if rows else self._alone).count, self.llm.n_batch - len(rows))
         # The oldest prompt gets half of the room, then the shortest ones get as much as they need.
         for number, answer in enumerate([*readers[:1], *sorted(readers[1:], key=lambda answer: answer.unread)]):
@@ -318,7 +331,7 @@ class Batching:
         answer.tokens.append(token)
         answer.made += 1
         answer.queue.put((token, logits))
-        if ended or answer.made >= answer.most or len(answer.tokens) >= llm.n_ctx():
+        if ended or len(answer.tokens) >= llm.n_ctx():
             self._end(answer, None)
 
     def _end(self, answer: Answer, error: Exception | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,11 +131,15 @@ class Seat:
         if not self._cancelled:
             self._batching.join(answer)
         try:
-            while not self._cancelled and (made := answer.queue.get()) is not None:
+            for count in itertools.count(1):
+                if self._cancelled or (made := answer.queue.get()) is None:
+                    return
                 if isinstance(made, Exception):
                     raise made
                 token, self._row = made
                 yield self.token_eos() if token in self._ends else token
+                if count >= most:
+                    self._batching.more(answer)
         finally:
             self._batching.leave(answer)
 

@@ -1,4 +1,4 @@
-"""Run the server until a signal ends it."""
+"""The server itself: from a socket to a signal that ends it."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ from ..worker import open_service
 from .app import Settings, make_app
 from .desk import Desk
 
+# Time that a connection gets to take the end of its answer.
+CONNECTION_SECONDS = 2
 
-class _Server(uvicorn.Server):
-    """Closes the desk before the connections: answers under way get their time, new requests are refused."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk, seconds: float, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._desk, self._seconds, self._listens = desk, seconds, ready
+class Server(uvicorn.Server):
+    """Serves one model. At the end, answers under way get their time, and new requests are refused."""
+
+    def __init__(
+        self, desk: Desk, settings: Settings, seconds: float, ready: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make the server; nothing listens yet.
+
+        Args:
+            desk: the model.
+            settings: of the server.
+            seconds: time that answers under way get at the end.
+            ready: called once the server listens.
+        """
+        super().__init__(
+            uvicorn.Config(
+                make_app(desk, settings),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=CONNECTION_SECONDS,
+                server_header=False,
+            )
+        )
+        self._desk, self._seconds, self._ready = desk, seconds, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
         await super().startup(sockets)
-        self._listens()
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the answers, then the connections."""
         await self._desk.close(self._seconds)
         await super().shutdown(sockets)
 
-
-def run(
-    desk: Desk, settings: Settings, listener: socket.socket, seconds: float, ready: Callable[[], None] = lambda: None
-) -> None:
-    """Serve requests on ``listener`` until SIGINT or SIGTERM.
-
-    Args:
-        desk: the model.
-        settings: of the server.
-        listener: a bound socket.
-        seconds: time that answers under way get after the signal.
-        ready: called once the server listens.
-    """
-    config = uvicorn.Config(
-        make_app(desk, settings),
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=2,
-        server_header=False,
-    )
-    server = _Server(config, desk, seconds, ready)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(server.serve([listener]))
+    def serve_on(self, listener: socket.socket) -> None:
+        """Serve requests until SIGINT, SIGTERM, or ``should_exit``."""
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(self.serve([listener]))
 
 
 def listen(host: str, port: int) -> socket.socket:

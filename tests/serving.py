@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-from scripted import CONTEXT, CPU, ORDINARY, Asked, Forced, spelled
+from gguf import TokenType
+from scripted import CONTEXT, CPU, ORDINARY, Asked, Forced, build_scripted, spelled
 
 from edgemoe.engine.batching import Batching
 from edgemoe.engine.seat import Seat
@@ -21,6 +22,35 @@ from edgemoe.serve.desk import Desk
 from edgemoe.serve.run import Server, listen
 
 USUAL: dict[str, Any] = {"n_ctx": CONTEXT, "offload": CPU, "n_threads": 1, "n_threads_batch": 1}
+
+
+# ChatML with calls as Hermes and Qwen write them, and thinking.
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+You may call: {{ tools | tojson }} as <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% if message.role == "tool" %}<tool_response>{{ message.content }}</tool_response>
+{%- else %}{{ message.content or "" }}
+{%- for call in message.tool_calls or [] %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+_SPECIAL = {"<|im_start|>": TokenType.CONTROL, "<|im_end|>": TokenType.CONTROL}
+_SPECIAL |= dict.fromkeys(("<think>", "</think>", "<tool_call>", "</tool_call>"), TokenType.USER_DEFINED)
+END = ORDINARY + list(_SPECIAL).index("<|im_end|>")
+
+
+def build_model(folder: Path, **options: Any) -> Path:
+    """Write a tiny model that chats; see `build_scripted`."""
+    given = {"eos": "<|im_end|>", "architecture": "qwen3moe", "name": "tiny"} | options
+    return build_scripted(folder, TEMPLATE, _SPECIAL, **given)
 
 
 @dataclass(frozen=True)

@@ -405,11 +405,28 @@ class _Gate:
         length = given.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:
             refused = refused or self._too_large()
+        if refused is None:
+            refused = await self._pass_on(scope, receive, send)
         if refused is not None:
             response = await _fail(Request(scope), refused)
             await response(scope, receive, send)
-            return
-        await self._app(scope, self._limited(receive), send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> Refused | None:
+        """Let the application answer, unless a body without a length becomes too large."""
+        taken = 0
+
+        async def receive_some() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            return message if taken <= self._most else {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send_some(message: Message) -> None:
+            if taken <= self._most:
+                await send(message)
+
+        await self._app(scope, receive_some, send_some)
+        return self._too_large() if taken > self._most else None
 
     def _has_key(self, given: Mapping[bytes, bytes]) -> bool:
         key = given.get(b"authorization", b"").removeprefix(b"Bearer ") or given.get(b"x-api-key", b"")
@@ -417,17 +434,3 @@ class _Gate:
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the body has more than {self._most} bytes")
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Refuse a body without a length once it is too large."""
-        taken = 0
-
-        async def receive_some() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._most:
-                raise self._too_large()
-            return message
-
-        return receive_some

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from ..worker import RemoteEngine, Worker
+from ..worker import EngineDied, RemoteEngine, Worker
 from .failures import Refused
 
 # Guess of the seconds that an answer takes, before there was one.
@@ -56,7 +56,7 @@ class Desk:
     @property
     def loaded(self) -> bool:
         """Tell whether the engine is loaded."""
-        return self._engine is not None
+        return self._engine is not None and self._engine.alive
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -94,12 +94,17 @@ class Desk:
             Exception: the engine raised this error.
         """
         engine = await self.engine()
+        while not engine.alive:  # it has died, and the news is still on its way
+            self._lost(engine)
+            engine = await self.engine()
         inbox = _Inbox()
         number, complete = engine.call(what, given, inbox), False
         try:
             while True:
                 kind, value = await inbox.get()
                 complete = kind != "item"
+                if isinstance(value, EngineDied):
+                    self._lost(engine)
                 if kind == "error":
                     raise value
                 if kind == "done":
@@ -124,19 +129,12 @@ class Desk:
         """
         async with self._changing:
             if self._engine is None:
-                loop = asyncio.get_running_loop()
-                worker = Worker(self._opener)
-
-                def died() -> None:
-                    with contextlib.suppress(RuntimeError):  # the loop has ended
-                        loop.call_soon_threadsafe(self._lost, worker)
-
-                self._worker = worker
-                self._engine = await asyncio.to_thread(worker.open, died)
+                self._engine = await asyncio.to_thread(Worker(self._opener).open, lambda: None)
             return self._engine
 
-    def _lost(self, worker: Worker) -> None:
-        if worker is self._worker:
+    def _lost(self, engine: RemoteEngine) -> None:
+        """Forget an engine that has died; the next request loads another."""
+        if engine is self._engine:
             self._engine = None
             self.restarts += 1
 

@@ -138,6 +138,11 @@ class RemoteEngine:
         """Give the process id of the child."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Tell whether the child has not ended yet."""
+        return self._failure is None
+
     def wait_loaded(self) -> None:
         """Wait until the model is loaded.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import api_key
 from ..errors import ConfigError
 from ..text.console import talk
 from . import MODEL, OK
@@ -69,7 +69,7 @@ def serve_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
 
 def _key(parsed: argparse.Namespace) -> str:
-    return parsed.api_key or os.environ.get("EDGEMOE_API_KEY", "")
+    return parsed.api_key or api_key()
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -85,7 +85,9 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.system:
         raise ConfigError("--system has no place in a server", "each request brings its own system prompt")
     if not _is_loopback(parsed.host) and not _key(parsed):
-        raise ConfigError(f"without a key, everybody who reaches {parsed.host} could use the model", "--api-key KEY")
+        raise ConfigError(
+            f"without a key, everybody on the network of {parsed.host} could use the model", "--api-key KEY"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -47,7 +47,7 @@ class Answer:
     Attributes:
         tokens: the prompt, then the answer.
         sampler: llama_cpp's sampler of this answer.
-        ends: tokens that end the answer, beside those that llama.cpp knows.
+        ends: tokens that end the answer, beside the ones of llama.cpp.
         most: tokens after which the answer waits for its reader.
         meter: its account.
         with_logits: the reader wants the logits of each token.
@@ -183,7 +183,7 @@ class Batching:
             answer.queue.put(None)
 
     def _ready(self) -> bool:
-        """Wait for work, take the answers that joined and drop those that left; return False at the end."""
+        """Wait for work, take new answers and drop answers without a reader; return False at the end."""
         with self._wake:
             if not self._wake.wait_for(self._has_work, KEEP_SECONDS if self._unkept else None):
                 self._keep()

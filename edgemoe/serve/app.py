@@ -301,7 +301,7 @@ def _named(event: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn every error into a refusal, and log those that are our own fault."""
+    """Turn every error into a refusal, and log an error of our own."""
     try:
         yield
     except Exception as error:

@@ -24,7 +24,7 @@ _MS_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 
 
 class Metrics:
-    """Counts what the server answers."""
+    """Counts answers and their tokens."""
 
     media_type = CONTENT_TYPE_LATEST
 

@@ -11,6 +11,7 @@ through a queue.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence as List
@@ -28,6 +29,8 @@ from .kept import Kept, common
 from .meter import Meter
 from .sequence import LEAST_SHARED, Sequence, place
 from .turns import Turn
+
+_log = logging.getLogger("edgemoe.batching")
 
 # A step that other answers wait for may take this long, and one that nobody waits for. A new answer, and a cancel, wait
 # for the end of a step.
@@ -119,6 +122,7 @@ class Batching:
         self._running: list[Answer] = []
         self._wake = threading.Condition()
         self._closed = self._unkept = False
+        self._failure: ComputeFailed | None = None
         self._steps = 0
         self._beside = _Pace(BESIDE_MS, FIRST_PIECE, llm.n_batch)
         self._alone = _Pace(ALONE_MS, llm.n_batch, llm.n_batch)
@@ -132,11 +136,11 @@ class Batching:
         """Compute ``answer`` as soon as there is room.
 
         Raises:
-            EdgeMoEError: the model is closed.
+            EdgeMoEError: the model is closed, or failed.
         """
         with self._wake:
             if self._closed:
-                raise EdgeMoEError("the model is closed")
+                raise self._failure or EdgeMoEError("the model is closed")
             self._waiting.append(answer)
             self._wake.notify()
 
@@ -175,12 +179,18 @@ class Batching:
     # The thread that computes.
 
     def _run(self) -> None:
-        while self._ready():
-            rows = self._compose()
-            if rows:
-                self._step(rows)
-        for answer in [*self._running, *self._waiting]:
-            answer.queue.put(None)
+        try:
+            while self._ready():
+                if rows := self._compose():
+                    self._step(rows)
+        except Exception as error:  # nobody would compute any more: say so to every reader
+            self._failure = ComputeFailed(f"the batch failed: {error!r}", "open the model again")
+            _log.exception("the batch failed")
+        with self._wake:
+            self._closed = True
+            left = [*self._running, *self._waiting]
+        for answer in left:
+            answer.queue.put(self._failure)
 
     def _ready(self) -> bool:
         """Wait for work, take new answers and drop answers without a reader; return False at the end."""

@@ -90,17 +90,11 @@ _ERROR = {
     "required": ["error"],
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
-    for status, text in {
-        400: "The request is wrong.",
-        401: "The key is missing or wrong.",
-        404: "There is no such model or path.",
-        413: "The body is too large.",
-        422: "Never used: a wrong request gets 400.",
-        429: "Too many requests wait.",
-        500: "The engine failed.",
-        503: "The model cannot be loaded, or the server ends.",
-    }.items()
+    "default": {
+        "description": "An error in OpenAI's shape, under /v1/messages in Anthropic's: 400 wrong, 401 no key, 404 no "
+        "such model or path, 413 too large, 429 the queue is full, 500 the engine failed, 503 no model.",
+        "content": {"application/json": {"schema": _ERROR}},
+    }
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+from ..errors import ComputeFailed
 from ..worker import EngineDied, RemoteEngine, Worker
 from .failures import Refused
 
@@ -103,8 +104,9 @@ class Desk:
             while True:
                 kind, value = await inbox.get()
                 complete = kind != "item"
-                if isinstance(value, EngineDied):
+                if isinstance(value, EngineDied | ComputeFailed):  # it computes no more
                     self._lost(engine)
+                    await asyncio.to_thread(engine.kill)
                 if kind == "error":
                     raise value
                 if kind == "done":

@@ -38,6 +38,8 @@ ENVIRONMENT = {
     "prompts. Without it the system's own folders for settings, data and cache are used.",
     "EDGEMOE_KERNELS": "CPU kernels for experts: `auto` (the best that the processor has), `off` (ggml's kernels), "
     "`avx2`, `avxvnni`, `avx512` or `neon`.",
+    "EDGEMOE_API_KEY": "Key that requests to `edgemoe serve` must give, as with `--api-key`. Other users can "
+    "read a command line, but not this variable.",
     "HF_HOME, HF_HUB_CACHE": "Folder of downloaded models, as in huggingface_hub.",
     "HF_HUB_OFFLINE": "`1`: never connect to the hub.",
     "HF_TOKEN": "Token of the hub, for models that need one.",

@@ -230,6 +230,11 @@ def kernels() -> str:
     return os.environ.get("EDGEMOE_KERNELS", "").strip().lower() or "auto"
 
 
+def api_key() -> str:
+    """Key of the server, from ``EDGEMOE_API_KEY``; empty for none."""
+    return os.environ.get("EDGEMOE_API_KEY", "").strip()
+
+
 def terminal_is_dumb() -> bool:
     """Tell whether the terminal reports that it can only write lines (``TERM=dumb``)."""
     return os.environ.get("TERM") == "dumb"

@@ -259,6 +259,7 @@ def build_scripted(
     add_bos: bool = False,
     architecture: str = "llama",
     name: str = "scripted",
+    keys: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a tiny mixture-of-experts model with this template and these tokens, and return its path.
 
@@ -273,6 +274,7 @@ def build_scripted(
         eom: token that ends a message before a tool's result.
         add_bos: True if a plain text begins with ``bos``.
         architecture: name of the architecture in the zoo.
+        keys: more numbers of the architecture, by their keys.
         name: name of the file.
     """
     source = GGUFReader(build(architecture, folder / "zoo"))
@@ -288,6 +290,8 @@ def build_scripted(
     writer = GGUFWriter(path, arch)
     writer.add_name(name)
     changed = {f"{arch}.vocab_size": len(tokens), f"{arch}.context_length": CONTEXT}
+    for key, number in (keys or {}).items():
+        writer.add_uint32(f"{arch}.{key}", number)
     for field in source.fields.values():
         if field.name.startswith(f"{arch}."):
             value = changed.get(field.name, field.contents())

@@ -195,7 +195,10 @@ def test_signatures_show_llama_cpps_parameters(name: str, model: Path) -> None:
     ours = inspect.signature(getattr(Llama, name)).parameters
     assert [parameter for parameter in ours if parameter in theirs] == list(theirs)
     assert all(ours[parameter].default == theirs[parameter].default for parameter in theirs)
-    added = {"__init__": {"offload"}, "create_chat_completion": {"chat_template_kwargs", "reasoning_effort"}}
+    added = {
+        "__init__": {"offload", "sequences"},
+        "create_chat_completion": {"chat_template_kwargs", "reasoning_effort"},
+    }
     assert set(ours) - set(theirs) == added.get(name, set())
     if name == "__init__":
         assert "n_gpu_layers" in inspect.signature(Llama).parameters

@@ -190,6 +190,6 @@ def test_serve_without_its_package_names_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)
-    monkeypatch.delitem(sys.modules, "edgemoe.cli.serve", raising=False)  # another test may have loaded it
+    monkeypatch.delitem(sys.modules, "edgemoe.cli.web", raising=False)  # another test may have loaded it
     assert main(["chat", "demo", "--serve"]) == 2
     assert "hint: pip install textual-serve" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def _serve() -> int:
     import shlex
 
     try:
-        from .serve import ChatServer, free_port
+        from .web import ChatServer, free_port
     except ModuleNotFoundError as error:
         raise ConfigError("the browser needs textual-serve", "pip install textual-serve") from error
     arguments = ["--served" if argument == "--serve" else argument for argument in sys.argv[1:]]

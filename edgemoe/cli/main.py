@@ -31,6 +31,7 @@ from . import (
     pull,
     routing,
     rpc_server,
+    serve,
     setup,
     show,
 )
@@ -124,6 +125,7 @@ def _parser() -> _Parser:
     )
     run.add_argument("--json", action="store_true", help="print the chat completion as JSON, with timings and figures")
     run.set_defaults(command=run_command)
+    serve.add_parser(commands, common)
     profile.add_parser(commands, common, find_model, lambda parsed: offload_of(parsed, parsed.model))
     routing.add_parsers(commands, find_model)
     show.add_parser(commands, find_model)

@@ -152,11 +152,7 @@ class Completion:
     def _add_row(self, rows: _Logprobs, token: int, piece: bytes, place: int, spelled: int) -> int:
         """Add the probability of the token that was just sampled; return the number of characters of its text."""
         llm = self._llm
-        if llm._logits_all:
-            logits = llm._scores[len(self._tokens) + place - 2]
-        else:
-            row = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-            logits = np.ctypeslib.as_array(row, shape=(llm.n_vocab(),))
+        logits = llm._scores[len(self._tokens) + place - 2] if llm._logits_all else llm._last_logits()
         text = piece.decode("utf-8", "ignore")
         base = len(self._prompt)
         self._fill(rows, token, text, base + spelled, llm.logits_to_logprobs(np.array(logits, dtype=np.single)))

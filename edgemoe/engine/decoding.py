@@ -17,6 +17,10 @@ from .threads import Threads, Usage
 FULL = 1  # llama_decode found no place in the KV cache
 
 
+class ContextFull(ComputeFailed):
+    """The memory of the context has no place for the batch; it is as it was before."""
+
+
 class Decode:
     """Stands in for ``decode`` of llama_cpp's context.
 
@@ -49,6 +53,7 @@ class Decode:
 
         Raises:
             ComputeFailed: llama.cpp could not.
+            ContextFull: the context had no place for the batch.
         """
         if self._broken:
             raise ComputeFailed(f"the model is unusable after an error: {self._broken}", "open it again")
@@ -74,9 +79,10 @@ class Decode:
             raise ComputeFailed(
                 f"an expert could not be read: {disk}", "check the file and its disk, then open it again"
             )
+        if status == FULL:
+            raise ContextFull(f"llama_decode returned {status}", "the context is full: n_ctx= sets its size")
         if status != 0:
-            hint = "the context is full: n_ctx= sets its size" if status == FULL else ""
-            raise ComputeFailed(f"llama_decode returned {status}", hint)
+            raise ComputeFailed(f"llama_decode returned {status}")
         if raw.n_tokens and raw.pos:
             self._next = raw.pos[raw.n_tokens - 1] + 1
         if self._threads is not None and raw.n_tokens == 1:

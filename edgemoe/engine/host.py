@@ -1,9 +1,10 @@
 """Meeting llama_cpp: its libraries, and the few differences between a load of ours and a plain load.
 
-llama_cpp is never modified on disk. While a model of ours loads, two of its module-level functions are wrapped. The
+llama_cpp is never modified on disk. While a model of ours loads, three of its module-level functions are wrapped. The
 wrappers act only on the loading thread; all other threads get the original behaviour:
 
 - the default model parameters name our buffer type for expert tensors;
+- the default context parameters name the number of sequences;
 - the guard that points file descriptors 1 and 2 at the null device is off: it would freeze a terminal screen.
 
 The log callback stays ours: messages of our models go to the logger ``edgemoe.llama`` instead of the terminal, and with
@@ -61,6 +62,7 @@ _USED: tuple[tuple[Any, tuple[str, ...]], ...] = (
         binding,
         ("_lib", "llama_model_default_params", "llama_set_abort_callback", "llama_log_get", "llama_memory_seq_rm"),
     ),
+    (binding, ("llama_context_default_params", "llama_memory_seq_cp")),
     (binding, ("llama_state_seq_get_data_ext", "llama_state_seq_set_data_ext", "llama_model_is_hybrid")),
     (binding.llama_model_params, ("tensor_buft_overrides", "devices")),
     (llama_module, ("suppress_stdout_stderr",)),
@@ -212,6 +214,7 @@ def loading(
     on_device: bool,
     experts: bool = True,
     head: Sequence[int] = (),
+    sequences: int = 1,
     verbose: bool = False,
 ) -> Iterator[list[str]]:
     """Let this thread load a model of ours; give a list that collects the errors that llama.cpp logs.
@@ -221,16 +224,19 @@ def loading(
         on_device: llama.cpp computes its part on the engine's device, through the stand-in.
         experts: the engine takes the experts; otherwise llama.cpp keeps them, in its own layout.
         head: blocks of an MTP head: their tensors stay in the file, never on a device.
+        sequences: number of sequences that the context holds.
         verbose: llama.cpp's lines also go to the callback that was installed before ours.
     """
     errors: list[str] = []
     plain_params, plain_guard = binding.llama_model_default_params, llama_module.suppress_stdout_stderr
+    plain_context = binding.llama_context_default_params
     _scope.errors, _scope.verbose = errors, verbose
     overrides = _overrides(tuple(head)) if experts else None
     if experts:  # otherwise llama.cpp does not see our devices
         engine.begin_load(on_device)
     devices = (ctypes.c_void_p * 2)(engine.stand_in_device(), None) if on_device else None
     binding.llama_model_default_params = _params_of_ours(plain_params, devices, overrides)
+    binding.llama_context_default_params = _context_of_ours(plain_context, sequences)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()
     try:
@@ -238,6 +244,7 @@ def loading(
             yield errors
     finally:
         binding.llama_model_default_params = plain_params
+        binding.llama_context_default_params = plain_context
         llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = plain_guard
         if experts:
             engine.end_load()
@@ -320,6 +327,16 @@ def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any) -> C
         return params
 
     return model_default_params
+
+
+def _context_of_ours(plain: Callable[[], Any], sequences: int) -> Callable[[], Any]:
+    def context_default_params() -> Any:
+        params = plain()
+        if getattr(_scope, "errors", None) is not None and sequences > 1:
+            params.n_seq_max, params.kv_unified = sequences, True  # sequences share the cells of a common beginning
+        return params
+
+    return context_default_params
 
 
 def _guard_that_spares_us(plain: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from ..config import OffloadConfig, set_default
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
@@ -74,6 +75,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     Args:
         model_path: a GGUF file; any shard opens the whole model.
         offload: placement of the experts, see ``OffloadConfig``.
+        sequences: number of sequences that the context can hold, for ``edgemoe.engine.batching``.
         **keywords: as in ``llama_cpp.Llama``.
 
     Attributes:
@@ -94,10 +96,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     _process = 0  # the process that opened the model; 0 before that
 
     @shown_as(llama_cpp.Llama.__init__)
-    def __init__(self, model_path: str | Path, *, offload: OffloadConfig | None = None, **keywords: Any) -> None:
+    def __init__(
+        self, model_path: str | Path, *, offload: OffloadConfig | None = None, sequences: int = 1, **keywords: Any
+    ) -> None:
         """Load the model; resident experts are filled in the background while it already answers."""
         self._process, self._closing = os.getpid(), contextlib.ExitStack()
         self._offload, self._given, self._asked_context = offload, frozenset(keywords), keywords.get("n_ctx")
+        self._sequences = sequences
         config = offload or OffloadConfig()
         file = opening.read(model_path, bool(keywords.get("vocab_only")))
         core = host.core()
@@ -155,6 +160,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 on_device=on_device,
                 experts=prepared.takes_experts,
                 head=prepared.head_blocks,
+                sequences=self._sequences,
                 verbose=prepared.verbose,
             )
             with lifetime.load_lock, forgiving_templates(), loading as errors:
@@ -443,6 +449,11 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         """Count the tokens that llama_cpp may see: at least one after a cancel, because it reads the last token."""
         return max(int(self.n_tokens), 1 if self._turns.cancelled else 0)
 
+    def _last_logits(self) -> Any:
+        """Give the logits of the token that was just sampled, valid until the next computation."""
+        row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        return np.ctypeslib.as_array(row, shape=(self.n_vocab(),))
+
     @property
     def _input_ids(self) -> Any:
         return self.input_ids[: self._known]
@@ -466,9 +477,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         return self._accounted(self._complete, args, keywords)
 
     def _complete(self, *args: Any, **keywords: Any) -> Any:
-        stop = _COMPLETION.bind_partial(self, *args, **keywords).arguments.get("stop") or ()
-        texts = [stop] if isinstance(stop, str) else stop
-        ends = frozenset(token for text in texts if len(hidden := self._chat.hidden(text)) == 1 for token in hidden)
+        ends = self._chat.stops(_COMPLETION.bind_partial(self, *args, **keywords).arguments.get("stop"))
         with self.speaking(frozenset(), ends):
             completion = super().create_completion(*args, **keywords)
         return completion if isinstance(completion, dict) else self.spoken(completion, frozenset(), ends)
@@ -633,7 +642,10 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             state["n_ctx"] = opening.AUTO
         if self._chat_format and state["chat_format"] == self._chat_format:
             planned |= {"chat_format"}
-        return {name: value for name, value in state.items() if name not in planned} | {"offload": self._offload}
+        return {name: value for name, value in state.items() if name not in planned} | {
+            "offload": self._offload,
+            "sequences": self._sequences,
+        }
 
 
 def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:

@@ -22,7 +22,6 @@ import numpy as np
 from ..types import IdArray
 from .kept import TAIL, Folder, Header, Kept, Mark, State, common, key_of
 
-SEQUENCE = 0
 PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 # Tokens between two marks of an answer under way.
 SPACING = 256
@@ -42,29 +41,44 @@ class Prefix:
     """Keeps the computed beginning of one sequence of one context.
 
     Args:
-        llm: the model; its ``input_ids`` and ``n_tokens`` are the tokens in the context.
+        llm: the model, or one of several sequences; its ``input_ids`` and ``n_tokens`` are the tokens in the context.
         budget: bytes for marks and kept conversations.
         whole_window: layers with a sliding window keep all of the context.
         folder: where conversations are kept on disk, None for nowhere.
+        sequence: number of the sequence, None if it is the only one of its context.
+        kept: conversations that several sequences share.
 
     Attributes:
         cuttable: the memory can be cut behind any token.
     """
 
-    def __init__(self, llm: Any, budget: int, whole_window: bool, folder: Folder | None = None) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        budget: int,
+        whole_window: bool,
+        folder: Folder | None = None,
+        sequence: int | None = None,
+        kept: list[Kept] | None = None,
+    ) -> None:
         """Begin with an empty context."""
-        self._llm, self._budget, self._folder = llm, budget, folder
+        self._llm, self._budget, self._whole_window, self._folder = llm, budget, whole_window, folder
+        self._sequence, self._alone = sequence or 0, sequence is None
         model = llm.model
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         self.cuttable = not recurrent and (whole_window or llama_cpp.llama_model_n_swa(model) == 0)
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._marks: list[Mark] = []
         self._marks_fit = True  # False if a single mark is larger than the budget
-        self._kept: list[Kept] = []  # in the order of their last use
+        self._kept: list[Kept] = [] if kept is None else kept  # in the order of their last use
         self._asked = 0  # tokens of the last prompt
         self._seen = 0  # tokens of the context at the latest look of this object
         self._foreign: int | None = None  # from this token on, other code has computed: images, raw batches
         self._on_disk: IdArray | None = None
+
+    def of_sequence(self, llm: Any, number: int, share: float, kept: list[Kept]) -> Prefix:
+        """Make the object of one of several sequences of this context, with a share of the budget."""
+        return Prefix(llm, int(self._budget * share), self._whole_window, self._folder, number, kept)
 
     @property
     def bytes(self) -> int:
@@ -76,9 +90,7 @@ class Prefix:
     def begin(self, tokens: Sequence[int]) -> int:
         """Make the context hold the beginning of ``tokens``; return its length. The rest remains to be computed."""
         prompt = np.asarray(tokens, dtype=np.intc)
-        held = self._held()
-        length = len(held) if self._is_intact() and len(held) == self._llm.n_tokens else None
-        reach = self._reach(common(held, prompt), length, [mark.position for mark in self._marks], len(prompt))
+        reach = self.reach(prompt)
         if (other := self._elsewhere(prompt, reach)) is not None:
             self._displace(0)
             reach = other[1] if self._restore(other[0]) else 0
@@ -88,8 +100,14 @@ class Prefix:
         self._asked = len(prompt)
         return reach
 
+    def reach(self, prompt: IdArray) -> int:
+        """Count the tokens of ``prompt`` that the memory holds and that ``begin`` would leave there."""
+        held = self._held()
+        length = len(held) if self._is_intact() and len(held) == self._llm.n_tokens else None
+        return self._reach(common(held, prompt), length, [mark.position for mark in self._marks], len(prompt))
+
     def forget(self) -> None:
-        """Drop the marks, because the context has lost their tokens."""
+        """Drop the marks, because the context has lost their tokens or got other ones."""
         self._marks.clear()
         self._seen, self._foreign = self._llm.n_tokens, None
 
@@ -98,7 +116,7 @@ class Prefix:
         self._kept.clear()
         self._folder = None  # the folder's key does not name the adapter
         self._llm.n_tokens = self._asked = 0
-        llama_cpp.llama_memory_clear(self._memory, True)
+        self._clear()
         self._llm._requires_eval = True
         self.forget()
 
@@ -180,7 +198,7 @@ class Prefix:
 
     def _is_intact(self) -> bool:
         """Tell whether the memory ends at ``n_tokens``; a memory that can be cut may go further."""
-        end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1
+        end = llama_cpp.llama_memory_seq_pos_max(self._memory, self._sequence) + 1
         return bool(end >= self._llm.n_tokens if self.cuttable else end == self._llm.n_tokens)
 
     def _is_whole(self) -> bool:
@@ -203,7 +221,7 @@ class Prefix:
         """
         most = min(agreed, asked - 1)  # the last token must be computed, for its logits
         if self.cuttable:
-            end = llama_cpp.llama_memory_seq_pos_max(self._memory, SEQUENCE) + 1 if length is None else length
+            end = llama_cpp.llama_memory_seq_pos_max(self._memory, self._sequence) + 1 if length is None else length
             return int(min(most, end))
         if length is not None and length <= most:
             return length
@@ -248,13 +266,13 @@ class Prefix:
         if self._folder is not None and not self._is_on_disk():
             self._to_disk(kept)
         if kept.bytes <= self._budget:
-            self._kept = [other for other in self._kept if common(other.tokens, kept.tokens) < len(other.tokens)]
+            self._kept[:] = [other for other in self._kept if common(other.tokens, kept.tokens) < len(other.tokens)]
             self._kept.append(kept)
             self._shrink()
 
     def _copy(self) -> Kept | None:
         """Copy the conversation in the context; None if neither RAM nor a folder has room for it."""
-        size = llama_cpp.llama_state_seq_get_size(self._llm.ctx, SEQUENCE)
+        size = llama_cpp.llama_state_seq_get_size(self._llm.ctx, self._sequence)
         if size <= 0 or (self._folder is None and size > self._budget):
             return None
         return Kept(self._held().copy(), self._state(0), list(self._marks), self._asked)
@@ -267,9 +285,9 @@ class Prefix:
     def _restore(self, kept: Kept) -> bool:
         """Put a conversation in the place of the one in the context; return False if llama.cpp refuses it."""
         llm = self._llm
-        llama_cpp.llama_memory_clear(self._memory, True)
-        taken = llama_cpp.llama_state_seq_set_data(llm.ctx, _pointer(kept.state), kept.state.nbytes, SEQUENCE)
-        self._kept = [other for other in self._kept if other is not kept]
+        self._clear()
+        taken = llama_cpp.llama_state_seq_set_data(llm.ctx, _pointer(kept.state), kept.state.nbytes, self._sequence)
+        self._kept[:] = [other for other in self._kept if other is not kept]
         length = len(kept.tokens) if taken else 0
         self._marks = list(kept.marks) if taken else []
         llm.input_ids[:length] = kept.tokens[:length]
@@ -279,16 +297,22 @@ class Prefix:
             llm.n_tokens = self._seen = 0
         return bool(llm.n_tokens)
 
+    def _clear(self) -> None:
+        if self._alone:
+            llama_cpp.llama_memory_clear(self._memory, True)
+        else:
+            llama_cpp.llama_memory_seq_rm(self._memory, self._sequence, -1, -1)
+
     def _cut(self, reach: int) -> None:
         llm = self._llm
         if reach > 0 and not self.cuttable and (reach < llm.n_tokens or not self._is_intact()):
             mark = next((mark for mark in self._marks if mark.position == reach), None)
             if mark is None or not llama_cpp.llama_state_seq_set_data_ext(
-                llm.ctx, _pointer(mark.state), mark.bytes, SEQUENCE, PARTIAL
+                llm.ctx, _pointer(mark.state), mark.bytes, self._sequence, PARTIAL
             ):
                 reach = 0
-        if reach == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, SEQUENCE, reach, -1):
-            llama_cpp.llama_memory_clear(self._memory, True)
+        if reach == 0 or not llama_cpp.llama_memory_seq_rm(self._memory, self._sequence, reach, -1):
+            self._clear()
             reach = 0
         self._marks = [mark for mark in self._marks if mark.position <= reach]
         if reach < llm.n_tokens or reach == 0:
@@ -299,9 +323,9 @@ class Prefix:
 
     def _state(self, flags: int) -> State:
         context = self._llm.ctx
-        size = llama_cpp.llama_state_seq_get_size_ext(context, SEQUENCE, flags)
+        size = llama_cpp.llama_state_seq_get_size_ext(context, self._sequence, flags)
         state = np.empty(size, np.uint8)
-        llama_cpp.llama_state_seq_get_data_ext(context, _pointer(state), size, SEQUENCE, flags)
+        llama_cpp.llama_state_seq_get_data_ext(context, _pointer(state), size, self._sequence, flags)
         return state
 
     def _shrink(self) -> None:

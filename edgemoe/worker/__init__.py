@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from .parent import EngineDied, RemoteEngine, Worker, open_llama
+from .parent import EngineDied, RemoteEngine, Worker, open_llama, open_service
 
-__all__ = ["EngineDied", "RemoteEngine", "Worker", "open_llama"]
+__all__ = ["EngineDied", "RemoteEngine", "Worker", "open_llama", "open_service"]

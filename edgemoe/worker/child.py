@@ -1,8 +1,9 @@
 """The child's side: open the engine, compute in the main thread, and read requests in another thread.
 
 Ordering: the main thread runs answers and budget changes as jobs, one after the other. The reading thread serves
-readings of the experts and cancellations at once, which the engine allows. The end of the pipe means that the parent
-has ended. The child then ends within ``LAST_WISHES_SECONDS``.
+readings of the experts and cancellations at once, which the engine allows. A server's calls run in threads of their
+own, because a server's engine computes several answers together. The end of the pipe means that the parent has ended.
+The child then ends within ``LAST_WISHES_SECONDS``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class _Child:
         self._engine: Any = None
         self._cancelled = -1  # the highest request that was cancelled
         self._running = -1
+        self._calls: dict[int, Any] = {}  # a server's calls under way, by number
         self._unkept = False  # True: the conversation has an answer that was not kept yet
 
     def serve(self, factory: Any) -> None:
@@ -89,11 +91,26 @@ class _Child:
                 self._send("item", number, chunk)
         self._send("done", number, None)
 
+    def _call(self, number: int, call: Any) -> None:
+        try:
+            for result in call:
+                self._send("item", number, result)
+            self._send("done", number, None)
+        except Exception as error:
+            self._send("error", number, _portable(error))
+        finally:
+            self._calls.pop(number, None)
+
     def _read(self) -> None:
         try:
             while True:
                 what, number, argument = self._pipe.recv()
-                if what == "cancel":
+                if what == "cancel" and number in self._calls:
+                    self._calls[number].cancel()
+                elif what == "call":
+                    self._calls[number] = call = self._engine.call(*argument)
+                    threading.Thread(target=self._call, args=(number, call), daemon=True).start()
+                elif what == "cancel":
                     self._cancelled = max(self._cancelled, number)
                     threading.Thread(target=self._cancel, args=(number,), daemon=True).start()
                 elif what == "read":

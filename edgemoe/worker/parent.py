@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from ..config import child_environment
 from ..control_groups import memory_kills
@@ -34,6 +34,13 @@ KILLED, ABORTED, UNREADABLE, WINDOWS_CRASH = -9, -6, -getattr(signal, "SIGBUS", 
 _REASON_BYTES = 4096  # end of the child's output that is searched for a reason
 
 
+class Inbox(Protocol):
+    """Take the results of one request; ``put`` is called from the thread that reads the pipe."""
+
+    def put(self, result: tuple[str, Any]) -> object:
+        """Take ("item", value), ("done", value) or ("error", error)."""
+
+
 class EngineDied(EdgeMoEError):
     """The child process of the engine ended on its own: a crash, an abort, out of memory, or a kill."""
 
@@ -43,6 +50,13 @@ def open_llama(*arguments: Any, **keywords: Any) -> Any:
     from ..engine import Llama
 
     return Llama(*arguments, **keywords)
+
+
+def open_service(*arguments: Any, **keywords: Any) -> Any:
+    """Open the engine of a server. The child imports it, the parent does not."""
+    from ..engine.service import open_service
+
+    return open_service(*arguments, **keywords)
 
 
 class Worker:
@@ -96,7 +110,8 @@ class RemoteEngine:
         """Start the child."""
         self._died = died
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, SimpleQueue[tuple[str, Any]]] = {0: SimpleQueue()}
+        self._loaded: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self._waiting: dict[int, Inbox] = {0: self._loaded}
         self._lock = threading.Lock()  # guards the pipe's writing end, ``_waiting`` and ``_failure``
         self._failure: EngineDied | None = None
         self._closing = False
@@ -124,6 +139,11 @@ class RemoteEngine:
         """Give the process id of the child."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Tell whether the child has not ended yet."""
+        return self._failure is None
+
     def wait_loaded(self) -> None:
         """Wait until the model is loaded.
 
@@ -132,7 +152,7 @@ class RemoteEngine:
             Exception: the opener raised this error.
         """
         try:
-            self._context, self.thinking, facts = self._result(0)
+            self._context, self.thinking, facts = self._result(0, self._loaded)
         except Exception:
             self.close()
             raise
@@ -150,11 +170,12 @@ class RemoteEngine:
             EngineDied: the child ended before the answer was complete.
         """
         assert stream, "only streams cross the pipe"
-        number = self._request("answer", (messages, keywords))
+        queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        number = self._request("answer", (messages, keywords), queue)
         self._answering = number
         try:
             while True:
-                kind, value = self._waiting[number].get()
+                kind, value = queue.get()
                 if kind == "error":
                     raise value
                 if kind == "done":
@@ -163,6 +184,19 @@ class RemoteEngine:
         finally:
             self._answering = 0
             self._waiting.pop(number, None)
+
+    def call(self, what: str, given: dict[str, Any], queue: Inbox) -> int:
+        """Begin a call of a server's engine and give its number.
+
+        ``queue`` gets ("item", result) for each result, then ("done", None) or ("error", error).
+        """
+        return self._request("call", (what, given), queue)
+
+    def end_call(self, number: int, cancel: bool) -> None:
+        """Forget a call; with ``cancel`` the child stops it."""
+        self._waiting.pop(number, None)
+        if cancel:
+            self._send("cancel", number, None)
 
     def cancel(self) -> None:
         """Stop the current answer."""
@@ -175,7 +209,8 @@ class RemoteEngine:
         Raises:
             EngineDied: the child has ended.
         """
-        return self._result(self._request(what, argument))
+        queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        return self._result(self._request(what, argument, queue), queue)
 
     def close(self) -> None:
         """Ask the child to save its routing profile and end. After ``CLOSE_SECONDS`` the child is killed."""
@@ -194,9 +229,8 @@ class RemoteEngine:
         self._process.kill()
         self._process.wait()
 
-    def _request(self, what: str, argument: Any) -> int:
+    def _request(self, what: str, argument: Any, queue: Inbox) -> int:
         number = next(self._numbers)
-        queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         with self._lock:
             self._waiting[number] = queue
             if self._failure is not None:
@@ -204,8 +238,8 @@ class RemoteEngine:
         self._send(what, number, argument)
         return number
 
-    def _result(self, number: int) -> Any:
-        kind, value = self._waiting[number].get()
+    def _result(self, number: int, queue: SimpleQueue[tuple[str, Any]]) -> Any:
+        kind, value = queue.get()
         self._waiting.pop(number, None)
         if kind == "error":
             raise value

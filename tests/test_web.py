@@ -14,8 +14,8 @@ pytest.importorskip("textual_serve")
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSServerHandshakeError, web  # noqa: E402
 
-from edgemoe.cli import serve  # noqa: E402
-from edgemoe.cli.serve import BUSY, NO_TOKEN, OTHER_ORIGIN, ChatServer, free_port  # noqa: E402
+from edgemoe.cli import web as chat_web  # noqa: E402
+from edgemoe.cli.web import BUSY, NO_TOKEN, OTHER_ORIGIN, ChatServer, free_port  # noqa: E402
 
 # What textual-serve expects of a Textual program: this line, then packets; it repeats what it gets.
 PROGRAM = """
@@ -94,7 +94,7 @@ def test_a_page_of_another_origin_gets_no_session(other: str | None) -> None:
 
 
 def test_a_second_session_gets_a_sentence_and_the_first_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(chat_web, "PATIENCE_S", 0.0)
 
     async def talk(server: ChatServer, client: ClientSession) -> None:
         async with client.ws_connect(f"{server.address}ws", headers=origin(server)) as socket:

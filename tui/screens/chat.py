@@ -69,7 +69,6 @@ class Services:
 
     Attributes:
         open_model: opens a model by a name as typed.
-        with_context: opens the same model again with another length of its context: tokens, or ``auto``.
         choices: the models there are to choose from; called in a thread.
         presets: the user's settings for each model.
         keys: in force.
@@ -77,10 +76,10 @@ class Services:
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
         forecasts: tells how fast models would be here, in the memory that the open one leaves.
         advice: sentence that tells how models would be faster here, empty for none.
+        with_context: opens the same model again with another length of its context: tokens, or ``auto``.
     """
 
     open_model: Callable[[str], Opened] | None = None
-    with_context: Callable[[int | str], Opened] | None = None
     choices: Choices | None = None
     presets: Presets | None = None
     keys: Keys = field(default_factory=Keys)
@@ -88,6 +87,7 @@ class Services:
     remove: Remove | None = None
     forecasts: Callable[[Callable[[], ModelCard | None]], Forecasts] | None = None
     advice: str = ""
+    with_context: Callable[[int | str], Opened] | None = None
 
 
 class ChatScreen(Screen[None]):

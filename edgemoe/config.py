@@ -212,6 +212,21 @@ class OffloadConfig:
         return given[0], given[-1]
 
 
+def context_length(text: str) -> int | Literal["auto"]:
+    """Read the length of a context: ``auto``, a number of tokens, or ``32k``.
+
+    Raises:
+        ConfigError: the text is none of these, or the number is 0.
+    """
+    text = text.strip().lower()
+    if text == "auto":
+        return "auto"
+    number, times = (text[:-1], 1024) if text.endswith("k") else (text, 1)
+    if not number.isdecimal() or int(number) < 1:
+        raise ConfigError(f"{text!r} is no length of a context", "a number of tokens, such as 16384 or 16k, or auto")
+    return int(number) * times
+
+
 def needs_flash(kind: str) -> tuple[str, str]:
     """Give the error and the hint for quantised values without flash attention."""
     return (

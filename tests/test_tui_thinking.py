@@ -362,8 +362,8 @@ async def test_a_thinker_may_use_the_rest_of_the_context(tmp_path: Path) -> None
     [
         (Script("one two", reason="length"), {"max_tokens": 2}, "cut at the token limit · ", "/continue"),
         (Script("", "one two", reason="length"), {"max_tokens": 2}, "token limit while it was still thinking", "/set"),
-        (Script("one two", reason="length"), {"max_tokens": 900}, "cut at the end of the context · ", "--ctx"),
-        (Script("", "one two", reason="length"), {}, "end of the context while it was still thinking", "--ctx"),
+        (Script("one two", reason="length"), {"max_tokens": 900}, "cut at the end of the context · ", "/ctx"),
+        (Script("", "one two", reason="length"), {}, "end of the context while it was still thinking", "/ctx"),
     ],
 )
 async def test_the_reason_of_a_cut_is_shown(script: Script, settings: dict[str, int], said: str, help: str) -> None:

@@ -45,6 +45,7 @@ COMMANDS = (
     Command("stats", "counters of the experts and of the last answer", aliases=("info", "status")),
     Command("experts", "show or hide the expert map"),
     Command("vram", "device memory for experts: 4GiB, 50%", "SIZE", needs_argument=True),
+    Command("ctx", "length of the context: 16384, 32k, auto", "[TOKENS]", aliases=("context",)),
     Command("profile", "where the time of the last answer went"),
     Command("file", "attach a text file to the next question", "PATH", needs_argument=True, aliases=("attach", "add")),
     Command("detach", "take an attachment away again: the last, number N, or all", "[N]", aliases=("drop",)),

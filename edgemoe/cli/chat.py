@@ -61,11 +61,16 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
     keys = load_keys(home("config") / "keys.toml")
 
     def model(name: str) -> Opened:
+        parsed.model = name
         file = find_model(name)
         if name != DEMO:
             recent.add(file)
         engines = Worker(partial(opener, str(file), **engine_keywords(parsed, name)), shards(file))
         return Opened(file.stem, engines, sampling_of(parsed, name, file, presets.of(file.stem).sampling))
+
+    def with_context(length: int | str) -> Opened:
+        parsed.ctx = length
+        return model(parsed.model)
 
     first = model(parsed.model) if parsed.model else Opened()
     kept = presets.of(first.title)
@@ -83,6 +88,7 @@ def open_chat(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
 
     services = Services(
         open_model=model,
+        with_context=with_context,
         choices=lambda: offered(recent.files()),
         presets=presets,
         keys=keys,

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import context_length
+from ..errors import ConfigError
 from ..text.console import show_progress
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ def add_context(group: Any, default: str) -> None:
         "--ctx",
         type=_length,
         metavar="N",
-        help="context in tokens, or auto: as long as the model was trained for, unless that costs much speed or memory "
-        f"({default})",
+        help="context in tokens, also as 32k, or auto: as long as the model was trained for, unless that costs much "
+        f"speed or memory ({default})",
     )
     group.add_argument(
         "--kv",
@@ -49,11 +51,10 @@ def add_context(group: Any, default: str) -> None:
 
 
 def _length(text: str) -> int | str:
-    if text == AUTO:
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of tokens above 0, and not {AUTO}")
-    return int(text)
+    try:
+        return context_length(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {error.hint}") from error
 
 
 def open_in_process(*arguments: Any, **keywords: Any) -> Engine:

@@ -70,7 +70,7 @@ def _check_types(file: GgufFile, types: tuple[int, int]) -> None:
     name = file.path.name
     if types[0] != types[1] and kv_cache.keeps_keys_only(file):
         raise ContextFailed(f"{name} keeps keys and values in one row: both have one type", "kv='q8_0' (--kv q8_0)")
-    for heads in kv_cache.heads(file):
+    for heads in kv_cache.heads(file):  # without flash attention llama.cpp would read half blocks
         for what, number, width in (("keys", types[0], heads.key), ("values", types[1], heads.value)):
             kind = cache_type(number)
             if width % kind.block:

@@ -376,11 +376,24 @@ def _context_bytes(opening: Opening, attempt: Attempt) -> tuple[int, int]:
 
 def announce(opening: Opening) -> list[str]:
     """Warn the user, before loading, of settings with a price; return the sentences."""
-    texts = [text for text in (_much_for_logits(opening), beyond_training(opening.file, opening.keywords)) if text]
+    checks = _much_for_logits(opening), beyond_training(opening.file, opening.keywords), _attention_elsewhere(opening)
+    texts = [text for text in checks if text]
     for text in texts:
         warnings.warn(text, UserWarning, stacklevel=3)
         host.tell(text)
     return texts
+
+
+def _attention_elsewhere(opening: Opening) -> str:
+    """Say that the device cannot compute attention over the cache that it holds; empty if it can."""
+    device, keywords = opening.device, opening.keywords
+    if not device or not keywords.get("flash_attn") or not opening.attempts[0].placement.kv_on_device:
+        return ""
+    keys, values = (keywords.get(name) or kv_cache.USUAL_TYPE for name in ("type_k", "type_v"))
+    if all(host.computes_flash(device, heads, (keys, values)) for heads in kv_cache.heads(opening.file)):
+        return ""
+    names = " and ".join(sorted({kv_cache.cache_type(kind).name for kind in (keys, values)}))
+    return f"{device} has no flash attention for this model with a cache of {names}: the CPU computes it, slowly."
 
 
 def _much_for_logits(opening: Opening) -> str:

@@ -7,7 +7,7 @@ forecasts with typical rates, so that the choice does not depend on measurements
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .forecast import hit_rate, step_seconds
 from .placement import MachineRates, ModelNeeds, Placement
@@ -22,8 +22,9 @@ LITTLE = 0.15
 RAM_SHARE = 1 / 2
 # A smaller gain of a shorter context is not worth a word.
 LEAST_SHOWN = 0.005
-# Rates of a desktop with a card, for ratios only.
-TYPICAL = MachineRates(cpu_expert_rate=3e10, device_rate=3e11, join_ns=3e4)
+# Rates of a desktop with a card, for ratios only. Device and CPU count one after the other, as if they shared a core:
+# within a layer, one mostly waits for the other.
+TYPICAL = MachineRates(cpu_expert_rate=3e10, device_rate=3e11, join_ns=3e4, device_is_cpu=True)
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,10 @@ def _costs_little(longer: Placement, least: Placement, machine: MachineRates) ->
 
 def _seconds(machine: MachineRates, needs: ModelNeeds, placed: Placement) -> float:
     """Compute the seconds of a token with typical rates."""
-    typical = MachineRates(
-        machine.device,
-        cpu_expert_rate=TYPICAL.cpu_expert_rate,
-        device_rate=TYPICAL.device_rate,
-        join_ns=TYPICAL.join_ns,
-    )
     hits = needs.pairs * hit_rate(placed, needs, None)
-    seconds = step_seconds(typical, needs, hits, needs.pairs - hits, 0, placed.dense_on_device)
+    seconds = step_seconds(
+        replace(TYPICAL, device=machine.device), needs, hits, needs.pairs - hits, 0, placed.dense_on_device
+    )
     assert seconds is not None
     return seconds
 

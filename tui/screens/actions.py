@@ -11,7 +11,7 @@ from textual.widget import Widget
 
 from edgemoe.answer import effort, sampling
 from edgemoe.answer.calls import as_text
-from edgemoe.config import Budget
+from edgemoe.config import Budget, context_length
 from edgemoe.errors import ConfigError
 from edgemoe.text.display import count
 from edgemoe.types import Thinking
@@ -51,6 +51,9 @@ class Commanded(Surface, Protocol):
 
     def switch_model(self, name: str) -> None:
         """Open another model in the place of this one."""
+
+    def change_context(self, length: int | str) -> None:
+        """Open the same model with a context of another length."""
 
     def action_models(self) -> None:
         """Show the models there are."""
@@ -195,6 +198,20 @@ class Actions:
             await self._screen.say(str(error), error.hint, wrong=True)
             return
         self._screen.resize(text)
+
+    async def do_ctx(self, text: str) -> None:
+        """The length of the context."""
+        screen = self._screen
+        if text:
+            try:
+                screen.change_context(context_length(text))
+            except ConfigError as error:
+                await screen.say(str(error), error.hint, wrong=True)
+        elif screen.card is None:
+            await screen.say("there is no model", "/model opens one")
+        else:
+            used = f"{screen.status.context_used} of the {screen.card.context} tokens of the context are in use"
+            await screen.say(used, "/ctx 32k or /ctx auto changes its length")
 
     async def do_file(self, text: str) -> None:
         """Attach a text file to the next question."""

@@ -30,7 +30,7 @@ _GO_ON = "Continue exactly where you stopped. Repeat nothing."
 _THINK_ON = "{question}\n\nYou were cut off while you thought about it. Go on from there. You thought:\n\n{thought}"
 _HELP = {
     "length": "/continue lets it go on; /set max_tokens, or --max-tokens at the start, allows more",
-    "full": "a larger --ctx makes room, or a new chat",
+    "full": "a longer context (/ctx) makes room, or a new chat",
 }
 _CONTEXT = 4096  # tokens assumed before a model is there
 
@@ -76,7 +76,7 @@ class Answering:
             surface.prompt.give_back(text)
             need = f"{fitting.share:.0%} of the context"
             hint = "/detach removes an attachment" if self.attached else "shorten it"
-            await surface.say(f"this question alone would take {need}", f"{hint}, or a larger --ctx", wrong=True)
+            await surface.say(f"this question alone would take {need}", f"{hint}, or /ctx a longer context", wrong=True)
             return
         self._asked, self._restore = (text, self.attached), None
         turn = surface.conversation.add("user", question, title=text)
@@ -138,7 +138,7 @@ class Answering:
         fitting = self._fit(messages)
         if fitting.left_out:
             gone = f"the oldest {fitting.left_out} messages no longer fit the context: the model does not see them"
-            await surface.say(gone, "they stay in the conversation; a new chat or a larger --ctx", wrong=True)
+            await surface.say(gone, "they stay in the conversation; a new chat or a longer context (/ctx)", wrong=True)
         elif fitting.share > context.WARN_SHARE and not self._warned:
             self._warned = True
             await surface.say(f"the context is about {fitting.share:.0%} full", "soon the oldest messages are left out")

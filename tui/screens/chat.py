@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from textual import on
@@ -75,6 +76,7 @@ class Services:
         remove: bytes that removing a downloaded model frees; it is gone if the second argument says so.
         forecasts: tells how fast models would be here, in the memory that the open one leaves.
         advice: sentence that tells how models would be faster here, empty for none.
+        with_context: opens the same model again with another length of its context: tokens, or ``auto``.
     """
 
     open_model: Callable[[str], Opened] | None = None
@@ -85,6 +87,7 @@ class Services:
     remove: Remove | None = None
     forecasts: Callable[[Callable[[], ModelCard | None]], Forecasts] | None = None
     advice: str = ""
+    with_context: Callable[[int | str], Opened] | None = None
 
 
 class ChatScreen(Screen[None]):
@@ -522,15 +525,22 @@ class ChatScreen(Screen[None]):
         self.notify(f"opening {name} …")
         if self.state == "no model":
             self._begin_loading(name)
-        self.run_worker(self._switch_model(name), group="model", exclusive=True)
+        opener = self._services.open_model
+        self.run_worker(self._switch_model(opener and partial(opener, name)), group="model", exclusive=True)
 
-    async def _switch_model(self, name: str) -> None:
-        if self._services.open_model is None:
+    def change_context(self, length: int | str) -> None:
+        """Open the same model with a context of another length; the conversation goes on."""
+        self.notify(f"opening {self.model_name} with another context …")
+        opener = self._services.with_context if self.model_name else None
+        self.run_worker(self._switch_model(opener and partial(opener, length)), group="model", exclusive=True)
+
+    async def _switch_model(self, opener: Callable[[], Opened] | None) -> None:
+        if opener is None:
             await self.say("this chat cannot open another model", wrong=True)
             return
         try:
             # In a thread: a name may have to be built first, such as the demo's.
-            opened = await asyncio.to_thread(self._services.open_model, name)
+            opened = await asyncio.to_thread(opener)
         except EdgeMoEError as error:
             await self.say(str(error), error.hint, wrong=True)
             if not self.model_name:

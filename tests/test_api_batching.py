@@ -121,6 +121,7 @@ def test_an_answer_that_is_cancelled_ends_and_the_others_go_on(tmp_path: Path) -
         assert texts(results) == expected
 
 
+@pytest.mark.filterwarnings("ignore:n_ctx")
 def test_a_cancel_while_a_prompt_is_read_stops_the_reading(tmp_path: Path) -> None:
     path = build("qwen3moe", tmp_path)
     with batching(path, n_ctx=8192) as made:

@@ -52,7 +52,14 @@ def test_every_answer_is_as_described(tmp_path: Path) -> None:
     settings = Settings(usual={"max_tokens": 4})
     with serving(build_model(tmp_path), parallel=4, queue=64, settings=settings, n_ctx=512) as served:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json", "--checks", CHECKS]
-        command += ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--no-color"]
+        command += [
+            "--max-examples",
+            str(EXAMPLES),
+            "--generation-deterministic",
+            "--no-color",
+            "--request-timeout",
+            "120",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert served.desk.restarts == 0

@@ -125,6 +125,7 @@ def test_json_of_a_schema(client: Any) -> None:
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "input_image"),
         ("embeddings", {"input": "Hi"}, 400, "no embeddings"),
         ("completions", {"prompt": [10**8]}, 400, "not one of the model's"),
+        ("completions", {"prompt": ""}, 400, "empty"),
         ("completions", {"prompt": "Hi", "echo": True, "logprobs": 1}, 400, "logits_all"),
     ],
 )

@@ -76,6 +76,11 @@ class Completion:
             text = llm._model.token_get_text(llm.token_bos())
             warnings.warn(f"the prompt begins with {text!r} twice, which makes answers worse", RuntimeWarning, 4)
 
+    @property
+    def tokens(self) -> list[int]:
+        """Give the tokens of the prompt."""
+        return self._tokens
+
     def run(self) -> Iterator[dict[str, Any]]:
         """Yield the chunks of a stream, or the one whole completion."""
         given, llm = self._given, self._llm

@@ -94,19 +94,22 @@ class Seat:
         bound.apply_defaults()
         given = dict(bound.arguments)
         del given["self"]
-        self._check(given["prompt"], given["logit_bias"])
         self._ends |= self._chat.stops(given["stop"])
         self._most, self._with_logits = given["max_tokens"] or 0, given["logprobs"] is not None
-        made = Completion(self, **given).run()
+        completion = Completion(self, **given)
+        self._check(completion.tokens, given["logit_bias"])
+        made = completion.run()
         return made if given["stream"] else next(made)
 
-    def _check(self, prompt: str | Sequence[int], bias: Mapping[Any, float] | None) -> None:
+    def _check(self, prompt: Sequence[int], bias: Mapping[Any, float] | None) -> None:
         """Refuse tokens that the model does not have: a batch with such a token would fail for all its answers.
 
         Raises:
-            ConfigError: there is such a token.
+            ConfigError: there is such a token, or no token at all.
         """
-        given = [*(prompt if not isinstance(prompt, str) else ()), *map(_number, bias or ())]
+        if not prompt or list(prompt) == [self.token_bos()] == [-1]:
+            raise ConfigError("the prompt is empty", "this model has no token that begins a text")
+        given = [*prompt, *map(_number, bias or ())]
         if any(not 0 <= token < self.n_vocab() for token in given):
             raise ConfigError(f"a token is not one of the model's {self.n_vocab()}", "tokens belong to one model")
 

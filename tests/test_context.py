@@ -98,6 +98,20 @@ def test_embeddings_of_many_texts_have_a_state_each(tmp_path: Path) -> None:
     cache_equals_llama_cpp_s(path, NONE, embedding=True, n_batch=64, n_ubatch=64)
 
 
+@pytest.mark.parametrize("name", ["granitehybrid", "gpt-oss", "qwen35moe"])
+def test_each_of_several_sequences_has_its_state_and_window(name: str, tmp_path: Path) -> None:
+    path = build(name, tmp_path)
+    prepared = opening.prepare(opening.read(path, False), NONE, {"n_ctx": LENGTH, "swa_full": False}, 4)
+    with memory.watch() as ledger:
+        Llama(path, n_ctx=LENGTH, offload=NONE, swa_full=False, sequences=4).close()
+    found = sum(size for (kind, _), size in ledger.buffers.items() if kind in ("KV", "RS"))
+    assert prepared.attempts[0].placement.kv_bytes == pytest.approx(found, rel=0.01, abs=ROUNDING)
+    assert opening.beyond_training(prepared.file, {"n_ctx": 4 * 512}, 4) == "", (
+        "each sequence has what it was trained for"
+    )
+    assert "600 is more" in opening.beyond_training(prepared.file, {"n_ctx": 4 * 600}, 4)
+
+
 # ---- the same tokens ----
 
 

@@ -108,7 +108,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         core = host.core()
         if config.device == "sim":
             core.configure_sim(config.sim)
-        prepared = opening.prepare(file, config, keywords)
+        prepared = opening.prepare(file, config, keywords, sequences)
         warnings = opening.announce(prepared)
         with contextlib.ExitStack() as closing:
             self._native, attempt = self._load(prepared, closing)

@@ -79,6 +79,7 @@ class Opening:
         machine: memory that is free before the model loads.
         attempts: placements, the planned one first, then smaller ones.
         chosen: the context that the planner chose; None if the user did.
+        sequences: number of sequences that share the context.
     """
 
     file: GgufFile
@@ -90,6 +91,7 @@ class Opening:
     machine: MachineRates
     attempts: tuple[Attempt, ...]
     chosen: ContextChoice | None = None
+    sequences: int = 1
 
     @property
     def vocab_only(self) -> bool:
@@ -155,13 +157,14 @@ def read(model_path: str | Path, vocab_only: bool) -> GgufFile:
     return file
 
 
-def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> Opening:
+def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any], sequences: int = 1) -> Opening:
     """Decide where a model goes and with which settings; nothing is changed, and nothing is loaded.
 
     Args:
         file: the checked header.
         config: the settings.
         given: the keywords that the user gave.
+        sequences: number of sequences that share the context.
 
     Raises:
         ConfigError: a setting cannot be honoured.
@@ -180,13 +183,13 @@ def prepare(file: GgufFile, config: OffloadConfig, given: Mapping[str, Any]) -> 
     keywords.setdefault("verbose", False)
     if not keywords.get("vocab_only"):
         keywords = with_attention(file, config, device, keywords)
-    needs, machine = needs_of(file, keywords), machine_of(device, config)
-    chosen = choose_context(file, needs, config, machine, keywords)
+    needs, machine = needs_of(file, keywords, sequences), machine_of(device, config)
+    chosen = choose_context(file, needs, config, machine, keywords, sequences)
     if chosen is not None:
         keywords["n_ctx"] = chosen.placement.context
     tried = tuple(attempts(context_of(file, keywords), needs, config, machine, keywords))
     _check_room(tried[0].placement, machine)
-    return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried, chosen)
+    return Opening(file, config, device, keywords, needs, model_identity(file), machine, tried, chosen, sequences)
 
 
 def _check_room(placed: Placement, machine: MachineRates) -> None:
@@ -244,21 +247,26 @@ def with_attention(file: GgufFile, config: OffloadConfig, device: str, keywords:
 
 
 def choose_context(
-    file: GgufFile, needs: ModelNeeds, config: OffloadConfig, machine: MachineRates, keywords: Mapping[str, Any]
+    file: GgufFile,
+    needs: ModelNeeds,
+    config: OffloadConfig,
+    machine: MachineRates,
+    keywords: Mapping[str, Any],
+    sequences: int = 1,
 ) -> ContextChoice | None:
-    """Choose the context if the user leaves it to the planner; None if the user chose."""
+    """Choose the context, which sequences share, if the user leaves it to the planner; None if the user chose."""
     if keywords.get("n_ctx") != AUTO:
         return None
 
     def placed(tokens: int) -> Placement:
         return next(attempts(tokens, needs, config, machine, keywords)).placement
 
-    return context.choose(needs, context_of(file, keywords), machine, placed)
+    return context.choose(needs, sequences * context_of(file, keywords), machine, placed)
 
 
-def beyond_training(file: GgufFile, keywords: Mapping[str, Any]) -> str:
+def beyond_training(file: GgufFile, keywords: Mapping[str, Any], sequences: int = 1) -> str:
     """Say that a context is longer than those the model was trained for; empty if it is not, or if ropes are scaled."""
-    tokens, trained = context_of(file, keywords), file.number("context_length")
+    tokens, trained = context_of(file, keywords) // sequences, file.number("context_length")
     if not trained or tokens <= trained or any(name.startswith(("rope_", "yarn_")) for name in keywords):
         return ""
     return (
@@ -267,8 +275,8 @@ def beyond_training(file: GgufFile, keywords: Mapping[str, Any]) -> str:
     )
 
 
-def needs_of(file: GgufFile, keywords: Mapping[str, Any]) -> ModelNeeds:
-    """Read the needs of a model with these settings."""
+def needs_of(file: GgufFile, keywords: Mapping[str, Any], sequences: int = 1) -> ModelNeeds:
+    """Read the needs of a model with these settings, for so many sequences."""
     tokens = context_of(file, keywords)
     batch = min(keywords.get("n_batch", DEFAULT_BATCH), keywords.get("n_ubatch", DEFAULT_BATCH), tokens)
     given = (keywords.get("type_k"), keywords.get("type_v"))
@@ -279,7 +287,7 @@ def needs_of(file: GgufFile, keywords: Mapping[str, Any]) -> ModelNeeds:
         bool(keywords.get("flash_attn")),
         max(1, batch),
         (types[0], types[1]),
-        sequences_of(keywords),
+        max(sequences, sequences_of(keywords)),
     )
     if needs.shape is None or keywords.get("vocab_only"):
         return replace(needs, shape=None)
@@ -376,7 +384,11 @@ def _context_bytes(opening: Opening, attempt: Attempt) -> tuple[int, int]:
 
 def announce(opening: Opening) -> list[str]:
     """Warn the user, before loading, of settings with a price; return the sentences."""
-    checks = _much_for_logits(opening), beyond_training(opening.file, opening.keywords), _attention_elsewhere(opening)
+    checks = (
+        _much_for_logits(opening),
+        beyond_training(opening.file, opening.keywords, opening.sequences),
+        _attention_elsewhere(opening),
+    )
     texts = [text for text in checks if text]
     for text in texts:
         warnings.warn(text, UserWarning, stacklevel=3)

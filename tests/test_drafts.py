@@ -506,7 +506,7 @@ def test_drafts_of_a_head(
 def test_a_head_that_never_fits_is_off_within_64_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "LEAST_CHANCE", 0.0)
     offload = OffloadConfig(device="none", profile="off", speculative="mtp")
-    llm = Llama(zoo.build("glm4moe", folder, mtp=True), offload=offload, n_ctx=1024, n_threads=1, n_threads_batch=1)
+    llm = Llama(zoo.build("glm4moe", folder, mtp=True), offload=offload, n_ctx=512, n_threads=1, n_threads_batch=1)
     assert llm._drafts is not None
     counts: list[int] = []
     learn = llm._drafts.pace.step

@@ -18,6 +18,7 @@ PREFETCH = ("auto", "off", "history", "lookahead")
 # Types of the KV cache. The quantised ones, all but the first, need flash attention for values.
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 FLASH = ("auto", "on", "off")
+SPECULATIVE = ("auto", "off", "mtp", "ngram")
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -153,6 +154,10 @@ class OffloadConfig:
             engine keeps some of them in RAM and reads the others from the disk when they are needed.
         ram: RAM for experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes. If the experts take more,
             the engine keeps some of them in RAM and reads the others from the disk when they are needed.
+        speculative: source of drafts: tokens that are guessed and then checked, several in a step. ``mtp``: the model's
+            own head for drafts, if the file has one. ``ngram``: the words of the conversation. A path: a small GGUF
+            with the same vocabulary. ``auto``: ``ngram``. ``off``: no drafts. Drafts change no answer, and pause while
+            they do not pay.
 
     Raises:
         ConfigError: a value cannot be honoured.
@@ -174,6 +179,7 @@ class OffloadConfig:
     kv: str | tuple[str, str] = "f16"
     flash: str = "auto"
     ram: str | int = "auto"
+    speculative: str | Path = "auto"
 
     def __post_init__(self) -> None:
         """Check every field, so that the error points at the line that set the wrong value."""
@@ -193,6 +199,16 @@ class OffloadConfig:
         _one_of("flash", self.flash, FLASH)
         if self.kv_types[1] != CACHE_TYPES[0] and self.flash == "off":
             raise ConfigError(*needs_flash(self.kv_types[1]))
+        if self.draft_path is None and self.speculative not in SPECULATIVE:
+            hint = f"one of: {', '.join(SPECULATIVE)}, or the path of a GGUF file"
+            raise ConfigError(f"speculative={self.speculative!r} is unknown", hint)
+
+    @property
+    def draft_path(self) -> Path | None:
+        """Give the file of the draft model, None for another source."""
+        path = Path(self.speculative)
+        named = isinstance(self.speculative, Path) or path.suffix == ".gguf" or len(path.parts) > 1
+        return path.expanduser() if named else None
 
     @property
     def budget(self) -> Budget:

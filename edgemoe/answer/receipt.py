@@ -35,6 +35,8 @@ class Receipt:
         join_ms: milliseconds the CPU waited for the device.
         device: name of the device, empty when unknown.
         on_device: True if the device runs llama.cpp's whole graph. The CPU then waits for it as for any GPU.
+        drafted_tokens: tokens that were guessed.
+        accepted_tokens: guessed tokens that were right.
     """
 
     prompt_tokens: int = 0
@@ -52,6 +54,8 @@ class Receipt:
     join_ms: float = 0.0
     device: str = ""
     on_device: bool = False
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @classmethod
     def of(cls, completion: Mapping[str, Any], first_token_s: float | None = None) -> Receipt:
@@ -78,6 +82,8 @@ class Receipt:
             join_ms=float(experts.get("join_ms", 0.0)),
             device=str(experts.get("device", "")),
             on_device=bool(experts.get("on_device", False)),
+            drafted_tokens=int(timings.get("draft_n", 0)),
+            accepted_tokens=int(timings.get("draft_n_accepted", 0)),
         )
 
     @property
@@ -85,9 +91,18 @@ class Receipt:
         """Count the tokens of the context in use after this answer."""
         return self.prompt_tokens + self.cached_tokens + self.answer_tokens
 
+    @property
+    def tokens_per_step(self) -> float:
+        """Give the tokens of one step; the first token of an answer comes from its prompt. 1 without drafts."""
+        steps = self.answer_tokens - 1 - self.accepted_tokens
+        return (self.answer_tokens - 1) / steps if steps > 0 else 1.0
+
     def parts(self) -> list[str]:
         """Give the figures in words, the most important first. A dense model has no figures of experts."""
         parts = [rate(self.answer_rate), f"first token {seconds(self.first_token_s)}"]
+        if self.drafted_tokens:
+            drafts = f"{count(self.accepted_tokens)} of {count(self.drafted_tokens)} guesses right"
+            parts.append(f"{self.tokens_per_step:.1f} tokens a step, {drafts}")
         asked = self.prompt_tokens + self.cached_tokens
         if self.cached_tokens and asked >= LONG_PROMPT:
             parts.append(f"{count(self.cached_tokens)} of {count(asked)} reused")

@@ -153,6 +153,11 @@ def _common_options() -> _Parser:
     model = common.add_argument_group("the model")
     add_context(model, f"{CONTEXT}; chat and demo: {AUTO}")
     model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads that compute")
+    model.add_argument(
+        "--speculative",
+        metavar="SOURCE",
+        help="guess tokens and check several in a step: auto, off, mtp, ngram, or a small GGUF",
+    )
     usual = f"longest answer in tokens ({MAX_TOKENS}; the rest of the context if the model thinks first)"
     model.add_argument("--max-tokens", type=_positive, metavar="N", help=usual)
     model.add_argument(

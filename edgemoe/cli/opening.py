@@ -22,7 +22,7 @@ DEMO = "demo"
 # Tokens of the context, unless the planner chooses: AUTO, the default of the chat.
 CONTEXT, AUTO = 4096, "auto"
 # Options that are fields of OffloadConfig.
-OPTIONS = ("device", "rpc", "vram", "policy", "cache", "kv", "flash")
+OPTIONS = ("device", "rpc", "vram", "policy", "cache", "kv", "flash", "speculative")
 # Rate of a PCIe 4.0 x16 link in practice, so that the sim device is no faster than a real GPU.
 SIM_BANDWIDTH = 20 * 10**9
 

@@ -163,6 +163,19 @@ int32_t em_disk_state(em_engine * e) {
     return why.empty() ? EM_OK : em_fail(EM_ERROR_STATE, why);
 }
 
+int32_t em_begin_context(em_engine * e, int32_t stands_in) {
+    if (em_loading() || !e->model.loaded) {
+        return em_fail(EM_ERROR_STATE, "this thread is loading a model, or the model is not loaded");
+    }
+    em_set_accelerates(stands_in == 0);
+    return EM_OK;
+}
+
+int32_t em_end_context(em_engine *) {
+    em_set_accelerates(false);
+    return EM_OK;
+}
+
 int32_t em_layer_count(em_engine * e) { return int32_t(e->model.layers.size()); }
 
 int32_t em_layer(em_engine * e, int32_t i, em_layer_info * out) {

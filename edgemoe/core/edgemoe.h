@@ -24,7 +24,7 @@
 #    define EM_API extern "C" __attribute__((visibility("default")))
 #endif
 
-#define EM_ABI_VERSION 7
+#define EM_ABI_VERSION 8
 
 enum em_status {
     EM_OK              = 0,
@@ -227,6 +227,10 @@ EM_API int32_t em_resize_ram(em_engine * engine, int64_t budget);
 EM_API int32_t em_in_ram(em_engine * engine, uint8_t * out, int64_t capacity);
 // EM_ERROR_STATE if a read of the disk failed since the last call; em_last_error names the file and the reason.
 EM_API int32_t em_disk_state(em_engine * engine);
+// Between em_begin_context and em_end_context, on the same thread, the caller makes one more context of the loaded model. All
+// contexts share the residency, the routing history and the predictor. stands_in: as in em_begin_load.
+EM_API int32_t em_begin_context(em_engine * engine, int32_t stands_in);
+EM_API int32_t em_end_context(em_engine * engine);
 // Stop copies and release the device; call it before the model is freed.
 EM_API int32_t em_engine_stop(em_engine * engine);
 EM_API int32_t em_layer_count(em_engine * engine);

@@ -21,7 +21,7 @@ from ..types import ExpertStats, Load
 # std::__throw_runtime_error of GNU's C++ library.
 _THROW = "_ZSt21__throw_runtime_errorPKc"
 _CORE_NAME = "edgemoe_core" + (".dll" if sys.platform == "win32" else ".so")
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 OK, ERROR_ARGUMENT, ERROR_MISMATCH, ERROR_DEVICE, ERROR_NO_MEMORY, ERROR_STATE = 0, -1, -2, -3, -4, -5
 UNSEEN = 1
@@ -141,6 +141,8 @@ _SIGNATURES = {
     "em_resize_ram": (_i32, [ctypes.c_void_p, _i64]),
     "em_in_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_disk_state": (_i32, [ctypes.c_void_p]),
+    "em_begin_context": (_i32, [ctypes.c_void_p, _i32]),
+    "em_end_context": (_i32, [ctypes.c_void_p]),
     "em_engine_stop": (_i32, [ctypes.c_void_p]),
     "em_layer_count": (_i32, [ctypes.c_void_p]),
     "em_layer": (_i32, [ctypes.c_void_p, _i32, ctypes.POINTER(LayerInfo)]),
@@ -385,6 +387,15 @@ class NativeEngine:
     def disk_failure(self) -> str:
         """Describe the latest read of the disk that failed since the last call; empty if none did."""
         return "" if self._lib.em_disk_state(self.handle) == OK else self._core.last_error()
+
+    @contextlib.contextmanager
+    def one_more_context(self, stands_in: bool) -> Iterator[None]:
+        """Let this thread make another context of the loaded model; ``stands_in`` as in `begin_load`."""
+        self._check(self._lib.em_begin_context(self.handle, int(stands_in)))
+        try:
+            yield
+        finally:
+            self._check(self._lib.em_end_context(self.handle))
 
     def stop(self) -> None:
         """Stop copies and release the device; call it before the model is freed."""

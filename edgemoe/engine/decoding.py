@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_cpp
@@ -31,7 +32,13 @@ class Decode:
     """
 
     def __init__(
-        self, core: Core, context: int, scheduler: Scheduler, verbose: bool, threads: Threads | None = None
+        self,
+        core: Core,
+        context: int,
+        scheduler: Scheduler,
+        verbose: bool,
+        threads: Threads | None = None,
+        follow: Callable[[list[int], int], None] | None = None,
     ) -> None:
         """Decode in ``context``.
 
@@ -41,9 +48,10 @@ class Decode:
             scheduler: moves the experts.
             verbose: llama.cpp's messages may be seen.
             threads: chooses the number of threads for single tokens; None: the number stays as it is.
+            follow: called with the tokens and the first position of each computed batch.
         """
         self._core, self._context, self._scheduler, self._verbose = core, context, scheduler, verbose
-        self._threads = threads
+        self._threads, self._follow = threads, follow
         self._function, self._process = host.address_of("llama_decode"), os.getpid()
         self._next = 0  # position behind the latest batch
         self._broken = ""
@@ -83,6 +91,8 @@ class Decode:
             raise ContextFull(f"llama_decode returned {status}", "the context is full: n_ctx= sets its size")
         if status != 0:
             raise ComputeFailed(f"llama_decode returned {status}")
+        if self._follow is not None and raw.n_tokens and raw.pos:
+            self._follow(list(tokens), raw.pos[0])
         if raw.n_tokens and raw.pos:
             self._next = raw.pos[raw.n_tokens - 1] + 1
         if self._threads is not None and raw.n_tokens == 1:
@@ -93,3 +103,13 @@ class Decode:
         before = threads.count
         if (count := threads.passed(elapsed_ns, usage)) != before:
             llama_cpp.llama_set_n_threads(self._context, count, llama_cpp.llama_n_threads_batch(self._context))
+
+
+def decode_rows(llm: Any, tokens: Sequence[int]) -> None:
+    """Do as llama_cpp's ``eval`` with ``logits_all``, but leave the logits in llama.cpp's memory."""
+    before = llm.n_tokens
+    llm._ctx.kv_cache_seq_rm(-1, before, -1)
+    llm._batch.set_batch(batch=tokens, n_past=before, logits_all=True)
+    llm._ctx.decode(llm._batch)
+    llm.input_ids[before : before + len(tokens)] = tokens
+    llm.n_tokens, llm._requires_eval = before + len(tokens), False

@@ -117,7 +117,7 @@ def core() -> Core:
     load = libraries[0].ggml_backend_load
     load.restype, load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     _take_log()
-    with _quiet():
+    with quiet():
         registered = load(str(loaded.path).encode())
     if not registered:
         raise BackendMismatch(f"{version()} (backend interface version)", TESTED)
@@ -137,7 +137,7 @@ def address_of(name: str) -> int:
 def load_backends() -> tuple[str, ...]:
     """Load the backends that ``edgemoe setup`` built, once; return a sentence about each that cannot be loaded."""
     _take_log()
-    with _quiet():
+    with quiet():
         sentences = backends.load_built(_ggml_libraries()[0])
     for sentence in sentences:
         tell(sentence)
@@ -151,7 +151,7 @@ def connect(endpoint: str) -> list[str]:
         EdgeMoEError: no RPC server of this version answers there, or there is no RPC backend.
     """
     _take_log()
-    with _quiet():
+    with quiet():
         names = backends.connect(_ggml_libraries()[0], endpoint)
     _endpoints.update(dict.fromkeys(names, endpoint))
     return names
@@ -215,6 +215,8 @@ def loading(
     experts: bool = True,
     head: Sequence[int] = (),
     sequences: int = 1,
+    head_runs: bool = False,
+    snapshots: int = 0,
     verbose: bool = False,
 ) -> Iterator[list[str]]:
     """Let this thread load a model of ours; give a list that collects the errors that llama.cpp logs.
@@ -223,8 +225,10 @@ def loading(
         engine: takes the experts.
         on_device: llama.cpp computes its part on the engine's device, through the stand-in.
         experts: the engine takes the experts; otherwise llama.cpp keeps them, in its own layout.
-        head: blocks of an MTP head: their tensors stay in the file, never on a device.
+        head: blocks of an MTP head that does not run: their tensors stay in the file, never on a device.
         sequences: number of sequences that the context holds.
+        head_runs: llama.cpp loads the MTP head.
+        snapshots: tokens of a batch that a recurrent memory can take back.
         verbose: llama.cpp's lines also go to the callback that was installed before ours.
     """
     errors: list[str] = []
@@ -235,8 +239,8 @@ def loading(
     if experts:  # otherwise llama.cpp does not see our devices
         engine.begin_load(on_device)
     devices = (ctypes.c_void_p * 2)(engine.stand_in_device(), None) if on_device else None
-    binding.llama_model_default_params = _params_of_ours(plain_params, devices, overrides)
-    binding.llama_context_default_params = _context_of_ours(plain_context, sequences)
+    binding.llama_model_default_params = _params_of_ours(plain_params, devices, overrides, head_runs)
+    binding.llama_context_default_params = _context_of_ours(plain_context, sequences, snapshots)
     llama_module.suppress_stdout_stderr = _internals.suppress_stdout_stderr = _guard_that_spares_us(plain_guard)
     _take_log()
     try:
@@ -252,18 +256,20 @@ def loading(
 
 
 @contextlib.contextmanager
-def _quiet(verbose: bool = False) -> Iterator[None]:
+def quiet(verbose: bool = False) -> Iterator[list[str]]:
+    """Keep llama.cpp's messages off the terminal, unless ``verbose``; give a list that collects its errors."""
     before, loud = getattr(_scope, "errors", None), getattr(_scope, "verbose", False)
-    _scope.errors, _scope.verbose = [] if before is None else before, verbose
+    errors: list[str] = [] if before is None else before
+    _scope.errors, _scope.verbose = errors, verbose
     try:
-        yield
+        yield errors
     finally:
         _scope.errors, _scope.verbose = before, loud
 
 
-def computing(verbose: bool = False) -> contextlib.AbstractContextManager[None]:
+def computing(verbose: bool = False) -> contextlib.AbstractContextManager[list[str]]:
     """Keep the messages of a model that computes on this thread off the terminal, unless ``verbose``."""
-    return _quiet(verbose)
+    return quiet(verbose)
 
 
 def tell(text: str) -> None:
@@ -316,7 +322,7 @@ def _overrides(head: tuple[int, ...]) -> Any:
     return (_Override * (len(ours) + 1))(*ours, _Override(None, None))
 
 
-def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any) -> Callable[[], Any]:
+def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any, head_runs: bool) -> Callable[[], Any]:
     def model_default_params() -> Any:
         params = plain()
         if getattr(_scope, "errors", None) is not None:
@@ -324,16 +330,21 @@ def _params_of_ours(plain: Callable[[], Any], devices: Any, overrides: Any) -> C
                 params.tensor_buft_overrides = ctypes.addressof(overrides)
             if devices is not None:
                 params.devices = ctypes.addressof(devices)
+            if head_runs:
+                params.load_mtp = True
         return params
 
     return model_default_params
 
 
-def _context_of_ours(plain: Callable[[], Any], sequences: int) -> Callable[[], Any]:
+def _context_of_ours(plain: Callable[[], Any], sequences: int, snapshots: int) -> Callable[[], Any]:
     def context_default_params() -> Any:
         params = plain()
-        if getattr(_scope, "errors", None) is not None and sequences > 1:
-            params.n_seq_max, params.kv_unified = sequences, True  # sequences share the cells of a common beginning
+        if getattr(_scope, "errors", None) is not None:
+            if sequences > 1:
+                params.n_seq_max, params.kv_unified = sequences, True  # sequences share the cells of a common beginning
+            if snapshots:
+                params.n_rs_seq = snapshots
         return params
 
     return context_default_params

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..config import OffloadConfig, set_default
 from ..errors import Cancelled, ComputeFailed, ConfigError, EdgeMoEError
+from ..models.gguf import GgufFile
 from ..planning.context import in_words
 from ..planning.placement import slots_overhead
 from ..types import Thinking
@@ -25,7 +26,9 @@ from . import host, lifetime, opening, third_tier
 from .binding import NativeEngine
 from .chat import DEFAULT, Chat, forgiving_templates
 from .completion import Completion
-from .decoding import Decode
+from .contexts import Contexts
+from .decoding import Decode, decode_rows
+from .drafts import SNAPSHOTS, Drafts, Head, NGrams, SmallModel, Source, has_head
 from .experts import Experts
 from .hot_set import HotSet
 from .keeper import Keeper, profile_folder
@@ -80,6 +83,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     Attributes:
         experts: placement and figures, see ``Experts``.
+        contexts: further contexts of the model, see ``Contexts``.
 
     Raises:
         ModelNotFound: no such file, or a shard is missing.
@@ -108,11 +112,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         core = host.core()
         if config.device == "sim":
             core.configure_sim(config.sim)
-        prepared = opening.prepare(file, config, keywords, sequences)
-        warnings = opening.announce(prepared)
         with contextlib.ExitStack() as closing:
+            if config.speculative == "mtp" and not has_head(file):
+                raise ConfigError(f"{file.path.name} has no MTP head that can run", "speculative='ngram' needs none")
+            small = _small_model(file, config, keywords, closing)  # before the free memory is divided
+            prepared = opening.prepare(file, config, keywords, sequences)
+            warnings = opening.announce(prepared)
             self._native, attempt = self._load(prepared, closing)
-            self._start(prepared, attempt, closing)
+            self._start(prepared, attempt, small, closing)
             self._closing = closing.pop_all()
         self.experts.notes += self._notes(prepared, attempt, warnings)
 
@@ -155,12 +162,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             if prepared.takes_experts and third_tier.applies(prepared, attempt):
                 third_tier.read_dense(prepared.file)
                 native.load_lazily()
+            heads = config.speculative == "mtp"
             loading = host.loading(
                 native,
                 on_device=on_device,
                 experts=prepared.takes_experts,
-                head=prepared.head_blocks,
                 sequences=self._sequences,
+                head=() if heads else prepared.head_blocks,
+                head_runs=heads,
+                snapshots=0 if config.speculative in ("auto", "off") else SNAPSHOTS,
                 verbose=prepared.verbose,
             )
             with lifetime.load_lock, forgiving_templates(), loading as errors:
@@ -175,7 +185,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             raise
         return native
 
-    def _start(self, prepared: Opening, attempt: Attempt, closing: contextlib.ExitStack) -> None:
+    def _start(
+        self, prepared: Opening, attempt: Attempt, small: SmallModel | None, closing: contextlib.ExitStack
+    ) -> None:
         """Make the parts of an open model; ``closing`` ends them in reverse order."""
         native, config, verbose = self._native, prepared.config, prepared.verbose
         self._turns, self._inside, self._generating = Turns(native, verbose), False, False
@@ -186,15 +198,42 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         folder = None if prepared.vocab_only else folder_of(config.cache, self, prepared.identity, prepared.device)
         self._prefix = Prefix(weakref.proxy(self), states, prepared.keywords.get("swa_full") is not False, folder)
         closing.callback(self._prefix.close, KEEP_SECONDS)
+        self.contexts = Contexts(self.model, self.context_params, native, self._on_device, verbose)
+        closing.callback(self.contexts.close_all)
+        self._drafts, self._row = self._open_drafts(prepared, small), -1
         self._open_chat(chosen=any(prepared.keywords.get(name) for name in ("chat_format", "chat_handler")))
         self._open_experts(prepared, attempt, closing)
         abort = ctypes.cast(host.core().abort_callback(), llama_cpp.ggml_abort_callback)
         with host.computing(verbose):
             llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         threads = None if "n_threads" in self._given else Threads(int(prepared.keywords["n_threads"]))
-        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose, threads)
+        head = self._drafts.source if self._drafts is not None and isinstance(self._drafts.source, Head) else None
+        follow = head.follow if head is not None else None
+        self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose, threads, follow)
         closing.callback(lifetime.opened(self))
         closing.callback(self._turns.close)
+
+    def _open_drafts(self, prepared: Opening, small: SmallModel | None) -> Drafts | None:
+        """Open the source of drafts that the settings name, None for no drafts."""
+        asked, automatic = prepared.config.speculative, prepared.config.speculative == "auto"
+        if asked == "off" or prepared.vocab_only or self._sequences > 1:
+            return None
+        if automatic and prepared.config.synchronous:
+            return None
+        if self.draft_model is not None:
+            if automatic:
+                return None
+            raise ConfigError(f"speculative={asked!r} and draft_model exclude each other", "leave one of them out")
+        if small is not None:
+            small.require_vocabulary_of(self)
+        if not self._prefix.cuttable and not self._prefix.snapshots:
+            return None
+        source: Source = small if small is not None else self._open_head() if asked == "mtp" else NGrams()
+        return Drafts(weakref.proxy(self), source)
+
+    def _open_head(self) -> Head:
+        kind = {"ctx_type": llama_cpp.LLAMA_CONTEXT_TYPE_MTP, "ctx_other": self.ctx, "n_rs_seq": 0}
+        return Head(weakref.proxy(self), self.contexts.open(n_ctx=self.n_ctx(), **kind))
 
     def _open_experts(self, prepared: Opening, attempt: Attempt, closing: contextlib.ExitStack) -> None:
         """Give the experts their slots, a scheduler and a watchdog."""
@@ -241,10 +280,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             # The hot set has noted already how many experts have a slot.
             planned = attempt.placement.reason_without("experts", *(["dense"] if attempt.note else []))
             locked = opening.lock_note(prepared.keywords, attempt.placement)
-            notes += [note for note in (*warnings, attempt.note, planned, locked) if note]
+            notes += [note for note in (*warnings, attempt.note, planned, locked, self._draft_note(prepared)) if note]
         if (problem := self._chat.problem()) is not None and self._chat_format:
             notes.append(f"{problem}. Completions work; for a chat: {problem.hint}.")
         return notes
+
+    def _draft_note(self, prepared: Opening) -> str:
+        """Say why drafts that were asked for are off; empty if they are on."""
+        if prepared.config.speculative in ("auto", "off") or self._drafts is not None:
+            return ""
+        if self._sequences > 1:
+            return "No drafts: several answers share a step already."
+        return "No drafts: the memory of this model cannot take tokens back."
 
     # ---- computing ----
 
@@ -263,20 +310,38 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             self._prefix.cut_back()
             at = 0
             for count in self._prefix.stops(len(tokens)):
-                try:
-                    self._eval_part(tokens[at : at + count])
-                except BaseException:
-                    self._prefix.failed()
-                    raise
-                self._prefix.passed()
+                self._eval_noted(tokens[at : at + count])
                 at += count
 
-    def _eval_part(self, tokens: Sequence[int]) -> None:
+    def _eval_rows(self, tokens: Sequence[int]) -> None:
+        """Compute ``tokens`` in one batch after those computed before, and keep the logits of each.
+
+        Raises:
+            Cancelled: ``cancel`` was called meanwhile.
+        """
+        with self._computing():
+            self._owner = None
+            self._evaluated = len(tokens)
+            self._prefix.cut_back()
+            self._eval_noted(tokens, rows=True)
+
+    def _eval_noted(self, tokens: Sequence[int], rows: bool = False) -> None:
+        try:
+            self._eval_part(tokens, rows)
+        except BaseException:
+            self._prefix.failed()
+            raise
+        self._prefix.passed(len(tokens) if rows else 1)
+
+    def _eval_part(self, tokens: Sequence[int], rows: bool = False) -> None:
         if self._turns.cancelled:
             raise Cancelled("cancelled")
         started = time.perf_counter_ns()
         try:
-            super().eval(tokens)
+            if rows and not self._logits_all:
+                decode_rows(self, tokens)
+            else:
+                super().eval(tokens)
         except ComputeFailed as error:
             if self._turns.cancelled:
                 raise Cancelled("cancelled") from error
@@ -332,27 +397,24 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        held: Any = list(prompt)  # the answer's tokens in the context
-        with self._turns.taking(turn):
-            begun, reset = prompt, options["reset"]
-            if not reset:
-                held = [*self.input_ids[: self.n_tokens].tolist(), *prompt]
-            elif self._holds_exactly(prompt):
-                self._account(0, len(prompt))
-            else:
-                reach = self._prefix.begin(prompt)
-                self._account(len(prompt) - reach, reach)
-                begun, options["reset"] = prompt[reach:], False
-            made = super().generate(begun, **options)
-        sent: Sequence[int] | None = None
+        drafts = self._drafts if self.draft_model is None else None
+        made: Any = None
+        held: Any = None
         sampler: Any = None
-        known = len(held)  # tokens, without guesses of a draft model
-        with contextlib.closing(made):
+        sent: Sequence[int] | None = None
+        with contextlib.ExitStack() as closing:
             while True:
                 with self._turns.taking(turn):
-                    if sampler is not None and self._owner is not me:
+                    first = made is None
+                    if first:
+                        made, held = self._begun(drafts, prompt, options)
+                        closing.enter_context(contextlib.closing(made))
+                        known = len(held)  # tokens, without guesses of a draft model
+                    elif self._owner is not me:
                         self._come_back(held, known - 1)
                         self._sampler, self._mirostat_mu = sampler
+                        if drafts:
+                            made.lost()
                     self._evaluated, self._generating = None, True
                     try:
                         token = made.send(sent)
@@ -360,8 +422,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                         return
                     finally:
                         self._generating = False
-                    if sampler is not None and self._meter is not None and self.draft_model:
-                        self._meter.drafted(self._evaluated, 1 + len(sent or ()))
+                    if not first and self._meter is not None and (drafts or self.draft_model):
+                        self._meter.drafted(self._evaluated, 1 if drafts else 1 + len(sent or ()))
                     known += 1
                     self._owner, sampler = me, (self._sampler, self._mirostat_mu)
                     ended = llama_cpp.llama_vocab_is_eog(self._model.vocab, token) or token in self._ends
@@ -373,7 +435,22 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                     return
                 sent = yield token
                 if not self.draft_model:
-                    held += [token, *(sent or ())]
+                    held += [token] if drafts else [token, *(sent or ())]
+
+    def _begun(self, drafts: Drafts | None, prompt: list[int], options: dict[str, Any]) -> tuple[Any, Any]:
+        """Begin an answer; return the source of its tokens, and the tokens that the context holds after the first."""
+        held = list(prompt)
+        begun = prompt
+        if not options["reset"]:
+            held = [*self.input_ids[: self.n_tokens].tolist(), *prompt]
+        elif self._holds_exactly(prompt):
+            self._account(0, len(prompt))
+            begun = [] if drafts else prompt
+        else:
+            reach = self._prefix.begin(prompt)
+            self._account(len(prompt) - reach, reach)
+            begun, options["reset"] = prompt[reach:], False
+        return (drafts.answer(begun, options) if drafts else super().generate(begun, **options)), held
 
     def _come_back(self, held: Sequence[int], sure: int) -> None:
         """Make the context hold the tokens of this answer again, after another answer has computed.
@@ -451,7 +528,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _last_logits(self) -> Any:
         """Give the logits of the token that was just sampled, valid until the next computation."""
-        row = llama_cpp.llama_get_logits_ith(self.ctx, -1)
+        row = llama_cpp.llama_get_logits_ith(self.ctx, self._row)
         return np.ctypeslib.as_array(row, shape=(self.n_vocab(),))
 
     @property
@@ -646,6 +723,21 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             "offload": self._offload,
             "sequences": self._sequences,
         }
+
+
+def _small_model(
+    file: GgufFile, config: OffloadConfig, keywords: Mapping[str, Any], closing: contextlib.ExitStack
+) -> SmallModel | None:
+    """Open the draft model that the settings name, None without one; ``closing`` closes it."""
+    path = config.draft_path
+    if path is None or keywords.get("vocab_only"):
+        return None
+    asked, trained = opening.context_of(file, keywords), opening.read(path, False).number("context_length")
+    offload = replace(config, policy="off", profile="off", cache="off", speculative="off")
+    threads = {name: keywords[name] for name in ("n_threads", "n_threads_batch") if name in keywords}
+    small = SmallModel(Llama(path, offload=offload, n_ctx=min(asked, trained or asked), **threads))
+    closing.callback(small.close)
+    return small
 
 
 def _noting(notes: list[str]) -> Callable[[BudgetChanged], None]:

@@ -50,6 +50,7 @@ class Prefix:
 
     Attributes:
         cuttable: the memory can be cut behind any token.
+        snapshots: tokens of the latest batch that llama.cpp can take back from a memory that cannot be cut.
     """
 
     def __init__(
@@ -67,6 +68,9 @@ class Prefix:
         model = llm.model
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         self.cuttable = not recurrent and (whole_window or llama_cpp.llama_model_n_swa(model) == 0)
+        rolled = getattr(llama_cpp, "llama_n_rs_seq", None)  # newer versions of llama.cpp
+        self.snapshots = int(rolled(llm.ctx)) if recurrent and rolled else 0
+        self._batch = 1  # tokens of the latest batch, if llama.cpp can take them back
         self._memory = llama_cpp.llama_get_memory(llm.ctx)
         self._marks: list[Mark] = []
         self._marks_fit = True  # False if a single mark is larger than the budget
@@ -90,6 +94,7 @@ class Prefix:
     def begin(self, tokens: Sequence[int]) -> int:
         """Make the context hold the beginning of ``tokens``; return its length. The rest remains to be computed."""
         prompt = np.asarray(tokens, dtype=np.intc)
+        self._take_back()
         reach = self.reach(prompt)
         if (other := self._elsewhere(prompt, reach)) is not None:
             self._displace(0)
@@ -151,7 +156,7 @@ class Prefix:
             self._foreign = None
         elif self._foreign is None and here > self._seen:
             self._foreign = self._seen
-        if self.cuttable or self._foreign is not None or self._is_intact():
+        if self.cuttable or self._foreign is not None or self._take_back():
             return
         again = self._llm.input_ids[:here].tolist()
         self._cut(max((mark.position for mark in self._marks), default=0))
@@ -174,8 +179,13 @@ class Prefix:
         places = [*sorted(place for place in wanted if begin < place < end), end]
         return [place - before for before, place in zip([begin, *places], places, strict=False)]
 
-    def passed(self) -> None:
-        """Note that the tokens up to here are computed; set a mark here if one is due."""
+    def passed(self, batch: int = 1) -> None:
+        """Note that the tokens up to here are computed; set a mark here if one is due.
+
+        Args:
+            batch: tokens of the latest batch, if some of them may be taken back.
+        """
+        self._batch = batch
         here = self._seen = self._llm.n_tokens
         if self.cuttable or not self._budget or not self._marks_fit or self._foreign is not None:
             return
@@ -200,6 +210,17 @@ class Prefix:
         """Tell whether the memory ends at ``n_tokens``; a memory that can be cut may go further."""
         end = llama_cpp.llama_memory_seq_pos_max(self._memory, self._sequence) + 1
         return bool(end >= self._llm.n_tokens if self.cuttable else end == self._llm.n_tokens)
+
+    def _take_back(self) -> bool:
+        """Make the memory end at ``n_tokens`` by llama.cpp's snapshots; return whether it ends there."""
+        if self._is_intact():
+            return True
+        here = self._llm.n_tokens
+        back = llama_cpp.llama_memory_seq_pos_max(self._memory, self._sequence) + 1 - here
+        if self.cuttable or not 0 < back < min(self._batch, self.snapshots + 1):
+            return False
+        self._batch = 1
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, self._sequence, here, -1))
 
     def _is_whole(self) -> bool:
         """Tell whether the tokens in the context tell everything about its state."""

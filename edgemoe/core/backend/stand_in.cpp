@@ -80,7 +80,7 @@ ggml_backend * device_init(ggml_backend_device * dev, const char *) {
     p->compute                   = G.ggml_backend_dev_init(device, nullptr);
     p->to_host                   = p->compute ? G.ggml_backend_dev_init(device, nullptr) : nullptr;
     p->cpu.cpu                   = p->to_host ? G.ggml_backend_cpu_init() : nullptr;
-    if (!p->cpu.cpu || !em_readers_join(e->residence.readers, p->compute)) {
+    if (!p->cpu.cpu) {
         return nullptr;
     }
     const bool events = p->compute->iface.event_record && p->compute->iface.event_wait;

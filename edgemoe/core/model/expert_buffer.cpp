@@ -123,6 +123,8 @@ void em_set_loading(em_model * model, bool stands_in) {
     accelerates = model && !stands_in;
 }
 
+void em_set_accelerates(bool on) { accelerates = on; }
+
 ggml_backend_buffer * em_expert_buffer_from(void * memory, size_t size) {
     if (em_maps_lazily()) {
         em_read_in_pieces(memory);

@@ -107,7 +107,7 @@ void em_view_wait(em_pass * p) {
 void em_report_prompt(em_pass * p) {
     for (const auto & seen : p->prompt.routing) {
         if (em_ids_ok(&seen.ids, seen.layer->experts)) {
-            em_record(p->e->log, seen.layer->block, &seen.ids);
+            em_record(p->e->log, p->cpu.number, seen.layer->block, &seen.ids);
         }
     }
     p->prompt.routing.clear();
@@ -116,6 +116,6 @@ void em_report_prompt(em_pass * p) {
 void em_report_view(em_pass * p) {
     p->view.unreported = false;
     em_report_prompt(p); // the ids of a prompt were sent before the view, so they have arrived
-    em_record(p->e->log, p->view.block.layer->block, p->view.block.ids);
+    em_record(p->e->log, p->cpu.number, p->view.block.layer->block, p->view.block.ids);
     em_look_ahead(p->e->prefetch, p->view.block);
 }

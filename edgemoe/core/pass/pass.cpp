@@ -184,6 +184,7 @@ int em_pass_compute(em_pass * p, ggml_cgraph * graph) {
     }
     std::lock_guard<std::mutex> compute(p->e->turn.computing);
     const em_pool_use           use(p->cpu.threads);
+    em_readers_take(p->e->residence.readers, p->compute);
     if (!em_tables_make(p)) {
         return STATUS_ALLOC_FAILED;
     }

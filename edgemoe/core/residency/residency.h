@@ -57,7 +57,7 @@ struct em_uploads {
 struct em_readers {
     em_event       read; // on the pass's stream: a graph over all slots has read the slots
     std::mutex     mutex;
-    ggml_backend * stream = nullptr; // the stream of the pass; there is one pass at a time
+    ggml_backend * stream = nullptr; // of the latest pass; nothing is under way on the streams of other passes
 };
 
 // Places for experts that are streamed in a prefill. Layers with weights of the same shapes share one stage.
@@ -97,7 +97,7 @@ int  em_slot_load(em_layer_t & layer, const em_load & load, bool missed, ggml_ba
 void em_slot_loaded(em_layer_t & layer, const em_load & load, int32_t slot, bool ok);
 int  em_slots_set(em_residence & r, const int32_t * slots); // of each layer
 int  em_expert_pin(em_residence & r, int32_t layer, int32_t expert, bool pinned);
-bool em_readers_join(em_readers & readers, ggml_backend * stream); // false: the readers have another stream already
+void em_readers_take(em_readers & readers, ggml_backend * stream); // a pass begins: waits for the pass of another context
 void em_readers_leave(em_readers & readers, ggml_backend * stream);
 void em_readers_wait(em_readers & readers); // until the stream has done everything that was started
 void em_note_use(em_layer_t & layer, const ggml_tensor * ids); // needs the layer's mutex

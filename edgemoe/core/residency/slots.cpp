@@ -101,11 +101,12 @@ int32_t slot_for(const em_layer_t & layer, int32_t expert, int32_t victim) {
 }
 } // namespace
 
-bool em_readers_join(em_readers & readers, ggml_backend * stream) {
+void em_readers_take(em_readers & readers, ggml_backend * stream) {
     std::lock_guard<std::mutex> lock(readers.mutex);
-    const bool                  first = !readers.stream;
-    readers.stream                    = first ? stream : readers.stream;
-    return first;
+    if (readers.stream && readers.stream != stream) {
+        G.ggml_backend_synchronize(readers.stream);
+    }
+    readers.stream = stream;
 }
 
 void em_readers_leave(em_readers & readers, ggml_backend * stream) {

@@ -1,34 +1,64 @@
 #include "routing/log.h"
 #include "errors.h"
 
+#include <algorithm>
+
+namespace {
+constexpr size_t CAPACITY = size_t(1) << 20; // int32: 4 MiB, four batches of 512 tokens, 60 layers and top-8
+
 // Events that do not fit are counted and dropped; older events stay.
-void em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids) {
-    constexpr size_t CAPACITY = size_t(1) << 20; // int32: 4 MiB, four batches of 512 tokens, 60 layers and top-8
-    const int64_t    k = ids->ne[0], tokens = ids->ne[1];
+void append(em_routing_log & log, em_unfinished_pass & pass) {
+    log.full = log.full || log.length + pass.events.size() > CAPACITY;
+    if (log.full) { // small records too: half a batch would look like a batch
+        log.count.dropped_events += pass.events.empty() ? 0 : 1;
+    } else if (!pass.events.empty()) {
+        log.events.resize(std::max(log.events.size(), log.length + pass.events.size()));
+        memcpy(&log.events[log.length], pass.events.data(), pass.events.size() * 4);
+        log.length += pass.events.size();
+    }
+    pass.events.clear();
+    pass.block = -1;
+}
+
+em_unfinished_pass & pass_of(em_routing_log & log, int64_t context) {
+    const auto at = std::find_if(log.passes.begin(), log.passes.end(), [&](const auto & p) { return p.context == context; });
+    if (at != log.passes.end()) {
+        return *at;
+    }
+    log.passes.push_back({context});
+    return log.passes.back();
+}
+} // namespace
+
+void em_record(em_routing_log & log, int64_t context, int32_t block, const ggml_tensor * ids) {
+    const int64_t k = ids->ne[0], tokens = ids->ne[1];
     if (log.model.layers.front()->block == block) {
         log.count.tokens += tokens;
     }
-    const size_t                needed = size_t(k * tokens) + 3;
     std::lock_guard<std::mutex> lock(log.mutex);
-    log.full = log.full || log.length + needed > CAPACITY;
-    if (log.full) { // small records too: half a batch would look like a batch
-        log.count.dropped_events += 1;
-        return;
+    em_unfinished_pass &        pass = pass_of(log, context);
+    if (block <= pass.block) { // the pass before ended early
+        append(log, pass);
     }
-    if (log.events.size() < log.length + needed) {
-        log.events.resize(log.length + needed);
+    pass.block            = block;
+    std::vector<int32_t> & to = pass.events;
+    to.insert(to.end(), {block, int32_t(tokens), int32_t(k)});
+    for (int64_t t = 0; t < tokens; ++t) {
+        const auto * row = reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) + t * ids->nb[1]);
+        to.insert(to.end(), row, row + k);
     }
-    int32_t * to = &log.events[log.length];
-    *to++ = block, *to++ = int32_t(tokens), *to++ = int32_t(k);
-    for (int64_t t = 0; t < tokens; ++t, to += k) {
-        memcpy(to, static_cast<const char *>(ids->data) + t * ids->nb[1], size_t(k) * 4);
+    if (block == log.model.layers.back()->block) {
+        append(log, pass);
     }
-    log.length += needed;
 }
 
 int64_t em_log_drain(em_routing_log & log, int32_t * out, int64_t capacity) {
     std::lock_guard<std::mutex> lock(log.mutex);
-    int64_t                     n = 0;
+    for (em_unfinished_pass & pass : log.passes) {
+        append(log, pass);
+    }
+    log.passes.clear();
+    int64_t n = 0;
     while (n < int64_t(log.length)) {
         const int64_t record = 3 + int64_t(log.events[size_t(n) + 1]) * log.events[size_t(n) + 2];
         if (n + record > capacity) {

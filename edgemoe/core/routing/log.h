@@ -2,7 +2,8 @@
 
 // The routing log: the routers' choices, for the routing history; and traces that replace the routers' choices.
 //
-// em_routing_log: written by the thread that computes, emptied by em_drain from any thread, under its mutex.
+// em_routing_log: written by the threads that compute, emptied by em_drain from any thread, under its mutex. Two contexts may
+// compute layers in turns, so the records of a pass are collected apart until the pass is over.
 // em_forced: the thread that computes, under em_turn::computing.
 
 #include "measures/counters.h"
@@ -10,17 +11,25 @@
 
 #include <mutex>
 
+struct em_unfinished_pass {
+    int64_t              context = 0;
+    int32_t              block   = -1; // of the latest record
+    std::vector<int32_t> events  = {};
+};
+
 struct em_routing_log {
     const em_model & model;
     em_counters &    count;
 
-    std::mutex           mutex  = {};
-    std::vector<int32_t> events = {};
-    size_t               length = 0;
-    bool                 full   = false; // nothing is recorded until em_log_drain
+    std::mutex                     mutex  = {};
+    std::vector<int32_t>           events = {};
+    size_t                         length = 0;
+    bool                           full   = false; // nothing is recorded until em_log_drain
+    std::vector<em_unfinished_pass> passes = {};    // one for each context
 };
 
-void    em_record(em_routing_log & log, int32_t block, const ggml_tensor * ids);
+// `context`: number of the context that computes.
+void    em_record(em_routing_log & log, int64_t context, int32_t block, const ggml_tensor * ids);
 int64_t em_log_drain(em_routing_log & log, int32_t * out, int64_t capacity);
 
 // Benchmarks replay real routing on random weights: a row of the trace per token.

@@ -2,6 +2,11 @@
 
 #include "split/run.h"
 
+int64_t em_next_context() {
+    static std::atomic<int64_t> made{0};
+    return ++made;
+}
+
 // Runs nodes [from, to) as they are, on ggml-cpu.
 static int run_plain(em_context * c, ggml_cgraph * graph, int from, int to) {
     if (from >= to) {
@@ -48,6 +53,15 @@ static bool runs_plain(const em_block & b) {
     return true;
 }
 
+// Reports the routing of a layer before the layer computes. Another context may compute meanwhile.
+static void report(em_context * c, const em_block & b) {
+    em_engine *                 e = b.engine;
+    std::lock_guard<std::mutex> compute(e->turn.computing);
+    em_force_routing(e->forced, b.layer->index, b.ids);
+    em_record(e->log, c->number, b.layer->block, b.ids);
+    em_look_ahead(e->prefetch, b);
+}
+
 int em_graph_compute(em_context * c, ggml_cgraph * graph) {
     const em_pool_use use(c->threads);
     const int64_t     started = em_now_ns();
@@ -68,9 +82,7 @@ int em_graph_compute(em_context * c, ggml_cgraph * graph) {
         if (found != em_found::BLOCK) {
             continue;
         }
-        em_force_routing(engine->forced, b.layer->index, b.ids);
-        em_record(engine->log, b.layer->block, b.ids);
-        em_look_ahead(engine->prefetch, b);
+        report(c, b);
         if (runs_plain(b)) {
             i = b.last;
             continue;

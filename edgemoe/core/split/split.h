@@ -8,7 +8,10 @@
 #include "cpu/thread_pool.h"
 #include "engine.h"
 
+int64_t em_next_context(); // graph.cpp: numbers contexts
+
 struct em_context { // one per llama context that opened our backend
+    int64_t           number = em_next_context();
     em_thread_pool    threads;
     em_stream         cpu;
     std::vector<char> arena;

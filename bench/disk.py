@@ -148,8 +148,6 @@ def ours(given: argparse.Namespace, ids: IdArray) -> Made:
         return {
             "wait": stats.disk_wait_ns / 1e9,
             "ram_gb": stats.ram_bytes / 1e9,
-            "useful": stats.ahead_useful,
-            "wasted": stats.ahead_wasted,
         }
 
     return llm, facts, llm.close

@@ -151,8 +151,6 @@ class OffloadConfig:
             of more than 8192 tokens, for ``n_ctx="auto"`` and for quantised values, if the device computes it. The
             keyword ``flash_attn`` of llama_cpp comes before it.
         ram: RAM for experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes. If the experts take more,
-            engine keeps some of them in RAM and reads the others from the disk when they are needed.
-        ram: RAM for experts: ``auto``, bytes, ``"6GiB"``, or ``"50%"`` of the expert bytes. If the experts take more,
             the engine keeps some of them in RAM and reads the others from the disk when they are needed.
         speculative: source of drafts: tokens that are guessed and then checked, several in a step. ``mtp``: the model's
             own head for drafts, if the file has one. ``ngram``: the words of the conversation. A path: a small GGUF

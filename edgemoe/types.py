@@ -94,8 +94,6 @@ class ExpertStats:
         disk_reads: reads of the disk.
         missed_bytes: bytes of the experts that a computation needed and that were not in RAM.
         disk_wait_ns: time that computations waited for the disk.
-        ahead_useful: experts that were read from the disk ahead of need and then used.
-        ahead_wasted: experts that were read from the disk ahead of need and not used.
         ram_bytes: RAM that experts take if the model is larger than the RAM, else 0.
         ram_budget: the most RAM for experts if the model is larger than the RAM, else 0.
     """
@@ -133,8 +131,6 @@ class ExpertStats:
     disk_reads: int = 0
     missed_bytes: int = 0
     disk_wait_ns: int = 0
-    ahead_useful: int = 0
-    ahead_wasted: int = 0
     ram_bytes: int = 0
     ram_budget: int = 0
 

@@ -12,10 +12,11 @@ from edgemoe import Llama, OffloadConfig
 from edgemoe.config import Budget
 from edgemoe.engine import third_tier
 from edgemoe.errors import ComputeFailed, ConfigError
+from edgemoe.limits import Memory
 from edgemoe.models import gguf
 from edgemoe.planning import model_needs
 from edgemoe.planning.placement import GIB, MachineRates, place
-from edgemoe.planning.third_tier import at_once, ram_for_experts
+from edgemoe.planning.third_tier import at_once, fitted, ram_for_experts
 from edgemoe.types import ExpertStats
 from tests import parity
 from tests.zoo import ARCHITECTURES, build
@@ -126,6 +127,31 @@ def test_ram_for_experts(folder: Path) -> None:
     least = ram_for_experts(tiny, large, place(tiny, large, 512, Budget()), Budget())
     assert least == at_once(large) * 50 * 2**20
     assert ram_for_experts(tiny, replace(large, shape=None), placed, Budget()) is None
+
+
+def test_other_programs_come_first() -> None:
+    budget, spare = 8 * GIB, GIB
+    assert fitted(budget, budget, 7 * GIB, GIB, spare) == budget, "enough is free"
+    assert fitted(budget, budget, 7 * GIB, GIB // 4, spare) == 7 * GIB - 3 * GIB // 4
+    assert fitted(budget, budget, GIB // 2, 0, spare) == 0
+    assert fitted(4 * GIB, budget, 4 * GIB, 3 * GIB, spare) == 5 * GIB, "the other program has ended"
+    assert fitted(4 * GIB, budget, 4 * GIB, 60 * GIB, spare) == budget
+
+
+def test_a_limit_that_shrinks_takes_experts_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build("qwen3moe", folder)
+    reference = plain(path)
+    tokens, _ = parity.answer(reference)
+    reference.close()
+    llm = parity.open_ours(path, OffloadConfig("none", profile="off", ram="90%"))
+    before = llm.experts.stats()
+    monkeypatch.setattr(third_tier, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(third_tier.limits, "memory", lambda: Memory(16 * GIB, 0))
+    got, _ = parity.answer(llm)
+    after, notes = llm.experts.stats(), list(llm.experts.notes)
+    llm.close()
+    assert got == tokens and after.ram_budget < before.ram_budget
+    assert any("Other programs need the RAM" in note for note in notes)
 
 
 def test_a_wrong_size_is_refused() -> None:

@@ -79,6 +79,8 @@ def figures(
         lines.append(disk)
     moved = [f"{size(stats.slot_bytes)} on device", f"{count(stats.uploads)} uploads"]
     moved.append(f"{size(stats.upload_bytes)} moved")
+    if stats.disk_bytes:
+        moved.append(f"{size(stats.disk_bytes)} from the disk")
     if stats.pending:
         moved.append(f"{count(stats.pending)} pending")
     lines.append(Content.styled(" · ".join(moved), "$muted"))

@@ -33,6 +33,8 @@ class Receipt:
         device_ms: milliseconds until the hot pairs' results.
         cpu_ms: milliseconds computing cold pairs.
         join_ms: milliseconds the CPU waited for the device.
+        disk_bytes: bytes of experts read from the disk, for a model that is larger than the RAM.
+        disk_ms: milliseconds that expert layers waited for the disk.
         device: name of the device, empty when unknown.
         on_device: True if the device runs llama.cpp's whole graph. The CPU then waits for it as for any GPU.
         drafted_tokens: tokens that were guessed.
@@ -52,6 +54,8 @@ class Receipt:
     device_ms: float = 0.0
     cpu_ms: float = 0.0
     join_ms: float = 0.0
+    disk_bytes: int = 0
+    disk_ms: float = 0.0
     device: str = ""
     on_device: bool = False
     drafted_tokens: int = 0
@@ -80,6 +84,8 @@ class Receipt:
             device_ms=float(experts.get("device_ms", 0.0)),
             cpu_ms=float(experts.get("cpu_ms", 0.0)),
             join_ms=float(experts.get("join_ms", 0.0)),
+            disk_bytes=int(experts.get("disk_bytes", 0)),
+            disk_ms=float(experts.get("disk_ms", 0.0)),
             device=str(experts.get("device", "")),
             on_device=bool(experts.get("on_device", False)),
             drafted_tokens=int(timings.get("draft_n", 0)),
@@ -110,7 +116,9 @@ class Receipt:
             parts += [f"hit rate {percent(self.hit_rate)}", f"{size(self.upload_bytes)} moved"]
             spent = [("device", self.device_ms), ("CPU", self.cpu_ms)]
             spent += [] if self.on_device else [("waiting", self.join_ms)]
+            spent += [("disk", self.disk_ms)] if self.disk_bytes else []
             parts.append(", ".join(f"{name} {seconds(ms / 1000)}" for name, ms in spent))
+            parts += [f"{size(self.disk_bytes)} from the disk"] if self.disk_bytes else []
         return parts
 
     def line(self) -> str:
@@ -121,6 +129,9 @@ class Receipt:
         """Name the main cause of a slow answer in one sentence; empty if the answer was not slow."""
         if self.first_token_s > SLOW_FIRST_TOKEN_S and self.prompt_tokens:
             return f"The first token had to wait for {count(self.prompt_tokens)} prompt tokens."
+        if self.disk_ms > SLOW_SHARE * self.moe_ms > 0:
+            waited = percent(self.disk_ms / self.moe_ms)
+            return f"The experts waited for the disk in {waited} of their time: the RAM holds too few of them."
         if self.device in ("", "none") or not self.pairs:
             return ""
         if not self.on_device and self.join_ms > SLOW_SHARE * self.moe_ms > 0:
@@ -169,4 +180,9 @@ def counters(stats: ExpertStats) -> list[str]:
         "device": f"{count(stats.slots)} slots, {count(stats.resident)} resident, {size(stats.slot_bytes)}",
         "time": ", ".join(f"{name} {seconds(ns / 1e9)}" for name, ns in spent.items()),
     }
+    if stats.ram_budget:
+        lines["disk"] = (
+            f"{size(stats.disk_bytes)} read in {count(stats.disk_reads)} reads, {seconds(stats.disk_wait_ns / 1e9)} "
+            f"waiting; {size(stats.ram_bytes)} of {size(stats.ram_budget)} of RAM for experts"
+        )
     return [f"{subject}: {figures}" for subject, figures in lines.items()]

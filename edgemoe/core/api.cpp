@@ -146,18 +146,6 @@ int32_t em_resize_ram(em_engine * e, int64_t budget) {
     return EM_OK;
 }
 
-int32_t em_in_ram(em_engine * e, uint8_t * out, int64_t capacity) {
-    for (auto & layer : e->model.layers) {
-        if (layer->experts > capacity) {
-            return em_fail(EM_ERROR_ARGUMENT, "the buffer is too small");
-        }
-        em_ram_state(e->ram, *layer, out);
-        out += layer->experts;
-        capacity -= layer->experts;
-    }
-    return EM_OK;
-}
-
 int32_t em_disk_state(em_engine * e) {
     const std::string why = em_disk_failure(e->ram.disk);
     return why.empty() ? EM_OK : em_fail(EM_ERROR_STATE, why);
@@ -245,7 +233,6 @@ int32_t em_stats(em_engine * e, em_stats_t * s) {
     s->stage_bytes    = e->residence.stages.bytes;
     s->disk_bytes = e->ram.disk.bytes, s->disk_reads = e->ram.disk.reads;
     s->missed_bytes = e->ram.count.missed_bytes, s->disk_wait_ns = e->ram.count.wait_ns;
-    s->ahead_useful = e->ram.count.useful, s->ahead_wasted = e->ram.count.wasted;
     em_ram_sizes(e->ram, s->ram_bytes, s->ram_budget);
     for (auto & layer : e->model.layers) {
         const em_residents &        here = layer->residents;

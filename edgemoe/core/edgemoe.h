@@ -101,7 +101,7 @@ typedef struct {
     int64_t prefetch_useful, prefetch_late, prefetch_wasted;
     int64_t slots, slot_bytes, resident, pending, stage_bytes;
     int64_t fused_layers, plain_layers;
-    int64_t disk_bytes, disk_reads, missed_bytes, disk_wait_ns, ahead_useful, ahead_wasted;
+    int64_t disk_bytes, disk_reads, missed_bytes, disk_wait_ns;
     int64_t ram_bytes, ram_budget;
     int64_t dropped_events;
 } em_stats_t;
@@ -223,8 +223,6 @@ EM_API int32_t em_open_ram(em_engine * engine, const char * const * paths, int32
 // Reads experts into RAM while nothing else is to be read, the hottest first. heat: [layers, experts] uses so far, or NULL.
 EM_API int32_t em_fill_ram(em_engine * engine, const float * heat);
 EM_API int32_t em_resize_ram(em_engine * engine, int64_t budget);
-// Per (layer, expert), row by row: 1 in RAM, 0 on the disk alone.
-EM_API int32_t em_in_ram(em_engine * engine, uint8_t * out, int64_t capacity);
 // EM_ERROR_STATE if a read of the disk failed since the last call; em_last_error names the file and the reason.
 EM_API int32_t em_disk_state(em_engine * engine);
 // Between em_begin_context and em_end_context, on the same thread, the caller makes one more context of the loaded model. All

@@ -85,7 +85,7 @@ _STAT_NAMES = (
     *("moe_ns", "device_ns", "cpu_ns", "join_ns", "schedule_ns"),
     *("prefetch_useful", "prefetch_late", "prefetch_wasted"),
     *("slots", "slot_bytes", "resident", "pending", "stage_bytes", "fused_layers", "plain_layers"),
-    *("disk_bytes", "disk_reads", "missed_bytes", "disk_wait_ns", "ahead_useful", "ahead_wasted"),
+    *("disk_bytes", "disk_reads", "missed_bytes", "disk_wait_ns"),
     *("ram_bytes", "ram_budget", "dropped_events"),
 )
 
@@ -139,7 +139,6 @@ _SIGNATURES = {
     "em_open_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i32, ctypes.c_void_p, _i32, _i64, _i32]),
     "em_fill_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p]),
     "em_resize_ram": (_i32, [ctypes.c_void_p, _i64]),
-    "em_in_ram": (_i32, [ctypes.c_void_p, ctypes.c_void_p, _i64]),
     "em_disk_state": (_i32, [ctypes.c_void_p]),
     "em_begin_context": (_i32, [ctypes.c_void_p, _i32]),
     "em_end_context": (_i32, [ctypes.c_void_p]),
@@ -377,12 +376,6 @@ class NativeEngine:
     def resize_ram(self, budget: int) -> None:
         """Keep at most ``budget`` bytes of experts in RAM from now on."""
         self._check(self._lib.em_resize_ram(self.handle, budget))
-
-    def in_ram(self, layers: int, experts: int) -> npt.NDArray[np.uint8]:
-        """Give 1 for each expert that is in RAM of the engine, else 0, ``(layers, experts)``."""
-        out = np.empty((layers, experts), dtype=np.uint8)
-        self._check(self._lib.em_in_ram(self.handle, out.ctypes.data, out.size))
-        return out
 
     def disk_failure(self) -> str:
         """Describe the latest read of the disk that failed since the last call; empty if none did."""

@@ -247,14 +247,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
             notes.append(opening.NOT_TAKEN)
             needs = replace(needs, shape=None)
         tiered = needs.shape is not None and third_tier.applies(prepared, attempt)
-        tiered = tiered and third_tier.open_ram(native, prepared, attempt, notes)
+        watch = third_tier.open_ram(native, prepared, attempt, notes) if tiered else None
         hot = HotSet(native, prepared.machine, needs, attempt.placement, notes)
         blocks = [layer.block for layer in native.layers()]
         log = RoutingLog(native, Routing(blocks, hot.shape.experts, hot.shape.used, config.prefill_tokens))
         keeper = Keeper(profile_folder(config), prepared.identity, hot.shape, notes)
         self._scheduler = Scheduler(native, hot, log, keeper, config, notes)
         closing.callback(self._scheduler.close)
-        if tiered:
+        if watch is not None:
+            self._scheduler.follow(watch)
             third_tier.fill(native, keeper.profile.heat if keeper.profile else None)
         self.experts = Experts(native, hot, self._scheduler, log, prepared, notes)
         if self._on_device and hot.is_whole:

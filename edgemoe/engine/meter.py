@@ -118,6 +118,8 @@ class Meter:
             "device_ms": (now.device_ns - then.device_ns) / 1e6,
             "cpu_ms": (now.cpu_ns - then.cpu_ns) / 1e6,
             "join_ms": (now.join_ns - then.join_ns) / 1e6,
+            "disk_bytes": now.disk_bytes - then.disk_bytes,
+            "disk_ms": (now.disk_wait_ns - then.disk_wait_ns) / 1e6,
         }
 
 

@@ -25,6 +25,7 @@ from .hot_set import HotSet
 from .keeper import Keeper
 from .predictor import NativePredictor
 from .routing_log import RoutingLog
+from .third_tier import RamWatch
 
 SYNCHRONOUS_S = 60.0
 # Shares of the time that routing log and policy may take, with prefetch and without. Above that the policy gets fewer
@@ -75,6 +76,7 @@ class Scheduler:
         self._pinned: BoolArray = np.zeros((hot.shape.layers, hot.shape.experts), dtype=np.bool_)
         self._pins_changed = self._layers_noted = False
         self._waiting = self._turn_ns = 0
+        self._ram: RamWatch | None = None
         if hot.shape.layers and hot.device:
             self._start()
 
@@ -145,6 +147,8 @@ class Scheduler:
             self._turn_ns = time.perf_counter_ns() - started
         if self.predictor is not None and len(tokens) == 1 and not self._config.synchronous:
             self._prefetch(self._controller.step(elapsed_ns))
+        if self._ram is not None:
+            self._ram.look()
         if self._keeper.due:
             self._keeper.keep_later(self._run(), self._tables)
         self.elapsed_ns += time.perf_counter_ns() - started
@@ -249,6 +253,10 @@ class Scheduler:
     def memory(self) -> tuple[int, int]:
         """Give the free and the total bytes of the device."""
         return self._hot.memory()
+
+    def follow(self, watch: RamWatch) -> None:
+        """Look at the free RAM after each step: the experts take RAM that other programs may need."""
+        self._ram = watch
 
     def disk_failure(self) -> str:
         """Describe the latest read of the disk that failed since the last call; empty if none did."""

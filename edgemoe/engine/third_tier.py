@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from .. import limits
 from ..errors import EdgeMoEError
 from ..models.gguf import EXPERTS, GgufFile, GgufTensor
-from ..planning.third_tier import at_once
+from ..planning.third_tier import at_once, fitted, spare_bytes
 from ..types import FloatArray
 from .binding import ExpertPlace, NativeEngine
 from .opening import Attempt, Opening
 
+# Seconds from one look at the free RAM to the next. A look takes about a millisecond.
+WATCH_SECONDS = 1.0
 # The core's numbers for projections.
 _PROJECTIONS = ("gate", "up", "down", "gate_up")
 
@@ -24,8 +28,37 @@ def applies(opening: Opening, attempt: Attempt) -> bool:
     return attempt.ram_bytes is not None and opening.maps_weights and not opening.keywords.get("use_mlock")
 
 
-def open_ram(native: NativeEngine, opening: Opening, attempt: Attempt, notes: list[str]) -> bool:
-    """Let the core read experts from the disk; return False if it cannot, and the system's file cache has to do.
+class RamWatch:
+    """Follows the free RAM while the model runs: experts make room for other programs, and come back later.
+
+    A step of the model calls `look`. One thread at a time.
+    """
+
+    def __init__(self, native: NativeEngine, budget: int, notes: list[str]) -> None:
+        """Begin with ``budget`` bytes of RAM for experts; ``notes`` gets a sentence when they become fewer."""
+        self._native, self._most, self._budget, self._notes = native, budget, budget, notes
+        self._looked_at = time.monotonic()
+        self._told = False
+
+    def look(self) -> None:
+        """Change the budget if the free RAM asks for it; at most once in `WATCH_SECONDS`."""
+        now = time.monotonic()
+        if now - self._looked_at < WATCH_SECONDS:
+            return
+        self._looked_at, memory = now, limits.memory()
+        used, spare = self._native.stats().ram_bytes, spare_bytes(memory.total)
+        budget = fitted(self._budget, self._most, used, memory.available, spare)
+        if budget == self._budget:
+            return
+        self._budget = budget
+        self._native.resize_ram(budget)
+        if budget < self._most and not self._told:
+            self._told = True
+            self._notes.append(f"Other programs need the RAM: {budget / 2**30:.1f} GiB are left for experts.")
+
+
+def open_ram(native: NativeEngine, opening: Opening, attempt: Attempt, notes: list[str]) -> RamWatch | None:
+    """Let the core read experts from the disk; return None if it cannot, and the system's file cache has to do.
 
     Args:
         native: the core's engine, with the model loaded and without slots.
@@ -38,10 +71,10 @@ def open_ram(native: NativeEngine, opening: Opening, attempt: Attempt, notes: li
         native.open_ram(opening.file.shards, places(opening.file), budget, at_once(needs))
     except EdgeMoEError as error:
         notes.append(f"The RAM is too small for the experts, and they cannot be read past the file cache: {error}.")
-        return False
+        return None
     kept, all_bytes = min(budget, needs.expert_bytes) / 2**30, needs.expert_bytes / 2**30
     notes.append(f"The RAM holds {kept:.1f} of {all_bytes:.1f} GiB of experts; the disk has the others.")
-    return True
+    return RamWatch(native, budget, notes)
 
 
 def fill(native: NativeEngine, heat: FloatArray | None) -> None:

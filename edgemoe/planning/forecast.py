@@ -17,10 +17,8 @@ import numpy as np
 
 from ..types import FloatArray
 from .placement import BATCH, MachineRates, ModelNeeds, Placement, disk_bytes
+from .typical import typical_hit_rate
 
-# Hit rates of the adaptive policy by share of experts resident. They are the middle of gpt-oss-20b and DeepSeek-V2-Lite
-# on recorded routing (loads on demand). The rate at 0.125 is that of LRU on larger models.
-TYPICAL = ((0.0, 0.0), (0.125, 0.47), (0.25, 0.68), (0.5, 0.87), (0.75, 0.96), (1.0, 1.0))
 # A prefill streams an expert to the device if so many tokens of a batch use it (OffloadConfig.stream_tokens).
 STREAM_TOKENS = 32
 # Largest share by which a measured speed may differ from the forecast of a run: `python bench/fit.py`.
@@ -69,13 +67,13 @@ def from_runs(
         more = needs.layers - last.layers
         return longer + (more * max(0.0, longer - short) / (last.layers - first.layers) if more > 0 else 0.0)
 
-    prefill = BATCH / whole(first.prefill_s, last.prefill_s)
+    prefill = _with_disk(whole(first.prefill_s, last.prefill_s), machine, placed)
     decode: float | None = whole(first.decode_s, last.decode_s)
     if decode is not None and placed.ram_short_bytes:
         decode = decode + disk_bytes(placed, needs) / machine.disk_rate if machine.disk_rate else None
     hits = hit_rate if any(placed.slots) else 0.0
     return SpeedForecast(
-        hits, None if placed.ram_short_bytes else prefill, None if decode is None else 1 / decode, BAND
+        hits, None if prefill is None else BATCH / prefill, None if decode is None else 1 / decode, BAND
     )
 
 
@@ -87,8 +85,16 @@ def forecast(machine: MachineRates, needs: ModelNeeds, placed: Placement, hit_ra
         read = disk_bytes(placed, needs)
         decode = decode + read / machine.disk_rate if machine.disk_rate else None
     batch = _batch_seconds(machine, needs, placed)
-    prefill = None if batch is None or placed.ram_short_bytes else BATCH / batch
+    batch = None if batch is None else _with_disk(batch, machine, placed)
+    prefill = None if batch is None else BATCH / batch
     return SpeedForecast(hit_rate if any(placed.slots) else 0.0, prefill, None if decode is None else 1 / decode)
+
+
+def _with_disk(batch_s: float, machine: MachineRates, placed: Placement) -> float | None:
+    """Compute the seconds of a prefill that reads the missing experts once, while it computes others."""
+    if not placed.ram_short_bytes:
+        return batch_s
+    return max(batch_s, placed.ram_short_bytes / machine.disk_rate) if machine.disk_rate else None
 
 
 def step_seconds(
@@ -122,12 +128,6 @@ def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
     if not machine.device_is_cpu:
         return longer
     return max(longer, (device_s + cpu_s * machine.threads) / max(1, machine.cores))
-
-
-def typical_hit_rate(resident_share: float) -> float:
-    """Estimate the hit rate of decode for an unknown model, by the share of its experts that is resident."""
-    shares, rates = zip(*TYPICAL, strict=True)
-    return float(np.interp(resident_share, shares, rates))
 
 
 def hit_rate(placed: Placement, needs: ModelNeeds, heat: FloatArray | None) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..config import Budget
 from ..routing.policy import slots_for
 from ..types import ModelShape
+from .typical import typical_hit_rate
 
 GIB = 1 << 30
 # Memory left free on a device for the desktop and other programs; below 4 GiB, a quarter of the device.
@@ -445,10 +446,9 @@ def _cost_of_shortage(placed: Placement, machine: MachineRates, needs: ModelNeed
 
 
 def disk_bytes(placed: Placement, needs: ModelNeeds) -> float:
-    """Count the bytes that a token reads from the disk when memory is short: the missing share of its reads."""
-    if not placed.ram_short_bytes or not placed.ram_mapped_bytes:
+    """Count the bytes that a token reads from the disk when memory is short: the experts that are in no memory."""
+    if not placed.ram_short_bytes:
         return 0.0
-    missing = min(1.0, placed.ram_short_bytes / placed.ram_mapped_bytes)
-    cold = 1.0 - (placed.hot_bytes / needs.expert_bytes if needs.expert_bytes else 0.0)
-    dense = 0 if placed.dense_on_device else needs.dense_read_bytes
-    return missing * (dense + max(0.0, cold) * needs.pairs * needs.pair_bytes)
+    missing = min(1.0, placed.ram_short_bytes / needs.expert_bytes) if needs.expert_bytes else 1.0
+    beyond = max(0, placed.ram_short_bytes - needs.expert_bytes)  # other weights come from the disk in every token
+    return beyond + (1.0 - typical_hit_rate(1.0 - missing)) * needs.pairs * needs.pair_bytes

@@ -22,13 +22,35 @@ def ram_for_experts(machine: MachineRates, needs: ModelNeeds, placed: Placement,
     """
     if needs.shape is None:
         return None
-    spare = max(SPARE_BYTES, int(machine.ram_total_bytes * SPARE_SHARE))
+    spare = spare_bytes(machine.ram_total_bytes)
     room = machine.ram_free_bytes - placed.ram_private_bytes - host_bytes(needs, placed)
     if not asked.automatic and asked.of(needs.expert_bytes) < min(room, needs.expert_bytes):
         return max(asked.of(needs.expert_bytes), at_once(needs) * max(needs.shape.expert_bytes))
     if room >= needs.expert_bytes:
         return None
     return max(room - spare, at_once(needs) * max(needs.shape.expert_bytes))
+
+
+def spare_bytes(total: int) -> int:
+    """Count the RAM that stays free on a machine, or in a container, of ``total`` bytes."""
+    return max(SPARE_BYTES, int(total * SPARE_SHARE))
+
+
+def fitted(budget: int, most: int, used: int, available: int, spare: int) -> int:
+    """Give the bytes of RAM for experts after other programs took RAM or gave RAM back.
+
+    Args:
+        budget: the bytes until now.
+        most: the bytes that were planned.
+        used: the bytes that experts take.
+        available: RAM that is free beside them.
+        spare: RAM that should stay free. Half of it and twice as much change nothing.
+    """
+    if available < spare // 2:
+        return max(0, min(budget, used - (spare - available)))
+    if available > 2 * spare and budget < most:
+        return min(most, budget + available - 2 * spare)
+    return budget
 
 
 def at_once(needs: ModelNeeds) -> int:

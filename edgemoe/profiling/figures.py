@@ -150,14 +150,22 @@ def allocated(result: Result) -> list[tuple[str, str, int]]:
         found.append(("RAM" if _on_host(name) else name, f"{kind} buffer of {name}", size))
     if result.slots:
         found.append((result.device.upper(), f"{result.slots} resident experts", result.slot_bytes))
+    if ram := _ram_of_experts(result):
+        found.append(("RAM", "experts, the others are read from the disk", ram))
     if result.stage_bytes:
         found.append((result.device.upper(), "staging for experts of a prefill", result.stage_bytes))
     return found
 
 
+def _ram_of_experts(result: Result) -> int:
+    """Count the RAM that experts take in a model that is larger than the RAM; 0 in others."""
+    return max((sample.stats.get("ram_bytes", 0) for sample in result.samples if sample.stats), default=0)
+
+
 def _part_name(part: str, result: Result) -> str:
     """Describe a kind of llama.cpp's buffers in words."""
     later = "resident experts, staging" if result.slots and result.device == "sim" else "staging, logits"
+    later = f"experts, {later}" if _ram_of_experts(result) else later
     names = {
         "model": "weights copied into buffers, vocabulary", "KV": "KV cache", "RS": "recurrent state",
         "compute": "compute buffers, as far as used", "output": "output buffer", memory.LATER: later,
@@ -173,11 +181,12 @@ def time_split(result: Result) -> list[dict[str, Any]]:
             continue
         tokens, stats = len(sample.between_ns), sample.stats
         scheduler = sample.scheduler_ns + stats["schedule_ns"]
-        inside = stats["cpu_ns"] + stats["join_ns"] + stats["schedule_ns"]
+        inside = stats["cpu_ns"] + stats["join_ns"] + stats.get("disk_wait_ns", 0) + stats["schedule_ns"]
         parts = {
             "attention, dense layers, router": sample.computing_ns - stats["moe_ns"] - sample.scheduler_ns,
             "experts: cold, on the CPU": stats["cpu_ns"],
             "experts: waiting for the device": stats["join_ns"],
+            "experts: waiting for the disk": stats.get("disk_wait_ns", 0),
             "experts: launches, copies, sums": stats["moe_ns"] - inside,
             "scheduler": scheduler,
             "logits and sampling": sample.sampling_ns,

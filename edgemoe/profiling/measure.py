@@ -34,6 +34,8 @@ GAUGES = {
     "stage_bytes",
     "fused_layers",
     "plain_layers",
+    "ram_bytes",
+    "ram_budget",
 }  # states, not counts
 OBSERVED = 128  # most tokens that are generated under observation
 INTERRUPTED = "interrupted"

@@ -179,6 +179,8 @@ class Actions:
             return
         spent = {"expert layers": receipt.moe_ms, "CPU": receipt.cpu_ms, "device": receipt.device_ms}
         spent["waiting for the device"] = receipt.join_ms
+        if receipt.disk_bytes:
+            spent["waiting for the disk"] = receipt.disk_ms
         tokens = max(receipt.answer_tokens + receipt.prompt_tokens, 1)
         lines = [f"{name:<24}{ms:>10.1f} ms  {ms / tokens:>8.2f} ms a token" for name, ms in spent.items()]
         await self._screen.say("\n".join(["the last answer, prompt included:", *lines]))

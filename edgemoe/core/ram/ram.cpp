@@ -30,9 +30,8 @@ em_ram_layer * layer_of(em_ram & ram, const em_layer_t & layer) {
 // Its pages are still there.
 void take_out(em_ram & ram, em_ram_layer & layer, int32_t expert) {
     em_ram_expert & x = layer.experts[size_t(expert)];
-    ram.count.wasted += x.early;
-    x.state = em_place_state::ABSENT;
-    x.early = x.failed = false;
+    x.state  = em_place_state::ABSENT;
+    x.failed = false;
     layer.kept -= 1;
     ram.used -= layer.expert_bytes;
 }
@@ -42,12 +41,12 @@ void remove(em_ram & ram, em_ram_layer & layer, int32_t expert) {
     em_place_empty(layer, expert);
 }
 
-// The least worthy expert that nobody uses, or -1. `any`: also one that was read ahead of need.
-int32_t worst_of(const em_ram_layer & layer, bool any) {
+// The least worthy expert that nobody uses, or -1.
+int32_t worst_of(const em_ram_layer & layer) {
     int32_t worst = -1;
     for (int32_t i = 0; i < int32_t(layer.experts.size()); ++i) {
         const em_ram_expert & x = layer.experts[size_t(i)];
-        const bool free = x.state == em_place_state::PRESENT && !x.held && !x.wanted && (any || !x.early);
+        const bool free = x.state == em_place_state::PRESENT && !x.held && !x.wanted;
         worst           = free && (worst < 0 || x.heat < layer.experts[size_t(worst)].heat) ? i : worst;
     }
     return worst;
@@ -58,20 +57,19 @@ struct victim {
     int32_t        expert = -1;
 };
 
-// Finds an expert to make room for one of this layer. `any`: a computation waits.
+// Finds an expert to make room for one of this layer. `any`: a computation waits, and any layer may lose an expert.
 victim victim_for(em_ram & ram, em_ram_layer & layer, bool any) {
-    const auto in = [](em_ram_layer & from, bool all) { return victim{&from, worst_of(from, all)}; };
+    const auto in = [](em_ram_layer & from) { return victim{&from, worst_of(from)}; };
     for (em_ram_layer & other : ram.layers) {
         if (other.kept > other.quota) {
-            if (const victim v = in(other, false); v.expert >= 0) {
+            if (const victim v = in(other); v.expert >= 0) {
                 return v;
             }
         }
     }
-    victim v = in(layer, false);
-    v        = v.expert < 0 && any ? in(layer, true) : v;
+    victim v = in(layer);
     for (size_t i = 0; i < ram.layers.size() && v.expert < 0 && any; ++i) {
-        v = in(ram.layers[i], true);
+        v = in(ram.layers[i]);
     }
     return v;
 }
@@ -148,7 +146,7 @@ void em_ram_resize(em_ram & ram, int64_t budget) {
     ram.budget = budget;
     em_share_budget(ram);
     for (em_ram_layer & layer : ram.layers) {
-        for (int32_t worst; layer.kept > layer.quota && (worst = worst_of(layer, false)) >= 0;) {
+        for (int32_t worst; layer.kept > layer.quota && (worst = worst_of(layer)) >= 0;) {
             remove(ram, layer, worst);
         }
     }
@@ -199,33 +197,17 @@ void em_ram_count(em_ram & ram, const em_layer_t & layer, const ggml_tensor * id
     }
     const float use = ram.unit * std::min(1.0f, PROMPT_TOKENS / tokens);
     em_each_pair(ids, [&](int32_t, int32_t, int32_t expert) {
-        em_ram_expert & x = here->experts[size_t(expert)];
-        x.heat += use;
-        ram.count.useful += x.early;
-        ram.count.missed_bytes += x.early ? here->expert_bytes : 0;
-        x.early = false;
+        here->experts[size_t(expert)].heat += use;
     });
-    for (em_ram_expert & x : here->experts) {
-        ram.count.wasted += x.early;
-        x.early = false;
-    }
 }
 
-int32_t em_ram_ahead(em_ram & ram, const em_layer_t & layer, const int32_t * experts, int32_t n, em_urgency urgency) {
-    em_ram_layer * here = layer_of(ram, layer);
-    if (!here) {
-        return 0;
-    }
-    std::lock_guard<std::mutex> lock(ram.mutex);
-    int32_t                     begun = 0;
-    for (int32_t i = 0; i < n; ++i) {
-        em_ram_expert & x = here->experts[size_t(experts[i])];
-        if (absent(x) && start(ram, *here, experts[i], urgency)) {
-            x.early = urgency == em_urgency::SOON;
-            begun += 1;
+void em_ram_back(em_ram & ram, const em_layer_t & layer, int32_t expert) {
+    if (em_ram_layer * here = layer_of(ram, layer)) {
+        std::lock_guard<std::mutex> lock(ram.mutex);
+        if (absent(here->experts[size_t(expert)])) {
+            start(ram, *here, expert, em_urgency::SPARE);
         }
     }
-    return begun;
 }
 
 void em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert) {
@@ -233,7 +215,6 @@ void em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert) {
         std::lock_guard<std::mutex> lock(ram.mutex);
         em_ram_expert &             x = here->experts[size_t(expert)];
         if (x.state == em_place_state::PRESENT && !x.held && !x.wanted) {
-            x.early = false;
             remove(ram, *here, expert);
         }
     }
@@ -242,15 +223,6 @@ void em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert) {
 void em_ram_sizes(em_ram & ram, int64_t & used, int64_t & budget) {
     std::lock_guard<std::mutex> lock(ram.mutex);
     used = ram.used, budget = ram.budget;
-}
-
-void em_ram_state(em_ram & ram, const em_layer_t & layer, uint8_t * out) {
-    std::fill(out, out + layer.experts, uint8_t(1));
-    if (em_ram_layer * here = layer_of(ram, layer)) {
-        std::lock_guard<std::mutex> lock(ram.mutex);
-        std::transform(here->experts.begin(), here->experts.end(), out,
-                       [](const em_ram_expert & x) { return uint8_t(x.state == em_place_state::PRESENT); });
-    }
 }
 
 bool em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts) {
@@ -271,8 +243,8 @@ int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer) {
 
 // ---- a use ----
 
-em_ram_use::em_ram_use(em_ram & ram, const em_layer_t & layer)
-    : ram(ram), here(layer_of(ram, layer)), most(em_ram_most(ram, layer)) {}
+em_ram_use::em_ram_use(em_ram & ram, const em_layer_t & layer, bool computes)
+    : ram(ram), here(layer_of(ram, layer)), most(em_ram_most(ram, layer)), computes(computes) {}
 
 em_ram_use::~em_ram_use() {
     if (!here) {
@@ -373,8 +345,8 @@ bool em_ram_use::wait(std::unique_lock<std::mutex> & lock, size_t first, int64_t
     const int64_t began = em_now_ns();
     ram.arrivals.wait(lock, [&] { return !is(em_place_state::READING); });
     const int64_t took = em_now_ns() - began;
-    ram.count.wait_ns += took;
-    if (bytes > 0) {
+    ram.count.wait_ns += computes ? took : 0;
+    if (bytes > 0 && computes) {
         em_note_rate(ram.rates.disk_ns_per_byte, double(took) / double(bytes), EM_SMOOTH_OFTEN);
     }
     return !is(em_place_state::ABSENT);

@@ -26,7 +26,6 @@ enum class em_place_state : uint8_t { ABSENT, READING, PRESENT };
 struct em_ram_expert {
     em_place_state state  = em_place_state::ABSENT;
     bool           wanted = false;
-    bool           early  = false; // read ahead of need, and not used since
     bool           failed = false; // its latest read
     uint8_t        parts  = 0;     // reads under way
     uint8_t        leaves = 0;     // reads under way that inherit its pages
@@ -56,7 +55,6 @@ struct em_ram_layer {
 // Any thread reads them.
 struct em_ram_counters {
     std::atomic<int64_t> missed_bytes{0}, wait_ns{0}; // of experts that were needed and not in RAM; of computations for the disk
-    std::atomic<int64_t> useful{0}, wasted{0};        // experts read ahead of need
 };
 
 struct em_ram {
@@ -88,11 +86,10 @@ void em_ram_resize(em_ram & ram, int64_t budget);
 void em_ram_seed(em_ram & ram, const float * heat); // [layers, experts] uses in earlier runs
 void em_ram_fill(em_ram & ram); // reads the hottest experts that are not on the device, while nothing else is to be read
 void em_ram_count(em_ram & ram, const em_layer_t & layer, const ggml_tensor * ids); // the tokens of a batch use these experts
-// Reads experts that a later computation may need. Returns how many were not there.
-int32_t em_ram_ahead(em_ram & ram, const em_layer_t & layer, const int32_t * experts, int32_t n, em_urgency urgency);
+// Reads an expert that the device gave up, if the layer may keep it and nothing else is to be read.
+void    em_ram_back(em_ram & ram, const em_layer_t & layer, int32_t expert);
 void    em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert); // the device holds it now
 void    em_ram_sizes(em_ram & ram, int64_t & used, int64_t & budget); // zeros: not in use
-void    em_ram_state(em_ram & ram, const em_layer_t & layer, uint8_t * out); // of each expert: 1 in RAM
 bool    em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts); // so many experts may stay in RAM
 // Gives the most experts of a layer that one computation may need at once.
 int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer);
@@ -100,7 +97,7 @@ int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer);
 // The use of a layer's experts by one thread. Experts stay in RAM from `need` to `release`.
 class em_ram_use {
   public:
-    em_ram_use(em_ram & ram, const em_layer_t & layer);
+    em_ram_use(em_ram & ram, const em_layer_t & layer, bool computes = true); // computes: count the time that it waits
     ~em_ram_use(); // releases everything
     em_ram_use(const em_ram_use &) = delete;
     em_ram_use & operator=(const em_ram_use &) = delete;
@@ -121,5 +118,6 @@ class em_ram_use {
     em_ram &             ram;
     em_ram_layer *       here; // null: the layer is in llama.cpp's mapping
     const int32_t        most; // experts at once
+    const bool           computes;
     std::vector<int32_t> held, marked, planned; // marked: as wanted. planned: the next one at the back
 };

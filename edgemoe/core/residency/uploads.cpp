@@ -28,7 +28,7 @@ void em_upload_expert(em_counters & count, ggml_backend * backend, char * stagin
 
 // Copies an expert into a slot. False: the device failed.
 static bool copy_expert(em_residence & r, em_layer_t & layer, int32_t expert, int32_t slot) {
-    em_ram_use    ram(r.ram, layer);
+    em_ram_use    ram(r.ram, layer, false);
     const em_pair pair{0, 0, expert, slot};
     bool          ok      = ram.need(&pair, 1) && r.uploads.staging.ensure(layer.expert_bytes);
     const int64_t started = em_now_ns();
@@ -55,7 +55,9 @@ static void upload(em_residence & r, const em_request & request) {
     em_slot_loaded(layer, load, slot, ok);
     if (ok) { // one copy: the expert leaves the RAM, and the expert that it replaced comes back
         em_ram_drop(r.ram, layer, load.expert);
-        em_ram_ahead(r.ram, layer, &load.victim, load.victim >= 0, em_urgency::SPARE);
+        if (load.victim >= 0) {
+            em_ram_back(r.ram, layer, load.victim);
+        }
     }
     (ok ? r.count.uploads : r.count.failed_uploads) += 1;
     r.count.upload_bytes += ok ? int64_t(layer.expert_bytes) : 0;

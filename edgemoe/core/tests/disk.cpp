@@ -53,7 +53,7 @@ void test_results(const char * device, bool by_pass, int64_t ffn) {
     for (const int type : {TYPE_F32, TYPE_Q8_0, TYPE_Q4_K}) {
         for (const int experts : {0, 3, 9, 16}) {
             configure_sim({});
-            em_engine *e = new_engine(device, *device ? 2 : 0), *plain = new_engine("", 0);
+            em_engine *e = new_engine(device, *device ? 2 : 0, 60000, by_pass ? 8 : 4), *plain = new_engine("", 0);
             {
                 test_shape s;
                 s.type = type, s.ffn = ffn;
@@ -149,12 +149,11 @@ void test_disk_churn(int rounds) {
         test_pass         pass(e);
         std::atomic<bool> done{false};
         std::thread       mover([&] {
-            std::mt19937_64      random(5);
-            std::vector<uint8_t> in_ram(size_t(s.layers * s.experts));
+            std::mt19937_64 random(5);
             while (!done) {
                 const em_load load{int32_t(random() % 2), int32_t(random() % 8), int32_t(random() % 9) - 1};
                 em_submit(e, &load, 1);
-                CHECK(em_in_ram(e, in_ram.data(), int64_t(in_ram.size())) == EM_OK);
+                CHECK(stats_of(e).ram_bytes >= 0);
                 if (random() % 20 == 0) {
                     em_resize_ram(e, file.expert_bytes * int64_t(2 + random() % 12));
                     em_fill_ram(e, nullptr);

@@ -85,6 +85,12 @@ class Driver:
             assert time.monotonic() < end, f"waited in vain: {what}"
             await self.pilot.pause(0.005)
 
+    async def settled(self) -> None:
+        """Wait until nothing moves any more."""
+        before = ""
+        while before != (before := shown(self)):
+            await self.pilot.pause()
+
     async def ready(self) -> None:
         await self.until(lambda: self.status.state == "idle", "idle")
 

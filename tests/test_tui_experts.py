@@ -43,6 +43,20 @@ async def test_keys_pick_an_expert_and_show_its_figures() -> None:
         await driver.until(lambda: driver.screen.query_one(Prompt).has_focus and not picked(driver))
 
 
+async def test_a_window_that_narrows_and_widens_keeps_the_panel_in_its_place() -> None:
+    async with chat(size=(120, 40)) as driver:
+        panel = driver.screen.query_one("#experts")
+        await driver.until(lambda: panel.region.height == 40 and driver.prompt.region.right == panel.region.x)
+        for size in ((80, 24), (120, 40), (60, 20), (250, 70)):
+            await driver.pilot.resize_terminal(*size)
+            await driver.until(
+                lambda: driver.prompt.size.width > 40 and panel.display == (driver.app.size.width >= 110)
+            )
+        assert panel.region.right == 250
+        panel.styles.width = None
+        await driver.until(lambda: panel.region.width == 48)
+
+
 async def test_an_expert_is_picked_by_the_mouse_on_every_layout() -> None:
     async with chat(size=(80, 24), shape=ModelShape(40, 64, 4, (1,) * 40)) as driver:
         await driver.pilot.press("ctrl+e")

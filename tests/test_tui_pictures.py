@@ -245,7 +245,7 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
         await driver.until(lambda: isinstance(app.screen, ChatScreen))
         await driver.ready()
         await scene(driver)
-        await pilot.pause()
+        await driver.settled()
         check(f"{scene.__name__}-{size[0]}x{size[1]}", app, tmp_path)
 
 
@@ -297,7 +297,7 @@ async def test_picture_of_an_answer(
         await driver.until(lambda: isinstance(app.screen, ChatScreen))
         await driver.ready()
         await scene(driver)
-        await pilot.pause()
+        await driver.settled()
         check(f"{name}-{size[0]}x{size[1]}", app, tmp_path)
 
 

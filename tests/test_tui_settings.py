@@ -95,6 +95,7 @@ async def test_tab_writes_a_first_question_and_never_takes_a_letter() -> None:
 async def test_a_first_question_is_written_by_a_click() -> None:
     async with chat() as driver:
         await driver.until(lambda: STARTERS[1] in shown(driver))
+        await driver.settled()
         line = next(at for at, text in enumerate(shown(driver).splitlines()) if STARTERS[1] in text)
         await driver.pilot.click(offset=(shown(driver).splitlines()[line].index(STARTERS[1]) + 3, line))
         await driver.until(lambda: driver.prompt.text == STARTERS[1])
@@ -106,6 +107,7 @@ async def test_an_empty_chat_offers_the_chats_of_before(tmp_path: Path) -> None:
     async with kept(tmp_path, size=(100, 40)) as driver:
         await driver.until(lambda: "What is one?" in plain(driver.all(Welcome)[0]))
         await driver.until(lambda: "What is one?" in shown(driver))
+        await driver.settled()
         line = next(at for at, text in enumerate(shown(driver).splitlines()) if "What is one?" in text)
         await driver.pilot.click(offset=(shown(driver).splitlines()[line].index("What is") + 3, line))
         await driver.until(lambda: [turn.text for turn in driver.screen.conversation.turns] == ["What is one?", "One."])

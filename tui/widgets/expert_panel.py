@@ -86,8 +86,10 @@ class ExpertPanel(Vertical):
 
     def say(self, text: str) -> None:
         """Words in the place of the figures."""
-        self._height = 0
-        self.query_one("#expert-figures", Static).update(Content(text))
+        self._height = 1
+        shown = self.query_one("#expert-figures", Static)
+        shown.update(Content(text), layout=False)
+        shown.styles.height = self._height
 
     def show(self, stats: ExpertStats, maps: ExpertMaps | None, in_ram: float | None = None) -> None:
         """Draw a sample. The rate of the graph is that of the tokens since the sample before."""
@@ -143,10 +145,12 @@ class ExpertPanel(Vertical):
         high = self.content_size.height
         room: Room = "low" if high < _LOW else "high" if high >= _HIGH else "usual"
         lines = figures(sample, width, room, shades=not self._has_few_colours)
-        height, self._height = self._height, len(lines)
+        shown = self.query_one("#expert-figures", Static)
+        shown.update(Content("\n").join(lines), layout=False)
         # A layout of the whole screen only where these lines change their number.
-        self.query_one("#expert-figures", Static).update(Content("\n").join(lines), layout=height != self._height)
-        if height != self._height:
+        if len(lines) != self._height:
+            self._height = len(lines)
+            shown.styles.height = self._height
             self._place()
 
     @property

@@ -25,10 +25,12 @@ from edgemoe.errors import ModelNotFound
 from edgemoe.text.display import percent, visible
 from edgemoe.text.failures import in_words
 from edgemoe.tui.app import ChatApp
+from edgemoe.tui.braille import area, bar, pair_of_bars
 from edgemoe.tui.commands import Call, Unknown, matches, parse
-from edgemoe.tui.expert_map import HIT, MISS, SHARES, Layout, cells, draw, fit, sparkline
+from edgemoe.tui.expert_map import BAR, GLOWS, SHARES, Layout, cells, draw, fit
 from edgemoe.tui.records import ChatSettings, ExpertMaps
 from edgemoe.tui.screens.chat import ChatScreen
+from edgemoe.tui.screens.choice import ChoiceScreen
 from edgemoe.tui.screens.help import HelpScreen
 from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.widgets import answer_turn
@@ -41,7 +43,7 @@ from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.tui.widgets.user_turn import UserTurn
 from edgemoe.tui.widgets.welcome import Welcome
-from edgemoe.types import ExpertStats, ModelShape
+from edgemoe.types import FloatArray, ModelShape
 
 SECONDS = 10.0
 Kind = TypeVar("Kind")
@@ -82,6 +84,12 @@ class Driver:
         while not condition():
             assert time.monotonic() < end, f"waited in vain: {what}"
             await self.pilot.pause(0.005)
+
+    async def settled(self) -> None:
+        """Wait until nothing moves any more."""
+        before = ""
+        while before != (before := shown(self)):
+            await self.pilot.pause()
 
     async def ready(self) -> None:
         await self.until(lambda: self.status.state == "idle", "idle")
@@ -137,7 +145,7 @@ async def test_answer_streams_and_carries_a_receipt() -> None:
         await driver.ready()
         assert answer.query_one(GrowingMarkdown).source == "One **two** three."
         receipt = plain(answer.query_one(".answer-receipt", Static))
-        assert "tok/s" in receipt and "hit rate" in receipt and "MiB moved" in receipt and "CPU" in receipt
+        assert "tokens · " in receipt and "tok/s" in receipt and "hit " in receipt and "MiB moved" in receipt
         assert "one two three" in " ".join(shown(driver).lower().split())
 
 
@@ -331,10 +339,22 @@ def test_command_lines() -> None:
 
 async def test_palette_has_our_commands() -> None:
     async with chat() as driver:
-        titles = {command.title for command in driver.app.get_system_commands(driver.screen)}
-        assert {"New chat", "Stop", "Experts", "Light or dark", "Theme", "Quit"} <= titles
-        driver.app.action_toggle_look()
-        assert driver.app.theme == "edgemoe-light"
+        await driver.pilot.press("ctrl+p")
+        await driver.until(lambda: isinstance(driver.app.screen, ChoiceScreen))
+        for label in ("New chat", "Stop", "Experts", "Light or dark", "Theme", "Quit"):
+            assert label in shown(driver)
+        await driver.pilot.press(*"light", "enter")
+        await driver.until(lambda: driver.app.theme == "edgemoe-light")
+
+
+async def test_a_theme_is_tried_on_and_left_again() -> None:
+    async with chat() as driver:
+        await driver.send("/theme")
+        await driver.until(lambda: isinstance(driver.app.screen, ChoiceScreen))
+        await driver.pilot.press("down")
+        await driver.until(lambda: driver.app.theme != "edgemoe-dark")
+        await driver.pilot.press("escape")
+        await driver.until(lambda: driver.app.theme == "edgemoe-dark")
 
 
 # Loading.
@@ -412,10 +432,8 @@ async def test_experts_are_sampled_only_while_somebody_looks() -> None:
         legend = panel.query_one("#expert-legend", Static)
         await driver.until(lambda: "on device" in plain(legend), "a legend before the first token")
         await driver.send("go")
-        await driver.until(lambda: "of 48 resident" in plain(panel.query_one("#expert-figures", Static)))
-        await driver.until(lambda: "3 uploads" in plain(panel.query_one("#expert-figures", Static)))
-        panel.show(ExpertStats(prefetch_useful=41, prefetch_late=2, prefetch_wasted=7), None)
-        assert "fetched ahead: 41 useful · 2 late · 7 wasted" in plain(panel.query_one("#expert-figures", Static))
+        await driver.until(lambda: "of 48 · " in plain(panel.query_one("#expert-figures", Static)))
+        await driver.until(lambda: panel.stats is not None and panel.stats.uploads == 3)
         await driver.pilot.press("ctrl+e")
         assert not panel.display
 
@@ -454,30 +472,44 @@ LAST = np.array([[0, 1], [-1, -1], [3, -1]], dtype=np.int32)
 MAPS = ExpertMaps(RESIDENT, HEAT, LAST)
 
 
-def texts(maps: ExpertMaps, layout: Layout, shapes_only: bool = False) -> list[str]:
-    return ["".join(run.glyphs for run in line) for line in draw(maps, layout, shapes_only)]
+GLOW = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float32)
+
+
+def texts(maps: ExpertMaps, layout: Layout, shapes_only: bool = False, glow: FloatArray | None = None) -> list[str]:
+    lines = draw(maps, GLOW if glow is None else glow, [0.5] * len(maps.heat), layout, shapes_only)
+    return ["".join(run.glyphs for run in line) for line in lines]
 
 
 def test_map_glyphs() -> None:
-    assert texts(MAPS, Layout(1, 1, 1, False, 1, 3)) == ["  0 █□■·", "  1 ··■■", "  2 ■■■█"]
-    assert texts(MAPS, Layout(2, 1, 1, False, 1, 3))[0] == "  0 █ □ ■ · "
-    assert texts(MAPS, Layout(1, 1, 1, True, 1, 2), shapes_only=True) == ["  0 ▀□█▄", "  2 ▀▀▀▀"]
-    assert texts(MAPS, Layout(1, 1, 1, False, 2, 2)) == ["  0 █□■·    2 ■■■█", "  1 ··■■"]
+    assert texts(MAPS, Layout(1, 1, 1, False, 1, 3), True) == ["  0 █□■·", "  1 ··■■", "  2 ■■■█"]
+    assert texts(MAPS, Layout(2, 1, 1, False, 1, 3), True)[0] == "  0 █ □ ■ · "
+    assert texts(MAPS, Layout(1, 1, 1, True, 1, 2), True) == ["  0 ▀□█▄", "  2 ▀▀▀▀"]
+    assert texts(MAPS, Layout(1, 1, 1, False, 2, 2), True) == ["  0 █□■·    2 ■■■█", "  1 ··■■"]
+    assert texts(MAPS, Layout(2, 1, 1, False, 1, 3)) == [f"  {layer} ▇ ▇ ▇ ▇ " for layer in range(3)]
 
 
 def test_map_cells() -> None:
-    rows = cells(MAPS, Layout(1, 1, 1, False, 1, 3))
-    assert rows[0][0] == (SHARES, 5, HIT) and rows[0][1] == (0, 0, MISS) and rows[0][2].heat == 2
-    halves = cells(MAPS, Layout(1, 2, 2, False, 1, 2))
+    rows = cells(MAPS, GLOW, Layout(1, 1, 1, False, 1, 3))
+    assert rows[0][0] == (SHARES, 5, GLOWS, False) and rows[0][1] == (0, 0, GLOWS, True) and rows[0][2].heat == 2
+    halves = cells(MAPS, GLOW, Layout(1, 2, 2, False, 1, 2))
     assert [[cell.share for cell in row] for row in halves] == [[1, 3], [SHARES, SHARES]]
-    assert halves[0][0].mark == MISS and halves[1][1].mark == HIT
+    assert halves[0][0].is_last and not halves[0][1].glow and not halves[1][1].missed
 
 
 def test_fit_prefers_whole_experts() -> None:
-    assert fit(30, 8, 76, 8) == Layout(1, 1, 1, False, 4, 8)
-    assert fit(24, 32, 50, 30) == Layout(1, 1, 1, False, 1, 24)
-    assert fit(48, 128, 140, 30) == Layout(1, 1, 1, True, 1, 24)
-    assert fit(48, 128, 76, 8) == Layout(1, 3, 2, True, 1, 8)
+    assert fit(30, 8, 76, 8) == Layout(1, 1, 1, True, 3, 5, bar=BAR, ruled=True)
+    assert fit(24, 32, 50, 30) == Layout(1, 1, 1, False, 1, 24, bar=BAR, ruled=True)
+    assert fit(48, 128, 140, 30) == Layout(1, 1, 1, True, 1, 24, bar=BAR, ruled=True)
+    assert fit(48, 128, 140, 50) == Layout(1, 1, 1, False, 1, 48, bar=BAR, ruled=True)
+    assert fit(48, 128, 76, 8) == Layout(1, 4, 2, True, 1, 6, bar=BAR, ruled=True)
+    assert fit(6, 8, 60, 30) == Layout(6, 1, 1, False, 1, 12, tall=True, bar=BAR, ruled=True)
+
+
+def test_a_map_has_a_ruler_and_a_bar_for_each_layer() -> None:
+    drawn = texts(MAPS, Layout(4, 1, 1, False, 1, 3, bar=BAR, ruled=True))
+    assert drawn == ["    0       2        hit   ", *(f"  {layer} ▇▇▇ ▇▇▇ ▇▇▇ ▇▇▇  ━━━   " for layer in range(3))]
+    assert bar(None, 3) == "   " and bar(1, 3) == "━━━" and bar(0.5, 3) == "━╸ "
+    assert pair_of_bars(1, 0.5, 2) == "⣒⠒" and pair_of_bars(None, 0.25, 2) == "⡀⠀"
 
 
 @settings(max_examples=60, deadline=None)
@@ -490,14 +522,16 @@ def test_every_map_fits_its_place(layers: int, experts: int, columns: int, lines
         seed.random((layers, experts)).astype(np.float32),
         seed.integers(-1, experts, (layers, 2)).astype(np.int32),
     )
-    drawn = texts(maps, layout, plain_shapes)
+    glow = seed.random((layers, experts)).astype(np.float32)
+    drawn = texts(maps, layout, plain_shapes, glow)
     assert len(drawn) <= lines and max(map(len, drawn)) <= columns
-    assert sum(len(row) for row in cells(maps, layout)) * layout.expert_group * layout.layer_group >= layers * experts
+    whole = sum(len(row) for row in cells(maps, glow, layout)) * layout.expert_group * layout.layer_group
+    assert whole >= layers * experts
 
 
-def test_sparkline() -> None:
-    assert sparkline([0, 0.5, 1], 3) == "▁▅█" and sparkline([1], 0) == ""
-    assert sparkline([0, 1, 7, -1], 3) == "██▁"
+def test_graphs_of_braille() -> None:
+    assert area([0, 0.5, 1], 2) == ["⢀⣼"] and area([1, 1], 1, 2) == ["⣿", "⣿"] and area([], 2) == ["⠀⠀"]
+    assert area([0.5] * 9, 1, 2) == ["⠀", "⣿"]
 
 
 # Receipts and failures.
@@ -506,13 +540,13 @@ def test_sparkline() -> None:
 def test_receipt_of_a_dense_model_has_no_expert_figures() -> None:
     chunk = {"timings": {"prompt_ms": 500, "predicted_per_second": 12.34, "predicted_n": 3, "prompt_n": 4}}
     receipt = Receipt.of(chunk)
-    assert receipt.line() == "12.3 tok/s · first token 500 ms" and receipt.context_tokens == 7
+    assert receipt.line() == "3 tokens · 12.3 tok/s · first 500 ms" and receipt.context_tokens == 7
     assert Receipt.of({}).pairs == 0
 
 
 def test_a_receipt_counts_reused_tokens_of_a_long_prompt() -> None:
     long = Receipt(prompt_tokens=48, cached_tokens=3912, answer_rate=5, first_token_s=0.5)
-    assert long.line() == "5.0 tok/s · first token 500 ms · 3,912 of 3,960 reused"
+    assert long.line() == "5.0 tok/s · first 500 ms · 3,912 of 3,960 reused"
     assert "reused" not in Receipt(prompt_tokens=8, cached_tokens=40).line()
     assert "reused" not in Receipt(prompt_tokens=900).line()
 

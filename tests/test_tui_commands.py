@@ -29,7 +29,7 @@ from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.store import Store
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.attachment_bar import Chip
-from edgemoe.tui.widgets.markdown import CodeBlock
+from edgemoe.tui.widgets.code_block import CodeBlock
 from edgemoe.tui.widgets.prompt import Prompt
 from edgemoe.tui.widgets.status_line import StatusLine
 from edgemoe.tui.widgets.user_turn import UserTurn
@@ -43,6 +43,7 @@ async def kept(
     keys: Keys = DEFAULT_KEYS,
     resume: bool = False,
     services: dict[str, Any] | None = None,
+    size: tuple[int, int] = (100, 30),
     **keywords: Any,
 ) -> AsyncIterator[Driver]:
     """Open a chat that keeps its conversations in ``folder``."""
@@ -64,7 +65,7 @@ async def kept(
     app = ChatApp(
         InThisProcess(opened), ChatSettings(title="tiny", resume=resume, look="dark"), folder / "chats.db", offered
     )
-    async with app.run_test(size=(100, 30)) as pilot:
+    async with app.run_test(size=size) as pilot:
         driver = Driver(app, pilot, engines)
         await driver.until(lambda: isinstance(app.screen, ChatScreen) and bool(driver.all(StatusLine)))
         await driver.ready()

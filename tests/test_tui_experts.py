@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from fake_engine import PinningExperts
 from hypothesis import given
@@ -9,9 +11,11 @@ from hypothesis import strategies as st
 from test_tui import Driver, chat, plain, shown
 from textual.widgets import Static
 
+from edgemoe.tui.afterglow import FADE, LEFT, Afterglow
 from edgemoe.tui.balance import LEAST_PAIRS, balance, rank, unusual
-from edgemoe.tui.expert_figures import Traffic, figures
+from edgemoe.tui.expert_figures import Sample, TokenTime, Traffic, by_rank, figures
 from edgemoe.tui.expert_map import Spot, fit, place, spot_at
+from edgemoe.tui.records import ExpertMaps
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.expert_map import ExpertMap
 from edgemoe.tui.widgets.prompt import Prompt
@@ -27,7 +31,7 @@ async def test_keys_pick_an_expert_and_show_its_figures() -> None:
         await driver.send("go")
         await driver.until(lambda: bool(driver.all(AnswerTurn)))
         await driver.ready()
-        await driver.pilot.press("ctrl+g")
+        await driver.pilot.press("f3")
         await driver.until(lambda: "layer 0, expert 0: on the" in picked(driver), "picked")
         await driver.pilot.press("down", "right", "right", "left", "left", "left")
         await driver.until(lambda: "layer 1, expert 7" in picked(driver))
@@ -37,6 +41,20 @@ async def test_keys_pick_an_expert_and_show_its_figures() -> None:
         await driver.pilot.press("p")
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.screen.query_one(Prompt).has_focus and not picked(driver))
+
+
+async def test_a_window_that_narrows_and_widens_keeps_the_panel_in_its_place() -> None:
+    async with chat(size=(120, 40)) as driver:
+        panel = driver.screen.query_one("#experts")
+        await driver.until(lambda: panel.region.height == 40 and driver.prompt.region.right == panel.region.x)
+        for size in ((80, 24), (120, 40), (60, 20), (250, 70)):
+            await driver.pilot.resize_terminal(*size)
+            await driver.until(
+                lambda: driver.prompt.size.width > 40 and panel.display == (driver.app.size.width >= 110)
+            )
+        assert panel.region.right == 250
+        panel.styles.width = None
+        await driver.until(lambda: panel.region.width == 48)
 
 
 async def test_an_expert_is_picked_by_the_mouse_on_every_layout() -> None:
@@ -54,7 +72,7 @@ async def test_an_expert_is_picked_by_the_mouse_on_every_layout() -> None:
 
 async def test_pinning_is_offered_where_the_engine_can_and_marked() -> None:
     async with chat(size=(80, 30), pins=True) as driver:
-        await driver.pilot.press("ctrl+g", "right")
+        await driver.pilot.press("f3", "right")
         await driver.until(lambda: "expert 1:" in picked(driver) and "P pin" in picked(driver))
         await driver.pilot.press("p")
         await driver.until(lambda: "expert 1: on the device, pinned" in picked(driver))
@@ -67,7 +85,7 @@ async def test_pinning_is_offered_where_the_engine_can_and_marked() -> None:
 async def test_what_is_unusual_about_a_conversation() -> None:
     async with chat(size=(130, 40), answers=["word " * 60], delay_s=0.0001) as driver:
         for _ in range(2):
-            await driver.pilot.press("ctrl+g")
+            await driver.pilot.press("f3")
             await driver.pilot.press("space")
             assert "more than usual" not in shown(driver)
             await driver.pilot.press("ctrl+n")
@@ -75,7 +93,7 @@ async def test_what_is_unusual_about_a_conversation() -> None:
             await driver.send("go")
             await driver.until(lambda: bool(driver.all(AnswerTurn)) and len(driver.all(AnswerTurn)[0].text) > 290)
             await driver.ready()
-        await driver.pilot.press("ctrl+g")
+        await driver.pilot.press("f3")
         panel = driver.screen.query_one("ExpertPanel")
         await driver.until(lambda: panel._unusual() is not None, "enough to compare")  # type: ignore[attr-defined]
         await driver.pilot.press("space")
@@ -120,21 +138,61 @@ def test_figures_fit_and_bars_are_full_only_when_all_is_there() -> None:
     for second, moved in enumerate((0, 0, 4 << 20, 12 << 20)):
         traffic.add(moved, float(second))
     assert traffic.rate() == 6 << 20 and traffic.rates() == [0, 4 << 20, 8 << 20]
-    for width in (30, 51, 76):
-        lines = [line.plain for line in figures(ExpertStats(resident=15), shape, [0.5] * 9, traffic, width)]
-        text = "\n".join(lines)
-        assert "█████████░ 15 of 16 resident" in text and "6.0 MiB/s" in text and "16.0 MiB" in text
-    assert figures(ExpertStats(), None, [], Traffic(), 76)
+    sample = Sample(ExpertStats(resident=15), shape, [0.5] * 9, traffic)
+    for width in (48, 76, 130):
+        text = "\n".join(line.plain for line in figures(sample, width, "high" if width > 50 else "usual"))
+        assert max(map(len, text.split("\n"))) <= width
+        assert "15 of 16" in text and "94 %" in text and "─  15 of" in text and "━  16.0 MiB" in text
+        assert "6.0 MiB/s" in text and "8M/s" in text, "the scale ends at the next power of two"
+    ahead = Sample(ExpertStats(prefetch_useful=41, prefetch_late=2, prefetch_wasted=7))
+    assert any("ahead: 41 useful · 2 late · 7 wasted" in line.plain for line in figures(ahead, 76))
+    assert figures(Sample(), 76) and len(figures(sample, 76, "low")) == 2
 
 
 def test_a_model_larger_than_ram_shows_its_part_on_the_disk() -> None:
     shape, width = ModelShape(4, 8, 2, (1 << 30,) * 4), 80
-    told = [line.plain for line in figures(ExpertStats(), shape, [], Traffic(), width, in_ram=0.75)]
-    assert any("RAM" in line and "75 %, 24.00 GiB" in line for line in told)
+    told = [line.plain for line in figures(Sample(shape=shape, in_ram=0.75), width)]
+    assert any("RAM" in line and "75 %" in line and "24.00 GiB" in line for line in told)
     assert any("disk" in line and "8.00 GiB only there" in line for line in told)
     for known in (1.0, None):
-        told = [line.plain for line in figures(ExpertStats(), shape, [], Traffic(), width, in_ram=known)]
-        assert any("all, 32.00 GiB" in line for line in told) and not any("disk" in line for line in told)
+        told = [line.plain for line in figures(Sample(shape=shape, in_ram=known), width)]
+        assert any("100 %" in line and "32.00 GiB" in line for line in told)
+        assert not any("disk" in line for line in told)
+
+
+def test_the_time_of_a_token_in_its_parts() -> None:
+    before = ExpertStats(tokens=10, hits=5, moe_ns=0)
+    now = ExpertStats(tokens=14, hits=9, moe_ns=40_000_000, cpu_ns=20_000_000, join_ns=4_000_000)
+    token = TokenTime.between(before, now, 0.1)
+    assert token == TokenTime(dense=15.0, cold=5.0, wait=1.0, other=4.0) and token.total == 25.0
+    assert TokenTime.between(before, replace(now, prefill_hits=3), 0.1) is None, "a prompt is no token"
+    assert TokenTime.between(before, before, 0.1) is None
+    lines = [line.plain for line in figures(Sample(token=token), 70)]
+    assert any("25 ms" in line and line.count("█") == 70 - 21 for line in lines)
+    assert any("attention 15.0  ■ hot 4.0  ■ cold 5.0  ■ waiting 1.0" in line for line in lines)
+
+
+def test_the_curve_by_rank_colours_what_is_on_the_device() -> None:
+    heat = np.array([[6, 2, 1, 1]], np.float32)
+    title, *rows = by_rank(heat, np.array([[True, True, False, False]]), 46, 5)
+    assert "the hottest 50 % take 80 % of routing" in title.plain
+    assert len(rows) == 4 and {span.style for span in rows[0].spans} >= {"$map-hot", "$map-cool"}
+    assert by_rank(heat * 0, heat > 1, 46, 5) == []
+
+
+def test_an_afterglow_fades_and_layers_have_hit_rates() -> None:
+    glowing, none = Afterglow(), np.full((1, 2), -1, np.int32)
+    resident = np.array([[True, False, False, False]])
+    assert glowing.hit_rates(1) == [None]
+    glowing.see(ExpertMaps(resident, np.array([[0, 0, 0, 0]], np.float32), none))
+    used = ExpertMaps(resident, np.array([[3, 1, 0, 0]], np.float32), np.array([[1, -1]], np.int32))
+    glowing.see(used)
+    assert glowing.hit_rates(1) == [0.75]
+    assert np.allclose(glowing.glow(used), [[LEFT, 1, 0, 0]]), "the last token shines most"
+    glowing.see(ExpertMaps(resident, np.array([[3, 1, 1, 0]], np.float32), none))
+    assert np.allclose(glowing.glow(replace(used, last=none)), [[FADE * LEFT, FADE * LEFT, LEFT, 0]])
+    glowing.settle()
+    assert not glowing.glow(replace(used, last=none)).any()
 
 
 async def test_what_is_in_ram_comes_from_the_engine_to_the_panel() -> None:

@@ -137,7 +137,7 @@ def test_what_was_downloaded_from_outside_the_catalogue_is_offered_and_listed(
     assert NAME not in [choice.name for choice in offered([])]
     pull.fetch(NAME, lambda share, words: True)
     found = next(choice for choice in offered([]) if choice.name == NAME)
-    assert found.here and found.removable and "1.0 MiB" in found.detail
+    assert found.here and found.removable and found.size == "1.0 MiB"
     assert NAME not in [choice.name for choice in offered([find(NAME)])], "as a file that was opened before"
     assert main(["list", "--downloaded", "--names"]) == 0
     assert capsys.readouterr().out.split() == [NAME]

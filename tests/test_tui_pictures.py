@@ -30,13 +30,14 @@ from edgemoe.tui.screens.chat import ChatScreen, Services
 from edgemoe.tui.screens.help import HelpScreen
 from edgemoe.tui.screens.history import HistoryScreen
 from edgemoe.tui.screens.models import ModelsScreen
+from edgemoe.tui.screens.settings import SettingsScreen
 from edgemoe.tui.session import ChatSession, InThisProcess
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
 from edgemoe.tui.widgets.attachment_bar import Chip
+from edgemoe.tui.widgets.code_block import CodeBlock
 from edgemoe.tui.widgets.completion_menu import CompletionMenu
 from edgemoe.tui.widgets.expert_map import ExpertMap
 from edgemoe.tui.widgets.expert_panel import ExpertPanel
-from edgemoe.tui.widgets.markdown import CodeBlock
 from edgemoe.types import ModelShape, Thinking
 
 PICTURES = Path(__file__).with_name("pictures")
@@ -105,7 +106,7 @@ async def experts(driver: Driver) -> None:
     if not panel.display:
         await driver.pilot.press("ctrl+e")
     panel.show(engine.stats(), SimpleNamespace(residency=engine.residency(), heat=engine.heat(), last=engine.last()))
-    await driver.pilot.press("ctrl+g", "right", "right", "down")
+    await driver.pilot.press("f3", "right", "right", "down")
     await driver.until(lambda: (spot := driver.screen.query_one(ExpertMap).spot) is not None and spot.expert == 2)
 
 
@@ -126,6 +127,11 @@ async def palette(driver: Driver) -> None:
 async def help(driver: Driver) -> None:
     await driver.pilot.press("f1")
     await driver.until(lambda: isinstance(driver.app.screen, HelpScreen))
+
+
+async def settings(driver: Driver) -> None:
+    await driver.send("/set")
+    await driver.until(lambda: isinstance(driver.app.screen, SettingsScreen))
 
 
 async def slash(driver: Driver) -> None:
@@ -167,6 +173,7 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     history,
     palette,
     help,
+    settings,
     slash,
     attached,
     finding,
@@ -202,10 +209,12 @@ class Known(Forecasts):
 
 
 CHOICES = [
-    ModelChoice("/models/gpt-oss-20b.gguf", "gpt-oss-20b", "11.27 GiB, /models/gpt-oss-20b.gguf"),
-    ModelChoice("large", "large:Q4_K_M", "131.00 GiB, downloaded", removable=True),
-    ModelChoice("demo", "demo", "a small model to try, built once from SmolLM2 in some seconds"),
-    ModelChoice("olmoe:Q4_K_M", "olmoe:Q4_K_M", "3.92 GiB to download, fits in memory", here=False),
+    ModelChoice("/models/gpt-oss-20b.gguf", "gpt-oss-20b", "/models/gpt-oss-20b.gguf", size="11.27 GiB"),
+    ModelChoice("large", "large:Q4_K_M", "downloaded", True, True, "131.00 GiB", "235.0B, 22.0B active"),
+    ModelChoice("demo", "demo", "a small model to try, built in some seconds from SmolLM2"),
+    ModelChoice(
+        "olmoe:Q4_K_M", "olmoe:Q4_K_M", "to download, fits in memory", False, False, "3.92 GiB", "6.9B, 1.3B active"
+    ),
 ]
 OFFERED = Services(choices=lambda: CHOICES, forecasts=lambda card: Known())
 
@@ -236,7 +245,7 @@ async def test_picture(scene: Callable[[Driver], Awaitable[None]], size: tuple[i
         await driver.until(lambda: isinstance(app.screen, ChatScreen))
         await driver.ready()
         await scene(driver)
-        await pilot.pause()
+        await driver.settled()
         check(f"{scene.__name__}-{size[0]}x{size[1]}", app, tmp_path)
 
 
@@ -288,7 +297,7 @@ async def test_picture_of_an_answer(
         await driver.until(lambda: isinstance(app.screen, ChatScreen))
         await driver.ready()
         await scene(driver)
-        await pilot.pause()
+        await driver.settled()
         check(f"{name}-{size[0]}x{size[1]}", app, tmp_path)
 
 

@@ -12,8 +12,9 @@ from textual.selection import Selection
 from edgemoe.answer.calls import Delta
 from edgemoe.answer.growth import Growing
 from edgemoe.answer.record import Answer, ToolCall
+from edgemoe.tui.widgets.code_block import CodeBlock
 from edgemoe.tui.widgets.code_lines import CodeLines
-from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, GrowingMarkdown, Section
+from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, GrowingMarkdown, Section
 
 BLOCKS = "# Title\n\nSome **bold** words.\n\n- one\n\n  still one\n- two\n\n```python\nx = 1\n\ny = 2\n```\n\n"
 TEXT = BLOCKS * (SECTION_BLOCKS + 1) + "````\n```\nnot the end\n\n````\n\nThe end."

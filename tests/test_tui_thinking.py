@@ -87,7 +87,7 @@ async def test_the_state_and_the_fold_show_the_model_s_activity(clock: Clock) ->
         assert "▸ thought for 13 s  (Ctrl+T shows it)" in shown(driver) and answers(driver) == ["Forty"]
         gate.allow(9)
         await driver.ready()
-        assert "first token 3.0 s" in receipt(driver), "the thinking is the first text"
+        assert "first 3.0 s" in receipt(driver), "the thinking is the first text"
 
 
 async def test_the_seconds_go_on_while_nothing_comes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ async def test_think_switches_levels_of_the_template(tmp_path: Path) -> None:
         await driver.send("/think low")
         await driver.until(lambda: "not to low" in driver.notes())
         await driver.send("/think HIGH")
-        await driver.send("/set")
+        await driver.send("/set seed 3")
         await driver.until(lambda: "high (/think)" in driver.notes())
         await ask(driver, "hi")
         await driver.send("/think default")

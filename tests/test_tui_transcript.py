@@ -8,7 +8,8 @@ from textual.geometry import Size
 from edgemoe.answer.record import Answer
 from edgemoe.tui.conversation import Conversation
 from edgemoe.tui.widgets.answer_turn import AnswerTurn
-from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, CodeBlock, sections
+from edgemoe.tui.widgets.code_block import CodeBlock
+from edgemoe.tui.widgets.markdown import SECTION_BLOCKS, sections
 from edgemoe.tui.widgets.transcript import MOST_SCREENS, Transcript
 from edgemoe.tui.widgets.user_turn import UserTurn
 
@@ -60,7 +61,7 @@ async def test_many_answers_leave_few_widgets_and_can_all_be_read() -> None:
         assert len(driver.screen.conversation.turns) == 48
         await up_to(driver, "question 0")
         assert "Answer 0." in shown(driver) and len(driver.all(UserTurn)) == 24
-        await driver.send("/set")  # goes to the end, and the far parts above are removed again
+        await driver.send("/stats")  # goes to the end, and the far parts above are removed again
         await driver.until(lambda: settled(driver) and len(driver.all(UserTurn)) < MOST_SCREENS * 24 / 6)
 
 

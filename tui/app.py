@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from textual import events
-from textual.app import App, SystemCommand
+from textual.app import App
 from textual.binding import Binding
 from textual.notifications import SeverityLevel
-from textual.screen import Screen
+from textual.scrollbar import ScrollBar
 from textual.theme import Theme
 
 from edgemoe.worker.protocol import EngineSource
@@ -23,9 +22,27 @@ from .archive import Archive
 from .look import Look
 from .records import ChatSettings
 from .screens.chat import ChatScreen, Services
+from .screens.choice import ChoiceScreen, Row
 from .session import ChatSession
 from .theme import LOOKS, chosen, nearest, other
 from .tidying import LOOK_SECONDS, Tidying
+from .widgets.thin_bar import ThinBar
+
+# Of the chat screen: label, action, key, purpose.
+_COMMANDS = (
+    ("New chat", "new_chat", "new", "begin another conversation"),
+    ("Stop", "stop", "stop", "stop the answer under way"),
+    ("History", "history", "history", "open an earlier conversation, or search"),
+    ("Find", "find", "find", "find words in this chat"),
+    ("Models", "models", "models", "open another model"),
+    ("Settings", "settings", "", "temperature and the others, system prompt"),
+    ("Thinking", "toggle_thinking", "thinking", "show or hide the thinking"),
+    ("Copy", "copy", "copy", "copy the last answer"),
+    ("Choose", "choose", "choose", "choose a message: copy, edit, answer it again"),
+    ("Experts", "toggle_experts", "experts", "show or hide the expert map"),
+    ("Pick", "pick", "pick", "pick an expert in the map"),
+    ("Help", "help", "help", "all keys and commands"),
+)
 
 
 class ChatApp(App[None]):
@@ -55,12 +72,14 @@ class ChatApp(App[None]):
             services: other models, presets, keys.
         """
         super().__init__()
+        ScrollBar.renderer = ThinBar
         self._settings = settings or ChatSettings()
         self.session = ChatSession(engines, self._deliver)
         self._chats, self._services = chats, services or Services()
         self._archive: Archive | None = None
         self._chat_screen: ChatScreen | None = None
         self._tidying = Tidying()
+        self._trying = False  # a theme is only looked at
         self._may_lose = False  # the user knows that something is not saved
 
     def on_mount(self) -> None:
@@ -86,9 +105,14 @@ class ChatApp(App[None]):
         return kept if theme is not None and (theme.ansi or not fitting.ansi) else fitting.name
 
     def _theme_changed(self, theme: Theme) -> None:
-        if self._look is not None and theme.name != self._known_theme:  # Textual tells of the first one, too
-            self._known_theme = theme.name
-            self._look.write(theme.name)
+        if not self._trying:
+            self._keep_look(theme.name)
+
+    def _keep_look(self, name: str) -> None:
+        self._trying = False
+        if self._look is not None and name != self._known_theme:  # Textual tells of the first one, too
+            self._known_theme = name
+            self._look.write(name)
 
     def notify(self, message: str, *, severity: SeverityLevel = "information", **more: Any) -> None:
         """Say a passing word in the edge of the prompt, where it covers nothing; over a window as a toast."""
@@ -142,18 +166,39 @@ class ChatApp(App[None]):
         if self._archive is not None:
             await asyncio.to_thread(self._archive.close)
 
-    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """List the palette's commands, the chat's own first."""
-        if isinstance(screen, ChatScreen):
-            yield SystemCommand("New chat", "Begin another conversation", screen.action_new_chat)
-            yield SystemCommand("Stop", "Stop the answer under way", screen.action_stop)
-            yield SystemCommand("History", "Open an earlier conversation, or search", screen.action_history)
-            yield SystemCommand("Models", "Open another model", screen.action_models)
-            yield SystemCommand("Thinking", "Show or hide the thinking", screen.action_toggle_thinking)
-            yield SystemCommand("Copy", "Copy the last answer", screen.action_copy)
-            yield SystemCommand("Experts", "Show or hide the expert map", screen.action_toggle_experts)
-        yield SystemCommand("Light or dark", "Change between the two looks", self.action_toggle_look)
-        yield from super().get_system_commands(screen)
+    def action_command_palette(self) -> None:
+        """Choose a command in a window."""
+        if self.screen is self._chat_screen:
+            self.push_screen(ChoiceScreen("commands", "Search for commands", self._commands()), self._run_command)
+
+    def _commands(self) -> list[Row]:
+        keys = self._services.keys
+        rows = []
+        for label, action, key, detail in _COMMANDS:
+            rows.append(Row(f"screen.{action}", label, keys.shown(key) if key else "", detail))
+        rows.append(Row("app.toggle_look", "Light or dark", "", "change between the two looks"))
+        rows.append(Row("app.change_theme", "Theme", "", "choose other colours, and keep them"))
+        return [*rows, Row("app.quit", "Quit", keys.shown("quit"), "leave the chat")]
+
+    async def _run_command(self, name: str | None) -> None:
+        if name is not None:
+            await self.run_action(name)
+
+    def search_themes(self) -> None:
+        """Choose a theme in a window; the colours follow the highlighted one."""
+        before = self.theme
+
+        def choose(name: str | None) -> None:
+            self.theme = name or before
+            self._keep_look(self.theme)
+
+        def try_on(name: str) -> None:
+            self._trying, self.theme = True, name
+
+        names = sorted(self.available_themes, key=lambda name: (not name.startswith("edgemoe"), name))
+        kinds = {name: "dark" if theme.dark else "light" for name, theme in self.available_themes.items()}
+        rows = [Row(name, name, "", kinds[name]) for name in names]
+        self.push_screen(ChoiceScreen("themes", "Search for themes", rows, before, try_on), choose)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our own colours under a theme that is not ours: those of the look it is closest to."""

@@ -50,7 +50,7 @@ ACTIONS = (
     Action("history", "chat.history", ("ctrl+r",), "history and search"),
     Action("models", "chat.models", ("ctrl+o",), "open another model"),
     Action("experts", "chat.experts", ("ctrl+e",), "experts"),
-    Action("pick", "chat.pick", ("ctrl+g",), "pick an expert"),
+    Action("pick", "chat.pick", ("f3",), "pick an expert"),
     Action("thinking", "chat.thinking", ("ctrl+t",), "thinking"),
     Action("copy", "chat.copy", ("ctrl+y",), "copy the answer"),
     Action("choose", "chat.choose", ("ctrl+up",), "choose a message"),
@@ -93,7 +93,8 @@ class Keys:
     def rows(self) -> list[tuple[str, str]]:
         """List all keys, each with its effect."""
         rows = [(" or ".join(display(key) for key in self.of(action.name)), action.help) for action in ACTIONS]
-        return [*rows, ("Up, Down", "earlier prompts"), ("Tab", "complete a command or a path")]
+        rows += [("Up, Down", "earlier prompts"), ("Tab", "complete a command or a path, or a first question")]
+        return [*rows, ("Left, Right", "scroll wide code and tables of the chosen message")]
 
 
 def display(key: str) -> str:

@@ -57,6 +57,8 @@ class ModelChoice:
         name: opens it.
         title: is shown.
         detail: says more in a line.
+        size: of its file, in words.
+        parameters: all and active ones, in words.
         here: it is on this disk.
         removable: it came from the hub and can go again.
     """
@@ -66,6 +68,8 @@ class ModelChoice:
     detail: str = ""
     here: bool = True
     removable: bool = False
+    size: str = ""
+    parameters: str = ""
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,15 @@ class Receipt:
         return parts
 
     def line(self) -> str:
-        """Write the receipt under an answer, for example ``38.2 tok/s · first token 412 ms · hit rate 83 %``."""
-        return " · ".join(self.parts())
+        """Write the one line under an answer in the chat: tokens, speed, and what the experts cost."""
+        parts = [f"{count(self.answer_tokens)} tokens"] if self.answer_tokens else []
+        parts += [rate(self.answer_rate), f"first {seconds(self.first_token_s)}"]
+        asked = self.prompt_tokens + self.cached_tokens
+        if self.cached_tokens and asked >= LONG_PROMPT:
+            parts.append(f"{count(self.cached_tokens)} of {count(asked)} reused")
+        if self.pairs:
+            parts += [f"hit {percent(self.hit_rate)}", f"{size(self.upload_bytes)} moved"]
+        return " · ".join(parts)
 
     def remark(self) -> str:
         """Name the main cause of a slow answer in one sentence; empty if the answer was not slow."""

@@ -15,22 +15,23 @@ MAX_TOKENS = 1024  # default for a model without thinking: a small model can rep
 
 @dataclass(frozen=True)
 class Setting:
-    """Describe a keyword of ``create_chat_completion``: its range, and whether it is a whole number."""
+    """Describe a keyword of ``create_chat_completion``: its range, its effect, and whether it is a whole number."""
 
     name: str
     low: float
     high: float
+    help: str
     whole: bool = False
 
 
 SETTINGS = (
-    Setting("temperature", 0, 5),
-    Setting("top_p", 0, 1),
-    Setting("top_k", 0, 1000, whole=True),
-    Setting("min_p", 0, 1),
-    Setting("repeat_penalty", 0.1, 5),
-    Setting("max_tokens", 1, 1_000_000, whole=True),
-    Setting("seed", 0, 2**32 - 1, whole=True),
+    Setting("temperature", 0, 2, "0 takes the likeliest token; higher is bolder"),
+    Setting("top_p", 0, 1, "the likeliest tokens up to this probability"),
+    Setting("top_k", 0, 1000, "so many of the likeliest tokens; 0 for all", whole=True),
+    Setting("min_p", 0, 1, "tokens with this share of the likeliest one's probability"),
+    Setting("repeat_penalty", 0.1, 5, "above 1 the model repeats itself less"),
+    Setting("max_tokens", 1, 1_000_000, "the longest answer", whole=True),
+    Setting("seed", 0, 2**32 - 1, "the same seed gives the same answer", whole=True),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 

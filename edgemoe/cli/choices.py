@@ -10,6 +10,7 @@ from ..models.find import DEMO
 from ..models.gguf import foreign
 
 if TYPE_CHECKING:
+    from ..models.catalog import Model
     from ..tui.records import ModelChoice
 
 
@@ -19,10 +20,10 @@ def offered(known: Sequence[Path]) -> list[ModelChoice]:
     from ..tui.records import ModelChoice
 
     choices = [
-        ModelChoice(str(path), path.stem, f"{_warning(path)}{size(path.stat().st_size)}, {path}") for path in known
+        ModelChoice(str(path), path.stem, f"{_warning(path)}{path}", size=size(path.stat().st_size)) for path in known
     ]
     choices += [choice for path, choice in _downloaded() if path not in known]
-    choices.append(ModelChoice(DEMO, DEMO, "a small model to try, built once from SmolLM2 in some seconds"))
+    choices.append(ModelChoice(DEMO, DEMO, "a small model to try, built in some seconds from SmolLM2"))
     return [*choices, *_to_download({choice.name for choice in choices})]
 
 
@@ -45,12 +46,17 @@ def _downloaded() -> list[tuple[Path, ModelChoice]]:
         for variant in model.variants:
             if (path := downloaded(variant)) is not None:
                 name = f"{model.id}:{variant.quantisation}"
-                about = f"{_warning(path)}{size(variant.bytes or path.stat().st_size)}, {model.name}"
-                found[path] = ModelChoice(name, name, about, removable=True)
+                about, long = f"{_warning(path)}{model.name}", size(variant.bytes or path.stat().st_size)
+                found[path] = ModelChoice(name, name, about, True, True, long, _parameters(model))
     for cached in models():
-        about = f"{_warning(cached.path)}{size(cached.bytes)}, downloaded"
-        found.setdefault(cached.path, ModelChoice(cached.name, cached.name, about, removable=True))
+        about, long = f"{_warning(cached.path)}downloaded", size(cached.bytes)
+        found.setdefault(cached.path, ModelChoice(cached.name, cached.name, about, True, True, long))
     return list(found.items())
+
+
+def _parameters(model: Model) -> str:
+    """Write the parameters of a model: all, and the active ones."""
+    return f"{model.total_parameters / 1e9:.1f}B, {model.active_parameters / 1e9:.1f}B active"
 
 
 def _to_download(here: set[str]) -> list[ModelChoice]:
@@ -74,9 +80,10 @@ def _to_download(here: set[str]) -> list[ModelChoice]:
         name, total = f"{model.id}:{variant.quantisation}", variant.bytes
         if name in here:
             continue
-        about = "to download, its size is not known" if total is None else f"{size(total)} to download"
+        about, long = "to download, its size is not known", "" if total is None else size(total)
         if total is not None:
-            about += ", fits in memory" if total < room else f", more than the {size(room)} of free memory"
+            fits = "fits in memory" if total < room else f"more than the {size(room)} of free memory"
+            about = f"to download, {fits}"
         chosen = fitting if total is not None and total < room else others
-        chosen.append(ModelChoice(name, name, about, here=False))
+        chosen.append(ModelChoice(name, name, about, False, False, long, _parameters(model)))
     return [*fitting, *others]

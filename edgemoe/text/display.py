@@ -64,6 +64,14 @@ def duration(value: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
 
 
+def ago(seconds_ago: float) -> str:
+    """Write the age of something, for example ``3 h ago``."""
+    for name, long in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds_ago >= long:
+            return f"{int(seconds_ago // long)} {name} ago"
+    return "just now"
+
+
 def rate(per_second: float) -> str:
     """Write tokens per second, with one digit after the point below 100."""
     return f"{per_second:.0f} tok/s" if per_second >= 100 else f"{per_second:.1f} tok/s"

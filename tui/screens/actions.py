@@ -67,6 +67,9 @@ class Commanded(Surface, Protocol):
     def action_help(self) -> None:
         """Show keys and commands."""
 
+    def action_settings(self) -> None:
+        """Show the settings of the next answers."""
+
     async def find(self, text: str) -> None:
         """Find ``text`` in this chat."""
 
@@ -130,7 +133,7 @@ class Actions:
         if text:
             chat.system = "" if text.lower() == "none" else text
         if save:
-            await self._save()
+            await self.save()
         if chat.system:
             await self._screen.say(f"system prompt: {chat.system}")
         else:
@@ -138,12 +141,15 @@ class Actions:
 
     async def do_set(self, text: str) -> None:
         """Sampling settings."""
+        if not text:
+            self._screen.action_settings()
+            return
         text, save = asks_to_save(text)
         try:
             if text:
                 self._screen.sampling = sampling.change(self._screen.sampling, text)
             if save:
-                await self._save()
+                await self.save()
             screen = self._screen
             await screen.say(sampling.listing(screen.sampling, self._thinking(), screen.think))
         except ValueError as error:
@@ -183,7 +189,8 @@ class Actions:
             spent["waiting for the disk"] = receipt.disk_ms
         tokens = max(receipt.answer_tokens + receipt.prompt_tokens, 1)
         lines = [f"{name:<24}{ms:>10.1f} ms  {ms / tokens:>8.2f} ms a token" for name, ms in spent.items()]
-        await self._screen.say("\n".join(["the last answer, prompt included:", *lines]))
+        remark = [receipt.remark()] if receipt.remark() else []
+        await self._screen.say("\n".join(["the last answer, prompt included:", *lines, *remark]))
 
     async def do_experts(self, text: str) -> None:
         """The expert map."""
@@ -327,7 +334,7 @@ class Actions:
             screen.app.copy_to_clipboard(text)
         screen.notify(f"copied {count(len(text))} characters" if text else "there is no answer to copy")
 
-    async def _save(self) -> None:
+    async def save(self) -> None:
         """Keep system prompt and sampling for this model."""
         screen = self._screen
         if screen.presets is None:

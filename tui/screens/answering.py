@@ -279,9 +279,9 @@ class Answering:
 
 
 def _receipt(reason: str, answer: Answer, receipt: Receipt) -> str:
-    """Give the lines under an answer: the figures, the reason for a cut and its remedy, the cause of slowness."""
+    """Give the line under an answer: the reason for a cut, the figures; below it the remedy for a cut."""
     figures = [part for part in (breaking_off(reason, answer), receipt.line()) if part]
-    return "\n".join(part for part in (" · ".join(figures), _HELP.get(reason, ""), receipt.remark()) if part)
+    return "\n".join(part for part in (" · ".join(figures), _HELP.get(reason, "")) if part)
 
 
 def _going_on(messages: Messages) -> Messages:

@@ -20,6 +20,7 @@ from edgemoe.answer import effort
 from edgemoe.answer.receipt import counters
 from edgemoe.errors import EdgeMoEError
 from edgemoe.text.display import count, size
+from edgemoe.types import Thinking
 
 from .. import messages as told
 from ..archive import Archive
@@ -44,7 +45,7 @@ from ..widgets.note import Note
 from ..widgets.prompt import Prompt
 from ..widgets.status_line import StatusLine
 from ..widgets.transcript import Transcript
-from ..widgets.welcome import Welcome
+from ..widgets.welcome import STARTERS, Welcome
 from .actions import Actions
 from .answering import Answering
 from .choosing import Choosing
@@ -55,7 +56,10 @@ if TYPE_CHECKING:
     from ..forecasts import Forecasts
     from .history import Found
     from .models import Choices, Remove
+    from .settings import Chosen
 
+WIDE = 110  # characters, from which the experts have room beside the chat
+RECENT_CHATS = 3  # that an empty chat offers
 _NOT_NOW: dict[State, str] = {
     "loading": "The model is loading; Enter again in a moment.",
     "failed": "There is no model to ask.",
@@ -93,7 +97,7 @@ class Services:
 class ChatScreen(Screen[None]):
     """One conversation with one model."""
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide"), (200, "-vast")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]
     AUTO_FOCUS = "Prompt"
     BINDINGS = [
         Binding("escape", "stop", "Stop the answer", id="chat.stop"),
@@ -112,7 +116,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+t", "toggle_thinking", "Thinking", id="chat.thinking", priority=True),
         Binding("ctrl+y", "copy", "Copy the answer", id="chat.copy", priority=True),
         Binding("ctrl+up", "choose", "Choose a message", id="chat.choose", priority=True),
-        Binding("ctrl+g", "pick", "Pick an expert", id="chat.pick", priority=True),
+        Binding("f3", "pick", "Pick an expert", id="chat.pick", priority=True),
         Binding("ctrl+e", "toggle_experts", "Experts", id="chat.experts", priority=True),
     ]
 
@@ -162,6 +166,13 @@ class ChatScreen(Screen[None]):
             self.run_worker(self.library.resume_last())
         if self.archive is not None:
             self.run_worker(self._remember_prompts(self.archive))
+            self.run_worker(self._offer_chats(self.archive))
+
+    async def _offer_chats(self, archive: Archive) -> None:
+        with contextlib.suppress(sqlite3.Error):  # said by the archive
+            recent = await asyncio.wrap_future(archive.do(lambda store: store.recent(RECENT_CHATS)))
+            for welcome in self.query(Welcome):
+                welcome.show_recent(recent)
 
     async def _remember_prompts(self, archive: Archive) -> None:
         with contextlib.suppress(sqlite3.Error):  # said by the archive
@@ -342,6 +353,21 @@ class ChatScreen(Screen[None]):
     async def _file_chosen(self, event: Prompt.FileChosen) -> None:
         await self._actions.attach_file(event.path)
 
+    @on(Prompt.StarterWanted)
+    def _starter_wanted(self) -> None:
+        for welcome in self.query(Welcome):
+            if starter := welcome.next_starter():
+                self.prompt.begin_with(starter)
+
+    def action_starter(self, number: int) -> None:
+        """Write one of the first questions into the prompt."""
+        self.prompt.begin_with(STARTERS[number])
+        self.prompt.focus()
+
+    async def action_resume(self, chat: int) -> None:
+        """Open a chat of before."""
+        await self.library.resume(chat)
+
     @on(Prompt.ChipDeleted)
     async def _chip_deleted(self) -> None:
         await self.answering.attach(self.answering.attached[:-1])
@@ -448,6 +474,24 @@ class ChatScreen(Screen[None]):
         from .help import HelpScreen  # as with the history
 
         self.app.push_screen(HelpScreen(self.keys))
+
+    def action_settings(self) -> None:
+        """Change the settings of the next answers."""
+        from .settings import Chosen, SettingsScreen  # as with the history
+
+        now = Chosen(self.sampling, self.think, self.conversation.system)
+        thinking = self.card.thinking if self.card is not None else Thinking()
+        self.app.push_screen(SettingsScreen(now, thinking), self._use_settings)
+
+    async def _use_settings(self, chosen: Chosen | None) -> None:
+        if chosen is None:
+            return
+        self.sampling, self.think = dict(chosen.sampling), chosen.think
+        if chosen.system != self.conversation.system:
+            self.conversation.system = chosen.system
+        if chosen.keep:
+            await self._actions.save()
+        self.show_head()
 
     async def action_new_chat(self) -> None:
         """Begin another conversation; an answer under way is stopped."""
@@ -624,9 +668,11 @@ class ChatScreen(Screen[None]):
         routed = self.card is not None and self.card.shape is not None
         wanted = self._experts_wanted
         if wanted is None:
-            wanted = routed and self.size.width >= 110
+            wanted = routed and self.size.width >= WIDE
         panel = self.query_one(ExpertPanel)
         if panel.display != wanted:
             panel.display = wanted
             self.set_class(wanted, "-experts")
+        is_beside = self.size.width >= WIDE
+        panel.styles.width = panel.columns(self.size.width, self.size.height) if is_beside else None
         self._watch()

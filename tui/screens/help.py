@@ -19,6 +19,8 @@ _GAP = 2  # characters between columns
 class HelpScreen(Window[None]):
     """Shows keys and commands; arrows and PageDown scroll."""
 
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (130, "-wide")]  # keys and commands side by side
+
     def __init__(self, keys: Keys) -> None:
         """Explain ``keys`` and all commands."""
         super().__init__()
@@ -27,7 +29,7 @@ class HelpScreen(Window[None]):
     def compose(self) -> ComposeResult:
         """Keys above, commands below."""
         with Vertical(classes="window"):
-            with VerticalScroll():
+            with VerticalScroll(), Vertical(classes="help-columns"):
                 yield Static(_table("Keys", self._keys.rows()))
                 yield Static(_table("Commands", [(command.usage, _explained(command.name)) for command in COMMANDS]))
             yield Static("Up, Down, PageUp, PageDown scroll · Esc back", classes="window-keys", markup=False)

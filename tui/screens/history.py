@@ -16,7 +16,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgemoe.text.display import one_line, visible
+from edgemoe.text.display import ago, one_line, visible
 
 from ..archive import Archive
 from ..store import Summary
@@ -147,7 +147,7 @@ class HistoryScreen(Window[Found | None]):
 def _line(summary: Summary, words: list[str], room: int) -> Content:
     """Give three columns in ``room`` characters, and below them the surroundings of the words that were found."""
     width = max(room - _AGE - _MODEL - 2, _MODEL)
-    age = f"{_age(summary.changed):>{_AGE}}  {one_line(summary.model, _MODEL)}"
+    age = f"{ago(time.time() - summary.changed):>{_AGE}}  {one_line(summary.model, _MODEL)}"
     line = Content.assemble((f"{one_line(summary.title, width):<{width}}", "bold"), (age, "$text-muted"))
     if not summary.excerpt:
         return line
@@ -161,11 +161,3 @@ def marked(text: str, words: list[str]) -> Content:
         for found in re.finditer(re.escape(word), text, re.IGNORECASE):
             content = content.stylize("bold $primary", *found.span())
     return content
-
-
-def _age(changed: float) -> str:
-    seconds = max(time.time() - changed, 0)
-    for name, long in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= long:
-            return f"{int(seconds // long)} {name} ago"
-    return "just now"

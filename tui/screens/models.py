@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 Choices = Callable[[], list[ModelChoice]]
 Remove = Callable[[str, bool], int]
 REFRESH_SECONDS = 0.25
-WIDEST, AROUND = 100, 9  # characters, as in app.tcss: of the list, and of the edges beside its lines
+WIDEST, AROUND = 110, 7  # characters, as in app.tcss: of the list, and of the edges beside its lines
+MOST_TITLE, NARROW = 36, 100
+_GAP = "  "
 
 
 class ModelsScreen(Window[str | None]):
@@ -117,7 +119,7 @@ class ModelsScreen(Window[str | None]):
             self._fetcher.pause()
         elif choice.name not in (self._wanted, self._fetcher.state.name):
             self._wanted = choice.name
-            self._say(f"Enter again downloads {choice.title}: {choice.detail}")
+            self._say(f"Enter again downloads {choice.title}: {choice.size}, {choice.detail}")
         elif not self._fetcher.start(choice.name, _teller(self.app)):
             self._say(f"{self._fetcher.state.name} is being downloaded: pause it first (Enter on it)")
 
@@ -211,13 +213,26 @@ class ModelsScreen(Window[str | None]):
         found.highlighted = 0 if fitting else None
 
     def _line(self, model: ModelChoice) -> Content:
+        """Give the columns title, size, parameters, detail; below them the forecast where there is one."""
         told, width = self._told.get(model.name, ""), min(self.app.size.width * 9 // 10, WIDEST) - AROUND
+        titles, sizes, parameters = self._widths
+        rest = max(width - titles - sizes - parameters - 3 * len(_GAP), 8)
         return Content.assemble(
-            (one_line(model.title, 60), "bold"),
-            ("  (open)" if model.title == self._current else "", "$primary"),
-            (f"\n  {one_line(model.detail, width)}", "$muted"),
-            f"\n  {one_line(told, width)}" if told else "",
+            (f"{one_line(model.title, titles):<{titles}}", "bold"),
+            f"{_GAP}{model.size:>{sizes}}{_GAP}",
+            (f"{model.parameters:<{parameters}}{_GAP}" if parameters else "", "$muted"),
+            ("open  " if model.title == self._current else "", "$primary"),
+            (one_line(model.detail, rest), "$muted"),
+            (f"\n  {one_line(told, width - 2)}" if told else "", "$map-cool"),
         )
+
+    @property
+    def _widths(self) -> tuple[int, int, int]:
+        """Give the characters of the columns; a narrow list has no parameters."""
+        titles = min(max((len(model.title) for model in self._models), default=0), MOST_TITLE)
+        sizes = max((len(model.size) for model in self._models), default=0)
+        parameters = max((len(model.parameters) for model in self._models), default=0)
+        return titles, sizes, parameters if self.app.size.width >= NARROW else 0
 
 
 def _teller(app: App[object]) -> Callable[[FetchState], None]:

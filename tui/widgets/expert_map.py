@@ -15,7 +15,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ..expert_map import HEATS, HIT, MISS, SHARES, Cell, Layout, Run, Spot, draw, fit, place, spot_at
+from ..afterglow import Afterglow
+from ..expert_map import GAP, GLOWS, HEATS, LABEL, SHARES, Cell, Layout, Run, Spot, draw, fit, place, spot_at
 from ..records import ExpertMaps
 
 
@@ -61,9 +62,10 @@ class ExpertMap(Widget):
         """Empty until :meth:`show`."""
         super().__init__(id=id)
         self._maps: ExpertMaps | None = None
+        self._afterglow, self._shines = Afterglow(), True
         self._lines: list[list[Run]] = []
         self._ink: dict[Cell, Color] = {}
-        self._looks: dict[tuple[Cell | None, Cell | None], Style] = {}
+        self._looks: dict[tuple[Cell | None, Cell | None, str], Style] = {}
         self._fitted: Layout | None = None
         self.spot: Spot | None = None
 
@@ -106,9 +108,21 @@ class ExpertMap(Widget):
         """Forget the colours whenever the theme changes."""
         self.app.theme_changed_signal.subscribe(self, lambda _: self._forget_colours())
 
-    def show(self, maps: ExpertMaps) -> None:
-        """Draw ``maps`` from now on."""
-        self._maps = maps
+    def forget(self) -> None:
+        """Another model comes: nothing of the old one glows."""
+        self._maps, self._afterglow, self._lines = None, Afterglow(), []
+        self.refresh()
+
+    def show(self, maps: ExpertMaps, shines: bool = True) -> None:
+        """Draw ``maps`` from now on; ``shines`` if the experts that were used lately glow."""
+        self._maps, self._shines = maps, shines
+        if shines:
+            self._afterglow.see(maps)
+        self._redraw()
+
+    def settle(self) -> None:
+        """Nothing is computed any more: only the last token still shines."""
+        self._afterglow.settle()
         self._redraw()
 
     def on_resize(self) -> None:
@@ -123,7 +137,9 @@ class ExpertMap(Widget):
         if layout != self._fitted:
             self._fitted = layout
             self.post_message(self.Fitted(layout))
-        self._lines = draw(self._maps, layout, self._few_colours)
+        glow, rates = self._afterglow.glow(self._maps), self._afterglow.hit_rates(layers)
+        glow = glow if self._shines else glow * 0
+        self._lines = draw(self._maps, glow, rates, layout, self._few_colours)
         self.refresh()
 
     @property
@@ -146,34 +162,42 @@ class ExpertMap(Widget):
         ground = self._style(None, None)
         if y >= len(self._lines):
             return Strip.blank(self.size.width, ground)
-        segments = [Segment(run.glyphs, self._style(run.upper, run.lower)) for run in self._lines[y]]
+        segments = [Segment(run.glyphs, self._style(run.upper, run.lower, run.ink)) for run in self._lines[y]]
         strip = Strip(segments).adjust_cell_length(self.size.width, ground)
         if self.spot is None or self._fitted is None or self._maps is None:
             return strip
         x, line = place(self.spot, self._fitted, self._maps.residency.shape[1])
         end = x + max(self._fitted.cell_width - 1, 1)
-        if line != y or end > self.size.width:
+        if end > self.size.width or line != y:
             return strip
-        # A glyph of its own: half blocks reversed look like others, and shapes need no colour.
-        ink = _colour(self.background_colors[1].get_contrast_text(1))
-        picked = Segment(_PICKED * (end - x), ground + Style(color=None if self._few_colours else ink, bold=True))
-        return Strip.join([strip.crop(0, x), Strip([picked]), strip.crop(end, self.size.width)])
+        # A glyph of its own on a ground of its own: half blocks reversed look like others, and shapes need no colour.
+        picked = Segment(_PICKED * (end - x), ground + self._reversed(ground))
+        begin = x // (step := self._fitted.block_width(self._maps.residency.shape[1]) + GAP) * step
+        label = Segment(strip.crop(begin, begin + LABEL).text, ground + Style(bold=True))
+        parts = [strip.crop(0, begin), Strip([label]), strip.crop(begin + LABEL, x), Strip([picked])]
+        return Strip.join([*parts, strip.crop(end, self.size.width)])
 
-    def _style(self, upper: Cell | None, lower: Cell | None) -> Style:
-        key = (upper, lower)
-        if (style := self._looks.get(key)) is None:
-            style = self._looks[key] = self._made(upper, lower)
+    def _reversed(self, ground: Style) -> Style:
+        if self._few_colours:
+            return Style(reverse=True, bold=True)
+        ink = self.background_colors[1].get_contrast_text(1)
+        return Style(color=_colour(self.background_colors[1]), bgcolor=_colour(ink), bold=True)
+
+    def _style(self, upper: Cell | None, lower: Cell | None, ink: str = "muted") -> Style:
+        if (style := self._looks.get((upper, lower, ink))) is None:
+            style = self._looks[(upper, lower, ink)] = self._look(upper, lower, ink)
         return style
 
-    def _made(self, upper: Cell | None, lower: Cell | None) -> Style:
+    def _look(self, upper: Cell | None, lower: Cell | None, ink: str) -> Style:
         ground = self.background_colors[1]
         if upper is None:
-            return _rich(self.app.theme_variables["secondary"], ground)
+            named = self.app.theme_variables["map-hot" if ink == "bar" else "muted"]
+            return Style(color=_colour(Color.parse(named)), bgcolor=_colour(ground))
         if lower is None:
-            return Style(color=_colour(self._cell(upper)), bgcolor=_colour(ground), bold=upper.mark != 0)
-        if self._few_colours:
-            brightest = max(upper, lower, key=lambda cell: (cell.mark, cell.heat))
-            bold = bool(upper.mark or lower.mark)
+            return Style(color=_colour(self._cell(upper)), bgcolor=_colour(ground), bold=upper.is_last)
+        if self._few_colours:  # two shades cannot be told apart in one character: its shape tells
+            brightest = max(upper, lower, key=lambda cell: (cell.glow, cell.heat))
+            bold = upper.is_last or lower.is_last
             return Style(color=_colour(self._cell(brightest)), bgcolor=_colour(ground), bold=bold)
         return Style(color=_colour(self._cell(upper)), bgcolor=_colour(self._cell(lower)))
 
@@ -184,15 +208,15 @@ class ExpertMap(Widget):
 
     def _mixed(self, cell: Cell) -> Color:
         colours = {name: Color.parse(self.app.theme_variables[f"map-{name}"]) for name in _NAMES}
-        if cell.mark == HIT:
-            return colours["hit"]
-        if cell.mark == MISS:
-            return colours["miss"]
+        lit = colours["miss" if cell.missed else "hit"]
+        if cell.is_last:
+            return lit
         if self._few_colours:  # shades of the terminal's own colours are not known
             return colours["hot" if 2 * cell.share >= SHARES else "cold"]
         heat = cell.heat / HEATS
         cold = colours["cold"].blend(colours["cool"], heat)
-        return cold.blend(colours["warm"].blend(colours["hot"], heat), cell.share / SHARES)
+        usual = cold.blend(colours["warm"].blend(colours["hot"], heat), cell.share / SHARES)
+        return usual.blend(lit, cell.glow / GLOWS)
 
 
 _PICKED = "◆"
@@ -201,7 +225,3 @@ _NAMES = ("cold", "cool", "warm", "hot", "hit", "miss")
 
 def _colour(colour: Color) -> RichColor:
     return colour.rich_color
-
-
-def _rich(ink: str, ground: Color) -> Style:
-    return Style(color=_colour(Color.parse(ink)), bgcolor=_colour(ground), dim=True)

@@ -6,97 +6,21 @@ document of few blocks; the next one begins where a block is certainly complete.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from functools import partial
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
 from textual.widgets import Markdown
-from textual.widgets.markdown import MarkdownFence
 
-from .code_lines import CodeLines
+from .code_block import CodeBlock
 from .discard import discard
+from .parsing import parser
+from .table import AnswerTable
 
 SECTION_BLOCKS = 8  # laying out this many costs about as much as the rest of the screen
-LONG_CODE = 4000  # characters that are coloured in some milliseconds
 SECTION_CHARACTERS = 3000  # a page or so: long answers are shortened by sections
-_known_languages: set[str] = set()  # with compiled rules
 _ENDED_BY_EMPTY_LINE = ("paragraph_open", "heading_open")  # unlike lists and quotations
 _FENCE = re.compile("`{3,}|~{3,}")
-_FORMULA = re.compile(
-    r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?=\S)[^$\n]*\\[^$\n]*(?<=\S)\$", re.DOTALL
-)  # a formula between single dollars has a command in it: prices have none
-
-
-class CodeBlock(MarkdownFence):
-    """A fence that costs nothing while it grows."""
-
-    BLANK = True  # its lines draw themselves
-    complete = False
-    _theme = ""  # that it is coloured for
-
-    @classmethod
-    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """Give plain text: Textual asks for it on every piece."""
-        return Content(code)
-
-    def compose(self) -> ComposeResult:
-        """Lines instead of Textual's label, which draws all of them for each new one."""
-        yield CodeLines(self.code)
-
-    def set_content(self, content: Content) -> None:
-        """More of the code has come."""
-        self._content = content
-        for lines in self.query(CodeLines):
-            lines.show(content.plain)
-
-    @property
-    def coloured(self) -> bool:
-        """Whether any of it has colours."""
-        return any(lines.spans for lines in self.query(CodeLines))
-
-    def notify_style_update(self) -> None:
-        """Another theme has other colours; any other change of style leaves them."""
-        if self.complete and self._theme != self.app.theme:
-            self.finish()
-        super(MarkdownFence, self).notify_style_update()
-
-    def finish(self) -> None:
-        """Colour the complete code, after the messages that wait now."""
-        self.complete, self._theme = True, self.app.theme
-        self.call_later(self._colour)
-
-    async def _colour(self) -> None:
-        dark, ansi = self.app.current_theme.dark, self.app.native_ansi_color
-        colour = partial(MarkdownFence.highlight, self.code, self.lexer, ansi=ansi, dark=dark)
-        # In a thread where it takes long, as it does for a language's first: keys come in between.
-        quick = len(self.code) < LONG_CODE and self.lexer in _known_languages
-        content = colour() if quick else await asyncio.to_thread(colour)
-        _known_languages.add(self.lexer)
-        for lines in self.query(CodeLines):
-            lines.colour(content)
-
-
-def _parser() -> MarkdownIt:
-    # HTML would be dropped from the screen; as text it is seen, "<think>" and all.
-    parser = MarkdownIt("gfm-like", {"html": False})
-    parser.inline.ruler.before("escape", "formula", _formula)
-    return parser
-
-
-def _formula(state: StateInline, silent: bool) -> bool:
-    """Take a formula of LaTeX as text: Markdown would read its backslashes as escapes and drop them."""
-    found = _FORMULA.match(state.src, state.pos, state.posMax)
-    if found is None:
-        return False
-    if not silent:
-        state.push("text", "", 0).content = found[0]
-    state.pos = found.end()
-    return True
 
 
 class Section(Markdown):
@@ -104,11 +28,11 @@ class Section(Markdown):
 
     BLANK = True  # the ground behind blocks: not drawn line by line, and no line of it is remembered
 
-    BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock}
+    BLOCKS = {**Markdown.BLOCKS, "fence": CodeBlock, "code_block": CodeBlock, "table_open": AnswerTable}
 
     def __init__(self) -> None:
         """Empty."""
-        super().__init__(parser_factory=_parser, open_links=False)
+        super().__init__(parser_factory=parser, open_links=False)
 
     @property
     def is_full(self) -> bool:
@@ -215,10 +139,10 @@ def _after_empty_lines(text: str, count: int) -> int:
 
 def sections(text: str) -> list[str]:
     """``text`` in parts of no more than ``SECTION_BLOCKS`` blocks, none of them cut; together they are ``text``."""
-    parser = _parser()
-    parser.core.ruler.enableOnly(["normalize", "block"])
+    reader = parser()
+    reader.core.ruler.enableOnly(["normalize", "block"])
     lines = text.splitlines(keepends=True)
-    begins = [token.map[0] for token in parser.parse(text) if token.map and token.level == 0 and token.nesting >= 0]
+    begins = [token.map[0] for token in reader.parse(text) if token.map and token.level == 0 and token.nesting >= 0]
     parts, part, blocks = [], "", 0
     for begin, end in zip([0, *begins[1:]], [*begins[1:], len(lines)], strict=True):
         if blocks >= SECTION_BLOCKS or len(part) >= SECTION_CHARACTERS:

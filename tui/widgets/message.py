@@ -10,6 +10,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from ..records import Key
+from .sideways import Sideways
 
 
 class ChatMessage(Widget, can_focus=True):
@@ -23,6 +24,8 @@ class ChatMessage(Widget, can_focus=True):
     BINDINGS = [
         Binding("up", "choose(-1)", show=False),
         Binding("down", "choose(1)", show=False),
+        Binding("left", "shift(-8)", show=False),
+        Binding("right", "shift(8)", show=False),
         Binding("escape", "leave", show=False),
         Binding("c", "do('copy')", "Copy", show=False, id="message.copy"),
         Binding("e", "do('edit')", "Edit", show=False, id="message.edit"),
@@ -58,6 +61,11 @@ class ChatMessage(Widget, can_focus=True):
     def action_choose(self, step: int) -> None:
         """Go to the message before or after."""
         self.post_message(self.Moved(step))
+
+    def action_shift(self, columns: int) -> None:
+        """Scroll wide code and tables to the side."""
+        for wide in self.query(Sideways):
+            wide.shift(columns)
 
     def action_do(self, what: str) -> None:
         """Ask for ``what``."""

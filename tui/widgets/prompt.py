@@ -58,6 +58,9 @@ class Prompt(TextArea, inherit_bindings=False):
 
         path: str
 
+    class StarterWanted(Message):
+        """The user pressed Tab where nothing is typed, or on a first question that came by Tab."""
+
     class ChipDeleted(Message):
         """The user pressed Backspace in an empty prompt: the last attachment goes."""
 
@@ -68,6 +71,7 @@ class Prompt(TextArea, inherit_bindings=False):
         self._place = 0  # among the sent prompts; at their end while something new is written
         self._menu, self._offered_for = menu, ""
         self._tab_for: str | None = None  # the line that Tab completes as soon as its candidates are known
+        self._starter = ""  # the first question that Tab wrote
         self._settled: str | None = None  # a text that needs no menu: recalled, given back, or the menu was closed
         self._send, self._newline, self._leave = keys.of("send"), keys.of("newline"), keys.of("leave")
         taken = keys.taken()
@@ -101,6 +105,11 @@ class Prompt(TextArea, inherit_bindings=False):
         """Put ``text``, which cannot be used now, before the text that was typed since."""
         self._settle(text + self.text)
 
+    def begin_with(self, starter: str) -> None:
+        """Write a first question, in the place of the one before."""
+        self._starter = starter
+        self._settle(starter)
+
     def remember(self, earlier: Iterable[str]) -> None:
         """Offer prompts that were sent in an ``earlier`` session, oldest first."""
         self._sent[:0] = earlier
@@ -114,7 +123,7 @@ class Prompt(TextArea, inherit_bindings=False):
     def action_send(self) -> None:
         """Send, unless there is nothing but space, and clear the prompt at once for the next letters."""
         if self.text.strip():
-            text = self.text
+            text, self._starter = self.text, ""
             self._keep(text)
             self.clear()
             self._menu.show(())
@@ -157,7 +166,9 @@ class Prompt(TextArea, inherit_bindings=False):
             event.prevent_default().stop()
         elif event.key in ("tab", "shift+tab"):
             event.prevent_default().stop()  # never to the next widget, where letters are commands
-            if event.key == "tab":
+            if event.key == "tab" and self.text == self._starter:
+                self.post_message(self.StarterWanted())
+            elif event.key == "tab":
                 self._complete()
         elif event.key == "escape" and self._menu.candidates:
             event.prevent_default().stop()

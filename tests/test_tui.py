@@ -558,7 +558,7 @@ def test_a_receipt_names_the_cause_of_a_slow_answer() -> None:
     assert replace(fast, join_ms=60).remark() == "The CPU waited for sim in 60 % of the expert time."
     read = replace(fast, disk_ms=70, disk_bytes=3 << 30)
     assert read.remark() == "The experts waited for the disk in 70 % of their time: the RAM holds too few of them."
-    assert read.parts()[-1] == "3 GiB from the disk"
+    assert read.parts()[-1] == "3.00 GiB from the disk"
     assert replace(fast, hit_rate=0.25).remark().startswith("75 % of the experts ran on the CPU")
     assert replace(fast, hit_rate=0.25, device="none").remark() == ""
 

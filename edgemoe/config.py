@@ -269,6 +269,11 @@ def terminal_is_dumb() -> bool:
     return os.environ.get("TERM") == "dumb"
 
 
+def editor() -> str:
+    """Give the command of the user's editor: ``VISUAL``, else ``EDITOR``, else ``vi``."""
+    return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+
+
 def child_environment() -> dict[str, str]:
     """Make the environment of a child process that imports the same modules as this one."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -20,14 +20,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.answer.record import Answer, ToolCall
+from edgemoe.tui import interchange
 from edgemoe.tui.archive import Archive
 from edgemoe.tui.conversation import Conversation
-from edgemoe.tui.interchange import Document, export, read, to_json, to_markdown
+from edgemoe.tui.interchange import Document, export, to_json, to_markdown
 from edgemoe.tui.raw import split
 from edgemoe.tui.records import Turn
 from edgemoe.tui.store import BROKE_OFF, MIGRATIONS, Store
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(text: str) -> Document:
+    """Read a file with one conversation."""
+    (document,) = interchange.read(text)
+    return document
 
 
 @pytest.fixture

@@ -136,6 +136,11 @@ class ChatApp(App[None]):
                 return
         self.exit()
 
+    def on_titled(self, event: told.Titled) -> None:
+        """Name the window of the terminal."""
+        if not self.is_headless and self._driver is not None:
+            self._driver.write(f"\x1b]2;{event.title}\x1b\\")
+
     def _begin(self) -> None:
         if not self.is_headless:  # a process of its own
             self._leave_on_signals()

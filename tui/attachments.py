@@ -37,8 +37,8 @@ class Attachment:
         return f"{self.name}:\n{fence}\n{self.text.rstrip()}\n{fence}"
 
 
-def load(name: str) -> Attachment:
-    """Read a text file.
+def load(name: str, largest: int = LARGEST_BYTES) -> Attachment:
+    """Read a text file of at most ``largest`` bytes.
 
     Raises:
         ValueError: it is missing, too large, or no text; said in words.
@@ -51,8 +51,8 @@ def load(name: str) -> Attachment:
             begin = file.read(_LOOKED_AT)
         if _is_picture(path.suffix.lower(), begin):
             raise ValueError(f"{path.name} is a picture: this chat sends text only, it loads no projector for pictures")
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ValueError(f"{path.name} is larger than {LARGEST_BYTES >> 20} MiB")
+        if path.stat().st_size > largest:
+            raise ValueError(f"{path.name} is larger than {largest >> 20} MiB")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from edgemoe.answer import calls
 
-from . import raw
+from . import foreign_chats, raw
 from .records import Role, Turn
 
 THOUGHTS = "--thoughts"  # in /export: with the thinking
@@ -80,19 +80,24 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def read(text: str) -> Document:
-    """Read either form; JSON may also be the bare list of messages.
+def read(text: str) -> list[Document]:
+    """Read either form; JSON may also be the bare list of messages, or an export of ChatGPT or LM Studio.
 
     Raises:
-        ValueError: it is neither, said in words.
+        ValueError: it is none of them, said in words.
     """
-    if text.lstrip()[:1] in ("{", "["):
-        return _from_json(text)
-    return _from_markdown(text)
-
-
-def _from_json(text: str) -> Document:
+    if text.lstrip()[:1] not in ("{", "["):
+        return [_from_markdown(text)]
     whole: Any = json.loads(text)
+    if (chats := foreign_chats.read(whole)) is None:
+        return [_from_json(whole)]
+    documents = [Document(title, "", "", tuple(map(_split, turns))) for title, turns in chats if turns]
+    if not documents:
+        raise ValueError("there are no messages in it")
+    return documents
+
+
+def _from_json(whole: Any) -> Document:
     if isinstance(whole, list):
         whole = {"messages": whole}
     messages = whole.get("messages")

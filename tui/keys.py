@@ -50,6 +50,7 @@ ACTIONS = (
     Action("history", "chat.history", ("ctrl+r",), "history and search"),
     Action("models", "chat.models", ("ctrl+o",), "open another model"),
     Action("experts", "chat.experts", ("ctrl+e",), "experts"),
+    Action("editor", "chat.editor", ("ctrl+g",), "edit the prompt in $EDITOR"),
     Action("pick", "chat.pick", ("f3",), "pick an expert"),
     Action("thinking", "chat.thinking", ("ctrl+t",), "thinking"),
     Action("copy", "chat.copy", ("ctrl+y",), "copy the answer"),

@@ -126,6 +126,13 @@ class ArchiveSaid(Message):
 
 
 @dataclass
+class Titled(Message):
+    """The chat has another title, or another state, for the terminal's window."""
+
+    title: str
+
+
+@dataclass
 class ExpertPinned(Message):
     """An expert stays on the device from now on, or no longer."""
 

@@ -44,6 +44,7 @@ The answer goes to stdout. Thinking (if stderr is a terminal), tool calls and th
 everything on stdout as one chat completion: reasoning_content, content, tool_calls, timings.
 """
 
+ABOUT = "Run Mixture-of-Experts models that do not fit the GPU. Without a command, edgemoe opens the chat."
 DEMO_QUESTION = "What is a mixture of experts? Answer in two sentences."
 
 THEMES = ("auto", "dark", "light", "16", "16-light")
@@ -103,7 +104,7 @@ def _report_error(error: Exception) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="edgemoe", description="Run Mixture-of-Experts models that do not fit the GPU.")
+    parser = _Parser(prog="edgemoe", description=ABOUT)
     parser.add_argument("--version", action="version", version=f"edgemoe {__version__}")
     common, thinking, chatting = _common_options(), _thinking_options(), _chat_options()
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)

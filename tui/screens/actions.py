@@ -25,6 +25,7 @@ from .answering import Answering
 from .library import Library
 from .surface import Surface
 
+LARGEST_IMPORT = 512 << 20  # bytes: the export of years
 _CODE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)^\1`*[ ]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -67,6 +68,9 @@ class Commanded(Surface, Protocol):
     def action_help(self) -> None:
         """Show keys and commands."""
 
+    async def action_edit_outside(self) -> None:
+        """Edit the prompt in the user's editor."""
+
     def action_settings(self) -> None:
         """Show the settings of the next answers."""
 
@@ -93,6 +97,10 @@ class Actions:
     async def do_find(self, text: str) -> None:
         """Find words in this chat."""
         await self._screen.find(text)
+
+    async def do_editor(self, text: str) -> None:
+        """Edit the prompt outside."""
+        await self._screen.action_edit_outside()
 
     async def do_theme(self, text: str) -> None:
         """Change the colours."""
@@ -268,11 +276,15 @@ class Actions:
     async def do_import(self, text: str) -> None:
         """Open a conversation from a file."""
         try:
-            document = interchange.read(load(text).text)
+            documents = await asyncio.to_thread(lambda: interchange.read(load(text, LARGEST_IMPORT).text))
         except ValueError as error:
             await self._screen.say(f"{text} was not imported: {error}", wrong=True)
             return
-        await self._screen.library.open(Conversation.imported(self._screen.archive, document))
+        for document in documents:
+            conversation = Conversation.imported(self._screen.archive, document)
+        await self._screen.library.open(conversation)
+        if len(documents) > 1:
+            await self._screen.say(f"{count(len(documents))} chats were imported", "/history shows all of them")
 
     async def do_undo(self, text: str) -> None:
         """Take the last question and its answer back."""

@@ -40,6 +40,7 @@ class Answering:
 
     Attributes:
         receipt: of the last complete answer.
+        answers: complete ones since the start, with their ``prompt_tokens`` and ``answer_tokens``.
         attached: texts that go along with the next question.
     """
 
@@ -47,6 +48,7 @@ class Answering:
         """Nothing is asked yet."""
         self._surface = surface
         self.receipt: Receipt | None = None
+        self.answers = self.prompt_tokens = self.answer_tokens = 0
         self.attached: list[Attachment] = []
         self._number = 0
         self._turn: AnswerTurn | None = None
@@ -211,6 +213,9 @@ class Answering:
             return
         receipt = self.receipt = event.receipt
         answer = self._before.followed_by(event.answer)
+        self.answers += 1
+        self.prompt_tokens += receipt.prompt_tokens
+        self.answer_tokens += receipt.answer_tokens
         if receipt.context_tokens:
             written = context.length(event.answer.text) + context.length(event.answer.thought)
             characters = sum(context.length(message["content"]) for message in self._sent) + written

@@ -11,15 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from textual import on
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding
 from textual.screen import Screen
 from textual.widgets import Markdown
 
 from edgemoe.answer import effort
-from edgemoe.answer.receipt import counters
+from edgemoe.answer.receipt import Receipt, counters
 from edgemoe.errors import EdgeMoEError
-from edgemoe.text.display import count, size
+from edgemoe.text.display import count, one_line, size
 from edgemoe.types import Thinking
 
 from .. import messages as told
@@ -28,6 +28,7 @@ from ..attachments import Attachment
 from ..commands import Call, Unknown, parse
 from ..completion import files_named
 from ..conversation import Conversation
+from ..editor import edited
 from ..expert_map import Spot
 from ..finding import places
 from ..keys import Keys
@@ -43,6 +44,7 @@ from ..widgets.head_line import HeadLine
 from ..widgets.message import ChatMessage
 from ..widgets.note import Note
 from ..widgets.prompt import Prompt
+from ..widgets.queue_line import QueueLine
 from ..widgets.status_line import StatusLine
 from ..widgets.transcript import Transcript
 from ..widgets.welcome import STARTERS, Welcome
@@ -59,12 +61,9 @@ if TYPE_CHECKING:
     from .settings import Chosen
 
 WIDE = 110  # characters, from which the experts have room beside the chat
+BELL_SECONDS = 20.0  # of an answer, after which people do something else
 RECENT_CHATS = 3  # that an empty chat offers
-_NOT_NOW: dict[State, str] = {
-    "loading": "The model is loading; Enter again in a moment.",
-    "failed": "There is no model to ask.",
-    "no model": "There is no model to ask.",
-}
+_NO_MODEL: tuple[State, ...] = ("failed", "no model")
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+t", "toggle_thinking", "Thinking", id="chat.thinking", priority=True),
         Binding("ctrl+y", "copy", "Copy the answer", id="chat.copy", priority=True),
         Binding("ctrl+up", "choose", "Choose a message", id="chat.choose", priority=True),
+        Binding("ctrl+g", "edit_outside", "Edit in $EDITOR", id="chat.editor", priority=True),
         Binding("f3", "pick", "Pick an expert", id="chat.pick", priority=True),
         Binding("ctrl+e", "toggle_experts", "Experts", id="chat.experts", priority=True),
     ]
@@ -151,6 +151,7 @@ class ChatScreen(Screen[None]):
         yield ExpertPanel(id="experts")
         yield FindBar()
         yield AttachmentBar()
+        yield QueueLine()
         yield (menu := CompletionMenu())
         yield Prompt(self.keys, menu, id="prompt")
         yield StatusLine(id="status")
@@ -231,6 +232,8 @@ class ChatScreen(Screen[None]):
             if name == "temperature" or self.suited.get(name) != value:
                 said.append(f"{name} {value:g}")
         head.chat_title, head.settings = chat.title, " · ".join(said)
+        name = one_line(chat.title, 60) or "EdgeMoE"
+        self.post_message(told.Titled(f"{name} · {self.state}" if self.busy or self.state == "loading" else name))
 
     def _watch(self) -> None:
         """Sample no more than somebody looks at."""
@@ -255,6 +258,7 @@ class ChatScreen(Screen[None]):
         if self.think and (why := effort.refusal(self.think, card.thinking)):
             dropped, self.think = self.think, ""
             await self.say(f"{why}: thinking {dropped} is dropped")
+        await self._ask_next()
 
     @on(told.ModelReading)
     def _model_reading(self, event: told.ModelReading) -> None:
@@ -265,6 +269,7 @@ class ChatScreen(Screen[None]):
     @on(told.ModelFailed)
     def _model_failed(self, event: told.ModelFailed) -> None:
         self.enter("failed")
+        self._give_waiting_back()
         for welcome in self.query(Welcome):
             welcome.failed(event.failure)
 
@@ -283,10 +288,21 @@ class ChatScreen(Screen[None]):
     @on(told.AnswerEnded)
     async def _answer_ended(self, event: told.AnswerEnded) -> None:
         await self.answering.ended(event)
+        self._tell_end(event.receipt)
+        await self._ask_next()
+
+    def _tell_end(self, receipt: Receipt) -> None:
+        """Ring the bell after a long answer, or where the user looks elsewhere."""
+        app = self.app
+        spent = receipt.first_token_s + receipt.answer_tokens / receipt.answer_rate if receipt.answer_rate else 0.0
+        if not app.app_focus or spent >= BELL_SECONDS:
+            app.bell()
 
     @on(told.AnswerFailed)
     async def _answer_failed(self, event: told.AnswerFailed) -> None:
         await self.answering.failed(event)
+        if event.failure is not None:
+            self._give_waiting_back()
 
     @on(told.ArchiveSaid)
     async def _archive_said(self, event: told.ArchiveSaid) -> None:
@@ -335,15 +351,33 @@ class ChatScreen(Screen[None]):
         elif isinstance(command, Unknown):
             self.prompt.give_back(text)
             await self.say(command.text, command.hint, wrong=True)
-        elif self.busy or self.card is None:
+        elif self.state in _NO_MODEL:
             self.prompt.give_back(text)
-            self.notify(_NOT_NOW.get(self.state, "Esc stops the answer under way; then Enter sends."))
+            self.notify("There is no model to ask.")
+        elif self.busy or self.card is None:
+            self.query_one(QueueLine).put(text)
         else:
-            for path in await asyncio.to_thread(files_named, text):
-                if not await self._actions.attach_file(path):
-                    self.prompt.give_back(text)
-                    return
-            await self.answering.ask(text.strip())
+            await self._ask(text)
+
+    async def _ask(self, text: str) -> None:
+        for path in await asyncio.to_thread(files_named, text):
+            if not await self._actions.attach_file(path):
+                self.prompt.give_back(text)
+                return
+        await self.answering.ask(text.strip())
+
+    async def _ask_next(self) -> None:
+        """Send the message that waits for an answer to end or a model to load; after a stop it is a draft again."""
+        queue = self.query_one(QueueLine)
+        if self.state == "stopped":
+            self._give_waiting_back()
+        elif len(queue) and self.state == "idle" and self.card is not None:
+            await self._ask(queue.take())
+
+    def _give_waiting_back(self) -> None:
+        queue = self.query_one(QueueLine)
+        if waiting := [queue.take() for _ in range(len(queue))]:
+            self.prompt.give_back("\n".join([*waiting, self.prompt.text]).rstrip("\n"), whole=True)
 
     @on(Prompt.Pasted)
     async def _pasted(self, event: Prompt.Pasted) -> None:
@@ -370,7 +404,10 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.ChipDeleted)
     async def _chip_deleted(self) -> None:
-        await self.answering.attach(self.answering.attached[:-1])
+        if waiting := self.query_one(QueueLine).take_last():
+            self.prompt.give_back(waiting)
+        else:
+            await self.answering.attach(self.answering.attached[:-1])
 
     @on(Chip.Removed)
     async def _chip_removed(self, event: Chip.Removed) -> None:
@@ -467,6 +504,19 @@ class ChatScreen(Screen[None]):
 
     def action_to_prompt(self) -> None:
         """Give the keys back to the prompt."""
+        self.prompt.focus()
+
+    async def action_edit_outside(self) -> None:
+        """Edit the prompt in the user's editor."""
+        try:
+            with self.app.suspend():
+                text = edited(self.prompt.text)
+        except (OSError, SuspendNotSupported) as error:
+            why = f"the editor did not start: {error.strerror}" if isinstance(error, OSError) else "no editor here"
+            self.notify(why)
+            return
+        self.prompt.text = text
+        self.prompt.move_cursor(self.prompt.document.end)
         self.prompt.focus()
 
     def action_help(self) -> None:
@@ -631,10 +681,14 @@ class ChatScreen(Screen[None]):
         """Counters in words."""
         receipt, stats = self.answering.receipt, self.query_one(ExpertPanel).stats
         last = [f"last answer: {receipt.statistics()}"] if receipt else []
+        if self.answering.answers > 1:
+            spent = f"{count(self.answering.prompt_tokens)} read, {count(self.answering.answer_tokens)} written"
+            last.append(f"since the start: {self.answering.answers} answers, tokens: {spent}")
         return "\n".join(last + (counters(stats) if stats else [])) or "nothing has been counted yet"
 
     def left(self) -> None:
-        """Take the use of experts up to now as the usual one: another conversation begins."""
+        """Take the use of experts up to now as the usual one: another conversation begins, and nothing waits."""
+        self._give_waiting_back()
         self.query_one(ExpertPanel).begin()
         self.session.sample()
 

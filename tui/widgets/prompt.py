@@ -101,9 +101,9 @@ class Prompt(TextArea, inherit_bindings=False):
     def _end_notice(self) -> None:
         self.border_title, self._notice = "", None
 
-    def give_back(self, text: str) -> None:
-        """Put ``text``, which cannot be used now, before the text that was typed since."""
-        self._settle(text + self.text)
+    def give_back(self, text: str, whole: bool = False) -> None:
+        """Put ``text``, which cannot be used now, before the text that was typed since; ``whole`` if it has both."""
+        self._settle(text if whole else text + self.text)
 
     def begin_with(self, starter: str) -> None:
         """Write a first question, in the place of the one before."""

@@ -3,7 +3,8 @@
     PYTHONPATH=. python bench/serve.py MODEL.gguf [--device none] [--theirs .../examples/server/server.py]
 
 ``--theirs`` names the batch server of llama-cpp-python's source archive. It then runs beside ours, with the same file,
-threads and context; the rounds of both alternate (A B A B), and the table gives medians. The second table reads a
+threads and context; the rounds of both alternate (A B A B), and the table gives medians. Tokens per second of processor
+time also mean something on a busy machine. The second table reads a
 prompt of 4,000 tokens while three answers run; it gives the percentiles of the time from one token to the next.
 """
 
@@ -22,14 +23,30 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import psutil
+
 CONTEXT = 8192
-TOKENS = 32
+Rate = tuple[float, float]
 SUBJECTS = ("a cat", "the sea", "a train", "the moon", "an old house", "bread", "a river", "winter")
 # Beside a long prompt: answers long enough to last until the prompt is read.
 LONG_WORDS, LONG_ANSWER = 650, 1000
+
+
+@dataclass
+class Running:
+    """A server that answers at ``port``."""
+
+    port: int
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Give the processor time of the server and its children so far."""
+        processes = [self.process, *self.process.children(recursive=True)]
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def start(command: list[str], port: int) -> subprocess.Popen[bytes]:
@@ -46,23 +63,23 @@ def start(command: list[str], port: int) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def ours(parsed: argparse.Namespace, parallel: int) -> Iterator[int]:
-    """Run our server; give its port."""
+def ours(parsed: argparse.Namespace, parallel: int) -> Iterator[Running]:
+    """Run our server."""
     port = free_port()
     command = [sys.executable, "-m", "edgemoe.cli", "serve", parsed.model, "--port", str(port)]
     command += ["--parallel", str(parallel), "--ctx", str(CONTEXT // parallel), "--threads", str(parsed.threads)]
     command += ["--device", parsed.device, *(["--vram", parsed.vram] if parsed.vram else [])]
     process = start(command, port)
     try:
-        yield port
+        yield Running(port, psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
 
 
 @contextmanager
-def theirs(parsed: argparse.Namespace, parallel: int) -> Iterator[int]:
-    """Run llama-cpp-python's batch server; give its port."""
+def theirs(parsed: argparse.Namespace, parallel: int) -> Iterator[Running]:
+    """Run llama-cpp-python's batch server."""
     port, threads = free_port(), parsed.threads
     model = {"path": parsed.model, "alias": "tiny", "n_ctx": CONTEXT, "n_seq_max": parallel, "n_gpu_layers": 0}
     model |= {"threads": threads, "threads_batch": threads, "n_batch": 512, "n_ubatch": 512}
@@ -71,7 +88,7 @@ def theirs(parsed: argparse.Namespace, parallel: int) -> Iterator[int]:
         file.flush()
         process = start([sys.executable, parsed.theirs, "-C", file.name], port)
     try:
-        yield port
+        yield Running(port, psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
@@ -84,7 +101,7 @@ def free_port() -> int:
 
 
 def complete(port: int, prompt: str, tokens: int, gaps: list[float] | None = None) -> int:
-    """Stream one completion; return its pieces, and add the times between them to ``gaps``."""
+    """Stream one completion; return its tokens, and add the times between them to ``gaps``."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", data, headers)
@@ -92,7 +109,10 @@ def complete(port: int, prompt: str, tokens: int, gaps: list[float] | None = Non
     with urllib.request.urlopen(request, timeout=600) as response:
         for line in response:
             found = re.match(rb"data: (\{.*)", line)
-            if found is None or not any(choice.get("text") for choice in json.loads(found[1])["choices"]):
+            choice = json.loads(found[1])["choices"][0] if found is not None else {}
+            if choice.get("finish_reason") == "length":
+                return tokens
+            if not choice.get("text"):
                 continue
             now, count = time.perf_counter(), count + 1
             if before and gaps is not None:
@@ -111,17 +131,17 @@ def complete_whole(port: int, prompt: str) -> int:
         return int(json.load(response)["usage"]["prompt_tokens"])
 
 
-def at_once(port: int, count: int, begin: int) -> float:
-    """Ask ``count`` questions at once; return all tokens per second."""
+def at_once(server: Running, count: int, begin: int, tokens: int) -> Rate:
+    """Ask ``count`` questions at once; return all tokens per second, and per second of processor time."""
     made = [0] * count
 
     def ask(number: int) -> None:
         subject = SUBJECTS[(begin + number) % len(SUBJECTS)]
-        made[number] = complete(port, f"Story {begin + number} tells of {subject}. Once upon a time", TOKENS)
+        made[number] = complete(server.port, f"Story {begin + number} tells of {subject}. Once upon a time", tokens)
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), server.cpu_seconds()
     run([lambda number=number: ask(number) for number in range(count)])  # type: ignore[misc]
-    return sum(made) / (time.perf_counter() - began)
+    return sum(made) / (time.perf_counter() - began), sum(made) / (server.cpu_seconds() - cpu)
 
 
 def run(works: Sequence[Any]) -> None:
@@ -161,6 +181,7 @@ def main() -> None:
     parser.add_argument("--theirs", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--counts", default="1,2,4,8")
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--no-long", action="store_true", help="leave out the long prompt")
     parsed = parser.parse_args()
     counts = [int(count) for count in parsed.counts.split(",")]
@@ -168,20 +189,27 @@ def main() -> None:
         servers = {"ours": stack.enter_context(ours(parsed, max(counts)))}
         if parsed.theirs:
             servers["theirs"] = stack.enter_context(theirs(parsed, max(counts)))
-        rates: dict[tuple[str, int], list[float]] = {}
+        rates: dict[tuple[str, int], list[Rate]] = {}
         for number in range(parsed.rounds):
             for count in counts:
-                for name, port in servers.items():
-                    rates.setdefault((name, count), []).append(at_once(port, count, 100 * number + 10 * count))
-        for count in counts:
-            rows = [f"{name} {median(rates[name, count]):7.2f} tok/s" for name in servers]
-            one = median(a / b for a, b in zip(rates["ours", count], rates["ours", counts[0]], strict=True))
-            pairs = zip(rates["ours", count], rates.get(("theirs", count), ()), strict=False)
-            ratio = f", ours / theirs {median(a / b for a, b in pairs):.2f}" if parsed.theirs else ""
-            print(f"{count} at once: {', '.join(rows)}, {one:.2f} x one request{ratio}", flush=True)
+                for name, server in servers.items():
+                    rates.setdefault((name, count), []).append(
+                        at_once(server, count, 100 * number + 10 * count, parsed.tokens)
+                    )
+                    now, cpu = rates[name, count][-1]
+                    print(f"{name}, {count} at once: {now:.2f} tok/s, {cpu:.2f} tok/cpu-s", file=sys.stderr, flush=True)
+        for place, unit in enumerate(("tok/s", "tok/cpu-s")):
+            for count in counts:
+                found = {name: [rate[place] for rate in rates[name, count]] for name in servers}
+                rows = [f"{name} {median(found[name]):7.2f} {unit}" for name in servers]
+                first = [rate[place] for rate in rates["ours", counts[0]]]
+                one = median(a / b for a, b in zip(found["ours"], first, strict=True))
+                pairs = zip(found["ours"], found.get("theirs", ()), strict=False)
+                ratio = f", ours / theirs {median(a / b for a, b in pairs):.2f}" if parsed.theirs else ""
+                print(f"{count} at once: {', '.join(rows)}, {one:.2f} x one request{ratio}", flush=True)
         if not parsed.no_long:
-            for name, port in servers.items():
-                gaps = beside(port)
+            for name, server in servers.items():
+                gaps = beside(server.port)
                 p50, p95 = (gaps[int(share * (len(gaps) - 1))] for share in (0.5, 0.95))
                 print(f"beside a long prompt, {name}: {len(gaps)} tokens, {p50:.0f} ms median, {p95:.0f} ms p95")
 

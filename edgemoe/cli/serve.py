@@ -57,6 +57,8 @@ def serve_command(parsed: argparse.Namespace, open_engine: OpenEngine) -> int:
         raise ConfigError(f"the server needs {error.name}", 'pip install "edgemoe[serve]"') from error
     path = find_model(parsed.model)
     keywords = engine_keywords(parsed, parsed.model)
+    if parsed.threads is not None:
+        keywords["n_threads_batch"] = parsed.threads
     if isinstance(keywords["n_ctx"], int):  # otherwise the placement chooses
         keywords["n_ctx"] *= parsed.parallel
     name = path.stem if Path(parsed.model).exists() else parsed.model

@@ -126,6 +126,7 @@ class Batching:
         self._steps = 0
         self._beside = _Pace(BESIDE_MS, FIRST_PIECE, llm.n_batch)
         self._alone = _Pace(ALONE_MS, llm.n_batch, llm.n_batch)
+        self._reading_threads = llama_cpp.llama_n_threads_batch(llm.ctx)
         self._batch = llama_cpp.llama_batch_init(llm.n_batch, 0, 1)
         self._thread = threading.Thread(target=self._run, name="edgemoe-batching", daemon=True)
         self._thread.start()
@@ -286,6 +287,7 @@ class Batching:
     def _step(self, rows: List[tuple[Answer, list[int]]]) -> None:
         self._steps += 1
         outputs = self._fill(rows)
+        self._set_threads(any(answer.reading for answer, _ in rows))
         turn = Turn()
         began = time.perf_counter_ns()
         try:
@@ -300,6 +302,11 @@ class Batching:
             self._failed(rows, Cancelled("cancelled") if turn.cancelled else error)
         finally:
             self.llm._turns.finish(turn)
+
+    def _set_threads(self, reads: bool) -> None:
+        """Compute with the threads for tokens unless a prompt is read; llama.cpp takes several tokens for a prompt."""
+        usual = llama_cpp.llama_n_threads(self.llm.ctx)
+        llama_cpp.llama_set_n_threads(self.llm.ctx, usual, self._reading_threads if reads else usual)
 
     def _fill(self, rows: List[tuple[Answer, list[int]]]) -> list[tuple[Answer, int]]:
         """Write the batch; return the answers that get a token from it, each with its row."""

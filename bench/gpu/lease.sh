@@ -24,13 +24,17 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+long=4096 deep=32768 small=""
+if [ "$layers" != 0 ]; then
+    long=128 deep=256 small="--generate 8 --warm 8" # a dry run tries every step, and no speed
+fi
 out=${OUT:-build/lease-out}
 work=$(mktemp -d)
 twins=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "$work")")
 trap 'rm -rf "$work" "$twins"' EXIT
 mkdir -p "$out" "$work"/{site,main,consumer,depth,home/data/backends}
 export PYTHONUNBUFFERED=1 EDGEMOE_HOME=$work/home PYTHONPATH=$work/site:$PWD
-export device layers backend archive cores copiers work twins
+export small long device layers backend archive cores copiers work twins
 exec > >(tee "$out/lease.log") 2>&1
 
 # Run `edgemoe` or one of the bench's programs; $DEADLINE is in seconds.
@@ -40,7 +44,7 @@ measure() { # FOLDER OPTION...: a folder has one journal
     shift
     cp -n "$archive"/routing-*.npz "$folder/"
     python3 -m bench.gpu --device "$device" ${backend:+--backend "$backend"} --layers "$layers" --folder "$folder" \
-        --twins "$twins" --deadline "$DEADLINE" "$@"
+        --twins "$twins" --deadline "$DEADLINE" $small "$@"
 }
 file_of() { echo "$twins/$1$([ "$layers" = 0 ] || echo "-$layers-layers")-twin.gguf"; }
 export -f edgemoe measure file_of
@@ -101,18 +105,18 @@ export -f consumer setup stop forecast mixtral
 
 part unpack 40 unpack
 part setup 30 setup
-part gpt-oss 130 measure main --models gpt-oss-20b --shares 25 --only decode,first,prompts --prompts 4096
-part deepseek 100 measure main --models deepseek-v2-lite --shares 25 --only decode,first,prompts --prompts 4096
-part consumer 130 consumer --models qwen3-30b-a3b --vram 8,12,16 --only decode,first
-part qwen3 80 measure main --models qwen3-30b-a3b --shares 25,50 --only decode,first,prompts --prompts 4096
-part hot 60 measure main --models gpt-oss-20b,deepseek-v2-lite --shares 100 --only decode,first
-part switches 60 measure main --models gpt-oss-20b,deepseek-v2-lite --shares 25 --only switches
+part gpt-oss 130 measure main --models gpt-oss-20b --shares 25 --only decode,first,prompts --prompts "$long"
+part deepseek 100 measure main --models deepseek-v2-lite --shares 25 --only decode,first,prompts --prompts "$long"
+part consumer 130 consumer --models qwen3-30b-a3b --vram 8,12,16 --only decode,first --prompts "$long"
+part qwen3 80 measure main --models qwen3-30b-a3b --shares 25,50 --only decode,first,prompts --prompts "$long"
+part hot 60 measure main --models gpt-oss-20b,deepseek-v2-lite --shares 100 --only decode,first --prompts "$long"
+part switches 60 measure main --models gpt-oss-20b,deepseek-v2-lite --shares 25 --only switches --prompts "$long"
 part stop 30 stop
 part forecast 60 forecast
-part depth 90 measure depth --models qwen3-30b-a3b --shares 25 --only depth --depth 32768 --kv q8_0
-part cycles 60 measure main --models gpt-oss-20b --shares 25 --soak-cycles 200
-part rest 600 measure main --models gpt-oss-20b,deepseek-v2-lite,qwen3-30b-a3b --prompts 4096
-part mixtral 600 mixtral --prompts 4096
+part depth 90 measure depth --models qwen3-30b-a3b --shares 25 --only depth --depth "$deep" --kv q8_0 --prompts "$long"
+part cycles 60 measure main --models gpt-oss-20b --shares 25 --soak-cycles 200 --prompts "$long"
+part rest 600 measure main --models gpt-oss-20b,deepseek-v2-lite,qwen3-30b-a3b --prompts "$long"
+part mixtral 600 mixtral --prompts "$long"
 
 # ---- the end: the tables, of which the log's last lines are an extract ----
 
@@ -120,11 +124,11 @@ report() { # FOLDER OPTION...
     local folder=$1
     shift
     compgen -G "$work/$folder/*.jsonl" >/dev/null || return
-    python3 -m bench.gpu --device "$device" --layers "$layers" --folder "$work/$folder" --twins "$twins" --report "$@" >/dev/null
+    python3 -m bench.gpu --device "$device" --layers "$layers" --folder "$work/$folder" --twins "$twins" --report $small "$@" >/dev/null
     cp "$work/$folder/table.md" "$out/$folder.md"
     grep -E '^(###|PASS|MISS|- (PASS|MISS)|\| [0-9])' "$out/$folder.md"
 }
-report consumer --models qwen3-30b-a3b --vram 8,12,16
-report depth --models qwen3-30b-a3b --shares 25 --depth 32768
-report main --prompts 4096
+report consumer --models qwen3-30b-a3b --vram 8,12,16 --prompts "$long"
+report depth --models qwen3-30b-a3b --shares 25 --depth "$deep" --prompts "$long"
+report main --prompts "$long"
 tar -C "$work" -czf "$out/results.tar.gz" --exclude='*.np[yz]' main consumer depth

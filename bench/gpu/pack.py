@@ -14,6 +14,7 @@ import tarfile
 from pathlib import Path
 
 from bench import twin
+from edgemoe.engine import host
 from edgemoe.engine.binding import find_core
 from edgemoe.setup import installed
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=["cuda", "rpc", "vulkan", "none"], default="cuda", help="built by setup")
     parser.add_argument("--more", type=Path, action="append", default=[], help="another file to take along")
     given = parser.parse_args()
+    host.core()  # an outdated core would cost the lease
     shutil.rmtree(given.folder, ignore_errors=True)
     given.folder.mkdir(parents=True)
     packages(given.folder / "site.tar.xz")

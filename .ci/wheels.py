@@ -79,7 +79,11 @@ TARGETS = {
         ("-fPIC",),
     ),
     "macos-arm64": Target(
-        "aarch64-macos.11.0", "macosx_11_0_arm64", "edgemoe_core.so", b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", ("-fPIC",)
+        "aarch64-macos.11.0",
+        "macosx_11_0_arm64",
+        "edgemoe_core.so",
+        b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01",
+        ("-fPIC", "-Wl,-install_name,@rpath/edgemoe_core.so"),  # else the library names the folder that it was made in
     ),
     "windows-x86_64": Target("x86_64-windows-gnu", "win_amd64", "edgemoe_core.dll", b"MZ"),
 }
@@ -158,6 +162,8 @@ def check(wheel: Path, target: Target) -> None:
     wrong = [at for at, byte in enumerate(target.start) if byte != ord("?") and core[at] != byte]
     if wrong or not all(name in core for name in EXPORTS):
         raise SystemExit(f"{wheel.name}: {target.core} is not what {target.tag} needs")
+    if tempfile.gettempdir().encode() + b"/" in core or str(ROOT).encode() in core:
+        raise SystemExit(f"{wheel.name}: {target.core} names a folder of this machine")
     if target.tag.startswith("manylinux"):
         if UNWINDER.encode() not in core:
             raise SystemExit(f"{wheel.name}: {target.core} has an unwinder of its own")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import pytest
 
 from bench import twin
 from bench.gpu import __main__ as command
-from bench.gpu import agreement, build, cells, devices, events, report, routing, session, verdicts
+from bench.gpu import agreement, build, cells, devices, events, load, pack, report, routing, session, verdicts
 from bench.gpu.cells import Cell, Contender, Scope, Size
 from bench.gpu.journal import Journal
 from edgemoe.errors import ConfigError
@@ -404,3 +407,63 @@ def test_a_small_twin_keeps_the_experts() -> None:
     assert small.keys["block_count"] == 4, "one dense layer before those with experts"
     assert {key: value for key, value in whole.keys.items() if small.keys[key] != value} == {"block_count": 27}
     assert command._size("deepseek-v2-lite", 3).experts * 26 == command._size("deepseek-v2-lite", 0).experts * 3
+
+
+# ---- a lease ----
+
+
+def test_a_card_holds_the_experts_that_fit_beside_all_else() -> None:
+    size = Size(file=20 * 10**9, experts=16 * 10**9, token=0)
+    shares = [cells.share_in(gigabytes * 1e9, size) for gigabytes in (4, 6, 14, 22, 80)]
+    assert shares == [0.0, 0.0, 50.0, 100.0, 100.0], "4 GB of dense part and 2 GB of reserve come first"
+
+
+def test_every_cell_has_a_topic_and_some_can_be_chosen() -> None:
+    scope = Scope("CUDA0")
+    topics = [cells.topic(scope, cell) for cell in cells.cells(scope)]
+    assert set(topics) == set(cells.TOPICS)
+    assert topics[:3] == ["decode", "first", "prompts"], "the bars are measured first"
+
+
+def test_routing_of_a_machine_with_traces_serves_one_without(tmp_path: Path) -> None:
+    ids = routing.synthetic(20, 4, 8, 2)
+    made = routing.Routing("recorded", ids, np.arange(20, dtype=np.int32), np.ones((4, 8), dtype=np.float32))
+    routing.save(made, tmp_path / "routing.npz")
+    whole, short = routing.load(tmp_path / "routing.npz"), routing.load(tmp_path / "routing.npz", 2)
+    assert np.array_equal(whole.ids, ids) and whole.source == "recorded"
+    assert np.array_equal(short.ids, ids[:, :2]) and short.heat.shape == (2, 8)
+
+
+def test_packages_are_packed_without_the_files_of_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "PACKAGES", ("llama-cpp-python", "platformdirs"))
+    monkeypatch.setattr(pack, "NEEDLESS", (*pack.NEEDLESS, "libllama", "libggml-cpu"))  # large ones
+    pack.packages(tmp_path / "site.tar.xz")
+    with tarfile.open(tmp_path / "site.tar.xz") as archive:
+        names = {member.name: member for member in archive.getmembers()}
+    assert {"llama_cpp/llama.py", "platformdirs/__init__.py"} <= set(names)
+    libraries = [member for name, member in names.items() if "libggml-base" in name]
+    assert sum(member.isfile() for member in libraries) == 1 and all(m.isfile() or m.issym() for m in libraries)
+    assert not any(name.endswith((".h", ".hpp", ".cmake")) or name.startswith("..") for name in names)
+
+
+def test_too_much_for_the_machine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "backend.tar.xz").write_bytes(b"x" * 4096)
+    assert pack.report(tmp_path) == 0
+    monkeypatch.setattr(pack, "LIMIT", 4096)
+    assert pack.report(tmp_path) == "that is more than the machine takes"
+
+
+def test_copies_run_beside_a_command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PIECE", 1 << 16)
+    monkeypatch.setattr(sys, "argv", ["load", "--copiers", "1", "--", sys.executable, "-c", "print('ran'); exit(3)"])
+    assert load.main() == 3
+    assert "ran" in (said := capfd.readouterr().out) and "GB/s copied" in said
+
+
+@pytest.mark.parametrize(("options", "code"), [(["--only", "nothing"], 0), (["--what"], 2)])
+def test_the_script_of_a_lease_runs(options: list[str], code: int, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "bench" / "gpu" / "lease.sh"
+    command = ["bash", str(script), "--device", "sim", "--seconds", "60", "--archive", str(tmp_path), *options]
+    done = subprocess.run(command, env=os.environ | {"OUT": str(tmp_path / "out")}, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert code or ((tmp_path / "out" / "lease.log").exists() and (tmp_path / "out" / "results.tar.gz").exists())

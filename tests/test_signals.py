@@ -36,7 +36,7 @@ class Telling(Worker):
         engine = super().open(*arguments, **keywords)
         os.write(int(sys.argv[1]), str(engine.pid).encode())
         return engine
-app = ChatApp(Telling(partial(FakeLlama, answers=["word " * 5000], delay_s=0.005)), ChatSettings("tiny"))
+app = ChatApp(Telling(partial(FakeLlama, answers=["word " * 50000], delay_s=0.02)), ChatSettings("tiny"))
 app.run()
 raise SystemExit(app.return_code)
 """

@@ -22,7 +22,7 @@ from edgemoe.models.gguf import check, moe_shape
 from edgemoe.profiling.figures import machine, physical_cores
 
 from . import build, cells, devices, report, routing, verdicts
-from .cells import Cell, Size
+from .cells import KV_TYPES, Cell, Size
 from .journal import Entry, Journal
 from .session import Child, Failed, Model, Session, Setting
 
@@ -53,11 +53,15 @@ class Bench:
         self._given, self._started = given, started
         models = tuple(given.models.split(",")) if given.models else cells.MODELS
         shares = tuple(float(s) for s in given.shares.split(",")) if given.shares else cells.SHARES
+        if given.vram:
+            shares = _shares_of_cards(given.vram, models[0])
         prompts = tuple(int(p) for p in given.prompts.split(","))
         self._scope = cells.Scope(given.device, models, shares, given.generate, prompts, given.first, given.depth)
         self._journal = Journal(given.folder / f"{given.device.lower()}.jsonl")
         self._models: dict[str, Model] = {}
-        self._todo: list[Cell] = cells.cells(self._scope)[: given.cells or None]
+        only = given.only.split(",") if given.only else cells.TOPICS
+        todo = [cell for cell in cells.cells(self._scope) if cells.topic(self._scope, cell) in only]
+        self._todo: list[Cell] = todo[: given.cells or None]
 
     def run(self) -> int:
         """Plan, soak, measure or report."""
@@ -69,7 +73,7 @@ class Bench:
         setting = Setting(
             self._scope, device, self._given.threads, self._given.repetitions, self._given.warm, self._given.folder,
             self._started + self._given.deadline if self._given.deadline else None, self._given.slow,
-            apart=self._given.apart, events=self._given.events,
+            apart=self._given.apart, events=self._given.events, kv=self._given.kv,
         )  # fmt: skip
         if self._given.soak_cycles or self._given.soak_minutes:
             return self._soak(setting)
@@ -99,7 +103,12 @@ class Bench:
         child = Child(setting.device, self._given.folder / "children.log", min(PATIENCE_S, left))
         if not self._journal.of("machine"):
             found = child.found | {"machine": machine(), "python": platform.python_version()}
-            told = {"command": " ".join(sys.argv[1:]), "date": report.now(), "threads": setting.threads}
+            told = {
+                "command": " ".join(sys.argv[1:]),
+                "date": report.now(),
+                "threads": setting.threads,
+                "note": self._given.note,
+            }
             self._journal.add("machine", **found, **told)
         return child
 
@@ -112,8 +121,11 @@ class Bench:
             file = check(path)
             shape = moe_shape(file)
             assert shape is not None
-            forced = routing.routing(name, self._given.traces, shape.layers, shape.experts, shape.used)
             kept = self._given.folder / f"routing-{name}.npz"
+            if self._given.traces is None and kept.exists():  # made before, on a machine with traces
+                forced = routing.load(kept, shape.layers)
+            else:
+                forced = routing.routing(name, self._given.traces, shape.layers, shape.experts, shape.used)
             routing.save(forced, kept)
             whole, experts = sum(t.bytes for t in file.tensors.values()), sum(shape.expert_bytes) * shape.experts
             used = sum(shape.expert_bytes) * shape.used
@@ -171,7 +183,7 @@ class Bench:
         request = {
             "path": str(model.path), "routing": str(model.routing), "device": self._scope.device,
             "share": self._scope.shares[0], "n_ctx": min(1024, self._scope.context),
-            "n_threads": setting.threads, "n_threads_batch": setting.threads,
+            "n_threads": setting.threads, "n_threads_batch": setting.threads, "kv": setting.kv,
         }  # fmt: skip
         for what, do, most in (
             ("cycles", "cycle", float(self._given.soak_cycles)),
@@ -233,10 +245,20 @@ def _head(known: dict[str, object], scope: cells.Scope, given: argparse.Namespac
     mark = [] if real else [f"**DRY RUN: {why}. Its speeds say nothing about a GPU.**"]
     return [
         *mark,
+        *([str(known["note"])] if known.get("note") else []),
         f"Device: {scope.device}, {text}. Machine: {json.dumps(known['machine'])}.",
         f"Versions: {known['build']}, Python {known['python']}. Date: {known['date']}.",
         f"Command: `python -m bench.gpu {known['command']}`. Threads: {known['threads']}.",
     ], real
+
+
+def _shares_of_cards(sizes: str, model: str) -> tuple[float, ...]:
+    """Give the shares of the whole model's experts that cards of these gigabytes hold."""
+    size, found = _size(model, 0), []
+    for gigabytes in sizes.split(","):
+        found.append(cells.share_in(float(gigabytes) * 1e9, size))
+        _say(f"a card of {gigabytes} GB holds {found[-1]:g} % of the experts of {model}")
+    return tuple(dict.fromkeys(share for share in found if share > 0))
 
 
 def _marks(name: str, layers: int, source: str) -> tuple[str, ...]:
@@ -280,12 +302,14 @@ def _arguments() -> argparse.Namespace:
     add("--traces", type=Path, help="folder of recorded routing; without it, artificial routing is used and marked")
     add("--models", default="", help=f"of {','.join(cells.MODELS)}")
     add("--shares", default="", help="percent of the expert bytes, separated by commas")
+    add("--vram", default="", help="gigabytes of cards, in place of --shares; for the first of --models")
     add("--layers", type=int, default=0, help="with experts, of small twins for dry runs; 0 for whole models")
     add("--repetitions", type=int, default=verdicts.LEAST)
     add("--generate", type=int, default=64, help="tokens of a decode test")
     add("--prompts", default="512,4096", help="tokens of prefill tests")
     add("--first", type=int, default=64, help="tokens of the short prompt")
     add("--depth", type=int, default=4096, help="tokens before the decode test at depth")
+    add("--kv", choices=KV_TYPES, default="f16", help="type of the KV cache, of all contenders; one for each --folder")
     add("--warm", type=int, default=128, help="tokens decoded after loading, before anything is measured")
     add("--threads", type=int, default=physical_cores())
     add("--backend", type=Path, help="a ggml backend library to load, instead of building one")
@@ -299,6 +323,8 @@ def _arguments() -> argparse.Namespace:
         help="also record the device's own times through CUPTI; takes some seconds per contender",
     )
     add("--slow", type=float, default=1.0, help="factor on the planned minutes")
+    add("--only", default="", help=f"of {','.join(cells.TOPICS)}")
+    add("--note", default="", help="sentence for the report, on what the machine stands for")
     add("--cells", type=int, default=0, help="run only the first N cells of the plan")
     add("--plan", action="store_true", help="print the list of runs")
     add("--report", action="store_true", help="measure nothing; report the figures so far")

@@ -13,6 +13,7 @@ IN_VRAM, ON_CPU, LAST = "llama.cpp, all in VRAM", "llama.cpp, experts on CPU", "
 CPU_ALONE = "llama.cpp"
 OURS = "edgemoe"
 STEADY, FRESH = "warm", "cold"
+KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml's numbers
 WITHOUT_GPU = ("none", "sim")  # devices that llama.cpp cannot use
 
 
@@ -117,6 +118,20 @@ def missing_rows(device: str) -> list[str]:
     return [why + f" {CPU_ALONE} on the CPU stands in their place."]
 
 
+TOPICS = ("decode", "first", "prompts", "depth", "switches", "fresh")
+
+
+def topic(scope: Scope, cell: Cell) -> str:
+    """Name the kind of a cell, one of `TOPICS`."""
+    if cell.kind != STEADY:
+        return "fresh" if cell.kind == FRESH else "switches"
+    if cell.test.depth:
+        return "depth"
+    if cell.test.generate:
+        return "decode"
+    return "first" if cell.test.prompt == scope.first else "prompts"
+
+
 def cells(scope: Scope) -> list[Cell]:
     """List all cells, the most informative first.
 
@@ -161,6 +176,15 @@ class Size:
     file: int
     experts: int
     token: int
+
+
+RESERVE = 2e9  # bytes of a card for the KV cache, the compute buffers and the driver
+
+
+def share_in(vram_bytes: float, size: Size) -> float:
+    """Compute the percent of the expert bytes that a card of this size holds beside the dense part."""
+    room = vram_bytes - (size.file - size.experts) - RESERVE
+    return round(100 * min(1.0, max(0.0, room / size.experts)), 1)
 
 
 # Rates that estimate the minutes of a plan. They are never part of a result.

@@ -183,7 +183,7 @@ class Runner:
             device, f"{contender.share:g}%", policy=contender.policy, prefetch=prefetch, profile=profile
         )
         if device not in cells.WITHOUT_GPU:  # EdgeMoE itself leaves some cores to copies; llama.cpp uses all cores
-            keywords = {"n_ctx": keywords["n_ctx"]}
+            keywords = {name: value for name, value in keywords.items() if not name.startswith("n_threads")}
         return Llama(path, offload=config, **keywords)
 
     def _warm(self, tokens: int) -> None:
@@ -259,7 +259,10 @@ class Runner:
 
 
 def _sizes(request: Request) -> Request:
-    return {key: request[key] for key in ("n_ctx", "n_threads", "n_threads_batch")}
+    found = {key: request[key] for key in ("n_ctx", "n_threads", "n_threads_batch")}
+    if request["kv"] != "f16":  # llama.cpp reads quantised values with flash attention only
+        found |= {"type_k": cells.KV_TYPES[request["kv"]], "type_v": cells.KV_TYPES[request["kv"]], "flash_attn": True}
+    return found
 
 
 def _difference(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

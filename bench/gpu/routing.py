@@ -91,10 +91,10 @@ def overlap(ids: IdArray) -> float:
 
 def save(found: Routing, path: Path) -> None:
     """Write the routing for the processes that run the models."""
-    np.savez(path, source=found.source, ids=found.ids, tokens=found.tokens, heat=found.heat)
+    np.savez_compressed(path, source=found.source, ids=found.ids, tokens=found.tokens, heat=found.heat)
 
 
-def load(path: Path) -> Routing:
-    """Read a file that `save` wrote."""
+def load(path: Path, layers: int | None = None) -> Routing:
+    """Read a file that `save` wrote; of its first ``layers`` if a number is given."""
     with np.load(path) as found:
-        return Routing(str(found["source"]), found["ids"], found["tokens"], found["heat"])
+        return Routing(str(found["source"]), found["ids"][:, :layers], found["tokens"], found["heat"][:layers])

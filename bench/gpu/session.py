@@ -125,6 +125,7 @@ class Setting:
         room: bytes of device memory for all contenders together; None without a limit.
         apart: True opens one contender at a time, even with room for all.
         events: True repeats decoding once more for the device's own events.
+        kv: type of the KV cache.
     """
 
     scope: cells.Scope
@@ -138,6 +139,7 @@ class Setting:
     room: int | None = None
     apart: bool = False
     events: bool = False
+    kv: str = "f16"
     clock: Callable[[], float] = time.monotonic
 
 
@@ -243,6 +245,7 @@ class Session:
             "contender": asdict(contender), "path": str(model.path), "routing": str(model.routing),
             "device": self._set.device["device"], "equal_bytes": equal, "n_ctx": self._set.scope.context,
             "n_threads": self._set.threads, "n_threads_batch": self._set.threads, "warm_tokens": self._set.warm_tokens,
+            "kv": self._set.kv,
         }  # fmt: skip
 
     def _sample(self, cell: Cell, contender: Contender, model: Model, repetition: int) -> bool:

@@ -72,7 +72,7 @@ def test_the_program_answers_until_sigterm(tmp_path: Path) -> None:
         request = urllib.request.Request(f"{found[0]}/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
-        assert answer["model"] == "tiny" and answer["usage"]["completion_tokens"] <= 4
+        assert answer["model"] == "tiny" and answer["usage"]["completion_tokens"] <= 4 + 3  # bytes that end a character
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM)
         assert "Traceback" not in process.stderr.read()

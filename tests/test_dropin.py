@@ -597,7 +597,7 @@ ENDING = """
     import sys, threading
     from edgemoe import Llama, OffloadConfig
     config = OffloadConfig(device=sys.argv[2], vram="50%", profile=sys.argv[3])
-    llm = Llama(sys.argv[1], n_ctx=2048, n_threads=1, offload=config)
+    llm = Llama(sys.argv[1], n_ctx=512, n_threads=1, offload=config)
     begun = threading.Event()
     def work():
         while True:

@@ -119,11 +119,30 @@ def test_each_of_several_sequences_has_its_state_and_window(name: str, tmp_path:
 @pytest.mark.parametrize("kv", ["q8_0", ("q8_0", "q4_0")], ids=str)
 @pytest.mark.parametrize("name", ["gpt-oss", "qwen3next", "cohere2moe"])
 def test_tokens_are_llama_cpp_s_with_the_same_settings(name: str, kv: Any, device: str, tmp_path: Path) -> None:
-    path, prompt = build(name, tmp_path, "Q4_K"), [3, 14, 15, 92, 65, 35, 89, 79] * 4
-    config = OffloadConfig(device=device, vram="50%", profile="off", kv=kv)
+    answers_as_llama_cpp(
+        build(name, tmp_path, "Q4_K"), OffloadConfig(device=device, vram="50%", profile="off", kv=kv, flash="on")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_of_every_architecture_are_llama_cpp_s(name: str, tmp_path: Path) -> None:
+    for kv, flash, device in itertools.product(("f16", "q8_0", "q4_0", "q8_0,f16"), ("on", "off"), ("none", "sim")):
+        path = build(name, tmp_path, "Q4_K")
+        try:
+            config = OffloadConfig(device=device, vram="50%", profile="off", kv=kv, flash=flash)
+            opening.prepare(opening.read(path, False), config, {"n_ctx": 512})
+        except ConfigError:
+            continue
+        answers_as_llama_cpp(path, config)
+
+
+def answers_as_llama_cpp(path: Path, config: OffloadConfig) -> None:
+    """Compare tokens and logits, to the last bit."""
+    prompt = [3, 14, 15, 92, 65, 35, 89, 79] * 4
     keys, values = (attention.NUMBERS[kind] for kind in config.kv_types)
     alike = {"n_ctx": 512, "n_batch": 128, "n_ubatch": 128, "n_threads": 1, "n_threads_batch": 1}
-    before = plain(path, type_k=keys, type_v=values, flash_attn=True, **alike)
+    before = plain(path, type_k=keys, type_v=values, flash_attn=config.flash == "on", **alike)
     wanted, scores = greedy(before, prompt, 12)
     before.close()
     with defaults("model", use_extra_bufts=False):
@@ -131,7 +150,7 @@ def test_tokens_are_llama_cpp_s_with_the_same_settings(name: str, kv: Any, devic
     assert (llm.context_params.type_k, llm.context_params.type_v) == (keys, values)
     found, ours = greedy(llm, prompt, 12)
     llm.close()
-    assert found == wanted and (ours == scores).all()
+    assert found == wanted and (ours == scores).all(), config
 
 
 def test_the_cpu_attends_to_a_cache_in_ram(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""The speed of a model on a machine, computed from runs of a few layers; from rates, an upper bound. Pure.
+"""The speed of a model on a machine: a forecast from runs of a few layers, or an upper bound from rates. Pure.
 
 A copy of a few layers (``edgemoe.machine.trial_run``) runs through the engine as the model would; every further layer
 adds the same time. A bound from rates leaves out the waiting inside a layer: measured speeds were 0.55 to 0.83 of such
 bounds (docs/log.md).
 
-By rates a token costs the dense weights, then in each layer its experts and a join. Device and CPU compute their
-experts at the same time. Uploads run beside, and count only if the link cannot keep up.
+By rates, the time of a token is the time to read the dense weights, and for each layer the time of its experts and of
+one join. Device and CPU compute their experts at the same time. Uploads run at the same time, too: they add to the time
+only if the link is slower than the computation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..types import FloatArray
 from .placement import BATCH, MachineRates, ModelNeeds, Placement, disk_bytes
 from .typical import typical_hit_rate
 
-# A prefill streams an expert to the device if so many tokens of a batch use it (OffloadConfig.stream_tokens).
+# The forecast assumes that a prefill streams an expert to the device if so many tokens of a batch use it. The engine
+# begins with the same number (OffloadConfig.stream_tokens) and corrects it by measured rates.
 STREAM_TOKENS = 32
 # Largest share by which a measured speed may differ from the forecast of a run: `python bench/fit.py`.
 BAND = 0.25
@@ -105,10 +107,10 @@ def step_seconds(
     Args:
         machine: rates.
         needs: the model.
-        hits: (layer, expert) pairs of the token on the device.
-        misses: (layer, expert) pairs of the token on the CPU.
+        hits: experts that the device computes for the token, over all layers.
+        misses: experts that the CPU computes for the token, over all layers.
         uploads: experts that are copied to the device meanwhile.
-        dense_on_device: attention and output run on the device, where there is one.
+        dense_on_device: the device, if there is one, computes attention and output.
     """
     dense = _over(needs.dense_read_bytes, _dense_rate(machine, dense_on_device))
     device = _over(hits * needs.pair_bytes, machine.device_rate)
@@ -123,7 +125,7 @@ def step_seconds(
 
 
 def together(machine: MachineRates, device_s: float, cpu_s: float) -> float:
-    """Compute the wall time of device and CPU at once; a device on the CPU's cores takes cores from the CPU."""
+    """Compute the wall time of device and CPU at once; a device that computes on the CPU's cores leaves it fewer."""
     longer = max(device_s, cpu_s)
     if not machine.device_is_cpu:
         return longer
@@ -153,7 +155,7 @@ def _covered(row: Sequence[float] | FloatArray, slots: int) -> float:
 
 
 def _over(amount: float, rate: float | None) -> float | None:
-    """Compute the time of an amount at a rate, None without a rate; nothing takes no time."""
+    """Compute the time of an amount at a rate. Without a rate it is None; an amount of 0 takes 0 seconds."""
     if amount <= 0:
         return 0.0
     return amount / rate if rate else None
@@ -166,7 +168,7 @@ def _dense_rate(machine: MachineRates, on_device: bool) -> float | None:
 
 
 def _batch_seconds(machine: MachineRates, needs: ModelNeeds, placed: Placement) -> float | None:
-    """Compute the seconds of a batch of `BATCH` tokens; experts that are not resident are streamed or on the CPU."""
+    """Compute the seconds of a batch of `BATCH` tokens. Cold experts are streamed, or the CPU computes them."""
     on_device = placed.dense_on_device and bool(machine.device)
     dense_rate = machine.device_dense_operation_rate if on_device else machine.cpu_dense_operation_rate
     dense = _over(BATCH * needs.dense_operations, dense_rate or machine.cpu_operation_rate)

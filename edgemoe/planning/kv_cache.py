@@ -1,7 +1,7 @@
 """The memory of a context: KV cache and recurrent states, counted as llama.cpp allocates them.
 
 The KV cache follows from the shapes of the attention's weights. A layer without a key projection keeps no keys. A layer
-with a compressed projection (latent attention) keeps the compressed row. If the weights do not tell, metadata does.
+with a compressed projection (latent attention) keeps the compressed row. Metadata decides what the weights leave open.
 
 **Source**: sizes of cache and state are those of llama.cpp 0.5.0 (llama-kv-cache*.cpp, llama-memory-recurrent.cpp,
 llama-hparams.cpp), compared with its reports for every architecture of tests/zoo and every type of cache.
@@ -19,7 +19,7 @@ F32 = 4
 
 
 class CacheType(NamedTuple):
-    """A type that a cache can have: its name in ggml, and the bytes of a block of so many numbers."""
+    """A type that a cache can have: its name in ggml, and the bytes (``size``) of a block of ``block`` elements."""
 
     name: str
     size: int
@@ -207,7 +207,7 @@ def _recurrent(file: GgufFile, layer: int, tensors: Tensors) -> bool:
 
 
 def _kept(file: GgufFile, layer: int, tensors: Tensors) -> tuple[int, int]:
-    """Count the numbers that the cache keeps of one token in a layer: of keys, and of values."""
+    """Count the elements that the cache of a layer keeps for one token: those of its keys, and of its values."""
     if not any(name in tensors for name in _ATTENTION):
         return 0, 0
     if _recurrent(file, layer, tensors) and file.architecture not in _BOTH:

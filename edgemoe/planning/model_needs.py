@@ -24,8 +24,9 @@ def of(
 
     Args:
         file: the header.
-        whole_window: layers with a sliding window keep all of the context, as llama-cpp-python has it by default.
-        flash: flash attention; off in llama-cpp-python unless asked for.
+        whole_window: layers with a sliding window keep the keys and values of all tokens, not of the window only. This
+            is llama-cpp-python's default.
+        flash: llama.cpp computes flash attention. llama-cpp-python does so only if the user asks for it.
         batch: most tokens that llama.cpp computes at once (``n_ubatch``).
         types: ggml's numbers for the types of keys and values in the cache; an unknown one counts as f16.
         sequences: most sequences that the context holds (``n_seq_max``).

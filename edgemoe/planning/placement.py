@@ -1,7 +1,7 @@
 """The placement of a model on a machine, decided before anything is loaded: pure arithmetic on plain records.
 
-KV cache and experts are planned together: the context's memory is set aside first, experts get the rest. Nothing is
-planned into memory that is not free, and a reserve stays for the desktop.
+KV cache and experts are planned together: the context's memory is set aside first, experts get the rest. A plan uses
+free memory only, and leaves a reserve for the desktop.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ RESERVE_BYTES = GIB
 BATCH = 512
 # A smaller batch does not bring experts to the device as whole layers. llama.cpp has the same limit.
 FEW_TOKENS = 32
-# llama.cpp makes the KV cache a multiple of so many tokens long.
+# The length of llama.cpp's KV cache is a multiple of so many tokens.
 CONTEXT_STEP = 256
 # A prefill brings experts to staging places on the device. If all experts of a layer take no more than this share of
-# the device's memory, each has a place. Otherwise the places are two halves: one is filled while the other computes.
+# the device's memory, each has a place. Otherwise the places are two halves: copies fill one half while the
+# device computes with the other.
 STAGE_SHARE = 1 / 8
 STREAM_SLOTS = 16
 # Bytes that alignment may add to the slots of a layer (8 tensors, 512 bytes each).
@@ -34,8 +35,8 @@ COMPUTE_MARGIN = 1.1
 INDEX_SCORES, INDEX_CHOICES = 2, 5
 # Linear attention compares the tokens of a batch with each other, so many times.
 LINEAR_SCORES = 2
-# States of prompts that were read take a share of the RAM that the model leaves, up to a limit. If the model leaves
-# none, they still take a small share of all free RAM, because a hybrid without states reads every prompt from its
+# States of earlier prompts take a share of the RAM that the model leaves, up to a limit. If the model leaves no RAM,
+# the states still take a small share of all free RAM, because a hybrid without states reads every prompt from its
 # beginning.
 STATES_SHARE, STATES_BYTES, STATES_LEAST_SHARE = 1 / 4, 4 * GIB, 1 / 64
 
@@ -51,11 +52,11 @@ class MachineRates:
         device: ggml name of the device, empty for none.
         device_free_bytes: free memory of the device.
         device_total_bytes: all memory of the device.
-        ram_free_bytes: memory that programs can still have, caches counted as free.
+        ram_free_bytes: memory that programs can still allocate; memory of the file cache counts as free.
         ram_total_bytes: all memory.
         cores: physical cores.
         threads: CPU threads that compute.
-        cpu_expert_rate: bytes of experts per second that the CPU multiplies one token with.
+        cpu_expert_rate: bytes of experts per second that the CPU reads to compute one token.
         cpu_operation_rate: multiply-adds per second of the CPU on a batch of many tokens.
         ram_rate: bytes per second read from memory.
         upload_pinned_rate: bytes per second to the device, from pinned memory.
@@ -100,7 +101,7 @@ class MachineRates:
 
     @property
     def device_room_bytes(self) -> int:
-        """Count the memory that a plan may give to the device; of shared memory, at most the free RAM."""
+        """Count the device memory that a plan may use. If it is RAM, too, a plan uses at most the free RAM."""
         if not self.device:
             return 0
         return min(self.device_free_bytes, self.ram_free_bytes) if self.device_shares_ram else self.device_free_bytes
@@ -121,9 +122,9 @@ class ModelNeeds:
         expert_operations: multiply-adds of one (token, expert) pair, mean of the layers.
         kv_token_bytes: KV cache of one token in layers that see all of the context.
         kv_window_bytes: KV cache of one token in layers that see a window.
-        window: tokens that the layers with a window keep; 0: they keep all, the default of llama-cpp-python.
+        window: tokens that a layer with a window keeps. 0: such a layer keeps all tokens, llama-cpp-python's default.
         state_bytes: state of recurrent layers, the same for every context.
-        width: numbers of a hidden state.
+        width: elements of a hidden state.
         expert_width: neurons of one expert.
         heads: attention heads of the layer with the most heads.
         vocabulary: tokens the model knows.
@@ -215,9 +216,9 @@ class ModelNeeds:
         shared = self.width % 256 == 0 == self.expert_width % 256
         places = (max(sizes) if shared else sum(sizes)) * min(stream_slots, self.shape.experts)
         tables = 2 * self.shape.layers * round_up(4 * self.shape.experts, 256)
-        # The core allocates a quarter more than it asks for. `aside` counts the places of a batch's pairs, inputs of a
-        # few tokens, and inputs, rows and results of one token's pairs.
-        pair = 2 * self.width + 3 * self.expert_width  # its input and output, three times the neurons
+        # Beside the experts there are the ids of a batch's pairs, the inputs of a few tokens, and the data of one
+        # token's pairs. The core allocates a quarter more than it asks for: 5 bytes for each 4.
+        pair = 2 * self.width + 3 * self.expert_width  # a pair has an input, an output and three rows of neurons
         aside = 5 * (self.batch * self.shape.used + FEW_TOKENS * self.width + self.shape.used * pair)
         return places + tables + aside + rows * self.batch * self.shape.used * 5 * pair
 
@@ -230,7 +231,7 @@ class Placement:
         context: tokens.
         dense_on_device: attention, norms, routers and shared experts run on the device.
         kv_on_device: the KV cache is on the device, too.
-        slots: device places for experts, of each layer with routed experts.
+        slots: number of slots of each layer with routed experts.
         hot_bytes: device memory of the slots, alignment included.
         dense_bytes: device memory of the dense weights.
         kv_bytes: KV cache, on the device or in RAM.
@@ -269,7 +270,7 @@ class Placement:
 
     @property
     def reason(self) -> str:
-        """Join the sentences of all parts; empty when everything is as asked."""
+        """Join the sentences of all parts; the result is empty if nothing is missing."""
         return self.reason_without()
 
     def reason_without(self, *subjects: str) -> str:
@@ -283,7 +284,7 @@ class Placement:
         return self.hot_bytes + self.dense_bytes + kv + self.compute_bytes + self.staging_bytes
 
     def stages_layers(self, shape: ModelShape | None) -> bool:
-        """Tell whether a prefill brings all experts of a layer to the device; otherwise it brings rows to experts."""
+        """Tell whether a prefill brings all experts of a layer to the device. Otherwise some experts stay in RAM."""
         return shape is not None and self.dense_on_device and self.stream_slots >= shape.experts
 
     def staging_of(self, needs: ModelNeeds) -> int:
@@ -312,11 +313,11 @@ def place(
 ) -> Placement:
     """Place a model: dense weights, then the KV cache, then as many experts as there is room for.
 
-    If parts do not fit beside the reserve, the KV cache is left to the CPU first, then the dense weights. A budget in
-    bytes or as a share may use the reserve. An automatic budget leaves the reserve free.
+    If not all parts fit beside the reserve, the KV cache stays in RAM. If that is not enough, the dense weights stay
+    there, too. A budget in bytes or as a share may use the reserve. An automatic budget leaves the reserve free.
 
     Args:
-        machine: its free memory; rates only tell the cost of a lack of memory.
+        machine: its free memory. Its rates serve for one thing only: the cost of a lack of memory in words.
         needs: the model.
         context: tokens.
         budget: device memory for experts.
@@ -351,7 +352,7 @@ def slots_overhead(shape: ModelShape) -> int:
 
 
 def with_slots(placed: Placement, needs: ModelNeeds, expert_bytes: int) -> Placement:
-    """Replace the slots of a plan: as many as ``expert_bytes`` hold, spread over the layers."""
+    """Give the placement other slots: as many as ``expert_bytes`` hold, spread over the layers."""
     if needs.shape is None:
         return placed
     slots = tuple(int(n) for n in slots_for(needs.shape, expert_bytes))
@@ -439,7 +440,9 @@ def _cost_of_shortage(placed: Placement, machine: MachineRates, needs: ModelNeed
     needed, free = placed.ram_private_bytes + placed.ram_mapped_bytes, machine.ram_free_bytes
     text = f"RAM is too small: {needed / GIB:.2f} GiB are needed, {free / GIB:.2f} GiB are free"
     if placed.ram_private_bytes > free:
-        return text + ", and the KV cache and buffers alone take more: it cannot be loaded with this context."
+        return (
+            text + ", and the KV cache and the buffers alone need more: the model cannot be loaded with this context."
+        )
     read = disk_bytes(placed, needs)
     text += f": about {read / 2**20:.0f} MiB of every token's weights come from the disk"
     return text + (f", {read / machine.disk_rate:.2g} s per token." if machine.disk_rate else ".")

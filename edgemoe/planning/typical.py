@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Hit rates of the adaptive policy by share of experts resident. They are the middle of gpt-oss-20b and DeepSeek-V2-Lite
-# on recorded routing (loads on demand). The rate at 0.125 is that of LRU on larger models.
+# Hit rates of the adaptive policy by share of experts resident: the mean of gpt-oss-20b's and DeepSeek-V2-Lite's, which
+# were replayed on recorded routing with uploads on demand. The rate at 0.125 is that of LRU on larger models.
 TYPICAL = ((0.0, 0.0), (0.125, 0.47), (0.25, 0.68), (0.5, 0.87), (0.75, 0.96), (1.0, 1.0))
 
 

@@ -141,6 +141,7 @@ class ChatScreen(Screen[None]):
         self.library = Library(self, self.answering)
         self._actions, self._choosing = Actions(self), Choosing(self)
         self._experts_wanted: bool | None = None  # None until the user decides
+        self._context_changes = False  # the model opens with another context
         self._quit_asked = False  # Ctrl+C quits when it is pressed again
 
     def compose(self) -> ComposeResult:
@@ -252,6 +253,9 @@ class ChatScreen(Screen[None]):
         self.status.device, self.status.context_size = card.device, card.context
         for welcome in self.query(Welcome):
             welcome.loaded(card)
+        if self._context_changes:
+            await self.say(f"the context has {count(card.context)} tokens", "\n".join(card.notes))
+        self._context_changes = False
         self.query_one(ExpertPanel).open(card.shape, card.device, card.stats, card.can_pin)
         self.enter("idle")
         self._place_experts()
@@ -267,9 +271,12 @@ class ChatScreen(Screen[None]):
             welcome.reading(event.share)
 
     @on(told.ModelFailed)
-    def _model_failed(self, event: told.ModelFailed) -> None:
+    async def _model_failed(self, event: told.ModelFailed) -> None:
         self.enter("failed")
         self._give_waiting_back()
+        if self._context_changes:
+            failure, self._context_changes = event.failure, False
+            await self.say(failure.text, failure.hint or "/ctx auto lets the planner choose", wrong=True)
         for welcome in self.query(Welcome):
             welcome.failed(event.failure)
 
@@ -625,6 +632,7 @@ class ChatScreen(Screen[None]):
     def change_context(self, length: int | str) -> None:
         """Open the same model with a context of another length; the conversation goes on."""
         self.notify(f"opening {self.model_name} with another context …")
+        self._context_changes = True
         opener = self._services.with_context if self.model_name else None
         self.run_worker(self._switch_model(opener and partial(opener, length)), group="model", exclusive=True)
 
@@ -636,6 +644,7 @@ class ChatScreen(Screen[None]):
             # In a thread: a name may have to be built first, such as the demo's.
             opened = await asyncio.to_thread(opener)
         except EdgeMoEError as error:
+            self._context_changes = False
             await self.say(str(error), error.hint, wrong=True)
             if not self.model_name:
                 self.enter("no model")

@@ -34,7 +34,7 @@ slow: ## every architecture at every placement, 10,000 damaged files
 core: ## rebuild the core for this checkout and run its own tests
 	$(CONFIGURE) -B $(CORE) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(CORE) --target edgemoe_core core_test
-	cp $(CORE)/edgemoe_core.so $(LIBRARY)
+	rm -f $(LIBRARY) && cp $(CORE)/edgemoe_core.so $(LIBRARY) # a running program keeps the old file
 	$(CORE)/core_test "$(GGML)" 50
 
 sanitize: ## the core's tests under the address and the thread sanitizer

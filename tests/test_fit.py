@@ -91,9 +91,9 @@ def test_a_disk_that_must_be_read_slows_down() -> None:
     expected = forecast(poor, MODEL, made, 0.0)
     assert not made.fits and expected.prefill is not None
     assert expected.prefill <= 512 / (made.ram_short_bytes / 1e9), "a prompt reads the missing experts once"
-    rich = replace(poor, ram_free_bytes=64 * GIB)
-    quick = forecast(rich, MODEL, place(rich, MODEL, 512, Budget()), 0.0).decode
-    assert expected.decode is not None and quick is not None and 1 < expected.decode < 0.9 * quick
+    rich = replace(MACHINE, device="")
+    enough = forecast(rich, MODEL, place(rich, MODEL, 512, Budget()), 0.0)
+    assert expected.decode is not None and enough.decode is not None and 1 < expected.decode < enough.decode
 
 
 def test_every_further_layer_costs_the_same() -> None:
@@ -113,7 +113,7 @@ def test_a_run_does_not_hide_the_disk() -> None:
     made, runs = place(poor, MODEL, 512, Budget()), [Run(10, 0.3, 0.002)]
     found = from_runs(runs, poor, MODEL, made, 0.0)
     assert found.prefill == pytest.approx(512 / max(0.3, made.ram_short_bytes / 1e9))
-    assert found.decode is not None and found.decode < 500 / 2, "the run alone took 2 ms for a token"
+    assert found.decode is not None and found.decode < 250, "without the disk it would be 500"
     assert from_runs(runs, replace(poor, disk_rate=None), MODEL, made, 0.0).decode is None
 
 

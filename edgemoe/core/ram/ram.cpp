@@ -234,11 +234,13 @@ bool em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts) {
     return experts <= here->quota;
 }
 
-int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer) {
-    if (!ram.on || !ram.layers[size_t(layer.index)].ours) {
+int32_t em_ram_most(em_ram & ram, const em_layer_t & layer) {
+    const em_ram_layer * here = layer_of(ram, layer);
+    if (!here) {
         return layer.experts;
     }
-    return std::max(1, int32_t(ram.reserve / ram.layers[size_t(layer.index)].expert_bytes));
+    std::lock_guard<std::mutex> lock(ram.mutex);
+    return std::max(1, int32_t(ram.reserve / here->expert_bytes));
 }
 
 // ---- a use ----

@@ -92,7 +92,7 @@ void    em_ram_drop(em_ram & ram, const em_layer_t & layer, int32_t expert); // 
 void    em_ram_sizes(em_ram & ram, int64_t & used, int64_t & budget); // zeros: not in use
 bool    em_ram_fits(em_ram & ram, const em_layer_t & layer, int32_t experts); // so many experts may stay in RAM
 // Gives the most experts of a layer that one computation may need at once.
-int32_t em_ram_most(const em_ram & ram, const em_layer_t & layer);
+int32_t em_ram_most(em_ram & ram, const em_layer_t & layer);
 
 // The use of a layer's experts by one thread. Experts stay in RAM from `need` to `release`.
 class em_ram_use {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgemoe import Llama, OffloadConfig
+from edgemoe.answer.receipt import Receipt
 from edgemoe.engine.drafts import Drafts, NGrams, head
 from edgemoe.engine.drafts.pace import MOST, Pace
 from edgemoe.errors import ConfigError, ModelNotFound
@@ -277,6 +278,12 @@ def test_drafts_are_counted(folder: Path) -> None:
     assert timings["predicted_n"] == 21
     assert (timings["draft_n"], timings["draft_n_accepted"]) == (20, 15)  # five steps of four tokens
     llm.close()
+
+
+def test_the_receipt_shows_drafts() -> None:
+    timings = {"predicted_n": 21, "predicted_per_second": 30.0, "draft_n": 20, "draft_n_accepted": 15}
+    assert "4.0 tokens a step, 15 of 20 guesses right" in Receipt.of({"timings": timings}).line()
+    assert "a step" not in Receipt.of({"timings": {"predicted_n": 21}}).line()
 
 
 def test_two_threads_with_drafts(folder: Path) -> None:

@@ -27,7 +27,7 @@ def source(name: str) -> str:
     for number in range(200):
         thing = NAMES[number * 5 % len(NAMES)]
         word = name if number % 10 == 3 else NAMES[number * 3 % len(NAMES)]
-        lines.append(f"    {thing}_{number} = read_{word}(row[{number}], default={number * 7 % 23})")
+        lines.append(f"{thing} = {word}({number})")
     return "\n".join(lines)
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     models = {
         name: Llama(
             given.model,
-            n_ctx=8192,
+            n_ctx=4096,
             offload=OffloadConfig(given.device, profile="off", speculative=name, cache="off"),
             **threads,
         )
@@ -83,8 +83,8 @@ def main() -> None:
         assert one == other == answer, "the answers differ"
         ratios.append(without / with_drafts)
         print(f"{len(answer) / without:.1f} tok/s without, {len(answer) / with_drafts:.1f} with", flush=True)
-    assert drafted._drafts is not None
-    times = {n: round(ns / 1e6, 1) for n, ns in sorted(drafted._drafts.pace._step_ns.items())}
+    assert drafted.drafts is not None
+    times = {n: round(ns / 1e6, 1) for n, ns in sorted(drafted.drafts.pace._step_ns.items())}
     print(f"ratio {median(ratios):.2f}; ms of a step by its tokens: {times}")
     for llm in models.values():
         llm.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgemoe import Llama, OffloadConfig
+from edgemoe.answer.receipt import Receipt
 from edgemoe.engine.drafts import Drafts, NGrams, head
 from edgemoe.engine.drafts.pace import MOST, Pace
 from edgemoe.errors import ConfigError, ModelNotFound
@@ -73,8 +74,8 @@ class Always:
 
 def drafting(llm: Llama, text: Sequence[int], right: int = 2, most: int = 5) -> Always:
     """Let ``llm`` draft from ``text`` in every step."""
-    llm._drafts = Drafts(llm, Scripted(text, right))
-    llm._drafts.pace = pace = Always(most)  # type: ignore[assignment]
+    llm.drafts = Drafts(llm, Scripted(text, right))
+    llm.drafts.pace = pace = Always(most)  # type: ignore[assignment]
     return pace
 
 
@@ -133,9 +134,9 @@ def test_sampled_tokens_are_those_without_drafts(offload: OffloadConfig, folder:
 
 def test_the_conversation_is_the_default_source(folder: Path) -> None:
     plain, llm = opened("llama", folder, OffloadConfig(device="none", speculative="off")), opened("llama", folder)
-    assert plain._drafts is None and llm._drafts is not None and llm._drafts.source.name == "ngram"
+    assert plain.drafts is None and llm.drafts is not None and llm.drafts.source.name == "ngram"
     text = PROMPT * 4
-    llm._drafts.pace = Always(6)  # type: ignore[assignment]
+    llm.drafts.pace = Always(6)  # type: ignore[assignment]
     want, got = (model.create_completion(text, max_tokens=48, temperature=0) for model in (plain, llm))
     assert (
         got["choices"] == want["choices"] | {}
@@ -279,6 +280,13 @@ def test_drafts_are_counted(folder: Path) -> None:
     llm.close()
 
 
+def test_the_receipt_shows_drafts() -> None:
+    timings = {"predicted_n": 21, "predicted_per_second": 30.0, "draft_n": 20, "draft_n_accepted": 15}
+    receipt = Receipt.of({"timings": timings})
+    assert "4.0 tokens a step, 15 of 20 guesses right" in receipt.statistics() and "4.0 tokens a step" in receipt.line()
+    assert "a step" not in Receipt.of({"timings": {"predicted_n": 21}}).line()
+
+
 def test_two_threads_with_drafts(folder: Path) -> None:
     llm = opened("llama", folder)
     drafting(llm, [])
@@ -302,11 +310,11 @@ def test_two_threads_with_drafts(folder: Path) -> None:
 def test_a_memory_that_cannot_be_cut_has_no_drafts_and_says_so(folder: Path) -> None:
     for name, keywords in (("jamba", {}), ("gpt-oss", {"swa_full": False})):
         llm = opened(name, folder, OffloadConfig(device="none", profile="off", speculative="ngram"), **keywords)
-        assert llm._drafts is None and any("No drafts" in note for note in llm.experts.notes)
+        assert llm.drafts is None and any("No drafts" in note for note in llm.experts.notes)
         assert len(made(llm, count=5)) == 5
         llm.close()
         llm = opened(name, folder, NONE, **keywords)
-        assert llm._drafts is None and not any("No drafts" in note for note in llm.experts.notes)
+        assert llm.drafts is None and not any("No drafts" in note for note in llm.experts.notes)
         llm.close()
 
 
@@ -455,8 +463,8 @@ def test_a_small_model_drafts_and_its_vocabulary_is_checked(folder: Path) -> Non
     wanted = made(plain)
     plain.close()
     llm = opened("llama", folder, OffloadConfig(device="none", profile="off", speculative=small))
-    assert llm._drafts is not None and llm._drafts.source.name == "model"
-    llm._drafts.pace = pace = Always(4)  # type: ignore[assignment]
+    assert llm.drafts is not None and llm.drafts.source.name == "model"
+    llm.drafts.pace = pace = Always(4)  # type: ignore[assignment]
     assert made(llm) == wanted
     offered, accepted = (sum(column) for column in zip(*pace.steps, strict=True))
     assert accepted >= 0.9 * offered  # the model itself; a step without a sure guess offers none
@@ -493,8 +501,8 @@ def test_drafts_of_a_head(
     offload = OffloadConfig(device=device, profile="off", vram=f"{share}%", speculative="mtp")
     with reference.defaults("model", use_extra_bufts=False):
         llm = Llama(path, offload=offload, **keywords)
-    assert llm._drafts is not None and llm._drafts.source.name == "mtp"
-    llm._drafts.pace = pace = Always(3)  # type: ignore[assignment]
+    assert llm.drafts is not None and llm.drafts.source.name == "mtp"
+    llm.drafts.pace = pace = Always(3)  # type: ignore[assignment]
     for _ in range(2):  # a random head is wrong: every step takes tokens back
         assert made(llm, count=24) == wanted
     assert sum(offered for offered, _ in pace.steps) > 60
@@ -507,16 +515,16 @@ def test_a_head_that_never_fits_is_off_within_64_tokens(folder: Path, monkeypatc
     monkeypatch.setattr(head, "LEAST_CHANCE", 0.0)
     offload = OffloadConfig(device="none", profile="off", speculative="mtp")
     llm = Llama(zoo.build("glm4moe", folder, mtp=True), offload=offload, n_ctx=512, n_threads=1, n_threads_batch=1)
-    assert llm._drafts is not None
+    assert llm.drafts is not None
     counts: list[int] = []
-    learn = llm._drafts.pace.step
+    learn = llm.drafts.pace.step
 
     def step(kind: int, offered: int, accepted: int, *_: int) -> None:
         """Let a step take 10 ms, and 3 ms more for each guess."""
         counts.append(offered)
         learn(kind, offered, accepted, (10 + 3 * offered) * MS)
 
-    monkeypatch.setattr(llm._drafts.pace, "step", step)
+    monkeypatch.setattr(llm.drafts.pace, "step", step)
     made(llm, count=400, logits_processor=[without(llm.token_eos())])
     assert sum(counts) > 0 and sum(count > 0 for count in counts[64:]) <= len(counts[64:]) // 50
     assert sum(10 + 3 * count for count in counts) <= 1.03 * 10 * len(counts)
@@ -539,15 +547,15 @@ def test_a_head_follows_batches_of_any_size(folder: Path) -> None:
         llm = Llama(
             path, offload=OffloadConfig(device="none", profile="off", speculative="mtp"), n_ctx=128, n_threads=1
         )
-        assert llm._drafts is not None
+        assert llm.drafts is not None
         at = 0
         for count in parts:
             llm.eval(PROMPT[at : at + count])
             at += count
         text = np.array([*PROMPT, 77], np.intc)
-        llm._drafts.source.find(text)
+        llm.drafts.source.find(text)
         head.LEAST_CHANCE, before = 0.0, head.LEAST_CHANCE
-        guesses.append(llm._drafts.source.draft(4))
+        guesses.append(llm.drafts.source.draft(4))
         head.LEAST_CHANCE = before
         llm.close()
     assert guesses == [guesses[0]] * 4 and len(guesses[0]) == 4
@@ -561,7 +569,7 @@ def test_a_file_without_a_head_is_refused_by_name(folder: Path) -> None:
         offload=OffloadConfig(device="none", profile="off", speculative="mtp"),
         n_ctx=64,
     )
-    assert llm._drafts is None and any("No drafts" in note for note in llm.experts.notes)
+    assert llm.drafts is None and any("No drafts" in note for note in llm.experts.notes)
     llm.close()
 
 

@@ -242,3 +242,14 @@ def test_a_suggestion_is_worth_it(slots: int, rates: tuple[float, ...], says: st
 def test_a_gpu_that_is_not_used_is_mentioned() -> None:
     result: Any = SimpleNamespace(device="none", slots=0, slot_bytes=0, observed=None)
     assert "--device CUDA0" in suggestion(result, {}, ["CUDA0"]) and suggestion(result, {}, []) == ""
+
+
+def test_drafts_that_were_asked_for_have_rows_of_their_own(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["profile", str(model), "-p", "32", "-n", "24", "-r", "1", "--device", "none", "-o", "json"]
+    assert main([*flags, "--speculative", "ngram"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    kinds = [(row["placement"], row["n_gen"]) for row in content["rows"]]
+    assert kinds.count(("edgemoe, drafts", 24)) == 1 and ("edgemoe, drafts", 0) not in kinds
+    assert any(note.startswith("Drafts, tg24: ") and "tokens a step" in note for note in content["notes"])
+    assert main(flags) == 0
+    assert "drafts" not in capsys.readouterr().out.lower()

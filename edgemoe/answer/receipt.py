@@ -125,6 +125,7 @@ class Receipt:
         """Write the one line under an answer in the chat: tokens, speed, and what the experts cost."""
         parts = [f"{count(self.answer_tokens)} tokens"] if self.answer_tokens else []
         parts += [rate(self.answer_rate), f"first {seconds(self.first_token_s)}"]
+        parts += [f"{self.tokens_per_step:.1f} tokens a step"] if self.drafted_tokens else []
         asked = self.prompt_tokens + self.cached_tokens
         if self.cached_tokens and asked >= LONG_PROMPT:
             parts.append(f"{count(self.cached_tokens)} of {count(asked)} reused")

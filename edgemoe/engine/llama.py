@@ -84,6 +84,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     Attributes:
         experts: placement and figures, see ``Experts``.
         contexts: further contexts of the model, see ``Contexts``.
+        drafts: source of drafts and their counts, see ``Drafts``; None if there are no drafts.
 
     Raises:
         ModelNotFound: no such file, or a shard is missing.
@@ -200,14 +201,14 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         closing.callback(self._prefix.close, KEEP_SECONDS)
         self.contexts = Contexts(self.model, self.context_params, native, self._on_device, verbose)
         closing.callback(self.contexts.close_all)
-        self._drafts, self._row = self._open_drafts(prepared, small), -1
+        self.drafts, self._row = self._open_drafts(prepared, small), -1
         self._open_chat(chosen=any(prepared.keywords.get(name) for name in ("chat_format", "chat_handler")))
         self._open_experts(prepared, attempt, closing)
         abort = ctypes.cast(host.core().abort_callback(), llama_cpp.ggml_abort_callback)
         with host.computing(verbose):
             llama_cpp.llama_set_abort_callback(self._ctx.ctx, abort, ctypes.c_void_p(native.handle))
         threads = None if "n_threads" in self._given else Threads(int(prepared.keywords["n_threads"]))
-        head = self._drafts.source if self._drafts is not None and isinstance(self._drafts.source, Head) else None
+        head = self.drafts.source if self.drafts is not None and isinstance(self.drafts.source, Head) else None
         follow = head.follow if head is not None else None
         self._ctx.decode = Decode(host.core(), self._ctx.ctx, self._scheduler, verbose, threads, follow)
         closing.callback(lifetime.opened(self))
@@ -288,7 +289,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
 
     def _draft_note(self, prepared: Opening) -> str:
         """Say why drafts that were asked for are off; empty if they are on."""
-        if prepared.config.speculative in ("auto", "off") or self._drafts is not None:
+        if prepared.config.speculative in ("auto", "off") or self.drafts is not None:
             return ""
         if self._sequences > 1:
             return "No drafts: several answers share a step already."
@@ -398,7 +399,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        drafts = self._drafts if self.draft_model is None else None
+        drafts = self.drafts if self.draft_model is None else None
         made: Any = None
         held: Any = None
         sampler: Any = None

@@ -14,7 +14,7 @@ from ..engine import devices
 from ..models.gguf import TYPES, moe_shape
 from ..planning.kv_cache import USUAL_TYPE, cache_type
 from . import curve, memory
-from .measure import OURS, Result, Samples, middle, quantile
+from .measure import DRAFTED, OURS, Result, Samples, middle, quantile
 from .observe import Observation, Step
 from .placements import PLAIN, SIMULATED
 from .suggest import suggestion
@@ -49,7 +49,7 @@ def rows(result: Result) -> list[dict[str, Any]]:
 
 
 def _row(sample: Samples, result: Result) -> dict[str, Any]:
-    speeds, ours = sample.per_second, sample.placement == OURS
+    speeds, ours = sample.per_second, sample.placement in (OURS, DRAFTED)
     return {
         "backends": f"EdgeMoE,{result.device}" if ours else "CPU" if result.device in SIMULATED else result.device,
         "placement": sample.placement,
@@ -213,7 +213,7 @@ def verdict(result: Result) -> str:
     if split:
         name, ms = max(split[0]["ms"].items(), key=lambda part: part[1])
         text += f" Most of a token goes to {name} ({ms:.1f} of {sum(split[0]['ms'].values()):.1f} ms)."
-    hits = [s.stats for s in result.samples if s.stats and s.test.generate]
+    hits = [s.stats for s in result.samples if s.stats and s.test.generate and s.placement == OURS]
     if hits and result.slots:
         used = sum(h["hits"] + h["misses"] for h in hits)
         text += f" {sum(h['hits'] for h in hits) / max(used, 1):.0%} of the expert uses were served by {result.device}."

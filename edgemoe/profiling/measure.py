@@ -23,7 +23,7 @@ from .placements import PLAIN, SIMULATED, Placement, attention_of, placements
 from .prompts import PROMPTS
 
 Progress = Callable[[float, str], None]
-OURS = "edgemoe"
+OURS, DRAFTED = "edgemoe", "edgemoe, drafts"
 OPENING = 32  # tokens of the prompt before each generation
 WARM_UP = 8
 GAUGES = {
@@ -69,7 +69,7 @@ class Samples:
     """Collect the measurements of one placement and test.
 
     Attributes:
-        placement: `OURS`, or a placement of llama.cpp with a name that begins with `PLAIN`.
+        placement: `OURS`, `DRAFTED`, or a placement of llama.cpp with a name that begins with `PLAIN`.
         test: the test that ran.
         ns: wall time of each repetition.
         first_ns: time to the first token of a generation for each repetition, prompt included.
@@ -77,6 +77,7 @@ class Samples:
         computing_ns: part of ``between_ns`` inside ``eval``.
         sampling_ns: part of ``between_ns`` for the wait for logits and the choice of a token.
         scheduler_ns: time of the scheduler in Python between tokens, over all repetitions.
+        drafts: steps, guesses and right guesses over all repetitions; empty without drafts.
         stats: differences of the counters over all repetitions; `GAUGES` have their last value. None for llama.cpp.
     """
 
@@ -88,6 +89,7 @@ class Samples:
     computing_ns: int = 0
     sampling_ns: int = 0
     scheduler_ns: int = 0
+    drafts: list[int] = field(default_factory=list)
     stats: dict[str, int] | None = None
 
     @property
@@ -200,8 +202,11 @@ def profile(
                 models = {PLAIN: plain, OURS: ours}
                 result.cold += run.warm_up(PLAIN, plain, tokens, longest)
                 result.plain_bytes = memory.resident() - result.ram.resident
-            result.samples = [Samples(name, test) for test in tests for name in models]
+            if offload.speculative not in ("auto", "off") and ours.drafts is not None:
+                models[DRAFTED] = ours
+            result.samples = [Samples(name, t) for t in tests for name in models if t.generate or name != DRAFTED]
             run.measure(models, result.samples, tokens, repetitions)
+            result.notes += [_drafts_note(sample) for sample in result.samples if sample.drafts]
             with run.step("observing", OURS):
                 count = min(max([t.generate for t in tests] + [WARM_UP]), OBSERVED)
                 result.observed = observe(ours, next(tokens(repetitions)), OPENING, count)
@@ -324,6 +329,8 @@ def _sample(llm: Any, sample: Samples, source: Iterator[list[int]]) -> None:
         llm.eval(next(source)[: test.prompt])
         likeliest(llm)  # waits for the device
         sample.ns.append(time.perf_counter_ns() - started)
+    elif sample.placement == DRAFTED:
+        before = _generate_drafted(llm, next(source), test.generate, sample)
     else:
         before = _generate(llm, next(source), test.generate, sample)
     after = _counters(llm)
@@ -355,6 +362,33 @@ def _generate(llm: Any, text: list[int], count: int, sample: Samples) -> dict[st
     sample.ns.append(last - first)
     sample.scheduler_ns += _scheduler_ns(llm) - scheduled
     return before
+
+
+def _generate_drafted(llm: Any, text: list[int], count: int, sample: Samples) -> dict[str, int] | None:
+    """Generate greedily with drafts and time each token; several tokens of one step come at once."""
+    opened = time.perf_counter_ns()
+    stream = llm.generate(text[:OPENING], temp=0)
+    next(stream)
+    sample.first_ns.append(time.perf_counter_ns() - opened)
+    scheduled, before, drafts = _scheduler_ns(llm), _counters(llm), llm.drafts.counts()
+    last = first = time.perf_counter_ns()
+    for _ in range(count):
+        next(stream)
+        now = time.perf_counter_ns()
+        sample.between_ns.append(now - last)
+        last = now
+    stream.close()
+    sample.ns.append(last - first)
+    sample.scheduler_ns += _scheduler_ns(llm) - scheduled
+    made = [after - then for after, then in zip(llm.drafts.counts(), drafts, strict=True)]
+    sample.drafts = [known + new for known, new in zip(sample.drafts or [0, 0, 0], made, strict=True)]
+    return before
+
+
+def _drafts_note(sample: Samples) -> str:
+    steps, offered, accepted = sample.drafts
+    figures = f"{(steps + accepted) / max(steps, 1):.2f} tokens a step, {accepted} of {offered} guesses right"
+    return f"Drafts, {sample.test.name}: {figures}."
 
 
 def _device_used(llm: Any) -> int | None:

@@ -34,3 +34,7 @@ class Drafts:
     def answer(self, tokens: Sequence[int], options: dict[str, Any]) -> Drafted:
         """Begin an answer, see `Drafted`."""
         return Drafted(self._llm, self.source, self.pace, tokens, options)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Count steps, guesses and right guesses since the model was loaded."""
+        return self.pace.steps, self.pace.offered, self.pace.accepted

@@ -65,7 +65,13 @@ class _Kind:
 
 
 class Pace:
-    """Decides how many tokens to draft. Times are in nanoseconds."""
+    """Decides how many tokens to draft. Times are in nanoseconds.
+
+    Attributes:
+        steps: steps so far, with guesses or without.
+        offered: guesses so far.
+        accepted: right guesses so far.
+    """
 
     def __init__(self, chances: tuple[float, ...]) -> None:
         """Begin without a measurement; ``chances`` are those of `Source`."""
@@ -74,6 +80,7 @@ class Pace:
         self._guess_ns = 0.0  # time to draft one token
         self._plain_steps = self._drafted_steps = 0
         self._reserve_ns = 0.0
+        self.steps = self.offered = self.accepted = 0
 
     def count(self, kind: int, most: int) -> int:
         """Choose the number of guesses, 0 for a plain step.
@@ -103,6 +110,7 @@ class Pace:
             elapsed_ns: time of the step, without ``drafting_ns``.
             drafting_ns: time to draft.
         """
+        self.steps, self.offered, self.accepted = self.steps + 1, self.offered + offered, self.accepted + accepted
         if not offered:
             self._note_plain(elapsed_ns)
             self._save(-drafting_ns)

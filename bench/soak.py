@@ -64,6 +64,9 @@ def soak(model: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     llm = Llama(model, n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False, offload=offload)
     end, said = time.monotonic() + given.minutes * 60, 0.0
     first: agreement.Logits | None = None
+    has_memory = devices.is_a_gpu(
+        given.device, devices.description(given.device)
+    )  # else its memory is the machine's RAM
     rounds: list[dict[str, Any]] = []
     while time.monotonic() < end:
         got = answer(llm)
@@ -74,7 +77,7 @@ def soak(model: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
         free, total = host.device_memory(given.device)
         same = bool(np.abs(got - first).max() <= agreement.TOLERANCE * np.abs(first).max())
         rss = psutil.Process().memory_info().rss
-        rounds.append({"run": os.getpid(), "same": same, "rss": rss, "device": total - free})
+        rounds.append({"run": os.getpid(), "same": same, "rss": rss, "device": has_memory * (total - free)})
         if time.monotonic() - said > given.every:
             said = time.monotonic()
             wrong = sum(not done["same"] for done in rounds)

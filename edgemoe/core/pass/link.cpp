@@ -90,8 +90,9 @@ em_put_rows::em_put_rows(int64_t width, int64_t height, int64_t n) {
 
 // Copies rows and their numbers to the scratch memory where the view's inputs lay. From there the device puts the rows in place.
 static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const char * numbers, size_t n, char * scratch) {
-    const size_t      row = size_t(out->ne[0]) * 4;
-    const em_put_rows r(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
+    const size_t  row  = size_t(out->ne[0]) * 4;
+    auto          kept = std::make_unique<em_put_rows>(out->ne[0], out->ne[1] * out->ne[2], int64_t(n));
+    em_put_rows & r    = *kept;
     r.rows->data = scratch, r.rows->buffer = p->memory.scratch.buffer;
     r.numbers->data = scratch + n * row, r.numbers->buffer = p->memory.scratch.buffer;
     r.put->data = r.all->data = out->data;
@@ -99,7 +100,11 @@ static int put_rows(em_pass * p, ggml_tensor * out, const char * rows, const cha
     em_before_sending(p);
     G.ggml_backend_tensor_set_async(p->compute, r.rows, rows, 0, n * row);
     G.ggml_backend_tensor_set_async(p->compute, r.numbers, numbers, 0, n * 4);
-    return G.ggml_backend_graph_compute_async(p->compute, r.graph);
+    const int status = G.ggml_backend_graph_compute_async(p->compute, r.graph);
+    if (!p->e->device.traits.keeps_nothing) {
+        p->memory.put.push_back(std::move(kept));
+    }
+    return status;
 }
 
 int em_send_rows(em_pass * p, const em_block & b) {

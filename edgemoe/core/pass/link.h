@@ -5,11 +5,15 @@
 #include "pass/prompt.h"
 
 #include <array>
+#include <memory>
+#include <vector>
 
 // Memory of all layers: `stride` bytes for each layer.
 struct em_layer_region : em_region {
     size_t stride = 0;
 };
+
+struct em_put_rows;
 
 struct em_pass_memory {
     em_region       mirror;     // host copies of a layer's inputs, and its rows
@@ -18,6 +22,8 @@ struct em_pass_memory {
     em_layer_region forced_ids; // from a trace that replaces the routers
     em_region       scratch;    // on the device, of one layer: places of pairs, saved inputs, fetched pairs
     int64_t         scratch_serial = 0;
+    // Graphs that have put rows in place. ggml-vulkan looks at the tensors of earlier graphs until a thread waits for the stream.
+    std::vector<std::unique_ptr<em_put_rows>> put;
 };
 
 struct em_pass_events {

@@ -52,6 +52,7 @@ void wait_for_all(em_pass * p) {
     for (ggml_backend * stream : std::initializer_list<ggml_backend *>{p->compute, p->to_host, e->device.stream}) {
         G.ggml_backend_synchronize(stream);
     }
+    p->memory.put.clear();
     for (const em_event * event : p->sync.all()) {
         em_event_synchronize(*event);
     }

@@ -61,6 +61,7 @@ def test_every_answer_is_as_described(tmp_path: Path) -> None:
             "120",
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        print(done.stdout[-600:])
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert served.desk.restarts == 0
 

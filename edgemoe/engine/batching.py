@@ -36,7 +36,7 @@ _log = logging.getLogger("edgemoe.batching")
 # for the end of a step.
 BESIDE_MS, ALONE_MS = 150.0, 1000.0
 # The smallest piece of a prompt beside other answers, and the first one tried.
-LEAST_PIECE, FIRST_PIECE = 4, 32
+LEAST_PIECE, FIRST_PIECE = 2, 32
 # Idle time after which conversations are written to the disk.
 KEEP_SECONDS = 1.5
 # While answers run, a prompt is let in if so many tokens of its answer fit beside them.
@@ -294,8 +294,9 @@ class Batching:
             with self.llm._turns.taking(turn):
                 self.llm._ctx.decode(_Filled(self._batch))
                 self._passed(rows, time.perf_counter_ns() - began)
-                for answer, row in outputs:
-                    self._sample(answer, row)
+                made = [self._sample(answer, row) for answer, row in outputs]
+                for (answer, _), (token, logits) in zip(outputs, made, strict=True):
+                    self._deliver(answer, token, logits)
         except ContextFull as error:
             self._make_room(error)
         except ComputeFailed as error:
@@ -335,14 +336,18 @@ class Batching:
             answer.sequence.computed(tokens)
             answer.sequence.used = self._steps
 
-    def _sample(self, answer: Answer, row: int) -> None:
-        """Choose the next token of an answer, and end the answer if it is complete."""
+    def _sample(self, answer: Answer, row: int) -> tuple[int, FloatArray | None]:
+        """Choose the next token of an answer; give it with its logits, if the reader wants them."""
         llm = self.llm
-        token = answer.sampler.sample(llm._ctx, row)
-        logits = None
-        if answer.with_logits:
-            pointer = llama_cpp.llama_get_logits_ith(llm.ctx, row)
-            logits = np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy()
+        token = int(answer.sampler.sample(llm._ctx, row))
+        if not answer.with_logits:
+            return token, None
+        pointer = llama_cpp.llama_get_logits_ith(llm.ctx, row)
+        return token, np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy()
+
+    def _deliver(self, answer: Answer, token: int, logits: FloatArray | None) -> None:
+        """Give a token to the reader, and end the answer if it is complete."""
+        llm = self.llm
         ended = token in answer.ends or bool(llama_cpp.llama_vocab_is_eog(llm._model.vocab, token))
         answer.meter.sampled(counts=not ended)
         answer.tokens.append(token)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = "from edgemoe.cli.main import main; raise SystemExit(main())"
 SECONDS = 10.0
 IDLE_SECONDS = 60.0  # seconds for a whole answer on a busy machine
+EDITOR = "sed -i s/^/edited:/"
 EMPTY = "Ask something, / for commands, @ for a file"
 THOUGHT = '[{"role": "user", "content": "why"}, {"role": "assistant", "content": "<think>a secret</think>Because."}]'
 
@@ -32,7 +33,9 @@ class Terminal:
     def __init__(self, model: Path, folder: Path) -> None:
         self.folder, self.model = folder, model
         self._tmux = ["tmux", "-L", f"edgemoe-{os.getpid()}", "-f", "/dev/null"]
-        environment = f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor"
+        environment = (
+            f"EDGEMOE_HOME={folder / 'home'} PYTHONPATH={ROOT} COLORTERM=truecolor VISUAL={shlex.quote(EDITOR)}"
+        )
         options = "--device sim --vram 50% --temperature 0 --max-tokens 40 --threads 1 --theme dark"
         command = f"env {environment} {sys.executable} -c {shlex.quote(RUN)} chat {model} {options}"
         self._call("new-session", "-d", "-x", "120", "-y", "40", "-c", str(folder), command)
@@ -161,6 +164,7 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
             "Tab stays in the prompt",
             do(write("tell me a"), press("Tab"), write("rest"), prompt("tell me arest"), clear),
         ),
+        ("Ctrl+G: the editor", do(write("word"), press("C-g"), sees("edited:word"), clear)),
         ("a paste is there once", do(paste("pasted words"), prompt("pasted words"), clear)),
         ("Ctrl+F: find", do(press("C-f"), write("paris"), sees("1 of 1"), press("Escape"), misses("1 of 1"))),
         ("/find", do(run("/find capital", "2 of 2"), press("Escape"), misses("2 of 2"))),
@@ -242,6 +246,10 @@ def steps(there: Terminal) -> list[tuple[str, Callable[[], None]]]:
         (
             "a resize while it answers",
             do(write(story, "Enter"), lambda: there.size(80, 24), sees("answering")),
+        ),
+        (
+            "a message waits, Backspace takes it back",
+            do(write("later", "Enter"), sees("next  later"), press("BSpace"), prompt("later"), clear),
         ),
         ("... and back", do(lambda: there.size(120, 40), sees("answering"), press("Escape"), sees("□ stopped"))),
         ("Ctrl+Q quits", do(press("C-q"), lambda: there.until(lambda _: not there.runs, "still runs"))),

@@ -25,7 +25,7 @@ QUESTIONS = ("What is the capital of France?", "Write a Python function that add
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=Path(__file__).with_name("chat.svg"))
-    parser.add_argument("--size", default="150x44")
+    parser.add_argument("--size", default="160x50")
     options = parser.parse_args()
     columns, rows = (int(part) for part in options.size.split("x"))
     model = build_demo()

@@ -213,7 +213,7 @@ CHOICES = [
     ModelChoice("large", "large:Q4_K_M", "downloaded", True, True, "131.00 GiB", "235.0B, 22.0B active"),
     ModelChoice("demo", "demo", "a small model to try, built in some seconds from SmolLM2"),
     ModelChoice(
-        "olmoe:Q4_K_M", "olmoe:Q4_K_M", "to download, fits in memory", False, False, "3.92 GiB", "6.9B, 1.3B active"
+        "olmoe:Q4_K_M", "olmoe:Q4_K_M", "fits in memory, to download", False, False, "3.92 GiB", "6.9B, 1.3B active"
     ),
 ]
 OFFERED = Services(choices=lambda: CHOICES, forecasts=lambda card: Known())

@@ -132,7 +132,7 @@ def figures(sample: Sample, width: int, room: Room = "usual", shades: bool = Tru
     device, ram, *disk = _places(sample, width)
     if room == "low":
         return [*lines, device, *disk]
-    return [*lines, device, ram, *disk, *_token(sample.token, width), *_moves(stats, width)]
+    return [*lines, device, ram, *disk, *_token(sample.token, width, shades), *_moves(stats, width)]
 
 
 def _round_up(per_second: float) -> float:
@@ -213,22 +213,26 @@ def _bar(label: str, share: float, words: str, ink: str, room: int) -> Content:
 
 
 _LEAST_PART = 0.01  # of a token, to be named
-_PARTS = (("dense", "$secondary"), ("other", "$map-hot"), ("cold", "$map-miss"), ("wait", "$error"))
+# Of a token: its field, its colour, and its glyph where shapes have to tell.
+_PARTS = (("dense", "$muted", "░"), ("other", "$map-hot", "█"), ("cold", "$map-miss", "▓"), ("wait", "$error", "▒"))
 _PART_NAMES = {"dense": "attention", "other": "hot", "cold": "cold", "wait": "waiting"}
 
 
-def _token(token: TokenTime | None, width: int) -> list[Content]:
+def _token(token: TokenTime | None, width: int, shades: bool) -> list[Content]:
     """Show the time of a token as one stacked bar, and below it the names of its parts."""
     if token is None or token.total <= 0:
         return []
     room = min(width - LABEL - FIGURE, 2 * _WIDEST_BAR)
-    spent = [(name, ink, getattr(token, name)) for name, ink in _PARTS]
-    ends = np.rint(np.cumsum([0.0] + [ms for _, _, ms in spent]) / token.total * room).astype(int).tolist()
-    bars = [("█" * (end - begin), ink) for (_, ink, _), begin, end in zip(spent, ends, ends[1:], strict=False)]
+    spent = [(name, ink, "█" if shades else glyph, getattr(token, name)) for name, ink, glyph in _PARTS]
+    ends = np.rint(np.cumsum([0.0] + [ms for *_, ms in spent]) / token.total * room).astype(int).tolist()
+    bars = [(glyph * (end - at), ink) for (_, ink, glyph, _), at, end in zip(spent, ends, ends[1:], strict=False)]
     figure = f"{seconds(token.total / 1000)}"
     line = Content.assemble((f"{'token':<{LABEL}}", "$muted"), (f"{figure:<{FIGURE}}", "bold $primary"), *bars)
-    shown = [part for part in spent if part[2] / token.total >= _LEAST_PART]
-    keys = [Content.assemble(("■ ", ink), (f"{_PART_NAMES[name]} {ms:.1f}", "$muted")) for name, ink, ms in shown]
+    shown = [part for part in spent if part[-1] / token.total >= _LEAST_PART]
+    keys = [
+        Content.assemble((f"{'■' if shades else glyph} ", ink), (f"{_PART_NAMES[name]} {ms:.1f}", "$muted"))
+        for name, ink, glyph, ms in shown
+    ]
     legend = Content("  ").join(keys)
     return [line, Content.assemble(" " * (LABEL if legend.cell_length <= width - LABEL else 0), legend)]
 

@@ -83,7 +83,7 @@ def _to_download(here: set[str]) -> list[ModelChoice]:
         about, long = "to download, its size is not known", "" if total is None else size(total)
         if total is not None:
             fits = "fits in memory" if total < room else f"more than the {size(room)} of free memory"
-            about = f"to download, {fits}"
+            about = f"{fits}, to download"
         chosen = fitting if total is not None and total < room else others
         chosen.append(ModelChoice(name, name, about, False, False, long, _parameters(model)))
     return [*fitting, *others]

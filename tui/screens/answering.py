@@ -226,8 +226,6 @@ class Answering:
         status = self._surface.status
         status.answer_rate, status.first_token_s = receipt.answer_rate, receipt.first_token_s
         status.context_used = receipt.context_tokens or status.context_used
-        if receipt.pairs:
-            status.hit_rate = receipt.hit_rate
         self._surface.enter("stopped" if event.reason == "stopped" else "idle")
 
     async def failed(self, event: told.AnswerFailed) -> None:

@@ -318,10 +318,11 @@ class ChatScreen(Screen[None]):
 
     @on(told.ExpertsSampled)
     def _experts_sampled(self, event: told.ExpertsSampled) -> None:
-        self.query_one(ExpertPanel).show(event.stats, event.maps, event.in_ram)
+        panel = self.query_one(ExpertPanel)
+        panel.show(event.stats, event.maps, event.in_ram)
         self.answering.sampled(event.stats)
-        if event.stats.hits + event.stats.misses and self.busy:
-            self.status.hit_rate = event.stats.hit_rate
+        counted = event.stats.hits + event.stats.misses > 0 and not panel.display  # the panel shows it, too
+        self.status.hit_rate = event.stats.hit_rate if counted else None
 
     @on(told.SamplingFailed)
     def _sampling_failed(self, event: told.SamplingFailed) -> None:

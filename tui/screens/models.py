@@ -32,7 +32,7 @@ Choices = Callable[[], list[ModelChoice]]
 Remove = Callable[[str, bool], int]
 REFRESH_SECONDS = 0.25
 WIDEST, AROUND = 110, 7  # characters, as in app.tcss: of the list, and of the edges beside its lines
-MOST_TITLE, NARROW = 36, 100
+MOST_TITLE, NARROW = 36, 120
 _GAP = "  "
 
 

@@ -22,6 +22,7 @@ from ..expert_map import Layout, Spot, fit, scale
 from ..records import ExpertMaps
 from .expert_map import ExpertMap
 
+CURVE_SECONDS = 1.0  # between two drawings of the curve by rank, which moves slowly
 QUIET_SECONDS = 2.1  # without a sample: longer than the link's rate looks back
 _LOW = 18  # lines, below which the figures are few and the legend makes room for the words about an expert
 _HIGH = 30  # lines, from which graphs take two of them
@@ -45,6 +46,7 @@ class ExpertPanel(Vertical):
         self._in_ram: float | None = None
         self._seen_s = 0.0  # when the last sample came
         self._token: TokenTime | None = None
+        self._curve_s = -CURVE_SECONDS  # when the curve by rank was drawn
         self._shape: ModelShape | None = None
         self._maps: ExpertMaps | None = None
         self._before: FloatArray | None = None  # heat when this conversation began
@@ -119,6 +121,8 @@ class ExpertPanel(Vertical):
         if self.stats is not None and self._traffic.rate() > 0:
             self._traffic.add(self.stats.upload_bytes + self.stats.streamed_bytes, time.monotonic())
             self._draw_figures(self.stats)
+        self._curve_s = -CURVE_SECONDS
+        self._draw_curve()
         if not self._shows_unusual:
             self.query_one(ExpertMap).settle()
 
@@ -172,10 +176,12 @@ class ExpertPanel(Vertical):
         self._draw_curve(min(rest, _MOST_CURVE))
 
     def _draw_curve(self, lines: int = 0) -> None:
-        curve = self.query_one("#expert-curve", Static)
-        if curve.display and self._maps is not None:
+        curve, now = self.query_one("#expert-curve", Static), time.monotonic()
+        is_due = bool(lines) or now - self._curve_s >= CURVE_SECONDS
+        if curve.display and self._maps is not None and is_due:
             height = lines or curve.size.height - 1
             drawn = by_rank(self._maps.heat, self._maps.residency, self.content_size.width, height)
+            self._curve_s = now if drawn else self._curve_s
             curve.update(Content("\n").join(drawn), layout=bool(lines))
 
     # The map, and the expert that is picked in it.

@@ -412,6 +412,16 @@ def test_a_text_that_changes_is_followed() -> None:
     assert share <= 1.03
 
 
+def test_stalls_of_the_machine_do_not_stop_good_guesses() -> None:
+    random, pace = np.random.default_rng(5), Pace((0.6,))
+
+    def step_ms(tokens: int) -> float:
+        return (10 + 2 * (tokens - 1)) * (12 if random.random() < 0.05 else 1)
+
+    _, offers = run(pace, 3000, lambda at: at % 40 > 0, step_ms)
+    assert sum(count > 0 for count in offers) > 200 and sum(offers) > 1500
+
+
 def test_a_kind_that_fails_does_not_stop_another() -> None:
     pace = Pace((0.5, 0.5))
     plain, drafted = 0, 0

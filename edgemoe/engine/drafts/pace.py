@@ -16,8 +16,11 @@ from collections.abc import Iterator
 MOST = 14
 # Share of the plain time that wrong guesses may cost; the promise is 3 %.
 SHARE = 0.02
-# Plain steps' worth of time in the reserve: at the start, and at most.
-FIRST_RESERVE, MOST_RESERVE = 1.0, 6.0
+# Plain steps' worth of time in the reserve: at the start, at most, and at least. A stall of the machine is no draft's
+# fault, so no debt lasts longer than 50 tokens.
+FIRST_RESERVE, MOST_RESERVE, LEAST_RESERVE = 1.0, 6.0, -1.0
+# A step counts at most so many times the known time of its size.
+LONGEST = 1.5
 # A draft must be faster than plain decoding by this factor.
 WORTH = 1.03
 # Plain steps before the first draft, and drafted steps until the plain time is measured again.
@@ -100,7 +103,7 @@ class Pace:
             best -= 1
         return best
 
-    def step(self, kind: int, offered: int, accepted: int, elapsed_ns: int, drafting_ns: int = 0) -> None:
+    def step(self, kind: int, offered: int, accepted: int, elapsed_ns: float, drafting_ns: int = 0) -> None:
         """Learn from a step.
 
         Args:
@@ -115,14 +118,14 @@ class Pace:
             self._note_plain(elapsed_ns)
             self._save(-drafting_ns)
             return
-        self._note_time(offered + 1, elapsed_ns)
+        elapsed_ns = self._note_time(offered + 1, elapsed_ns)
         self._drafted_steps += 1
         self._guess_ns += (SMOOTH if self._guess_ns else 1.0) * (drafting_ns / offered - self._guess_ns)
         plain = self._step_ns[1]
         self._save(SHARE * plain + (accepted + 1) * plain - elapsed_ns - drafting_ns)
         self._kinds[kind].learn(offered, accepted, (accepted + 1) * plain > elapsed_ns + drafting_ns)
 
-    def _note_plain(self, elapsed_ns: int) -> None:
+    def _note_plain(self, elapsed_ns: float) -> None:
         self._note_time(1, elapsed_ns)
         self._plain_steps += 1
         self._drafted_steps = 0
@@ -131,11 +134,15 @@ class Pace:
         self._save(SHARE * self._step_ns[1])
 
     def _save(self, ns: float) -> None:
-        self._reserve_ns = min(self._reserve_ns + ns, MOST_RESERVE * self._step_ns[1])
+        plain = self._step_ns[1]
+        self._reserve_ns = min(max(self._reserve_ns + ns, LEAST_RESERVE * plain), MOST_RESERVE * plain)
 
-    def _note_time(self, tokens: int, elapsed_ns: int) -> None:
-        known = self._step_ns.get(tokens)
-        self._step_ns[tokens] = elapsed_ns if known is None else known + SMOOTH * (elapsed_ns - known)
+    def _note_time(self, tokens: int, elapsed_ns: float) -> float:
+        """Learn the time of a step; return the time that counts."""
+        known = self._step_ns.setdefault(tokens, elapsed_ns)
+        counted = min(elapsed_ns, LONGEST * known)
+        self._step_ns[tokens] = known + SMOOTH * (counted - known)
+        return counted
 
     def _time(self, tokens: int) -> float:
         """Give the time of a step of so many tokens: measured, or between its measured neighbours."""

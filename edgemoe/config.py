@@ -154,8 +154,9 @@ class OffloadConfig:
             the engine keeps some of them in RAM and reads the others from the disk when they are needed.
         speculative: source of drafts: tokens that are guessed and then checked, several in a step. ``mtp``: the model's
             own head for drafts, if the file has one. ``ngram``: the words of the conversation. A path: a small GGUF
-            with the same vocabulary. ``auto``: ``ngram``. ``off``: no drafts. Drafts change no answer, and pause while
-            they do not pay.
+            with the same vocabulary. ``auto``: ``ngram``, unless an answer is greedy or has a seed. ``off``: no drafts.
+            Drafts pause while they do not pay. The law of the answers stays the same, but a batch rounds differently
+            from single tokens, so near ties may fall differently.
 
     Raises:
         ConfigError: a value cannot be honoured.

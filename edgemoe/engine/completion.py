@@ -91,6 +91,7 @@ class Completion:
         if llm.cache:
             self._look_up()
         llm.set_seed(given["seed"] if given["seed"] is not None else random.Random(llm._seed).randint(0, 2**32))
+        llm._seeded = given["seed"] is not None
         made: list[int] = [] if len(self._prompt) > 0 else [llm.token_bos()]
         spaced = bool(made)  # after the first token of all, a tokenizer writes a space
         text, reason = "", "length"

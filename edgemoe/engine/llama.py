@@ -99,6 +99,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
     """
 
     _process = 0  # the process that opened the model; 0 before that
+    _seeded = False  # the answer under way has a seed of its caller
 
     @shown_as(llama_cpp.Llama.__init__)
     def __init__(
@@ -399,7 +400,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
         self, turn: Turn, prompt: list[int], options: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         me = object()
-        drafts = self.drafts if self.draft_model is None else None
+        drafts = self._drafts_for(options)
         made: Any = None
         held: Any = None
         sampler: Any = None
@@ -438,6 +439,15 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]
                 sent = yield token
                 if not self.draft_model:
                     held += [token] if drafts else [token, *(sent or ())]
+
+    def _drafts_for(self, options: dict[str, Any]) -> Drafts | None:
+        """Give the drafts of an answer: by default none if the same answer is expected each time.
+
+        A batch rounds differently from single tokens, and measured times choose the size of a batch.
+        """
+        expected = options["temp"] <= 0 or self._seeded
+        automatic = (self._offload or OffloadConfig()).speculative == "auto"
+        return None if self.draft_model is not None or (automatic and expected) else self.drafts
 
     def _begun(self, drafts: Drafts | None, prompt: list[int], options: dict[str, Any]) -> tuple[Any, Any]:
         """Begin an answer; return the source of its tokens, and the tokens that the context holds after the first."""

@@ -67,7 +67,9 @@ class Prefix:
         self._sequence, self._alone = sequence or 0, sequence is None
         model = llm.model
         recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-        self.cuttable = not recurrent and (whole_window or llama_cpp.llama_model_n_swa(model) == 0)
+        # Among several sequences, llama.cpp gives the cells behind a window to others, also in a cache of full size.
+        windowed = llama_cpp.llama_model_n_swa(model) != 0
+        self.cuttable = not recurrent and (not windowed or (whole_window and self._alone))
         rolled = getattr(llama_cpp, "llama_n_rs_seq", None)  # newer versions of llama.cpp
         self.snapshots = int(rolled(llm.ctx)) if recurrent and rolled else 0
         self._batch = 1  # tokens of the latest batch, if llama.cpp can take them back

@@ -135,6 +135,9 @@ def test_mixed_load(tmp_path: Path) -> None:
         assert died <= KILLS * PARALLEL and served.desk.restarts == KILLS
         assert not load.wrong, load.wrong[:3]
         assert grown < GROWTH_BYTES
-        assert served.desk.running == served.desk.waiting == 0
+        end = time.monotonic() + SECONDS
+        while served.desk.running or served.desk.waiting:  # the last client that cut its answer is noticed soon
+            assert time.monotonic() < end
+            time.sleep(0.1)
         facts = httpx.get(f"{served.url}/props", timeout=60).json()
         assert facts["running"] == facts["waiting"] == 0

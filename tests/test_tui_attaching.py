@@ -109,7 +109,7 @@ async def test_a_slash_opens_a_menu_with_descriptions() -> None:
         await driver.until(lambda: not menu(driver))
         assert driver.prompt.text == "/"
         await driver.pilot.press("v", "r", "backspace")
-        await driver.until(lambda: menu(driver) == ["/vram SIZE"])
+        await driver.until(lambda: menu(driver) == ["/vram SIZE", "/editor"], "an alias of it is vi")
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.prompt.text == "/vram ", "a needed value is asked for")
         assert "/vram SIZE" in hint(driver)

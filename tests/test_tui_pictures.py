@@ -62,7 +62,10 @@ _CELL = 12.2  # width of a character in Textual's SVG
 
 
 def rows(svg: str) -> list[str]:
-    """Read the lines of text of a picture, without the frame of the terminal."""
+    """Read the lines of text of a picture, without scroll bars and the frame of the terminal.
+
+    Textual may draw a scroll bar one layout later than the text beside it.
+    """
     lines: dict[float, dict[int, str]] = defaultdict(dict)
     for x, y, text in _TEXT.findall(svg.partition("-matrix")[2]):
         lines[float(y)][round(float(x) / _CELL)] = html.unescape(text).replace("\xa0", " ")
@@ -71,7 +74,7 @@ def rows(svg: str) -> list[str]:
         line = ""
         for at, text in sorted(parts.items()):
             line = line.ljust(at)[:at] + text
-        drawn.append(line.rstrip())
+        drawn.append(line.replace("▐", " ").rstrip())
     return drawn
 
 

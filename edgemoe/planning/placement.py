@@ -198,9 +198,13 @@ class ModelNeeds:
         return int(COMPUTE_MARGIN * (4 * self.batch * largest + self.mask_bytes(context)))
 
     def mask_bytes(self, context: int) -> int:
-        """Count the bytes of the attention masks of a batch; flash attention has them in half precision."""
+        """Count the bytes of the attention masks of a batch; flash attention has them in half precision.
+
+        Linear attention has a table of decays between the tokens of a batch.
+        """
         cells, kept = self._cells(context)
-        return (2 if self.flash else 4) * self.batch * (cells + (kept if self.kv_window_bytes else 0))
+        decays = 4 * self.batch * self.batch * self.linear_heads
+        return (2 if self.flash else 4) * self.batch * (cells + (kept if self.kv_window_bytes else 0)) + decays
 
     def staging_bytes(self, stream_slots: int, rows: bool) -> int:
         """Count the device memory of a prefill: places for streamed experts of the largest size.

@@ -321,8 +321,10 @@ class ChatScreen(Screen[None]):
         panel = self.query_one(ExpertPanel)
         panel.show(event.stats, event.maps, event.in_ram)
         self.answering.sampled(event.stats)
-        counted = event.stats.hits + event.stats.misses > 0 and not panel.display  # the panel shows it, too
-        self.status.hit_rate = event.stats.hit_rate if counted else None
+        counted = self.busy and event.stats.hits + event.stats.misses > 0
+        self.status.hit_rate = (
+            event.stats.hit_rate if counted and not panel.display else None
+        )  # the panel shows it, too
 
     @on(told.SamplingFailed)
     def _sampling_failed(self, event: told.SamplingFailed) -> None:

@@ -19,7 +19,7 @@ from edgemoe.tui.screens.chat import ChatScreen
 from edgemoe.tui.session import InThisProcess
 from edgemoe.tui.widgets.prompt import Prompt
 
-QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
+QUESTIONS = ("What is the capital of France?", "Which gas do plants take in for photosynthesis?")
 
 
 async def main() -> None:

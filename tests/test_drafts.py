@@ -585,6 +585,10 @@ def test_a_file_without_a_head_is_refused_by_name(folder: Path) -> None:
     llm.close()
 
 
+@pytest.mark.skipif(
+    tuple(map(int, llama_cpp.__version__.split(".")[:3])) < (0, 3, 36),
+    reason="0.3.28 keeps no snapshots of lfm2moe and nemotron_h_moe",
+)
 @pytest.mark.parametrize("name", ["qwen35moe", "lfm2moe", "nemotron_h_moe"])
 def test_a_recurrent_memory_takes_guesses_back_by_snapshots(name: str, folder: Path) -> None:
     plain = opened(name, folder, OffloadConfig(device="none", profile="off", speculative="off"))

@@ -1,6 +1,7 @@
 """Compare the forecasts of `edgemoe fit` with the measurements of `edgemoe profile`, placement by placement.
 
-    python bench/fit.py --model FILE [--model FILE ...] [--threads N] [--copy BYTES] [--json]
+    python bench/fit.py --model FILE [--model FILE ...] [--device NAME] [--threads N] [--copy BYTES]
+                        [--json]
 
 Each placement has three steps. A first profile leaves a routing history, as earlier use of a model does. Then come the
 forecast and the profile that counts. The commands print both figures. A small ``--copy`` makes the forecast of a small
@@ -25,7 +26,7 @@ from edgemoe.planning.placement import BATCH
 from edgemoe.profiling.measure import OURS, Test, middle, profile
 from edgemoe.text.console import table, talk
 
-PLACEMENTS = (("none", "0%"), ("sim", "25%"), ("sim", "50%"), ("sim", "75%"), ("sim", "100%"))
+SHARES = ("25%", "50%", "75%", "100%")
 TESTS = (Test(prompt=BATCH), Test(generate=48))
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", required=True)
+    parser.add_argument("--device", default="sim", help="ggml's name of the device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; with a simulated device fewer than cores")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--copy", type=float, default=trial_run.MOST_BYTES, help="most bytes of a copy")
@@ -63,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EDGEMOE_HOME"] = folder
         for path in parsed.model:
-            for device, vram in PLACEMENTS:
+            for device, vram in (("none", "0%"), *((parsed.device, share) for share in SHARES)):
                 rows += compare(path, device, vram, parsed.threads, parsed.repetitions)
                 for row in rows[-2:]:
                     talk(" ".join(_cells(row)))

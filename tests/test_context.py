@@ -361,7 +361,7 @@ def chosen_well(machine: MachineRates, model: ModelNeeds, trained: int, budget: 
     is_within_its_budget(machine, model, made.placement.context, budget)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), st.integers(1, 1 << 20), budgets, st.booleans())
 def test_a_chosen_context_stays_within_its_budgets(
     machine: MachineRates, model: ModelNeeds, trained: int, budget: Budget, flash: bool
@@ -370,7 +370,7 @@ def test_a_chosen_context_stays_within_its_budgets(
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), st.integers(1, 1 << 20), budgets, st.booleans())
 def test_10000_chosen_contexts_stay_within_their_budgets(
     machine: MachineRates, model: ModelNeeds, trained: int, budget: Budget, flash: bool
@@ -423,14 +423,14 @@ def loads_as_planned(path: Path, capacity: int, length: int, kind: str, flash: s
         host.core().configure_sim(SimConfig())
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(CARDS, LENGTHS, st.sampled_from(["f16", "q8_0"]))
 def test_a_long_context_on_a_small_card_loads_as_planned(wide: Path, capacity: int, length: int, kind: str) -> None:
     loads_as_planned(wide, capacity, length, kind, "auto")
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(CARDS, LENGTHS, st.sampled_from(["f16", "q8_0", "q8_0,f16"]), st.sampled_from(["auto", "on"]))
 def test_60_long_contexts_on_small_cards_load_as_planned(
     wide: Path, capacity: int, length: int, kind: str, flash: str

@@ -223,7 +223,7 @@ _FRAGMENTS += [
 ]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     family=st.sampled_from([*templates.MENTIONED, "HERMES", "OPENED", "QWEN_XML", "GLM", "HARMONY", ""]),
     parts=st.lists(st.sampled_from(_FRAGMENTS), max_size=12),

@@ -130,7 +130,7 @@ def test_an_assertion_of_ggml_is_an_error_and_the_next_model_loads(
     llm.close()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_are_refused_or_read(model: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(model.read_bytes()[:20_000])

@@ -87,7 +87,7 @@ def is_within_its_budget(machine: MachineRates, model: ModelNeeds, context: int,
     assert ram + made.device_bytes >= model.expert_bytes + model.kv_bytes(context), "nothing is forgotten"
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), contexts, budgets)
 def test_a_plan_never_takes_more_than_there_is(
     machine: MachineRates, model: ModelNeeds, context: int, budget: Budget
@@ -96,7 +96,7 @@ def test_a_plan_never_takes_more_than_there_is(
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
 @given(machines(), models(), contexts, budgets)
 def test_10000_plans_never_take_more_than_there_is(
     machine: MachineRates, model: ModelNeeds, context: int, budget: Budget

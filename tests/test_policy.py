@@ -143,7 +143,7 @@ def test_loads_are_always_legal(name: str, slots: list[int], per_step: int, fail
     assert len(device.log) > sum(slots)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(NAMES),
     experts=st.integers(2, 12),

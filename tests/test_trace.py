@@ -66,7 +66,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.trace"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n_expert=st.sampled_from([1, 2, 255, 256, 257, 65535, 65536]), seed=st.integers(0, 2**31))
 @example(n_expert=65536, seed=0)
 def test_every_expert_survives_the_small_types(

@@ -499,7 +499,7 @@ def test_a_map_has_a_ruler_and_a_bar_for_each_layer() -> None:
     assert pair_of_bars(1, 0.5, 2) == "⣒⠒" and pair_of_bars(None, 0.25, 2) == "⡀⠀"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 260), st.integers(5, 200), st.integers(1, 60), st.booleans())
 def test_every_map_fits_its_place(layers: int, experts: int, columns: int, lines: int, plain_shapes: bool) -> None:
     layout = fit(layers, experts, columns, lines)

@@ -86,10 +86,9 @@ def places(file: GgufFile) -> list[ExpertPlace]:
     """List the tensors of routed experts with their places in the files."""
     found = []
     for name, tensor in file.run_tensors.items():
-        if (match := EXPERTS.match(name)) and name.endswith(".weight"):
+        if (match := EXPERTS.match(name)) and match[2] == "weight":
             part = name.split(".")[2].removeprefix("ffn_").removesuffix("_exps")
-            if part in _PROJECTIONS:
-                found.append(ExpertPlace(int(match[1]), _PROJECTIONS.index(part), tensor.shard, tensor.offset))
+            found.append(ExpertPlace(int(match[1]), _PROJECTIONS.index(part), tensor.shard, tensor.offset))
     return found
 
 

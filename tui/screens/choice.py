@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, OptionList, Static
@@ -15,7 +14,7 @@ from textual.widgets.option_list import Option
 
 from edgemoe.text.display import one_line
 
-from .window import Picks, Window
+from .window import Picks, PickWindow
 
 _GAP = "  "
 
@@ -35,15 +34,8 @@ class Row:
         return all(word in text for word in words)
 
 
-class ChoiceScreen(Window[str | None]):
+class ChoiceScreen(PickWindow[str | None]):
     """Gives the name of the row that was chosen, None for none."""
-
-    BINDINGS = [
-        Binding("down", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "turn(1)", show=False),
-        Binding("pageup", "turn(-1)", show=False),
-    ]
 
     def __init__(
         self,
@@ -98,14 +90,6 @@ class ChoiceScreen(Window[str | None]):
     def _moved(self, event: OptionList.OptionHighlighted) -> None:
         if self._looked_at is not None and event.option.id is not None:
             self._looked_at(event.option.id)
-
-    def action_move(self, step: int) -> None:
-        """Highlight the next or the one before, while the field keeps the keys."""
-        self.query_one(Picks).move(step)
-
-    def action_turn(self, step: int) -> None:
-        """Highlight one a page further or back."""
-        self.query_one(Picks).turn(step)
 
 
 def _line(row: Row, label: int, key: int) -> Content:

@@ -20,7 +20,7 @@ from edgemoe.text.display import ago, one_line, visible
 
 from ..archive import Archive
 from ..store import Summary
-from .window import Picks, Window
+from .window import Picks, PickWindow
 
 _SHOWN = 60
 _AGE, _MODEL = 11, 20  # characters of the columns
@@ -34,7 +34,7 @@ class Found:
     words: str = ""
 
 
-class HistoryScreen(Window[Found | None]):
+class HistoryScreen(PickWindow[Found | None]):
     """Gives the conversation that was chosen, None for none.
 
     Attributes:
@@ -43,10 +43,6 @@ class HistoryScreen(Window[Found | None]):
 
     BINDINGS = [
         Binding("ctrl+r", "dismiss(None)", show=False),
-        Binding("down", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "turn(1)", show=False),
-        Binding("pageup", "turn(-1)", show=False),
         # Before the field above, which would delete a letter.
         Binding("ctrl+d", "delete", "Delete", id="history.delete", priority=True),
     ]
@@ -92,14 +88,6 @@ class HistoryScreen(Window[Found | None]):
         found = self.query_one(Picks)
         at = found.highlighted
         return found.get_option_at_index(at) if at is not None and found.option_count else None
-
-    def action_move(self, step: int) -> None:
-        """Choose the next or the one before, while the search keeps the focus."""
-        self.query_one(Picks).move(step)
-
-    def action_turn(self, step: int) -> None:
-        """Choose a page further or back."""
-        self.query_one(Picks).turn(step)
 
     def action_delete(self) -> None:
         """Ask whether the highlighted conversation shall be forgotten; the second time, forget it."""

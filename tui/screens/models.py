@@ -20,7 +20,7 @@ from edgemoe.errors import EdgeMoEError
 from edgemoe.text.display import one_line, size
 
 from ..records import ModelChoice
-from .window import Picks, Window
+from .window import Picks, PickWindow
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -36,14 +36,10 @@ MOST_TITLE, NARROW = 36, 120
 _GAP = "  "
 
 
-class ModelsScreen(Window[str | None]):
+class ModelsScreen(PickWindow[str | None]):
     """Gives the name of the model that was chosen, None for none."""
 
     BINDINGS = [
-        Binding("down", "move(1)", show=False),
-        Binding("up", "move(-1)", show=False),
-        Binding("pagedown", "turn(1)", show=False),
-        Binding("pageup", "turn(-1)", show=False),
         Binding("ctrl+d", "remove", "Remove", id="models.remove", priority=True),
         Binding("ctrl+f", "forecast", "Forecast", id="models.forecast", priority=True),
     ]
@@ -195,14 +191,6 @@ class ModelsScreen(Window[str | None]):
         )
         if really:
             self._find()
-
-    def action_move(self, step: int) -> None:
-        """Choose the next or the one before, while the field keeps the focus."""
-        self.query_one(Picks).move(step)
-
-    def action_turn(self, step: int) -> None:
-        """Choose a page further or back."""
-        self.query_one(Picks).turn(step)
 
     def _show(self, text: str) -> None:
         found = self.query_one(Picks)

@@ -34,3 +34,22 @@ class Picks(OptionList, can_focus=False):
         """Highlight an option some pages further or back."""
         for _ in range(max(self.size.height // 2, 1)):
             self.move(pages)
+
+
+class PickWindow(Window[Result]):
+    """A window with `Picks` below a field that keeps the keys."""
+
+    BINDINGS = [
+        Binding("down", "move(1)", show=False),
+        Binding("up", "move(-1)", show=False),
+        Binding("pagedown", "turn(1)", show=False),
+        Binding("pageup", "turn(-1)", show=False),
+    ]
+
+    def action_move(self, step: int) -> None:
+        """Highlight the next or the one before."""
+        self.query_one(Picks).move(step)
+
+    def action_turn(self, pages: int) -> None:
+        """Highlight an option some pages further or back."""
+        self.query_one(Picks).turn(pages)

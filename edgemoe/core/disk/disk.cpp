@@ -23,7 +23,7 @@ static void work(em_disk &) {}
 #    include <unistd.h>
 
 namespace {
-constexpr int64_t PAGE = 4096;
+constexpr int64_t PAGE  = int64_t(EM_PAGE);
 constexpr char    CUT[] = "the file is shorter than it was: it was cut or overwritten while the model was open";
 
 struct free_memory {
@@ -60,26 +60,32 @@ struct parts {
     }
 };
 
-parts parts_of(const em_disk_read & r, const page_pair & pages) {
-    const int64_t end = r.offset + int64_t(r.bytes), first = r.offset / PAGE * PAGE;
-    const int64_t whole = (r.offset + PAGE - 1) / PAGE * PAGE, last = std::max(end / PAGE * PAGE, whole);
-    parts         p;
-    p.from = first;
-    p.add(pages.first(), whole > r.offset ? PAGE : 0);
-    p.add(r.to + (whole - r.offset), last - whole);
-    p.add(pages.last(), end > last ? PAGE : 0);
+// The bounds of a read in the file: its end, and the pages that it touches and holds.
+struct span {
+    int64_t end, first; // the read ends; its first page begins
+    int64_t whole, last; // its whole pages begin and end
+
+    explicit span(const em_disk_read & r)
+        : end(r.offset + int64_t(r.bytes)), first(r.offset / PAGE * PAGE), whole((r.offset + PAGE - 1) / PAGE * PAGE),
+          last(std::max(end / PAGE * PAGE, whole)) {}
+};
+
+parts parts_of(const em_disk_read & r, const span & s, const page_pair & pages) {
+    parts p;
+    p.from = s.first;
+    p.add(pages.first(), s.whole > r.offset ? PAGE : 0);
+    p.add(r.to + (s.whole - r.offset), s.last - s.whole);
+    p.add(pages.last(), s.end > s.last ? PAGE : 0);
     return p;
 }
 
 // Copies the bytes that went through the pages of the thread.
-void copy_ends(const em_disk_read & r, const page_pair & pages) {
-    const int64_t end = r.offset + int64_t(r.bytes), first = r.offset / PAGE * PAGE;
-    const int64_t whole = (r.offset + PAGE - 1) / PAGE * PAGE, last = std::max(end / PAGE * PAGE, whole);
-    if (whole > r.offset) {
-        memcpy(r.to, pages.first() + (r.offset - first), size_t(std::min(end, whole) - r.offset));
+void copy_ends(const em_disk_read & r, const span & s, const page_pair & pages) {
+    if (s.whole > r.offset) {
+        memcpy(r.to, pages.first() + (r.offset - s.first), size_t(std::min(s.end, s.whole) - r.offset));
     }
-    if (end > last) {
-        memcpy(r.to + (last - r.offset), pages.last(), size_t(end - last));
+    if (s.end > s.last) {
+        memcpy(r.to + (s.last - r.offset), pages.last(), size_t(s.end - s.last));
     }
 }
 
@@ -119,13 +125,13 @@ std::string serve(const em_disk_file & file, const em_disk_read & r, const page_
     if (r.from) {
         em_pages_move(r.from, r.from_to, r.from_bytes);
     }
-    const parts       p   = parts_of(r, pages);
-    const int64_t     end = r.offset + int64_t(r.bytes);
-    const std::string why = read_parts(file.handle, p, end);
+    const span        bounds(r);
+    const parts       p   = parts_of(r, bounds, pages);
+    const std::string why = read_parts(file.handle, p, bounds.end);
     if (!why.empty()) {
         return file.name + ": " + why;
     }
-    copy_ends(r, pages);
+    copy_ends(r, bounds, pages);
 #    if defined(__linux__)
     if (!file.direct) { // the cache would hold a second copy
         posix_fadvise(file.handle, off_t(p.from), off_t(p.bytes), POSIX_FADV_DONTNEED);
